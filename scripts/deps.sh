@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Installs what development and tests need, and only what is missing. Debian and Ubuntu.
+# A Docker Engine that is already there is used as it is: never configured, never restarted.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+# command (or @package, for what has no command) = package, or alternatives, the first that exists wins
+NEEDED=(
+    gcc=gcc @libc6-dev=libc6-dev cmake=cmake pkg-config=pkg-config
+    curl=curl jq=jq flock=util-linux ip=iproute2 iptables=iptables
+    dockerd=docker.io docker='docker-cli docker.io'
+    debootstrap=debootstrap busybox=busybox-static
+    setfattr=attr setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+    sqlite3=sqlite3 restic=restic shellcheck=shellcheck
+)
+
+apt_ready=
+apt_prepare() {
+    [ -z "$apt_ready" ] || return 0
+    apt_ready=1
+    say "deps: apt-get update"
+    as_root apt-get -qq -o DPkg::Lock::Timeout=300 update >&2
+}
+
+# Installs packages without letting them start a daemon on a machine that has no systemd to supervise it.
+apt_install() {
+    apt_prepare
+    local policy=/usr/sbin/policy-rc.d ours=
+    if [ ! -d /run/systemd/system ] && [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+        as_root chmod 755 $policy
+        ours=1
+    fi
+    say "deps: installing $*"
+    local failed=
+    as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 apt-get -qq -o DPkg::Lock::Timeout=300 \
+        install -y --no-install-recommends "$@" >&2 || failed=1
+    [ -z "$ours" ] || as_root rm -f $policy
+    [ -z "$failed" ] || die "apt-get install failed"
+}
+
+has_candidate() { [[ $(apt-cache policy "$1" 2>/dev/null) == *"Candidate: "[!\(]* ]]; }
+
+first_candidate() {
+    local name
+    for name in "$@"; do has_candidate "$name" && { printf '%s\n' "$name"; return; }; done
+    die "no package found for: $*"
+}
+
+install_packages() {
+    local entry what packages=()
+    for entry in "${NEEDED[@]}"; do
+        what=${entry%%=*}
+        case $what in
+            @*) dpkg-query -W -f '${db:Status-Status}\n' "${what#@}" 2>/dev/null | grep -qx installed && continue ;;
+            *) have "$what" || [ -x "/usr/sbin/$what" ] && continue ;;
+        esac
+        apt_prepare
+        # shellcheck disable=SC2086  # alternatives are separate words
+        packages+=("$(first_candidate ${entry#*=})")
+    done
+    [ ${#packages[@]} = 0 ] || apt_install "${packages[@]}"
+}
+
+# The server binaries only: the packages' own cluster is neither made nor started.
+install_postgres() {
+    pg_bin >/dev/null && return
+    apt_prepare
+    local conf=/etc/postgresql-common/createcluster.d/perennial-dev.conf
+    as_root mkdir -p "$(dirname $conf)"
+    echo 'create_main_cluster = false' | as_root tee $conf >/dev/null
+    apt_install "$(first_candidate postgresql-15 postgresql)"
+    as_root rm -f $conf
+}
+
+# fetch_runsc NAME SUITE: one static gVisor binary, taken out of its package, so that no package source is added to the
+# machine and two releases can be there side by side. Fails softly: gVisor is optional on a developer's machine.
+fetch_runsc() {
+    local target=$DEV_DIR/bin/$1 suite=$2 tmp mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ -x "$target" ] && return
+    # The machine's own Debian mirror: the site of its "main" packages that are not the security archive.
+    # shellcheck disable=SC2016  # apt expands these
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' |
+        awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ && !found { found = $3 } END { print found }')
+    if [ -z "$mirror" ] || [ ! -e $keyring ]; then
+        say "deps: no Debian mirror configured here, $1 is left out; tests with gVisor will say so"
+        return
+    fi
+    say "deps: fetching $1 from Debian $suite"
+    tmp=$(mktemp -d)
+    chmod 755 "$tmp"
+    mkdir -p "$tmp"/lists/partial "$tmp"/archives/partial
+    printf 'deb [signed-by=%s] %s %s main\n' $keyring "$mirror" "$suite" >"$tmp/sources"
+    local apt=(apt-get -qq -o "Dir::Etc::SourceList=$tmp/sources" -o Dir::Etc::SourceParts=/dev/null
+        -o "Dir::State::Lists=$tmp/lists" -o "Dir::Cache=$tmp" -o APT::Sandbox::User=root
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
+    if (cd "$tmp" && "${apt[@]}" update && "${apt[@]}" download runsc && dpkg-deb -x runsc_*.deb tree) >&2; then
+        as_root install -D -m 755 "$tmp/tree/usr/bin/runsc" "$target"
+    else
+        say "deps: $1 could not be fetched; tests with gVisor will say so"
+    fi
+    rm -rf "$tmp"
+}
+
+install_cargo_tool() {
+    have "$1" || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/$1" ] && return
+    say "deps: cargo install $1"
+    cargo install --quiet --locked "$1" >&2
+}
+
+have apt-get || die "only Debian and Ubuntu are supported" "install the tools listed in scripts/deps.sh yourself"
+have cargo || die "cargo is missing" "install Rust with rustup; rust-version is in Cargo.toml"
+install_packages
+install_postgres
+fetch_runsc runsc trixie
+fetch_runsc runsc-2022 bookworm
+[ "${1:-}" = --no-cargo ] || { install_cargo_tool cargo-nextest; install_cargo_tool cargo-deny; }
