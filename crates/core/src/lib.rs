@@ -2,4 +2,17 @@
 //!
 //! Nothing here awaits, reads a clock, touches a disk, or knows a wire format.
 
+pub mod clock;
+pub mod engine;
+pub mod error;
+pub mod fault;
+pub mod id;
+pub mod operation;
+pub mod permit;
+pub mod pod;
 pub mod progress;
+pub mod snapshot;
+pub mod spec;
+pub mod volume;
+
+pub use error::Error;

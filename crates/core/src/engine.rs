@@ -1,0 +1,393 @@
+//! The driver seam: what runs containers, seen from the side that decides.
+//!
+//! Drivers decide nothing. Every call is safe to repeat, and a call that did not answer has an unknown outcome, never
+//! a failed one (law 5).
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+use crate::id::PodId;
+use crate::permit::DeletePermit;
+use crate::pod::PinnedImage;
+use crate::progress::Progress;
+use crate::snapshot::WriterStamp;
+use crate::spec::{Backend, PodName, PodSpec, TenantId};
+use crate::volume::{SetNumber, Volume};
+
+/// What a call changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It was so already.
+    Unchanged,
+    /// It was made.
+    Created,
+    /// It was changed.
+    Updated,
+    /// It was removed.
+    Removed,
+}
+
+/// Why an engine call did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The engine answered that there is no such thing.
+    #[error("{what} does not exist")]
+    NotFound {
+        /// What, such as `image debian:12`.
+        what: String,
+    },
+    /// The engine's state contradicts the request: in use, mounted, another owner.
+    #[error("{problem}")]
+    Conflict {
+        /// What contradicts it.
+        problem: String,
+    },
+    /// The engine refused; repeating does not help.
+    #[error("{problem}")]
+    Rejected {
+        /// The engine's reason.
+        problem: String,
+    },
+    /// It did not happen, and may work later.
+    #[error("{problem}")]
+    Transient {
+        /// What went wrong.
+        problem: String,
+    },
+    /// Nobody knows whether it happened.
+    #[error("outcome unknown: {problem}")]
+    OutcomeUnknown {
+        /// What went wrong.
+        problem: String,
+    },
+}
+
+/// What an engine offers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// Name and version, for people.
+    pub version: String,
+    /// Runtimes that may be asked for, with what each was seen to do.
+    pub runtimes: Vec<RuntimeInfo>,
+    /// The runtime taken when a pod names none.
+    pub default_runtime: String,
+    /// Backends that work here, best first.
+    pub backends: Vec<Backend>,
+    /// Why a backend is not offered, for `doctor`.
+    pub notes: Vec<String>,
+}
+
+/// What a probe saw of one runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether overlay volumes can be listed, written and read on it.
+    pub overlay_volumes: bool,
+    /// Whether changes outside volumes reach the container's layer on the host, where they can be captured.
+    pub root_changes: bool,
+    /// Whether it can freeze a running container.
+    pub freeze: bool,
+}
+
+impl Capabilities {
+    /// The runtime of this name, or the default one.
+    #[must_use]
+    pub fn runtime(&self, name: Option<&str>) -> Option<&RuntimeInfo> {
+        let name = name.unwrap_or(&self.default_runtime);
+        self.runtimes.iter().find(|r| r.name == name)
+    }
+
+    /// The backend for a pod: the one it asks for if it works with this runtime, else the best that does.
+    #[must_use]
+    pub fn backend(&self, asked: Option<Backend>, runtime: &RuntimeInfo) -> Option<Backend> {
+        let works = |b: Backend| self.backends.contains(&b) && (b != Backend::Overlay || runtime.overlay_volumes);
+        match asked {
+            Some(backend) => works(backend).then_some(backend),
+            None => self.backends.iter().copied().find(|b| works(*b)),
+        }
+    }
+}
+
+/// A volume set as the engine has to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetSpec {
+    /// Whose.
+    pub pod: PodId,
+    /// The pod's tenant.
+    pub tenant: TenantId,
+    /// Which of the pod's sets.
+    pub number: SetNumber,
+    /// Where it lives.
+    pub backend: Backend,
+    /// The pinned image's id: the lower directories, or the seed.
+    pub image: String,
+    /// Its volumes.
+    pub volumes: Vec<Volume>,
+}
+
+/// What a new set is filled with by the engine itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// As the image has it: engine volumes are seeded from it; overlay volumes need nothing.
+    Image,
+    /// Empty volumes, for a whole tree to be restored into.
+    Empty,
+}
+
+/// A container as the engine has to make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Whose.
+    pub pod: PodId,
+    /// The pod's tenant: decides the network.
+    pub tenant: TenantId,
+    /// The pod's name: the host name inside.
+    pub name: PodName,
+    /// The set to attach.
+    pub set: SetSpec,
+    /// The specification.
+    pub spec: PodSpec,
+    /// Its generation; a label.
+    pub spec_generation: u64,
+}
+
+/// How a container stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Made, never started.
+    Created,
+    /// Running.
+    Running,
+    /// Running, frozen.
+    Frozen,
+    /// Ended.
+    Exited {
+        /// Exit code; `None` when the engine does not know.
+        code: Option<i64>,
+        /// Whether the kernel ended it for memory.
+        oom: bool,
+    },
+}
+
+/// A container as the engine shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedContainer {
+    /// The engine's id.
+    pub id: String,
+    /// How it stands.
+    pub state: ContainerState,
+    /// When its present or last run began; `None` when it never ran.
+    pub started_at: Option<Timestamp>,
+    /// The set it is attached to, by label.
+    pub set: SetNumber,
+    /// The specification it was made from, by label.
+    pub spec_generation: u64,
+}
+
+impl ObservedContainer {
+    /// Whether it may be writing, or go on writing.
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        matches!(self.state, ContainerState::Running | ContainerState::Frozen)
+    }
+
+    /// Which run of which container this is.
+    #[must_use]
+    pub fn stamp(&self) -> WriterStamp {
+        WriterStamp { container: self.id.clone(), started_at: self.started_at }
+    }
+}
+
+/// Whether a set's data is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// Proven to be absent: no volume and no marker.
+    Absent,
+    /// Some of it is missing.
+    Partial {
+        /// Names of what is missing.
+        missing: Vec<String>,
+    },
+    /// Every volume is there, and so is the marker where the backend keeps one.
+    Whole,
+}
+
+/// A set as the engine shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedSet {
+    /// Which.
+    pub number: SetNumber,
+    /// Whether its data is there.
+    pub presence: Presence,
+    /// The data generation written beside the data at the last start; `None` when the backend keeps none.
+    pub generation: Option<u64>,
+}
+
+/// Everything of one pod that an engine shows at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedPod {
+    /// The pod's container.
+    pub container: Option<ObservedContainer>,
+    /// Other containers that refer to the pod's volumes, by id.
+    pub foreign: Vec<String>,
+    /// The sets that were asked about.
+    pub sets: Vec<ObservedSet>,
+}
+
+impl ObservedPod {
+    /// The presence of this set; one that was not asked about counts as unknown, so it is `None`.
+    #[must_use]
+    pub fn set(&self, number: SetNumber) -> Option<&ObservedSet> {
+        self.sets.iter().find(|s| s.number == number)
+    }
+}
+
+/// How the bytes of a set are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SetAccess {
+    /// Every volume is a directory of this host.
+    Local(Vec<VolumePath>),
+    /// Only a helper container reaches them.
+    Mover,
+}
+
+/// A volume's directory on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePath {
+    /// The volume's name.
+    pub name: String,
+    /// Its mount path in the container.
+    pub mount_path: String,
+    /// The tree: the whole content, or the overlay's changes.
+    pub path: PathBuf,
+    /// The image's directory below; `Some` makes `path` an overlay's changes.
+    pub lower: Option<PathBuf>,
+    /// Paths in the tree that the engine makes and that are never captured.
+    pub exclude: Vec<String>,
+}
+
+/// How the system layer of a container is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LayerAccess {
+    /// The overlay changes of the container's root on this host.
+    Local {
+        /// The directory.
+        path: PathBuf,
+        /// Paths below it that volumes or the engine hold.
+        exclude: Vec<String>,
+    },
+    /// There is no way to it; the reason is for a condition.
+    Unreachable {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Talks to a helper container over its standard input and output.
+pub struct MoverChannel {
+    /// What the mover writes.
+    pub reader: Box<dyn Read + Send>,
+    /// What the mover reads.
+    pub writer: Box<dyn Write + Send>,
+}
+
+/// Something on the engine that carries this installation's labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owned {
+    /// A container.
+    Container {
+        /// Whose, by label.
+        pod: PodId,
+        /// The engine's id.
+        id: String,
+    },
+    /// A volume set.
+    Set {
+        /// Whose, by label or marker.
+        pod: PodId,
+        /// Which.
+        number: SetNumber,
+        /// Where.
+        backend: Backend,
+    },
+}
+
+/// Told by an engine that something of a pod changed, within a second of it.
+pub trait ChangeSink: Send + Sync {
+    /// The container of this pod started, ended, or went.
+    fn pod_changed(&self, pod: PodId);
+}
+
+/// Runs pods on one engine. Every call is safe to repeat; a timeout means "unknown", never "failed".
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Tells what the engine offers; probes once and remembers.
+    async fn capabilities(&self) -> Result<Capabilities, EngineError>;
+
+    /// Resolves a reference or id to an image the engine has; `None` is a proven absence.
+    async fn image_resolve(&self, reference: &str) -> Result<Option<PinnedImage>, EngineError>;
+
+    /// Pulls an image from its registry.
+    async fn image_pull(&self, reference: &str, progress: &Progress) -> Result<(), EngineError>;
+
+    /// Writes the image to a file that [`Engine::image_import`] takes, durable when it returns.
+    async fn image_export(&self, image: &str, into: &Path, progress: &Progress) -> Result<(), EngineError>;
+
+    /// Loads an image from such a file.
+    async fn image_import(&self, from: &Path, progress: &Progress) -> Result<(), EngineError>;
+
+    /// Looks at a pod's container and at the given sets.
+    async fn observe(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError>;
+
+    /// Makes the set's volumes anew: whatever an earlier try of the same set left is removed first.
+    ///
+    /// Only for a set that is being prepared and never ran; a set that carries the complete marker is refused.
+    async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError>;
+
+    /// Marks a prepared set complete, durably.
+    async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError>;
+
+    /// Tells how a set's bytes are reached.
+    async fn set_access(&self, set: &SetSpec) -> Result<SetAccess, EngineError>;
+
+    /// Deletes a set: its volumes, directories and marker. Refuses while any container refers to it.
+    async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError>;
+
+    /// Makes the pod's container, not started; the network and volume definitions it needs are made too.
+    ///
+    /// Returns its id. A container of the pod that differs in set or specification is a `Conflict`.
+    async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError>;
+
+    /// Removes a container. Its system layer goes with it; its volumes do not.
+    async fn container_remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError>;
+
+    /// Starts a container after writing the data generation beside its data.
+    ///
+    /// Checks first that the mounted volumes are the ones meant and that nothing else uses them.
+    async fn container_start(&self, id: &str, set: &SetSpec, generation: u64) -> Result<Effect, EngineError>;
+
+    /// Asks the container to stop, then ends it after `grace_seconds`; returns once it has ended.
+    async fn container_stop(&self, id: &str, grace_seconds: u32) -> Result<Effect, EngineError>;
+
+    /// Freezes all processes of the container.
+    async fn container_freeze(&self, id: &str) -> Result<Effect, EngineError>;
+
+    /// Lets them go on.
+    async fn container_unfreeze(&self, id: &str) -> Result<Effect, EngineError>;
+
+    /// Tells how the container's system layer is reached, for reading, and before its first start for writing.
+    async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError>;
+
+    /// Runs a helper container with the set's volumes mounted, and talks to it.
+    async fn mover_open(&self, set: &SetSpec) -> Result<MoverChannel, EngineError>;
+
+    /// Lists everything that carries this installation's labels.
+    async fn list_owned(&self) -> Result<Vec<Owned>, EngineError>;
+
+    /// Reports changes to `sink` until the connection to the engine ends.
+    async fn watch(&self, sink: &dyn ChangeSink) -> Result<(), EngineError>;
+}

@@ -1,0 +1,153 @@
+//! Snapshots as Perennial records them; the bytes are the repository's business.
+
+use jiff::Timestamp;
+
+use crate::id::{PodId, SnapshotId};
+use crate::spec::{Backend, TenantId};
+use crate::volume::SetNumber;
+
+/// Why a snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// Somebody asked.
+    Manual,
+    /// A schedule asked.
+    Scheduled,
+    /// The capture that a stop, archive or delete depends on.
+    Final,
+    /// The capture of what a reset or restore replaces.
+    Safety,
+}
+
+/// How far a snapshot has come: `pending → uploaded → verified`, or `failed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// Not complete in the repository.
+    Pending,
+    /// Complete in the repository, not yet read back.
+    Uploaded,
+    /// Read back and checked.
+    Verified,
+    /// Not usable; `error` says why.
+    Failed,
+}
+
+/// How consistent the captured instant is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grade {
+    /// The last writer had stopped.
+    Stopped,
+    /// All writers were frozen.
+    Frozen,
+}
+
+/// Identifies one run of one container: a different run may have written again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriterStamp {
+    /// The engine's container id.
+    pub container: String,
+    /// When that run began, as the engine tells it; `None` when it never ran.
+    pub started_at: Option<Timestamp>,
+}
+
+/// Something that could not be captured.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Loss {
+    /// Path in the snapshot, such as `/volumes/home/x`, lossy where it is not UTF-8.
+    pub path: String,
+    /// What went wrong.
+    pub reason: String,
+}
+
+/// One volume's share of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotVolume {
+    /// Volume name; its tree is `/volumes/<name>`.
+    pub name: String,
+    /// Mount path in the container.
+    pub mount_path: String,
+    /// Regular files; `None` when unknown.
+    pub files: Option<u64>,
+    /// Bytes of content; `None` when unknown.
+    pub bytes: Option<u64>,
+}
+
+/// A point-in-time copy of a whole data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id; the tag `snapshot:<id>` finds it in the repository.
+    pub id: SnapshotId,
+    /// Whose data.
+    pub pod: PodId,
+    /// Whose repository.
+    pub tenant: TenantId,
+    /// Why.
+    pub kind: SnapshotKind,
+    /// How far.
+    pub state: SnapshotState,
+    /// Which set was captured; `None` until the capture began.
+    pub set: Option<SetNumber>,
+    /// Data generation captured.
+    pub generation: u64,
+    /// How the trees are stored: overlay changes, or whole trees.
+    pub backend: Option<Backend>,
+    /// Consistency; `None` until captured.
+    pub grade: Option<Grade>,
+    /// The last writer seen before the final pass; `None` when there was no container.
+    pub writer: Option<WriterStamp>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When the captured instant was; `None` until captured.
+    pub captured_at: Option<Timestamp>,
+    /// Bytes of content; `None` when unknown (D19).
+    pub bytes: Option<u64>,
+    /// Bytes added to the repository; `None` when unknown.
+    pub new_bytes: Option<u64>,
+    /// Regular files; `None` when unknown.
+    pub files: Option<u64>,
+    /// The volumes it holds.
+    pub volumes: Vec<SnapshotVolume>,
+    /// Image the trees are relative to (the engine's image id).
+    pub image: Option<String>,
+    /// Losses its owner accepted; not empty means it proves nothing (D34).
+    pub losses: Vec<Loss>,
+    /// The repository's own id of it; `None` until uploaded.
+    pub repository_id: Option<String>,
+    /// Why it failed; `None` otherwise.
+    pub error: Option<String>,
+}
+
+impl Snapshot {
+    /// A snapshot that was just asked for.
+    #[must_use]
+    pub fn pending(id: SnapshotId, pod: PodId, tenant: TenantId, kind: SnapshotKind, now: Timestamp) -> Self {
+        Self {
+            id,
+            pod,
+            tenant,
+            kind,
+            state: SnapshotState::Pending,
+            set: None,
+            generation: 0,
+            backend: None,
+            grade: None,
+            writer: None,
+            created_at: now,
+            captured_at: None,
+            bytes: None,
+            new_bytes: None,
+            files: None,
+            volumes: Vec::new(),
+            image: None,
+            losses: Vec::new(),
+            repository_id: None,
+            error: None,
+        }
+    }
+
+    /// Whether data can be brought back from it.
+    #[must_use]
+    pub const fn is_restorable(&self) -> bool {
+        matches!(self.state, SnapshotState::Verified) && self.repository_id.is_some()
+    }
+}

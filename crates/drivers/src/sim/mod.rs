@@ -1,0 +1,1 @@
+//! The simulated engine: virtual, seeded, stricter than Docker, with real bytes in its volumes.

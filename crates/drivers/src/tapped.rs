@@ -1,0 +1,1 @@
+//! A decorator that asks a fault tap before and after every engine call.

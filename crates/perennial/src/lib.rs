@@ -1,0 +1,12 @@
+//! Pods whose data outlives everything they run on: server, command line and data mover.
+//!
+//! The binary is a thin shell around this library, so that tests can run the server in their own process.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod reconcile;
+pub mod serve;
+pub mod service;
+pub mod store;
+pub mod tasks;

@@ -1,0 +1,235 @@
+//! A repository in a local directory, laid out as restic lays it out.
+//!
+//! ```text
+//! config   keys/<id>   data/<first two digits>/<id>   index/<id>   snapshots/<id>   locks/<id>
+//! ```
+//!
+//! Directories are 0700 and files 0600. A write goes to a temporary name beside its place, is fsynced, renamed and the
+//! directory fsynced. The directories are made once, by [`Backend::prepare`]: when one is missing later, the disk is
+//! probably not mounted, and every answer is an error instead of "absent".
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Backend, BackendError, FileInfo, FileKind};
+use crate::id::Id;
+
+/// Keeps the files of a repository in a directory.
+#[derive(Debug, Clone)]
+pub struct LocalBackend {
+    root: PathBuf,
+}
+
+impl LocalBackend {
+    /// Names the directory; nothing is touched before the first call.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The repository's directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn place(&self, kind: FileKind) -> PathBuf {
+        match kind {
+            FileKind::Config => self.root.clone(),
+            FileKind::Key => self.root.join("keys"),
+            FileKind::Pack => self.root.join("data"),
+            FileKind::Index => self.root.join("index"),
+            FileKind::Snapshot => self.root.join("snapshots"),
+            FileKind::Lock => self.root.join("locks"),
+        }
+    }
+
+    fn file(&self, kind: FileKind, id: Id) -> PathBuf {
+        let name = id.to_string();
+        match kind {
+            FileKind::Config => self.root.join("config"),
+            FileKind::Pack => self.root.join("data").join(&name[..2]).join(&name),
+            _ => self.place(kind).join(&name),
+        }
+    }
+
+    /// Opens a file for reading; "not found" is only passed on when the place it should be in is there.
+    fn open(&self, kind: FileKind, id: Id) -> io::Result<File> {
+        match File::open(self.file(kind, id)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(self.absent_or_unknown(kind, e)),
+            other => other,
+        }
+    }
+
+    fn absent_or_unknown(&self, kind: FileKind, error: io::Error) -> io::Error {
+        // The config decides whether there is a repository at all: before `prepare` its directory need not exist.
+        if kind == FileKind::Config {
+            return match fs::symlink_metadata(&self.root) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => e,
+                _ => error,
+            };
+        }
+        match fs::symlink_metadata(self.place(kind)) {
+            Ok(m) if m.is_dir() => error,
+            _ => io::Error::other("the repository's directory is not there (is its disk mounted?)"),
+        }
+    }
+
+    fn list_dir(dir: &Path, files: &mut Vec<FileInfo>) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<Id>().ok()) else { continue };
+            match entry.metadata() {
+                Ok(meta) => files.push(FileInfo { id, size: meta.len() }),
+                // Removed since the directory was read: absent is the truth by now.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_file(&self, kind: FileKind, id: Id, data: &[u8]) -> io::Result<()> {
+        let path = self.file(kind, id);
+        let dir = path.parent().unwrap_or(&self.root);
+        // restic and our listing both pass over names that are no ids.
+        let temporary = dir.join(format!("{id}-tmp-{:016x}", rand::random::<u64>()));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let written = file
+            .write_all(data)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&temporary, &path))
+            .and_then(|()| File::open(dir)?.sync_all());
+        if written.is_err() {
+            // Best effort: a leftover has no id as its name and so is never taken for a file of the repository.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+}
+
+fn wrap(doing: &'static str, kind: FileKind, id: Option<Id>) -> impl FnOnce(io::Error) -> BackendError {
+    move |source| BackendError { doing, kind, id, source }
+}
+
+impl Backend for LocalBackend {
+    fn prepare(&self) -> Result<(), BackendError> {
+        let make = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let run = || -> io::Result<()> {
+            make(&self.root)?;
+            for kind in FileKind::ALL {
+                make(&self.place(kind))?;
+            }
+            for n in 0..=255_u8 {
+                make(&self.root.join("data").join(format!("{n:02x}")))?;
+            }
+            File::open(self.root.join("data"))?.sync_all()?;
+            File::open(&self.root)?.sync_all()?;
+            if let Some(parent) = self.root.parent().filter(|p| !p.as_os_str().is_empty()) {
+                File::open(parent)?.sync_all()?;
+            }
+            Ok(())
+        };
+        run().map_err(wrap("prepare", FileKind::Config, None))
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        let mut files = Vec::new();
+        let run = |files: &mut Vec<FileInfo>| -> io::Result<()> {
+            match kind {
+                FileKind::Config => {
+                    match self.size(kind, FileKind::CONFIG_ID) {
+                        Ok(Some(size)) => files.push(FileInfo { id: FileKind::CONFIG_ID, size }),
+                        Ok(None) => {}
+                        Err(e) => return Err(e.source),
+                    }
+                    Ok(())
+                }
+                FileKind::Pack => {
+                    for entry in fs::read_dir(self.place(kind))? {
+                        let entry = entry?;
+                        if entry.file_type()?.is_dir() {
+                            Self::list_dir(&entry.path(), files)?;
+                        }
+                    }
+                    Ok(())
+                }
+                _ => Self::list_dir(&self.place(kind), files),
+            }
+        };
+        // A missing directory is no empty listing: the prepared places are always there, so "not found" is "unknown".
+        run(&mut files).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => io::Error::other(format!("a directory of the repository is missing: {e}")),
+            _ => e,
+        })
+        .map_err(wrap("list", kind, None))?;
+        Ok(files)
+    }
+
+    fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        let run = || -> io::Result<Vec<u8>> {
+            let mut file = self.open(kind, id)?;
+            let mut data = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+            file.read_to_end(&mut data)?;
+            Ok(data)
+        };
+        run().map_err(wrap("read", kind, Some(id)))
+    }
+
+    fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        let run = || -> io::Result<Vec<u8>> {
+            let mut data = vec![0; len];
+            self.open(kind, id)?.read_exact_at(&mut data, offset)?;
+            Ok(data)
+        };
+        run().map_err(wrap("read", kind, Some(id)))
+    }
+
+    fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
+        self.write_file(kind, id, data).map_err(|e| match e.kind() {
+            // A missing directory: see the module's documentation.
+            io::ErrorKind::NotFound => io::Error::other(format!("a directory of the repository is missing: {e}")),
+            _ => e,
+        })
+        .map_err(wrap("write", kind, Some(id)))
+    }
+
+    fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        let path = self.file(kind, id);
+        let run = || match fs::remove_file(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.absent_or_unknown(kind, e) {
+                e if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                e => Err(e),
+            },
+            other => other.and_then(|()| File::open(path.parent().unwrap_or(&self.root))?.sync_all()),
+        };
+        run().map_err(wrap("remove", kind, Some(id)))
+    }
+
+    fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
+        match fs::metadata(self.file(kind, id)) {
+            Ok(meta) => Ok(Some(meta.len())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.absent_or_unknown(kind, e) {
+                e if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                e => Err(wrap("stat", kind, Some(id))(e)),
+            },
+            Err(e) => Err(wrap("stat", kind, Some(id))(e)),
+        }
+    }
+
+    fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        let run = || -> io::Result<()> {
+            let file = self.open(kind, id)?;
+            // Only clean pages are dropped; files of a repository were fsynced when they were written.
+            match rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed) {
+                Ok(()) | Err(rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => {
+                    Ok(())
+                }
+                Err(e) => Err(e.into()),
+            }
+        };
+        run().map_err(wrap("stat", kind, Some(id)))
+    }
+}

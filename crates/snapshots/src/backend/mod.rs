@@ -1,0 +1,154 @@
+//! The only way bytes reach a store.
+//!
+//! A [`Backend`] keeps immutable files in six kinds of places. Everything above relies on three promises: a write is
+//! atomic and durable when it returns; an answer of "absent" is a proof, and everything else is an error; a listing
+//! that returns is complete. Decorators around a backend inject faults in tests and may retry in production.
+
+mod local;
+mod memory;
+
+use std::fmt;
+use std::io;
+
+pub use local::LocalBackend;
+pub use memory::MemoryBackend;
+
+use crate::id::Id;
+
+/// The kinds of files in a repository, each in its own name space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FileKind {
+    /// The one file that makes a directory a repository; it has no id ([`FileKind::CONFIG_ID`] stands for it).
+    Config,
+    /// A password-protected copy of the master key.
+    Key,
+    /// Blobs, bundled.
+    Pack,
+    /// Which blob is where.
+    Index,
+    /// One snapshot.
+    Snapshot,
+    /// Somebody is working.
+    Lock,
+}
+
+impl FileKind {
+    /// The id that stands for the config file, which has none.
+    pub const CONFIG_ID: Id = Id([0; 32]);
+
+    /// All kinds.
+    pub const ALL: [Self; 6] = [Self::Config, Self::Key, Self::Pack, Self::Index, Self::Snapshot, Self::Lock];
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Config => "config",
+            Self::Key => "key",
+            Self::Pack => "pack",
+            Self::Index => "index",
+            Self::Snapshot => "snapshot",
+            Self::Lock => "lock",
+        })
+    }
+}
+
+/// One file of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileInfo {
+    /// The file's id; by the format the SHA-256 of its bytes.
+    pub id: Id,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {kind} {}", .id.map_or_else(|| "files".to_owned(), |id| id.to_string()))]
+pub struct BackendError {
+    /// What was tried: "read", "write", "list", "remove", "stat".
+    pub doing: &'static str,
+    /// On which kind of file.
+    pub kind: FileKind,
+    /// On which file; none when it was about all of the kind.
+    pub id: Option<Id>,
+    /// The cause. `NotFound` is a proof of absence; every other kind means "unknown".
+    #[source]
+    pub source: io::Error,
+}
+
+impl BackendError {
+    /// Reports whether the store proved that the file is absent.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// Reports whether the same call may succeed later. A store out of reach comes back; a missing file does not.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        !matches!(
+            self.source.kind(),
+            io::ErrorKind::NotFound
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::InvalidInput
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::Unsupported
+        )
+    }
+}
+
+/// A place that keeps the files of one repository.
+///
+/// All methods may be called from many threads at once.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Makes the places that files go to. Called once, when a repository is created: later, a missing place is an
+    /// error (perhaps a disk that is not mounted) and never silently made anew.
+    ///
+    /// # Errors
+    /// When the places cannot be made.
+    fn prepare(&self) -> Result<(), BackendError>;
+
+    /// Lists all files of a kind; files with names that are no ids are left out.
+    ///
+    /// # Errors
+    /// When the listing may be incomplete.
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError>;
+
+    /// Reads a whole file.
+    ///
+    /// # Errors
+    /// [`BackendError::is_not_found`] when it is proven absent.
+    fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError>;
+
+    /// Reads exactly `len` bytes from `offset`; a shorter file is an error.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError>;
+
+    /// Writes a file: atomic (nobody ever sees a part of it) and durable (it survives a power cut) on return.
+    ///
+    /// # Errors
+    /// When either cannot be promised; the file may or may not exist then.
+    fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError>;
+
+    /// Removes a file; one that is proven absent already is a success.
+    ///
+    /// # Errors
+    /// When the file may still be there.
+    fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError>;
+
+    /// Returns a file's size, or `None` when it is proven absent.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError>;
+
+    /// Makes the next read of a file come from the medium instead of a cache, where the system allows that.
+    ///
+    /// # Errors
+    /// When the file cannot be reached.
+    fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError>;
+}
