@@ -78,10 +78,7 @@ install_postgres() {
 fetch_runsc() {
     local target=$DEV_DIR/bin/$1 suite=$2 tmp mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     [ -x "$target" ] && return
-    # The machine's own Debian mirror: the site of its "main" packages that are not the security archive.
-    # shellcheck disable=SC2016  # apt expands these
-    mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' |
-        awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ && !found { found = $3 } END { print found }')
+    mirror=$(debian_mirror)
     if [ -z "$mirror" ] || [ ! -e $keyring ]; then
         say "deps: no Debian mirror configured here, $1 is left out; tests with gVisor will say so"
         return

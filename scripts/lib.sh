@@ -40,3 +40,10 @@ pg_bin() {
     done
     [ -n "$newest" ] && echo "$newest"
 }
+
+# The Debian mirror this machine uses: the site of its main packages that is not the security archive. Empty on others.
+debian_mirror() {
+    # shellcheck disable=SC2016  # apt expands these
+    apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI)' |
+        awk '$1 == "Debian" && $2 == "main" && $3 !~ /security/ && !found { found = $3 } END { print found }'
+}
