@@ -78,8 +78,11 @@ pub enum Denied {
     NotConfirmed,
 }
 
-/// Whether the snapshot proves everything that the last writer of `set` left.
-fn check_captured(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: &ObservedPod) -> Result<(), Denied> {
+/// Checks that the snapshot proves everything that the last writer of `set` left.
+///
+/// # Errors
+/// The first part of the proof that is missing.
+pub fn check_captured(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: &ObservedPod) -> Result<(), Denied> {
     if snapshot.pod != pod.id {
         return Err(Denied::OtherPod);
     }
@@ -92,8 +95,11 @@ fn check_captured(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: &Obs
     check_same_instant(pod, set, snapshot, observed)
 }
 
-/// Whether the snapshot is of this set after its last writer: the part of the proof that acceptance cannot replace.
-fn check_same_instant(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: &ObservedPod) -> Result<(), Denied> {
+/// Checks that the snapshot is of this set after its last writer: the part of the proof that acceptance cannot replace.
+///
+/// # Errors
+/// The first part of the proof that is missing.
+pub fn check_same_instant(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: &ObservedPod) -> Result<(), Denied> {
     let recorded = pod.set(set).ok_or(Denied::Unknown)?;
     if snapshot.set != Some(set) || Some(snapshot.generation) != recorded.attached {
         return Err(Denied::OtherGeneration);

@@ -78,14 +78,23 @@ pub struct PinnedImage {
 /// A capture of the system layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerCapture {
-    /// Repository snapshot that holds it below `/system`.
-    pub repository_id: String,
+    /// Repository snapshot that holds it below `/system`; `None` when there was nothing in it.
+    pub repository_id: Option<String>,
     /// When it was captured.
     pub captured_at: Timestamp,
     /// The run of the container it was captured from; `None` when it came out of a restored snapshot.
     pub writer: Option<WriterStamp>,
     /// Whether that writer had stopped; only then may the container go (D35).
     pub after_stop: bool,
+}
+
+/// A container was lost together with changes outside volumes that nobody had captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerGap {
+    /// When the layer that was put back had been captured; `None` when the image's own was used.
+    pub captured_at: Option<Timestamp>,
+    /// When the loss was seen: up to then the volumes may be newer.
+    pub lost_at: Timestamp,
 }
 
 /// The container that is ready to run: created, its system layer put back.
@@ -290,6 +299,8 @@ pub struct Pod {
     pub capture: Option<SnapshotId>,
     /// The newest capture of the system layer; `None` when the image's own is what counts.
     pub layer: Option<LayerCapture>,
+    /// Set when a container was lost whose layer was newer than its capture; cleared with the next data set.
+    pub layer_gap: Option<LayerGap>,
     /// The container that is ready; `None` when one has to be made.
     pub container: Option<ReadyContainer>,
     /// Crashes.
@@ -354,6 +365,7 @@ impl Pod {
             source: Some(Origin::Image),
             capture: None,
             layer: None,
+            layer_gap: None,
             container: None,
             crash: CrashLoop::default(),
             trash: None,

@@ -68,6 +68,10 @@ pub struct VolumeSet {
     pub state: SetState,
     /// Data generation of its last writable attach; `None` while it never ran.
     pub attached: Option<u64>,
+    /// Data generation known to be written beside the data; a lower one found there means old data came back.
+    pub marked: Option<u64>,
+    /// The snapshot that captured it after its last writer; needed to delete a retired set that ran.
+    pub proof: Option<SnapshotId>,
     /// Its volumes.
     pub volumes: Vec<Volume>,
 }
