@@ -25,11 +25,15 @@ bridge=prnl-$name
 # Prints the pid of our daemon when it runs. The pid file alone proves nothing after a reboot.
 daemon_pid() {
     local pid
-    pid=$(cat "$pidfile" 2>/dev/null) && [ -n "$pid" ] &&
-        tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "--config-file $dir/daemon.json" && echo "$pid"
+    pid=$(cat "$pidfile" 2>/dev/null) && arguments "$pid" | grep -qxF "$dir/daemon.json" && echo "$pid"
 }
 gone() { [ ! -d "/proc/$1" ] || grep -q '^State:\s*Z' "/proc/$1/status" 2>/dev/null; }
 answers() { curl -sf --max-time 2 --unix-socket "$socket" http://engine/_ping >/dev/null 2>&1; }
+
+runs_containerd() { arguments "$(cat "$dir/exec/containerd/containerd.pid" 2>/dev/null)" | grep -qF "$dir/exec/"; }
+
+# The arguments of a process, one per line; nothing for one that has ended, zombies included.
+arguments() { { tr '\0' '\n' <"/proc/$1/cmdline"; } 2>/dev/null || true; }
 
 # Everything this engine runs: processes that carry its exec root in their arguments (containerd, shims, gVisor), and
 # all their descendants (what runs in the containers).
@@ -37,7 +41,7 @@ engine_pids() {
     local pid found=()
     for pid in /proc/[0-9]*; do
         pid=${pid#/proc/}
-        [ "$pid" != $$ ] && tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$dir/exec/" && found+=("$pid")
+        [ "$pid" != $$ ] && arguments "$pid" | grep -qF "$dir/exec/" && found+=("$pid")
     done
     [ ${#found[@]} = 0 ] || descendants "${found[@]}" | sort -un
 }
@@ -59,13 +63,16 @@ unmount_all() {
 # The bridge gets the first free subnet of ours; containers of other engines never share it.
 ensure_bridge() {
     ip link show "$bridge" >/dev/null 2>&1 && return
-    local n
+    local n lock
+    exec {lock}>"$DEV_DIR/engines/.bridges.lock"
+    flock -w 60 "$lock"
     for n in $(seq 0 255); do
-        ip -o -4 addr | grep -qF " 10.213.$n.1/" || break
+        [[ $(ip -o -4 addr) == *" 10.213.$n.1/"* ]] || break
     done
     ip link add "$bridge" type bridge
     ip addr add "10.213.$n.1/24" dev "$bridge"
     ip link set "$bridge" up
+    exec {lock}>&-
 }
 
 # Bridges of networks that were made through the API are named after the network's id, which its state file holds.
@@ -121,6 +128,8 @@ start() {
         rm -f "$pidfile" "$socket"
         # After a reboot only files are left; a containerd pid file among them may name some other process of today.
         [ -n "$(engine_pids)" ] || { unmount_all; rm -rf "$dir/exec"; }
+        # And after a kill, the containerd that died with the daemon may be a zombie that dockerd would wait for.
+        runs_containerd || rm -f "$dir/exec/containerd/containerd.pid"
         ensure_bridge
         write_config
         setsid dockerd --config-file "$dir/daemon.json" >>"$dir/dockerd.log" 2>&1 </dev/null 9>&- &
