@@ -1,0 +1,12 @@
+//! The JSON of the API: what requests may say and what answers look like (the contract in ARCHITECTURE.md).
+//!
+//! Names are camelCase, times RFC 3339 UTC, sizes bytes as numbers; requests also take `"512Mi"`. Requests refuse
+//! unknown fields by name; answers may gain fields, so a client must not. The command line uses these same types.
+
+mod answer;
+mod request;
+mod size;
+
+pub use answer::*;
+pub use request::*;
+pub use size::{Cpus, Size};
