@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes the test images without any registry and loads them into the engine of DOCKER_HOST. Only what is missing.
+# With --archives it loads nothing; with --directory it only prints where the archives are.
 #
 # Each image is packed once into an archive below $PERENNIAL_DEV_DIR/images/<recipe>, so that every engine gets the same
 # image id and a new engine needs seconds. The recipe is a hash of this file: what changes here is made anew.
@@ -14,10 +15,11 @@
 #   perennial-test/debian-postgres:15    the same with PostgreSQL 15 and sqlite3
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-become_root "$0" "$@"
 
 recipe=$(sha256sum "$0" | cut -c1-12)
 cache=$DEV_DIR/images/$recipe
+[ "${1:-}" != --directory ] || { echo "$cache"; exit; }
+[ "$(id -u)" = 0 ] || { as_root env DOCKER_HOST="${DOCKER_HOST:-}" bash "$0" "$@"; exit; }
 NAMES=(busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 debian:12 debian-split:12 debian-postgres:15)
 archive_of() { printf '%s/%s.tar' "$cache" "${1/:/-}"; }
 
