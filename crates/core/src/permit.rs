@@ -99,7 +99,12 @@ pub fn check_captured(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: 
 ///
 /// # Errors
 /// The first part of the proof that is missing.
-pub fn check_same_instant(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: &ObservedPod) -> Result<(), Denied> {
+pub fn check_same_instant(
+    pod: &Pod,
+    set: SetNumber,
+    snapshot: &Snapshot,
+    observed: &ObservedPod,
+) -> Result<(), Denied> {
     let recorded = pod.set(set).ok_or(Denied::Unknown)?;
     if snapshot.set != Some(set) || Some(snapshot.generation) != recorded.attached {
         return Err(Denied::OtherGeneration);

@@ -1,0 +1,143 @@
+//! What is shown: the phase, and what is worth knowing.
+
+use super::{Action, Finding, Input, Next};
+use crate::operation::{OperationKind, Problem};
+use crate::pod::{ConditionKind, Desired, Phase, Work};
+use crate::volume::{Origin, SetState};
+
+/// Crashes in a row from which on a pod is said to loop.
+const CRASH_LOOP_FROM: u32 = 3;
+
+fn add(found: &mut Vec<Finding>, kind: ConditionKind, reason: &'static str, message: String) {
+    found.push(Finding { kind, reason, message });
+}
+
+pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
+    let pod = input.pod;
+    let mut found = Vec::new();
+    if pod.crash.count >= CRASH_LOOP_FROM {
+        let reason = if pod.crash.oom { "out-of-memory" } else { "exited" };
+        let next = pod.crash.not_before.map_or_else(String::new, |t| format!("; next start at {t}"));
+        let code = pod.crash.exit_code.map_or_else(|| "unknown".to_owned(), |c| c.to_string());
+        add(
+            &mut found,
+            ConditionKind::CrashLoop,
+            reason,
+            format!("ended by itself {} times in a row, last with code {code}{next}", pod.crash.count),
+        );
+    }
+    if let Some(container) = &input.observed.container
+        && container.is_live()
+        && container.spec_generation != pod.spec_generation
+    {
+        add(
+            &mut found,
+            ConditionKind::RestartRequired,
+            "spec-changed",
+            "the specification changed; restart the pod to apply it".to_owned(),
+        );
+    }
+    if let Some(gap) = &pod.layer_gap {
+        let captured = gap.captured_at.map_or_else(|| "never".to_owned(), |t| t.to_string());
+        add(
+            &mut found,
+            ConditionKind::SystemLayerStale,
+            "container-lost",
+            format!("the container was lost at {}; what no volume holds was last captured: {captured}", gap.lost_at),
+        );
+    }
+    if let Some(problem) = &pod.retry.problem {
+        add(
+            &mut found,
+            ConditionKind::Retrying,
+            "last-try-failed",
+            format!("{} (tried {} times)", problem.message, pod.retry.count),
+        );
+    }
+    if let Some(problem) = &pod.failed {
+        add(&mut found, ConditionKind::Failed, "operation-failed", problem.message.clone());
+    }
+    if let Some(problem) =
+        pod.current_set().filter(|s| s.attached.is_some()).and_then(|s| super::data_problem(input, s))
+    {
+        found.extend(of_block(&problem));
+    }
+    let kept: Vec<String> =
+        pod.sets.iter().filter(|s| s.state == SetState::Quarantined).map(|s| s.number.to_string()).collect();
+    if !kept.is_empty() {
+        add(
+            &mut found,
+            ConditionKind::Quarantined,
+            "no-proof",
+            format!("kept because nothing proves a copy: set {}", kept.join(", ")),
+        );
+    }
+    found
+}
+
+/// The condition a block is shown as.
+pub(super) fn of_block(problem: &Problem) -> Option<Finding> {
+    let (kind, reason) = match problem.code.as_str() {
+        "volume-data-lost" => (ConditionKind::DataLost, "volumes-missing"),
+        "no-source" => (ConditionKind::DataLost, "no-source"),
+        "volume-data-partial" => (ConditionKind::DataPartial, "volumes-missing"),
+        "data-older-than-recorded" => (ConditionKind::GenerationMismatch, "data-older"),
+        "database-older-than-data" => (ConditionKind::GenerationMismatch, "database-older"),
+        "foreign-writer" => (ConditionKind::ForeignWriter, "other-container"),
+        _ => return None,
+    };
+    Some(Finding { kind, reason, message: problem.message.clone() })
+}
+
+pub(super) fn phase(input: &Input<'_>, next: &Next) -> Phase {
+    let pod = input.pod;
+    let data_missing =
+        pod.current_set().filter(|s| s.attached.is_some()).is_some_and(|s| super::data_problem(input, s).is_some());
+    if matches!(next, Next::Blocked(_)) || data_missing {
+        return Phase::Error;
+    }
+    if let Some(Work::Replace { origin, .. }) = pod.tasks.first().map(|t| &t.work) {
+        return if matches!(origin, Origin::Image) { Phase::Resetting } else { Phase::Restoring };
+    }
+    if matches!(pod.tasks.first().map(|t| &t.work), Some(Work::Purge { .. })) {
+        return Phase::Deleting;
+    }
+    let settled = matches!(next, Next::Settled { .. } | Next::Act(Action::Record(crate::record::Record::GoalReached)));
+    if settled && pod.failed.is_some() && !pod.ever_ran() && pod.desired.releases_host() {
+        return Phase::Error;
+    }
+    let live = input.observed.container.as_ref().is_some_and(crate::engine::ObservedContainer::is_live);
+    match pod.desired {
+        Desired::Running if live => Phase::Running,
+        Desired::Running if pod.goal.as_ref().is_some_and(|g| g.kind == OperationKind::Create) => Phase::Creating,
+        Desired::Running => Phase::Starting,
+        Desired::Paused => {
+            if live {
+                Phase::Pausing
+            } else {
+                Phase::Paused
+            }
+        }
+        Desired::Stopped => {
+            if settled {
+                Phase::Stopped
+            } else {
+                Phase::Stopping
+            }
+        }
+        Desired::Archived => {
+            if settled {
+                Phase::Archived
+            } else {
+                Phase::Stopping
+            }
+        }
+        Desired::Deleted => {
+            if settled {
+                Phase::Deleted
+            } else {
+                Phase::Deleting
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Every lifecycle decision, as data: what is recorded and what is seen go in, the next action comes out.
+//!
+//! [`plan`] is total and pure. It returns **one** action at a time; the executor carries it out, records the result,
+//! observes anew and asks again. A crash between any two steps therefore needs no recovery code: the next pass sees
+//! what is there and goes on. Deletions carry a [`DeletePermit`], and this is the only place that asks for one.
+//!
+//! Order of decisions in a pass: a purge, a frozen leftover, a foreign writer, a replacement in work, the desired
+//! state (`run`, `release`, pause), then other one-time work.
+
+mod conditions;
+mod leftovers;
+mod release;
+mod replace;
+mod run;
+mod work;
+
+#[cfg(test)]
+mod tests;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::engine::{ContainerState, ObservedPod, Presence};
+use crate::id::SnapshotId;
+use crate::operation::Problem;
+use crate::permit::DeletePermit;
+use crate::pod::{ConditionKind, Desired, LayerCapture, Phase, Pod, Work};
+use crate::record::Record;
+use crate::snapshot::{Grade, Snapshot, SnapshotKind};
+use crate::volume::{Origin, SetNumber, VolumeSet};
+
+/// Everything a decision may depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// What is recorded.
+    pub pod: &'a Pod,
+    /// What the engine shows.
+    pub observed: &'a ObservedPod,
+    /// The snapshot rows the pod refers to (see [`referenced_snapshots`]).
+    pub snapshots: &'a [Snapshot],
+    /// Snapshots whose live pass was done by this process; it only saves work, so it is not recorded.
+    pub live_passed: &'a [SnapshotId],
+    /// When the system layer was last looked at by this process.
+    pub layer_checked: Option<Timestamp>,
+    /// Knobs.
+    pub policy: &'a Policy,
+    /// The present time.
+    pub now: Timestamp,
+}
+
+/// Knobs of the lifecycle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How often the system layer of a running pod is captured; default five minutes.
+    pub layer_interval: SignedDuration,
+    /// How long a container has to run until earlier crashes are forgotten; default ten minutes.
+    pub stable_after: SignedDuration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { layer_interval: SignedDuration::from_mins(5), stable_after: SignedDuration::from_mins(10) }
+    }
+}
+
+/// What to do next, and what to show meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The next step.
+    pub next: Next,
+    /// The phase to show.
+    pub phase: Phase,
+    /// What is worth knowing.
+    pub conditions: Vec<Finding>,
+}
+
+/// A condition before it has a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about.
+    pub kind: ConditionKind,
+    /// Machine-readable cause.
+    pub reason: &'static str,
+    /// One sentence for people.
+    pub message: String,
+}
+
+/// The next step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one value per pass; boxing would only blur the patterns")]
+pub enum Next {
+    /// Do this, then ask again.
+    Act(Action),
+    /// Nothing to do until something changes, or until this time.
+    Settled {
+        /// When to look again at the latest; `None` leaves it to periodic observation.
+        wake: Option<Timestamp>,
+    },
+    /// What is asked for cannot be done: the world has to change, or its owner has to decide.
+    Blocked(Problem),
+}
+
+/// One step, carried out without an opinion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one value per pass; boxing would only blur the patterns")]
+pub enum Action {
+    /// Resolve the image reference, pulling it when the engine lacks it.
+    PinImage,
+    /// Choose backend and layout of a new set and record it.
+    AllocateSet {
+        /// Where its content will come from.
+        origin: Origin,
+    },
+    /// Make the set's volumes, fill them from its origin, mark them complete.
+    FillSet {
+        /// Which set.
+        set: SetNumber,
+    },
+    /// Make the container and put the system layer back.
+    MakeContainer {
+        /// The set to attach.
+        set: SetNumber,
+    },
+    /// Commit the attach, then start.
+    Launch {
+        /// The container.
+        container: String,
+        /// Its set.
+        set: SetNumber,
+    },
+    /// Stop the container, gracefully first.
+    Stop {
+        /// The container.
+        container: String,
+    },
+    /// Let a frozen container go on.
+    Unfreeze {
+        /// The container.
+        container: String,
+    },
+    /// Upload what is there while the pod runs, so that little is left for the capture.
+    LivePass {
+        /// The snapshot it prepares.
+        snapshot: SnapshotId,
+        /// The set.
+        set: SetNumber,
+    },
+    /// Capture the data set at one instant and upload it.
+    Capture {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// The set.
+        set: SetNumber,
+        /// Stopped, or frozen for the last pass.
+        grade: Grade,
+        /// Losses the owner accepted.
+        accepted: Vec<String>,
+    },
+    /// Read back what the capture wrote.
+    Verify {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Capture the system layer of a container.
+    CaptureLayer {
+        /// The container.
+        container: String,
+    },
+    /// Remove the container.
+    RemoveContainer {
+        /// The container.
+        container: String,
+        /// Why it may go.
+        permit: DeletePermit,
+    },
+    /// Delete a volume set.
+    DeleteSet {
+        /// Which.
+        set: SetNumber,
+        /// Why it may go.
+        permit: DeletePermit,
+    },
+    /// Begin a capture: make the snapshot row and record it.
+    BeginCapture {
+        /// Final or safety.
+        kind: SnapshotKind,
+    },
+    /// Record a fact.
+    Record(Record),
+    /// Forget every snapshot of the pod, prune, and drop the pod's row.
+    PurgeEverything {
+        /// Why it may go.
+        permit: DeletePermit,
+    },
+}
+
+/// The snapshot rows a plan for this pod may look at.
+#[must_use]
+pub fn referenced_snapshots(pod: &Pod) -> Vec<SnapshotId> {
+    let mut ids: Vec<SnapshotId> = pod.capture.into_iter().collect();
+    let of_origin = |origin: &Origin| match origin {
+        Origin::Snapshot(id) => Some(*id),
+        Origin::Image => None,
+    };
+    ids.extend(pod.source.as_ref().and_then(of_origin));
+    for set in &pod.sets {
+        ids.extend(set.proof);
+        ids.extend(of_origin(&set.origin));
+    }
+    for task in &pod.tasks {
+        match &task.work {
+            Work::Replace { origin, safety, .. } => {
+                ids.extend(*safety);
+                ids.extend(of_origin(origin));
+            }
+            Work::Snapshot { snapshot, .. } => ids.push(*snapshot),
+            Work::Restart { .. } | Work::Purge { .. } => {}
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Decides the next step for one pod.
+#[must_use]
+pub fn plan(input: Input<'_>) -> Plan {
+    let mut next = decide(&input);
+    let mut conditions = conditions::findings(&input);
+    if let Next::Blocked(problem) = &next {
+        let blocked = conditions::of_block(problem).filter(|f| conditions.iter().all(|c| c.kind != f.kind));
+        conditions.extend(blocked);
+        // An operation that waits for the impossible ends now; the desired state is kept and tried again when the
+        // world changes (a task or goal is the only thing that can end).
+        if let Some(end) = end_blocked(&input, problem) {
+            next = Next::Act(Action::Record(end));
+        }
+    }
+    let phase = conditions::phase(&input, &next);
+    Plan { next, phase, conditions }
+}
+
+/// The record that ends the operation a block keeps waiting, if any does.
+fn end_blocked(input: &Input<'_>, problem: &Problem) -> Option<Record> {
+    let by_task =
+        input.pod.goal.is_none() || matches!(input.pod.tasks.first().map(|t| &t.work), Some(Work::Replace { .. }));
+    if by_task && !input.pod.tasks.is_empty() {
+        return Some(Record::TaskFailed(problem.clone()));
+    }
+    input.pod.goal.as_ref().map(|_| Record::GoalFailed(problem.clone()))
+}
+
+fn decide(input: &Input<'_>) -> Next {
+    let first = input.pod.tasks.first().map(|t| &t.work);
+    if let Some(Work::Purge { .. }) = first {
+        return work::purge(input);
+    }
+    if let Some(container) = &input.observed.container
+        && container.state == ContainerState::Frozen
+    {
+        return Next::Act(Action::Unfreeze { container: container.id.clone() });
+    }
+    if !input.observed.foreign.is_empty() {
+        return Next::Blocked(foreign_writer(&input.observed.foreign));
+    }
+    if let Some(Work::Replace { .. }) = first {
+        return replace::replace(input);
+    }
+    let step = match input.pod.desired {
+        Desired::Running => {
+            // A restart in work decides itself when the old run has to end.
+            if input.pod.goal.is_none()
+                && let Some(Work::Restart { before }) = first
+            {
+                return work::restart(input, before.as_ref());
+            }
+            run::run(input)
+        }
+        Desired::Paused => run::pause(input),
+        Desired::Stopped | Desired::Archived | Desired::Deleted => release::release(input),
+    };
+    match step {
+        Next::Settled { .. } if input.pod.goal.is_some() => Next::Act(Action::Record(Record::GoalReached)),
+        Next::Settled { wake } => work::one_time(input, wake),
+        other => other,
+    }
+}
+
+// ---- what several decisions share -----------------------------------------------------------------------------
+
+fn snapshot<'a>(input: &Input<'a>, id: SnapshotId) -> Option<&'a Snapshot> {
+    input.snapshots.iter().find(|s| s.id == id)
+}
+
+/// The system layer a set's origin brings along; `None` for the image's own.
+#[must_use]
+pub fn layer_of(snapshots: &[Snapshot], origin: Origin) -> Option<LayerCapture> {
+    let Origin::Snapshot(id) = origin else { return None };
+    let row = snapshots.iter().find(|s| s.id == id)?;
+    Some(LayerCapture {
+        repository_id: row.repository_id.clone(),
+        captured_at: row.captured_at.unwrap_or(row.created_at),
+        writer: None,
+        after_stop: true,
+    })
+}
+
+/// Whether the set's data is there, as a problem when it is not.
+fn data_problem(input: &Input<'_>, set: &VolumeSet) -> Option<Problem> {
+    let Some(observed) = input.observed.set(set.number) else {
+        return Some(problem(
+            "volume-state-unknown",
+            "the engine did not tell whether the volumes are there".into(),
+            "",
+        ));
+    };
+    let since = input.pod.data_seen_at.map_or_else(|| "never".to_owned(), |t| t.to_string());
+    match &observed.presence {
+        Presence::Absent => Some(problem(
+            "volume-data-lost",
+            format!("the volumes of set {} are gone; data written after {since} would be missing", set.number),
+            "bring the storage back, or restore a snapshot: perennial pod restore",
+        )),
+        Presence::Partial { missing } => Some(problem(
+            "volume-data-partial",
+            format!(
+                "of set {} these are missing: {}; the data was last seen whole at {since}",
+                set.number,
+                missing.join(", ")
+            ),
+            "bring the storage back, or restore a snapshot: perennial pod restore",
+        )),
+        Presence::Whole => generation_problem(input, set, observed.generation),
+    }
+}
+
+/// Whether data and database tell of different times (law 2 and D15).
+fn generation_problem(input: &Input<'_>, set: &VolumeSet, seen: Option<u64>) -> Option<Problem> {
+    let seen = seen?;
+    if set.marked.is_some_and(|marked| seen < marked) {
+        return Some(problem(
+            "data-older-than-recorded",
+            format!(
+                "the volumes carry data generation {seen}, older than the recorded {}",
+                set.marked.unwrap_or_default()
+            ),
+            "bring the newest storage back, or restore a snapshot",
+        ));
+    }
+    if seen > input.pod.data_generation {
+        return Some(problem(
+            "database-older-than-data",
+            format!(
+                "the volumes carry data generation {seen}, newer than the database's {}",
+                input.pod.data_generation
+            ),
+            "bring the newest database back; nothing was changed",
+        ));
+    }
+    None
+}
+
+fn problem(code: &str, message: String, hint: &str) -> Problem {
+    Problem { code: code.to_owned(), message, hint: hint.to_owned() }
+}
+
+fn foreign_writer(ids: &[String]) -> Problem {
+    problem(
+        "foreign-writer",
+        format!("other containers use this pod's volumes: {}", ids.join(", ")),
+        "remove those containers; Perennial touches nothing while they exist",
+    )
+}

@@ -1,0 +1,448 @@
+//! What is written down after each step, as data, and the one function that applies it to a pod.
+//!
+//! The executor commits the changed pod, the ended operations and the events in one transaction. Nothing else in the
+//! program changes a pod's state, except the verbs a person asks for.
+
+use jiff::Timestamp;
+
+use crate::id::{OperationId, SnapshotId};
+use crate::operation::{OperationKind, Problem};
+use crate::pod::{CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Retry, Task, Work};
+use crate::snapshot::{Snapshot, WriterStamp};
+use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
+
+/// One fact about a pod that has to be remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one value per pass; boxing would only blur the patterns")]
+pub enum Record {
+    /// The image reference was resolved.
+    ImagePinned(PinnedImage),
+    /// A new set was begun; nothing of it exists yet.
+    SetAllocated(VolumeSet),
+    /// The set was filled and marked complete. The layer is what its origin brings along.
+    SetCompleted {
+        /// Which set.
+        set: SetNumber,
+        /// The system layer of its origin; `None` for the image's own.
+        layer: Option<LayerCapture>,
+    },
+    /// A set that never ran and whose data vanished will be made again from the same source.
+    SetAbandoned(SetNumber),
+    /// The set is gone from the engine.
+    SetGone(SetNumber),
+    /// Nothing proves a copy of this set: it is kept until its owner decides.
+    SetQuarantined(SetNumber),
+    /// A container is ready: made, and its system layer put back.
+    ContainerReady(ReadyContainer),
+    /// The container was removed by us.
+    ContainerGone,
+    /// A container that ran is gone and nobody here removed it.
+    ContainerLost,
+    /// From here on a writer may change the set (D29); committed before the start.
+    Attached {
+        /// Which set.
+        set: SetNumber,
+    },
+    /// The start answered: the generation is written beside the data.
+    Started {
+        /// Which set.
+        set: SetNumber,
+    },
+    /// A run was ended by us.
+    StoppedRun(WriterStamp),
+    /// A run ended by itself.
+    Crashed {
+        /// Which run.
+        stamp: WriterStamp,
+        /// Exit code, when the engine knows.
+        code: Option<i64>,
+        /// Whether the kernel ended it for memory.
+        oom: bool,
+    },
+    /// The container has run for long enough to forget earlier crashes.
+    Stable,
+    /// A capture for a release was begun with this snapshot.
+    ReleaseCaptureBegun(Snapshot),
+    /// A capture of what the task in work replaces was begun with this snapshot.
+    SafetyCaptureBegun(Snapshot),
+    /// The snapshot is authoritative and the host's copy is garbage (D30).
+    Released {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The host's copy never ran; the source stays what it was.
+    ReleasedUnused,
+    /// The replacing task's new set is the pod's data now.
+    Switched {
+        /// The system layer of its origin; `None` for the image's own.
+        layer: Option<LayerCapture>,
+    },
+    /// A released pod's next start uses another source.
+    SourceReplaced(Origin),
+    /// The system layer was captured.
+    LayerCaptured(LayerCapture),
+    /// A restart saw which run has to end.
+    RestartBegan(WriterStamp),
+    /// The first task is done.
+    TaskDone,
+    /// The first task failed for good.
+    TaskFailed(Problem),
+    /// The desired state is reached.
+    GoalReached,
+    /// The desired state cannot be reached; the pod goes back to the previous one.
+    GoalFailed(Problem),
+    /// The data was seen whole.
+    DataSeen,
+}
+
+/// How an operation ends with a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Which operation.
+    pub operation: OperationId,
+    /// `None` for success.
+    pub problem: Option<Problem>,
+}
+
+/// What else has to be committed together with the changed pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Consequences {
+    /// Operations that end.
+    pub ended: Vec<Ended>,
+    /// Snapshot rows to be written.
+    pub snapshots: Vec<Snapshot>,
+    /// The event, as kind and message; `None` for what is not worth a line in the audit trail.
+    pub event: Option<(&'static str, String)>,
+}
+
+/// First delay after a crash, in seconds; doubles with each.
+const CRASH_DELAY_FIRST: i64 = 1;
+/// Longest delay between crashes, in seconds.
+const CRASH_DELAY_MAX: i64 = 300;
+
+/// The delay before the next start after `count` crashes in a row: none after the first.
+#[must_use]
+pub fn crash_delay_seconds(count: u32) -> i64 {
+    match count {
+        0 | 1 => 0,
+        n => CRASH_DELAY_FIRST.checked_shl(n - 2).unwrap_or(CRASH_DELAY_MAX).clamp(CRASH_DELAY_FIRST, CRASH_DELAY_MAX),
+    }
+}
+
+/// Applies a record to the pod.
+pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
+    pod.updated_at = now;
+    // Whatever is recorded is progress: the next failure starts a new series of tries.
+    if !matches!(record, Record::DataSeen | Record::Stable) {
+        pod.retry = Retry::default();
+    }
+    match record {
+        Record::ImagePinned(image) => {
+            pod.image = Some(image.clone());
+            Consequences::default()
+        }
+        Record::SetAllocated(_)
+        | Record::SetCompleted { .. }
+        | Record::SetAbandoned(_)
+        | Record::SetGone(_)
+        | Record::SetQuarantined(_)
+        | Record::Attached { .. }
+        | Record::Started { .. }
+        | Record::DataSeen => apply_to_sets(pod, record, now),
+        Record::ContainerReady(_)
+        | Record::ContainerGone
+        | Record::ContainerLost
+        | Record::StoppedRun(_)
+        | Record::Crashed { .. }
+        | Record::Stable
+        | Record::LayerCaptured(_) => apply_to_container(pod, record, now),
+        Record::ReleaseCaptureBegun(_)
+        | Record::SafetyCaptureBegun(_)
+        | Record::Released { .. }
+        | Record::ReleasedUnused
+        | Record::Switched { .. }
+        | Record::SourceReplaced(_) => apply_to_data(pod, record, now),
+        Record::RestartBegan(_)
+        | Record::TaskDone
+        | Record::TaskFailed(_)
+        | Record::GoalReached
+        | Record::GoalFailed(_) => apply_to_work(pod, record),
+    }
+}
+
+fn event(kind: &'static str, message: impl Into<String>) -> Consequences {
+    Consequences { event: Some((kind, message.into())), ..Consequences::default() }
+}
+
+fn with_set(pod: &mut Pod, number: SetNumber, change: impl FnOnce(&mut VolumeSet)) {
+    if let Some(set) = pod.sets.iter_mut().find(|s| s.number == number) {
+        change(set);
+    }
+}
+
+fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
+    match record {
+        Record::SetAllocated(set) => {
+            pod.last_set = pod.last_set.max(set.number);
+            pod.sets.push(set.clone());
+            if let Some(Task { work: Work::Replace { new, .. }, .. }) = pod.tasks.first_mut() {
+                *new = Some(set.number);
+            }
+            Consequences::default()
+        }
+        Record::SetCompleted { set, layer } => {
+            with_set(pod, *set, |s| s.state = SetState::Complete);
+            pod.data_seen_at = Some(now);
+            let replacing =
+                matches!(pod.tasks.first(), Some(Task { work: Work::Replace { new, .. }, .. }) if *new == Some(*set));
+            if !replacing {
+                pod.current = Some(*set);
+                pod.layer.clone_from(layer);
+                pod.layer_gap = None;
+                pod.container = None;
+            }
+            Consequences::default()
+        }
+        Record::SetAbandoned(set) => {
+            with_set(pod, *set, |s| s.state = SetState::Retired);
+            if pod.current == Some(*set) {
+                pod.current = None;
+            }
+            event("pod.set-abandoned", format!("set {set} never ran and vanished; it is made again from its source"))
+        }
+        Record::SetGone(set) => {
+            pod.sets.retain(|s| s.number != *set);
+            event("pod.set-deleted", format!("volumes of set {set} deleted"))
+        }
+        Record::SetQuarantined(set) => {
+            with_set(pod, *set, |s| s.state = SetState::Quarantined);
+            event("pod.set-quarantined", format!("set {set} is kept: nothing proves a copy of it"))
+        }
+        Record::Attached { set } => {
+            pod.data_generation += 1;
+            let generation = pod.data_generation;
+            with_set(pod, *set, |s| {
+                s.attached = Some(generation);
+                s.proof = None;
+            });
+            pod.source = None;
+            pod.capture = None;
+            Consequences::default()
+        }
+        Record::Started { set } => {
+            with_set(pod, *set, |s| s.marked = s.attached);
+            pod.data_seen_at = Some(now);
+            let mut consequences = started(pod);
+            consequences.event = Some(("pod.started", format!("started with data generation {}", pod.data_generation)));
+            consequences
+        }
+        _ => {
+            pod.data_seen_at = Some(now);
+            Consequences::default()
+        }
+    }
+}
+
+/// Ends what waited for the start: a running container, not a lasting one, is what was asked for.
+fn started(pod: &mut Pod) -> Consequences {
+    if pod.desired != Desired::Running {
+        return Consequences::default();
+    }
+    if matches!(pod.tasks.first(), Some(Task { work: Work::Replace { .. }, .. })) {
+        return Consequences::default();
+    }
+    if pod.goal.is_some() {
+        return apply_to_work(pod, &Record::GoalReached);
+    }
+    match pod.tasks.first() {
+        Some(Task { work: Work::Restart { before: Some(_) }, .. }) => end_task(pod, None),
+        _ => Consequences::default(),
+    }
+}
+
+fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
+    match record {
+        Record::ContainerReady(container) => {
+            pod.container = Some(container.clone());
+            Consequences::default()
+        }
+        Record::ContainerGone => {
+            pod.container = None;
+            event("pod.container-removed", "container removed")
+        }
+        Record::ContainerLost => {
+            pod.container = None;
+            pod.crash.last = None;
+            pod.layer_gap = Some(LayerGap { captured_at: pod.layer.as_ref().map(|l| l.captured_at), lost_at: now });
+            event("pod.container-lost", "the container was removed by somebody else; it is made again")
+        }
+        Record::StoppedRun(stamp) => {
+            pod.crash.last = Some(stamp.clone());
+            event("pod.container-stopped", "container stopped")
+        }
+        Record::Crashed { stamp, code, oom } => {
+            let count = pod.crash.count + 1;
+            let delay = jiff::SignedDuration::from_secs(crash_delay_seconds(count));
+            pod.crash = CrashLoop {
+                count,
+                last: Some(stamp.clone()),
+                exit_code: *code,
+                oom: *oom,
+                not_before: now.checked_add(delay).ok(),
+            };
+            let cause = if *oom { " for lack of memory" } else { "" };
+            let code = code.map_or_else(|| "unknown code".to_owned(), |c| format!("code {c}"));
+            event("pod.crashed", format!("the container ended by itself{cause} with {code}; started again"))
+        }
+        Record::Stable => {
+            pod.crash.count = 0;
+            pod.crash.not_before = None;
+            Consequences::default()
+        }
+        Record::LayerCaptured(layer) => {
+            pod.layer = Some(layer.clone());
+            Consequences::default()
+        }
+        _ => Consequences::default(),
+    }
+}
+
+fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequences {
+    match record {
+        Record::ReleaseCaptureBegun(snapshot) => {
+            pod.capture = Some(snapshot.id);
+            Consequences { snapshots: vec![snapshot.clone()], ..Consequences::default() }
+        }
+        Record::SafetyCaptureBegun(snapshot) => {
+            if let Some(Task { work: Work::Replace { safety, .. }, .. }) = pod.tasks.first_mut() {
+                *safety = Some(snapshot.id);
+            }
+            Consequences { snapshots: vec![snapshot.clone()], ..Consequences::default() }
+        }
+        Record::Released { snapshot } => {
+            if let Some(current) = pod.current.take() {
+                with_set(pod, current, |s| {
+                    s.state = SetState::Retired;
+                    s.proof = Some(*snapshot);
+                });
+            }
+            pod.source = Some(Origin::Snapshot(*snapshot));
+            pod.capture = None;
+            pod.layer = None;
+            pod.layer_gap = None;
+            event("pod.released", format!("snapshot {snapshot} is verified and authoritative"))
+        }
+        Record::ReleasedUnused => {
+            if let Some(current) = pod.current.take() {
+                with_set(pod, current, |s| s.state = SetState::Retired);
+            }
+            pod.capture = None;
+            Consequences::default()
+        }
+        Record::Switched { layer } => switch(pod, layer.clone()),
+        Record::SourceReplaced(origin) => {
+            pod.source = Some(*origin);
+            pod.layer = None;
+            pod.layer_gap = None;
+            event("pod.source-replaced", "the next start uses another source")
+        }
+        _ => Consequences::default(),
+    }
+}
+
+fn switch(pod: &mut Pod, layer: Option<LayerCapture>) -> Consequences {
+    let Some(Task { work: Work::Replace { origin, safety, old, new, switched, .. }, .. }) = pod.tasks.first_mut()
+    else {
+        return Consequences::default();
+    };
+    let (origin, safety, new) = (*origin, *safety, *new);
+    *switched = true;
+    *old = pod.current;
+    let old = pod.current;
+    pod.current = new;
+    pod.source = Some(origin);
+    pod.layer = layer;
+    pod.layer_gap = None;
+    pod.capture = None;
+    pod.crash = CrashLoop::default();
+    if let Some(old) = old {
+        with_set(pod, old, |s| {
+            s.state = if safety.is_some() { SetState::Retired } else { SetState::Quarantined };
+            s.proof = safety;
+        });
+    }
+    event("pod.data-replaced", "the pod uses its new data set; the old one is kept until the new one runs")
+}
+
+fn apply_to_work(pod: &mut Pod, record: &Record) -> Consequences {
+    match record {
+        Record::RestartBegan(stamp) => {
+            if let Some(Task { work: Work::Restart { before }, .. }) = pod.tasks.first_mut() {
+                *before = Some(stamp.clone());
+            }
+            Consequences::default()
+        }
+        Record::TaskDone => end_task(pod, None),
+        Record::TaskFailed(problem) => end_task(pod, Some(problem)),
+        Record::GoalReached => {
+            let Some(goal) = pod.goal.take() else { return Consequences::default() };
+            pod.failed = None;
+            Consequences {
+                ended: vec![Ended { operation: goal.operation, problem: None }],
+                event: Some(("operation.succeeded", format!("{} finished", goal.kind.as_str()))),
+                ..Consequences::default()
+            }
+        }
+        Record::GoalFailed(problem) => fail_goal(pod, problem),
+        _ => Consequences::default(),
+    }
+}
+
+fn end_task(pod: &mut Pod, problem: Option<&Problem>) -> Consequences {
+    if pod.tasks.is_empty() {
+        return Consequences::default();
+    }
+    let task = pod.tasks.remove(0);
+    if let (Some(_), Work::Replace { new: Some(new), switched: false, .. }) = (problem, &task.work) {
+        // The half-made replacement never ran and is nobody's data.
+        with_set(pod, *new, |s| s.state = SetState::Retired);
+    }
+    pod.failed = problem.cloned();
+    let message = problem.map_or_else(|| "task finished".to_owned(), |p| format!("task failed: {}", p.message));
+    let kind = if problem.is_none() { "operation.succeeded" } else { "operation.failed" };
+    Consequences {
+        ended: vec![Ended { operation: task.operation, problem: problem.cloned() }],
+        event: Some((kind, message)),
+        ..Consequences::default()
+    }
+}
+
+fn fail_goal(pod: &mut Pod, problem: &Problem) -> Consequences {
+    let Some(goal) = pod.goal.take() else { return Consequences::default() };
+    pod.failed = Some(problem.clone());
+    pod.capture = None;
+    let never_ran = !pod.ever_ran() && matches!(goal.kind, OperationKind::Create | OperationKind::Start);
+    // A pod whose provisioning failed leaves nothing behind (D5); it can be started again.
+    pod.desired = if never_ran { Desired::Stopped } else { goal.previous };
+    if matches!(goal.kind, OperationKind::Archive | OperationKind::Delete) {
+        pod.trash = None;
+    }
+    Consequences {
+        ended: vec![Ended { operation: goal.operation, problem: Some(problem.clone()) }],
+        event: Some(("operation.failed", format!("{} failed: {}", goal.kind.as_str(), problem.message))),
+        ..Consequences::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crashes_back_off_and_are_capped() {
+        let delays: Vec<i64> = (0..6).map(crash_delay_seconds).collect();
+        assert_eq!(delays, [0, 0, 1, 2, 4, 8]);
+        assert_eq!(crash_delay_seconds(11), CRASH_DELAY_MAX);
+        assert_eq!(crash_delay_seconds(u32::MAX), CRASH_DELAY_MAX);
+    }
+}
