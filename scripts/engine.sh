@@ -62,14 +62,14 @@ unmount_all() {
 
 # The bridge gets the first free subnet of ours; containers of other engines never share it.
 ensure_bridge() {
-    ip link show "$bridge" >/dev/null 2>&1 && return
+    [[ $(ip -o -4 addr show dev "$bridge" 2>/dev/null) != *" 10.213."* ]] || return 0
     local n lock
     exec {lock}>"$DEV_DIR/engines/.bridges.lock"
     flock -w 60 "$lock"
     for n in $(seq 0 255); do
         [[ $(ip -o -4 addr) == *" 10.213.$n.1/"* ]] || break
     done
-    ip link add "$bridge" type bridge
+    ip link add "$bridge" type bridge 2>/dev/null || true
     ip addr add "10.213.$n.1/24" dev "$bridge"
     ip link set "$bridge" up
     exec {lock}>&-

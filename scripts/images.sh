@@ -235,11 +235,15 @@ make_archives() {
 
 # The id of an image is the hash of its configuration; what another recipe left behind has another one.
 load_missing() {
-    local name archive id
+    local name archive id now
     for name in "${NAMES[@]}"; do
         archive=$(archive_of "$name")
         id=sha256:$(tar -xOf "$archive" config.json | sha256sum | cut -d' ' -f1)
-        [ "$(docker image inspect -f '{{.Id}}' "perennial-test/$name" 2>/dev/null)" = "$id" ] || docker load -qi "$archive" >&2
+        now=$(docker image inspect -f '{{.Id}}' "perennial-test/$name" 2>/dev/null) || now=
+        [ "$now" != "$id" ] || continue
+        say "images: loading perennial-test/$name"
+        docker load -qi "$archive" >/dev/null
+        [ -z "$now" ] || docker image rm "$now" >/dev/null 2>&1 || true
     done
 }
 
