@@ -1,1 +1,52 @@
-//! Placeholder.
+//! Snapshots of directories in restic repositories (format version 2): archive, verify, restore.
+//!
+//! This crate moves bytes and knows directories; it knows nothing of pods. Its repositories are restic's: any restic
+//! can list, check and restore what is written here, and what restic wrote can be restored here. The design, with the
+//! measurements behind it, is in `docs`; the layers, from the bottom:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`backend`] | the only way bytes reach a store |
+//! | `crypto`, `pack`, `wire`, `node`, `quote`, `polynomial` | the format, one structure each |
+//! | `index`, `lock`, `repository` | an open repository, shared with other programs |
+//! | `fsdir` | directories that somebody hostile rearranges while we are in them |
+//! | `chunker`, `uploader`, `archive` | from directories to a snapshot |
+//! | `verify` | nothing counts before it was read back |
+//! | `restore` | from a snapshot to directories |
+//! | `maintenance` | forget, prune, check |
+//!
+//! Everything blocks; threads are used inside. Nothing here prints, and nothing is asynchronous.
+
+pub mod backend;
+pub mod removed;
+
+mod archive;
+mod chunker;
+mod crypto;
+mod error;
+mod fsdir;
+mod id;
+mod index;
+mod lock;
+mod node;
+mod pack;
+mod polynomial;
+mod quote;
+mod repository;
+mod request;
+mod restore;
+mod uploader;
+mod verify;
+mod wire;
+
+pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
+pub use error::{Error, Result};
+pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
+pub use node::{NodeKind, Time};
+pub use repository::{KeyCost, Password, Repository};
+pub use request::{
+    ArchiveRequest, Archived, Counts, Entry, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, SnapshotInfo,
+    Source,
+};
+pub use restore::{Existing, Removals, RestoreRequest, Restored};
+pub use verify::{Verified, Verify};

@@ -1,0 +1,187 @@
+//! Trees grow from their leaves: a directory is written when its last entry is known.
+//!
+//! Each directory under way counts what it still waits for: files that workers read, subdirectories, and the scanner
+//! itself. Whoever brings the count to zero writes the tree and goes on with the parent. Depth costs no stack.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::{Shared, lock};
+use crate::error::{Error, Result};
+use crate::node::{Node, encode_tree};
+use crate::pack::Sealer;
+use crate::request::Counts;
+use crate::wire::BlobKind;
+
+/// A directory whose entries are not all known yet.
+pub(crate) struct Pending {
+    /// Where the finished node goes; none for a root.
+    parent: Option<(Arc<Pending>, usize)>,
+    waits_for: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The directory itself; its subtree is filled in at the end. Once a root is finished, it is here.
+    node: Option<Node>,
+    /// In the order of names, so that no sorting is needed; what was lost stays empty.
+    entries: Vec<Option<Node>>,
+    counts: Counts,
+    finished: bool,
+}
+
+impl Pending {
+    /// Starts a directory with so many entries, all unknown; it also waits for the scanner's [`complete`] call with
+    /// no slot.
+    pub(crate) fn new(parent: Option<(Arc<Self>, usize)>, node: Node, entries: usize) -> Arc<Self> {
+        let state = State { node: Some(node), entries: vec![None; entries], counts: Counts::default(), finished: false };
+        Arc::new(Self { parent, waits_for: AtomicUsize::new(1), state: Mutex::new(state) })
+    }
+
+    /// Adds something to wait for; only the scanner does, while it is waited for itself.
+    pub(crate) fn wait_for_one_more(&self) {
+        self.waits_for.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Fills in an entry that is known at once.
+    pub(crate) fn put(&self, slot: usize, node: Node) {
+        let mut state = lock(&self.state);
+        state.counts.add(node.kind, node.size);
+        if let Some(entry) = state.entries.get_mut(slot) {
+            *entry = Some(node);
+        }
+    }
+
+    /// Takes the finished root out.
+    pub(crate) fn into_root(self: &Arc<Self>) -> Result<(Node, Counts)> {
+        let mut state = lock(&self.state);
+        let counts = state.counts;
+        match state.node.take() {
+            Some(node) if state.finished => Ok((node, counts)),
+            // Cannot happen once all jobs are done; an error is better than an incomplete tree.
+            _ => Err(Error::InvalidContent { place: "a tree being built".into(), reason: "it is unfinished".into() }),
+        }
+    }
+}
+
+/// Long chains of parents must not be dropped recursively: a tenant decides how deep a tree is.
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut next = self.parent.take();
+        while let Some((parent, _)) = next {
+            next = Arc::into_inner(parent).and_then(|mut parent| parent.parent.take());
+        }
+    }
+}
+
+/// Tells a directory that one of the things it waits for is done, and writes every tree that becomes complete.
+pub(crate) fn complete(shared: &Shared<'_>, sealer: &mut Sealer, dir: &Arc<Pending>) -> Result<()> {
+    let mut dir = Arc::clone(dir);
+    loop {
+        if dir.waits_for.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return Ok(());
+        }
+        let (entries, node, counts) = {
+            let mut state = lock(&dir.state);
+            (std::mem::take(&mut state.entries), state.node.take(), state.counts)
+        };
+        let nodes: Vec<Node> = entries.into_iter().flatten().collect();
+        let tree = shared.uploader.save(sealer, BlobKind::Tree, &encode_tree(&nodes)?)?;
+        let Some(mut node) = node else { return Ok(()) };
+        node.subtree = Some(tree);
+        let mut total = counts;
+        total.add(node.kind, 0);
+        let Some((parent, slot)) = &dir.parent else {
+            let mut state = lock(&dir.state);
+            state.node = Some(node);
+            state.counts = total;
+            state.finished = true;
+            return Ok(());
+        };
+        {
+            let mut state = lock(&parent.state);
+            state.counts.merge(total);
+            if let Some(entry) = state.entries.get_mut(*slot) {
+                *entry = Some(node);
+            }
+        }
+        dir = Arc::clone(parent);
+    }
+}
+
+/// Where a file's node goes.
+pub(crate) struct Slot {
+    pub(crate) dir: Arc<Pending>,
+    pub(crate) index: usize,
+    pub(crate) name: Vec<u8>,
+    /// Path in the snapshot, for losses.
+    pub(crate) path: Vec<u8>,
+}
+
+impl Slot {
+    pub(crate) fn fill(self, shared: &Shared<'_>, sealer: &mut Sealer, mut node: Node) -> Result<()> {
+        node.name = self.name;
+        self.dir.put(self.index, node);
+        complete(shared, sealer, &self.dir)
+    }
+}
+
+/// Inodes with several names, by device and inode number. Each is read once: two names of one file must never get
+/// different contents, whatever happens between the reads.
+#[derive(Default)]
+pub(crate) struct Links(HashMap<(u64, u64), Link>);
+
+enum Link {
+    /// A worker is reading it; these names wait for the result.
+    Reading(Vec<Slot>),
+    Known(Box<Node>),
+    /// It was lost under its first name.
+    Lost(crate::request::LossReason),
+}
+
+/// What to do with one more name of an inode.
+pub(crate) enum LinkState {
+    /// It is the first: read it and report with [`Links::resolve`].
+    First,
+    /// Somebody reads it already and will fill the slot.
+    Waiting,
+    /// It is known.
+    Known(Box<Node>),
+    /// It is lost.
+    Lost(crate::request::LossReason),
+}
+
+impl Links {
+    /// Registers a name; `make_slot` is called only when the name has to wait.
+    pub(crate) fn meet(&mut self, key: (u64, u64), make_slot: impl FnOnce() -> Slot) -> LinkState {
+        match self.0.get_mut(&key) {
+            None => {
+                self.0.insert(key, Link::Reading(Vec::new()));
+                LinkState::First
+            }
+            Some(Link::Reading(waiting)) => {
+                waiting.push(make_slot());
+                LinkState::Waiting
+            }
+            Some(Link::Known(node)) => LinkState::Known(node.clone()),
+            Some(Link::Lost(reason)) => LinkState::Lost(*reason),
+        }
+    }
+
+    /// Records what became of an inode and returns the names that waited for it.
+    pub(crate) fn resolve(
+        &mut self,
+        key: (u64, u64),
+        result: Result<Node, crate::request::LossReason>,
+    ) -> Vec<Slot> {
+        let link = match result {
+            Ok(node) => Link::Known(Box::new(node)),
+            Err(reason) => Link::Lost(reason),
+        };
+        match self.0.insert(key, link) {
+            Some(Link::Reading(waiting)) => waiting,
+            _ => Vec::new(),
+        }
+    }
+}

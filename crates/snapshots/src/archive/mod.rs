@@ -1,0 +1,351 @@
+//! Archiving: from directories to a snapshot, in one or several passes.
+//!
+//! One thread scans and decides what must be read; a few workers read, hash, compress, encrypt and fill packs
+//! ([`read`]). A directory's tree is written as soon as its last entry is known, by whoever finished that entry
+//! ([`build`]), so memory holds the directories under way and not the whole tree. The order that makes a crash
+//! harmless: packs, then index files, then the snapshot file, which is what makes a snapshot exist.
+
+mod build;
+mod read;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use perennial_core::progress::Progress;
+
+use crate::backend::FileKind;
+use crate::error::{Error, Result};
+use crate::id::{Id, SnapshotFileId, TreeId};
+use crate::lock::{LockGuard, LockMode};
+use crate::node::{Node, NodeKind, Time, encode_tree};
+use crate::pack::Sealer;
+use crate::removed;
+use crate::repository::{Inner, Repository};
+use crate::request::{ArchiveRequest, Archived, Counts, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, Source};
+use crate::uploader::Uploader;
+use crate::wire::{BlobKind, SnapshotFile, Summary};
+
+use build::Links;
+use read::Job;
+pub(crate) use read::ZEROS;
+
+/// Jobs waiting for workers; each holds a directory's descriptor, so this bounds descriptors, too.
+const QUEUE: usize = 64;
+const MAX_WORKERS: usize = 16;
+
+/// What scanner and workers share.
+pub(crate) struct Shared<'a> {
+    pub(crate) inner: &'a Inner,
+    pub(crate) uploader: &'a Uploader<'a>,
+    pub(crate) progress: &'a Progress,
+    pub(crate) pass: Pass,
+    pub(crate) links: Mutex<Links>,
+    losses: Mutex<Vec<Loss>>,
+    failure: Mutex<Option<Error>>,
+    failed: AtomicBool,
+    pub(crate) read_bytes: AtomicU64,
+}
+
+impl Shared<'_> {
+    pub(crate) fn lose(&self, loss: Loss) {
+        // Between two looks of a live pass entries come and go; only the final pass has to see everything.
+        if self.pass == Pass::Live && loss.reason == LossReason::Vanished {
+            return;
+        }
+        lock(&self.losses).push(loss);
+    }
+
+    /// Records the first failure and makes everybody stop.
+    fn fail(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.failed.store(true, Ordering::Release);
+    }
+
+    /// To be called between pieces: stops for a cancellation or somebody else's failure.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.progress.check()?;
+        if self.failed.load(Ordering::Acquire) { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Scoped threads pass a panic on, so what is left behind is never used.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Repository {
+    /// Captures directories: stores what the repository lacks and, in a commit pass, writes a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] when a commit pass lost something that was not accepted beforehand (everything else is
+    /// stored then, so that a second try is quick); [`Error::Locked`]; [`Error::Cancelled`];
+    /// [`Error::UnknownOverlayAttribute`]; store errors. No snapshot file is written in any of these cases, except
+    /// that a store may report a failure after the effect.
+    pub fn archive(&self, request: &ArchiveRequest, progress: &Progress) -> Result<Archived> {
+        check_request(request)?;
+        progress.check()?;
+        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        // Only what the repository holds now, with the lock in place, may be counted on: before, somebody could prune.
+        self.inner.refresh_index()?;
+        let uploader = Uploader::new(&self.inner);
+        let result = self.archive_locked(request, progress, &guard, &uploader);
+        if result.is_err() {
+            uploader.salvage();
+        }
+        result
+    }
+
+    fn archive_locked(
+        &self,
+        request: &ArchiveRequest,
+        progress: &Progress,
+        guard: &LockGuard,
+        uploader: &Uploader<'_>,
+    ) -> Result<Archived> {
+        let parents = self.usable_parents(&request.parents)?;
+        let shared = Shared {
+            inner: &self.inner,
+            uploader,
+            progress,
+            pass: request.pass,
+            links: Mutex::default(),
+            losses: Mutex::default(),
+            failure: Mutex::default(),
+            failed: AtomicBool::new(false),
+            read_bytes: AtomicU64::new(0),
+        };
+        let mut layout = Virtual::default();
+        let mut per_root = Vec::new();
+        let mut sealer = Sealer::new()?;
+        for root in &request.roots {
+            let counts = capture_root(&shared, request, root, &parents, &mut layout, &mut sealer)?;
+            per_root.push(RootSummary { at: root.at.clone(), counts });
+        }
+        let (tree, counts) = layout.save(uploader, &mut sealer, request.time.into())?;
+        uploader.flush()?;
+        let mut losses = std::mem::take(&mut *lock(&shared.losses));
+        losses.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut archived = Archived {
+            snapshot: None,
+            tree: TreeId(tree),
+            counts,
+            new_bytes: uploader.new_bytes(),
+            read_bytes: shared.read_bytes.load(Ordering::Relaxed),
+            losses,
+            per_root,
+            written_packs: uploader.written_packs(),
+        };
+        if request.pass == Pass::Live {
+            return Ok(archived);
+        }
+        if archived.losses.iter().any(|loss| !request.accept_losses.contains(loss)) {
+            return Err(Error::Incomplete { losses: archived.losses });
+        }
+        progress.check()?;
+        // Without a lock, somebody may have pruned what the snapshot relies on.
+        guard.ensure()?;
+        let file = snapshot_file(request, &archived);
+        archived.snapshot = Some(SnapshotFileId(self.inner.save_json(FileKind::Snapshot, &file)?));
+        Ok(archived)
+    }
+
+    /// Resolves the trees to compare with; one that is gone only costs time.
+    fn usable_parents(&self, parents: &[Parent]) -> Result<Vec<Id>> {
+        let mut trees = Vec::new();
+        for parent in parents {
+            let tree = match parent {
+                Parent::Tree(tree) => tree.0,
+                Parent::Snapshot(id) => match self.inner.load_snapshot(*id) {
+                    Ok(file) => file.tree,
+                    Err(Error::NotFound { .. } | Error::Damaged { .. }) => continue,
+                    Err(e) => return Err(e),
+                },
+            };
+            if !trees.contains(&tree) {
+                trees.push(tree);
+            }
+        }
+        Ok(trees)
+    }
+}
+
+fn snapshot_file(request: &ArchiveRequest, archived: &Archived) -> SnapshotFile {
+    SnapshotFile {
+        time: request.time,
+        parent: request.parents.iter().find_map(|p| match p {
+            Parent::Snapshot(id) => Some(id.0),
+            Parent::Tree(_) => None,
+        }),
+        tree: archived.tree.0,
+        paths: request.roots.iter().map(|root| root.at.clone()).collect(),
+        hostname: request.hostname.clone(),
+        username: "perennial".into(),
+        tags: request.tags.clone(),
+        program_version: concat!("perennial ", env!("CARGO_PKG_VERSION")).into(),
+        summary: Some(Summary {
+            data_added_packed: archived.new_bytes,
+            total_files_processed: archived.counts.files,
+            total_bytes_processed: archived.counts.bytes,
+            perennial_dirs: Some(archived.counts.dirs),
+        }),
+    }
+}
+
+fn capture_root(
+    shared: &Shared<'_>,
+    request: &ArchiveRequest,
+    root: &Root,
+    parents: &[Id],
+    layout: &mut Virtual,
+    sealer: &mut Sealer,
+) -> Result<Counts> {
+    match &root.source {
+        Source::Bytes { data, mode } => {
+            let mut node = Node::new(Vec::new(), NodeKind::File);
+            node.content = read::save_bytes(shared, sealer, data)?;
+            node.size = data.len() as u64;
+            node.mode = mode & 0o7777;
+            layout.place(&root.at, made_up(node, request.time.into()), None)
+        }
+        Source::Directory { path, layout: kind, exclude } => {
+            let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents)?;
+            let outcome = run(shared, scan)?;
+            if *kind == Layout::OverlayUpper {
+                let list = removed::encode(outcome.removed);
+                let mut node = Node::new(Vec::new(), NodeKind::File);
+                node.content = read::save_bytes(shared, sealer, &list)?;
+                node.size = list.len() as u64;
+                node.mode = 0o600;
+                layout.place(&removed::list_path(&root.at), made_up(node, request.time.into()), None)?;
+            }
+            layout.place(&root.at, outcome.node, Some(outcome.counts))
+        }
+    }
+}
+
+/// Scans one root with workers beside.
+fn run(shared: &Shared<'_>, scan: scan::Scan<'_>) -> Result<scan::Outcome> {
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_WORKERS);
+    let (sender, receiver) = sync_channel::<Job>(QUEUE);
+    let receiver = Mutex::new(receiver);
+    let outcome = std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                let work = || -> Result<()> {
+                    let mut worker = read::Worker::new(shared)?;
+                    loop {
+                        let job = lock(&receiver).recv();
+                        match job {
+                            // After a failure the queue is only emptied, so that the scanner never waits for it.
+                            Ok(job) if !shared.failed.load(Ordering::Acquire) => worker.run(job)?,
+                            Ok(_) => {}
+                            Err(_) => return Ok(()),
+                        }
+                    }
+                };
+                while let Err(error) = work() {
+                    shared.fail(error);
+                }
+            });
+        }
+        let outcome = scan.run(&sender);
+        if let Err(error) = outcome {
+            shared.fail(error);
+            drop(sender);
+            return None;
+        }
+        drop(sender);
+        outcome.ok()
+    });
+    if let Some(error) = lock(&shared.failure).take() {
+        return Err(error);
+    }
+    let pending = outcome.ok_or(Error::Cancelled)?;
+    pending.finish()
+}
+
+fn made_up(mut node: Node, time: Time) -> Node {
+    node.mtime = time;
+    node.atime = time;
+    node.ctime = time;
+    node
+}
+
+/// The directories above the roots, which exist only in the snapshot.
+#[derive(Default)]
+struct Virtual(BTreeMap<Vec<u8>, Place>);
+
+enum Place {
+    Dir(Virtual),
+    Root(Box<Node>, Counts),
+}
+
+impl Virtual {
+    /// Puts a root's node into its place and returns its counts.
+    fn place(&mut self, at: &str, mut node: Node, counts: Option<Counts>) -> Result<Counts> {
+        let conflict = || Error::InvalidRequest(format!("two roots meet at {at}"));
+        let counts = counts.unwrap_or_else(|| {
+            let mut counts = Counts::default();
+            counts.add(node.kind, node.size);
+            counts
+        });
+        let mut parts: Vec<&[u8]> = at.as_bytes().split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
+        let name = parts.pop().ok_or_else(conflict)?;
+        let mut dir = self;
+        for part in parts {
+            match dir.0.entry(part.to_vec()).or_insert_with(|| Place::Dir(Self::default())) {
+                Place::Dir(next) => dir = next,
+                Place::Root(..) => return Err(conflict()),
+            }
+        }
+        if dir.0.contains_key(name) {
+            return Err(conflict());
+        }
+        node.name = name.to_vec();
+        dir.0.insert(name.to_vec(), Place::Root(Box::new(node), counts));
+        Ok(counts)
+    }
+
+    fn save(self, uploader: &Uploader<'_>, sealer: &mut Sealer, time: Time) -> Result<(Id, Counts)> {
+        let mut total = Counts { dirs: 1, ..Counts::default() };
+        let mut nodes = Vec::new();
+        for (name, place) in self.0 {
+            match place {
+                Place::Root(node, counts) => {
+                    total.merge(counts);
+                    nodes.push(*node);
+                }
+                Place::Dir(dir) => {
+                    let (tree, counts) = dir.save(uploader, sealer, time)?;
+                    total.merge(counts);
+                    let mut node = made_up(Node::new(name, NodeKind::Dir), time);
+                    node.mode = 0o755;
+                    node.subtree = Some(tree);
+                    nodes.push(node);
+                }
+            }
+        }
+        Ok((uploader.save(sealer, BlobKind::Tree, &encode_tree(&nodes)?)?, total))
+    }
+}
+
+fn check_request(request: &ArchiveRequest) -> Result<()> {
+    let invalid = |text: String| Err(Error::InvalidRequest(text));
+    if request.roots.is_empty() {
+        return invalid("nothing to archive".into());
+    }
+    if let Some(tag) = request.tags.iter().find(|t| t.is_empty() || t.contains(',')) {
+        return invalid(format!("the tag {tag:?} is empty or contains a comma"));
+    }
+    for root in &request.roots {
+        let parts: Vec<&str> = root.at.split('/').collect();
+        let good = parts.len() > 1 && parts[0].is_empty();
+        if !good || parts[1..].iter().any(|p| crate::node::check_name(p.as_bytes()).is_err()) {
+            return invalid(format!("{:?} is not an absolute path within a snapshot", root.at));
+        }
+    }
+    Ok(())
+}

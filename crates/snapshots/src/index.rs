@@ -1,0 +1,143 @@
+//! Which blob is in which pack: the union of all index files, held in memory.
+//!
+//! The index files are the truth; memory follows them by listing (see [`Repository`](crate::Repository)). When a file
+//! vanishes, somebody has pruned, and everything is loaded anew: entries of vanished files must not be counted on.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::id::Id;
+use crate::wire::{BlobKind, IndexBlob, IndexFile};
+
+/// Hashes ids by taking their first eight bytes: they are hashes already.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    // The length prefix of a byte array says nothing.
+    fn write_usize(&mut self, _: usize) {}
+}
+
+pub(crate) type IdMap<V> = HashMap<Id, V, BuildHasherDefault<IdHasher>>;
+pub(crate) type IdSet = HashSet<Id, BuildHasherDefault<IdHasher>>;
+
+#[derive(Debug, Clone, Copy)]
+struct Location {
+    pack: u32,
+    offset: u32,
+    length: u32,
+    uncompressed_length: u32,
+}
+
+/// Where a blob is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) pack: Id,
+    pub(crate) blob: IndexBlob,
+}
+
+/// Where an index file's content in memory came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Read from the store.
+    Store,
+    /// We wrote it; nobody has looked yet whether it arrived.
+    Written,
+}
+
+/// All blobs known.
+#[derive(Default)]
+pub(crate) struct Index {
+    pub(crate) files: HashMap<Id, Origin>,
+    packs: Vec<PackEntry>,
+    pack_numbers: IdMap<u32>,
+    data: IdMap<Location>,
+    trees: IdMap<Location>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PackEntry {
+    id: Id,
+    /// What the entries add up to; more than the pack holds never.
+    size: u64,
+}
+
+impl Index {
+    /// Takes an index file in. Packs that are not there, or not with the size they must have, are left out: a blob
+    /// that cannot be read does not count as present, so the next archive that meets it stores it again.
+    pub(crate) fn add_file(&mut self, id: Id, origin: Origin, file: &IndexFile, present: &IdMap<u64>) {
+        self.files.insert(id, origin);
+        for pack in &file.packs {
+            if present.get(&pack.id) == Some(&crate::pack::expected_size(&pack.blobs)) {
+                self.add_pack(pack.id, &pack.blobs);
+            }
+        }
+    }
+
+    /// Takes in an index file that was just written, as were the packs it names.
+    pub(crate) fn add_written(&mut self, id: Id, origin: Origin, file: &IndexFile) {
+        self.files.insert(id, origin);
+        for pack in &file.packs {
+            self.add_pack(pack.id, &pack.blobs);
+        }
+    }
+
+    fn add_pack(&mut self, id: Id, blobs: &[IndexBlob]) {
+        // A pack named by two index files holds the same blobs in both, so the second brings nothing new.
+        if self.pack_numbers.contains_key(&id) {
+            return;
+        }
+        // Four billion packs are 64 PiB.
+        let Ok(number) = u32::try_from(self.packs.len()) else { return };
+        self.pack_numbers.insert(id, number);
+        self.packs.push(PackEntry { id, size: crate::pack::expected_size(blobs) });
+        for blob in blobs {
+            let location = Location {
+                pack: number,
+                offset: blob.offset,
+                length: blob.length,
+                uncompressed_length: blob.uncompressed_length,
+            };
+            self.map_mut(blob.kind).insert(blob.id, location);
+        }
+    }
+
+    fn map_mut(&mut self, kind: BlobKind) -> &mut IdMap<Location> {
+        match kind {
+            BlobKind::Data => &mut self.data,
+            BlobKind::Tree => &mut self.trees,
+        }
+    }
+
+    pub(crate) fn find(&self, kind: BlobKind, id: Id) -> Option<Found> {
+        let map = match kind {
+            BlobKind::Data => &self.data,
+            BlobKind::Tree => &self.trees,
+        };
+        let l = map.get(&id)?;
+        let pack = self.packs.get(l.pack as usize)?;
+        let blob =
+            IndexBlob { id, kind, offset: l.offset, length: l.length, uncompressed_length: l.uncompressed_length };
+        Some(Found { pack: pack.id, blob })
+    }
+
+    /// The size a pack must have; none when no index names the pack.
+    pub(crate) fn pack_size(&self, pack: Id) -> Option<u64> {
+        self.packs.get(*self.pack_numbers.get(&pack)? as usize).map(|p| p.size)
+    }
+
+    /// All packs with the size each must have.
+    pub(crate) fn packs(&self) -> impl Iterator<Item = (Id, u64)> + '_ {
+        self.packs.iter().map(|p| (p.id, p.size))
+    }
+}

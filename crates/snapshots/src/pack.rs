@@ -1,0 +1,175 @@
+//! Pack files: blobs in a row, then an encrypted header that lists them, then the header's length.
+//!
+//! ```text
+//! sealed blob … sealed blob   sealed header   u32 LE length of the sealed header
+//! header entry: type (0 data, 1 tree, 2 compressed data, 3 compressed tree), u32 LE sealed length,
+//!               u32 LE plain length (types 2 and 3 only), 32 bytes id
+//! ```
+//! Data and trees go to different packs, so that reading all trees does not mean reading all data.
+
+use std::io;
+
+use crate::backend::FileKind;
+use crate::crypto::{Key, OVERHEAD};
+use crate::error::{Error, Result};
+use crate::id::Id;
+use crate::wire::{BlobKind, IndexBlob};
+
+/// A pack is written once it holds this much: restic's default.
+pub(crate) const TARGET_SIZE: usize = 16 << 20;
+/// zstd at its fastest regular level: compression is the ceiling of a first snapshot.
+const LEVEL: i32 = 1;
+/// No single blob comes near this; a larger claim is an error and not a reason to allocate.
+const MAX_BLOB: u32 = 512 << 20;
+
+/// Compresses and encrypts blobs; each worker has its own.
+pub(crate) struct Sealer {
+    compressor: zstd::bulk::Compressor<'static>,
+    compressed: Vec<u8>,
+}
+
+impl Sealer {
+    pub(crate) fn new() -> Result<Self> {
+        let compressor = zstd::bulk::Compressor::new(LEVEL)
+            .map_err(|source| Error::System { doing: "start compression", source })?;
+        Ok(Self { compressor, compressed: Vec::new() })
+    }
+
+    /// Appends a blob to a pack and returns how many bytes it took.
+    pub(crate) fn add(&mut self, pack: &mut PackBuilder, key: &Key, kind: BlobKind, id: Id, data: &[u8]) -> Result<u64> {
+        self.compressed.clear();
+        self.compressed.reserve(data.len() / 2 + 1024);
+        let bound = zstd::zstd_safe::compress_bound(data.len());
+        self.compressed.reserve(bound);
+        self.compressor
+            .compress_to_buffer(data, &mut self.compressed)
+            .map_err(|source| Error::System { doing: "compress", source })?;
+        let offset = pack.data.len();
+        // What does not shrink is kept as it is: the format marks each blob.
+        let smaller = self.compressed.len() < data.len();
+        key.seal_into(if smaller { &self.compressed } else { data }, &mut pack.data);
+        let too_large = || Error::invalid(format!("blob {id}"), "too large for a pack");
+        let blob = IndexBlob {
+            id,
+            kind,
+            offset: u32::try_from(offset).map_err(|_| too_large())?,
+            length: u32::try_from(pack.data.len() - offset).map_err(|_| too_large())?,
+            uncompressed_length: if smaller { u32::try_from(data.len()).map_err(|_| too_large())? } else { 0 },
+        };
+        pack.blobs.push(blob);
+        Ok(u64::from(blob.length))
+    }
+}
+
+/// A pack being filled in memory.
+#[derive(Default)]
+pub(crate) struct PackBuilder {
+    data: Vec<u8>,
+    blobs: Vec<IndexBlob>,
+}
+
+/// A pack ready to be written.
+pub(crate) struct FinishedPack {
+    pub(crate) id: Id,
+    pub(crate) data: Vec<u8>,
+    pub(crate) blobs: Vec<IndexBlob>,
+}
+
+impl PackBuilder {
+    pub(crate) fn is_full(&self) -> bool {
+        self.data.len() >= TARGET_SIZE
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.blobs.is_empty()
+    }
+
+    /// Copies a sealed blob out of another pack as it is: blobs do not depend on their pack.
+    pub(crate) fn copy_sealed(&mut self, sealed: &[u8], blob: IndexBlob) -> Result<()> {
+        let offset = u32::try_from(self.data.len()).map_err(|_| Error::invalid("a pack", "too large"))?;
+        self.data.extend_from_slice(sealed);
+        self.blobs.push(IndexBlob { offset, ..blob });
+        Ok(())
+    }
+
+    pub(crate) fn finish(mut self, key: &Key) -> FinishedPack {
+        let mut header = Vec::with_capacity(self.blobs.len() * 41);
+        for blob in &self.blobs {
+            let base = u8::from(blob.kind == BlobKind::Tree);
+            if blob.uncompressed_length == 0 {
+                header.push(base);
+                header.extend_from_slice(&blob.length.to_le_bytes());
+            } else {
+                header.push(base + 2);
+                header.extend_from_slice(&blob.length.to_le_bytes());
+                header.extend_from_slice(&blob.uncompressed_length.to_le_bytes());
+            }
+            header.extend_from_slice(blob.id.as_bytes());
+        }
+        let start = self.data.len();
+        key.seal_into(&header, &mut self.data);
+        // The header of a 16 MiB pack cannot reach 4 GiB.
+        let length = u32::try_from(self.data.len() - start).unwrap_or(u32::MAX);
+        self.data.extend_from_slice(&length.to_le_bytes());
+        FinishedPack { id: Id::of(&self.data), data: self.data, blobs: self.blobs }
+    }
+}
+
+/// Computes the size a pack must have from what the index says about it.
+pub(crate) fn expected_size<'a>(blobs: impl IntoIterator<Item = &'a IndexBlob>) -> u64 {
+    let mut size = 4 + OVERHEAD as u64;
+    for blob in blobs {
+        size += u64::from(blob.length) + if blob.uncompressed_length == 0 { 37 } else { 41 };
+    }
+    size
+}
+
+/// Parses the header of a complete pack.
+pub(crate) fn parse_header(key: &Key, id: Id, pack: &[u8]) -> Result<Vec<IndexBlob>> {
+    let damaged = |reason: &str| Error::damaged(FileKind::Pack, id, reason);
+    let (rest, length) = pack.split_last_chunk::<4>().ok_or_else(|| damaged("shorter than a header's length"))?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let start = rest.len().checked_sub(length).ok_or_else(|| damaged("the header is longer than the pack"))?;
+    let header = key.open(&rest[start..]).map_err(|_| damaged("the header fails authentication"))?;
+    let mut blobs = Vec::new();
+    let mut offset = 0_u32;
+    let mut rest = header.as_slice();
+    while let Some((&kind, tail)) = rest.split_first() {
+        let short = || damaged("the header ends within an entry");
+        let (length, tail) = tail.split_first_chunk::<4>().ok_or_else(short)?;
+        let length = u32::from_le_bytes(*length);
+        let (plain, tail) = match kind {
+            0 | 1 => (0, tail),
+            2 | 3 => tail.split_first_chunk::<4>().map(|(n, t)| (u32::from_le_bytes(*n), t)).ok_or_else(short)?,
+            _ => return Err(damaged("unknown type of blob")),
+        };
+        let (blob, tail) = tail.split_first_chunk::<32>().ok_or_else(short)?;
+        let kind = if kind & 1 == 0 { BlobKind::Data } else { BlobKind::Tree };
+        blobs.push(IndexBlob { id: Id(*blob), kind, offset, length, uncompressed_length: plain });
+        offset = offset.checked_add(length).ok_or_else(|| damaged("blobs add up to more than a pack"))?;
+        rest = tail;
+    }
+    if offset as usize != start {
+        return Err(damaged("the blobs do not fill the pack"));
+    }
+    Ok(blobs)
+}
+
+/// Decrypts and decompresses a blob and proves by its hash that it is the right one.
+pub(crate) fn open_blob(key: &Key, pack: Id, blob: &IndexBlob, sealed: &[u8]) -> Result<Vec<u8>> {
+    let damaged = |reason: &str| Error::damaged(FileKind::Pack, pack, format!("blob {}: {reason}", blob.id));
+    let plain = key.open(sealed).map_err(|_| damaged("authentication failed"))?;
+    let plain = if blob.uncompressed_length == 0 {
+        plain
+    } else {
+        if blob.uncompressed_length > MAX_BLOB {
+            return Err(damaged("unreasonably large"));
+        }
+        zstd::bulk::decompress(&plain, blob.uncompressed_length as usize)
+            .map_err(|e: io::Error| damaged(&format!("decompression failed: {e}")))?
+    };
+    if Id::of(&plain) != blob.id {
+        return Err(damaged("the content has another hash"));
+    }
+    Ok(plain)
+}

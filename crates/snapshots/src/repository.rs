@@ -1,0 +1,458 @@
+//! An open repository: master key and index in memory, and the ways to its objects.
+//!
+//! Opening derives a key and loads the index once; the repository is meant to stay open for as long as the program
+//! runs. Between operations other programs may add and remove files, so every operation that counts on what the
+//! repository holds refreshes the index after it took its lock.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::backend::{Backend, FileKind};
+use crate::crypto::Key;
+use crate::error::{Error, Result};
+use crate::id::{Id, SnapshotFileId, TreeId};
+use crate::index::{Found, IdMap, Index, Origin};
+use crate::node::{Node, NodeKind, decode_tree};
+use crate::pack::open_blob;
+use crate::polynomial;
+use crate::request::{Counts, Entry, SnapshotInfo};
+use crate::wire::{BlobKind, Config, IndexFile, KeyFile, MacKey, MasterKey, SnapshotFile};
+
+/// Opens a repository's keys. Never shown by `Debug`.
+#[derive(Clone)]
+pub struct Password(Vec<u8>);
+
+impl Password {
+    /// Takes a password as it is.
+    #[must_use]
+    pub fn new(password: impl Into<Vec<u8>>) -> Self {
+        Self(password.into())
+    }
+
+    /// Draws a password of 256 bits, written in 64 hexadecimal digits.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(hex::encode(rand::random::<[u8; 32]>()).into_bytes())
+    }
+
+    /// The password itself, to be shown to its owner or handed to restic.
+    #[must_use]
+    pub fn reveal(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// How much work each guess of a password costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyCost {
+    /// A fraction of a second and 32 MiB.
+    Interactive,
+    /// Almost nothing; for tests.
+    Test,
+}
+
+impl KeyCost {
+    fn log_n(self) -> u8 {
+        match self {
+            Self::Interactive => 15,
+            Self::Test => 8,
+        }
+    }
+}
+
+/// Memory a foreign key file may make us use, in bytes.
+const MAX_KEY_MEMORY: u64 = 1 << 30;
+
+/// A repository, open. Clones share everything; all methods block and may be called from many threads.
+#[derive(Clone)]
+pub struct Repository {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) key: Key,
+    pub(crate) hostname: String,
+    pub(crate) index: RwLock<Index>,
+    /// Held while the index is brought up to date, so that two operations do not load the same files twice.
+    refreshing: Mutex<()>,
+    /// Locks that could not be read, and when that was seen first.
+    pub(crate) unreadable_locks: Mutex<HashMap<Id, Timestamp>>,
+    repository_id: String,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository").field("backend", &self.inner.backend).finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Reports whether there is a repository.
+    ///
+    /// # Errors
+    /// When the store cannot tell, or holds snapshots or packs but no config: that is damage, not absence.
+    pub fn exists(backend: &dyn Backend) -> Result<bool> {
+        if backend.size(FileKind::Config, FileKind::CONFIG_ID)?.is_some() {
+            return Ok(true);
+        }
+        for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index] {
+            // Before `init` the places need not exist, and their listing fails.
+            if backend.list(kind).is_ok_and(|files| !files.is_empty()) {
+                return Err(Error::damaged(FileKind::Config, FileKind::CONFIG_ID, "missing, though other files exist"));
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes a repository where there is nothing yet, and opens it.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyInitialized`] when any file of a repository is there; store errors.
+    pub fn init(backend: Arc<dyn Backend>, password: &Password, cost: KeyCost) -> Result<Self> {
+        if backend.size(FileKind::Config, FileKind::CONFIG_ID)?.is_some() {
+            return Err(Error::AlreadyInitialized);
+        }
+        backend.prepare()?;
+        for kind in [FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
+            if !backend.list(kind)?.is_empty() {
+                return Err(Error::AlreadyInitialized);
+            }
+        }
+        // A key without a config is what a crash of an earlier `init` leaves; nothing is encrypted with it.
+        for key in backend.list(FileKind::Key)? {
+            backend.remove(FileKind::Key, key.id)?;
+        }
+        let key = Key::random();
+        let file = wrap_key(&key, password, cost)?;
+        backend.write(FileKind::Key, Id::of(&file), &file)?;
+        let config = Config {
+            version: 2,
+            id: hex::encode(rand::random::<[u8; 32]>()),
+            chunker_polynomial: format!("{:x}", polynomial::random_irreducible()),
+        };
+        // The config comes last: with it, there is a repository. It is never compressed, for its version says
+        // whether anything is.
+        backend.write(FileKind::Config, FileKind::CONFIG_ID, &key.seal(&to_json(&config)?))?;
+        Self::open(backend, password)
+    }
+
+    /// Opens a repository: finds the key for the password and loads the index.
+    ///
+    /// # Errors
+    /// [`Error::NoRepository`], [`Error::WrongPassword`], damage, store errors.
+    pub fn open(backend: Arc<dyn Backend>, password: &Password) -> Result<Self> {
+        let config = match backend.read(FileKind::Config, FileKind::CONFIG_ID) {
+            Ok(config) => config,
+            Err(e) if e.is_not_found() => {
+                return Err(if Self::exists(&*backend)? { e.into() } else { Error::NoRepository });
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let key = find_key(&*backend, password)?;
+        let damaged = |reason: String| Error::damaged(FileKind::Config, FileKind::CONFIG_ID, reason);
+        let config = key.open(&config).map_err(|e| damaged(e.to_string()))?;
+        let config: Config = serde_json::from_slice(&config).map_err(|e| damaged(e.to_string()))?;
+        if config.version != 2 {
+            return Err(Error::UnsupportedVersion { version: config.version });
+        }
+        let inner = Inner {
+            backend,
+            key,
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            index: RwLock::default(),
+            refreshing: Mutex::default(),
+            unreadable_locks: Mutex::default(),
+            repository_id: config.id,
+        };
+        inner.refresh_index()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The id in the config file: 64 hexadecimal digits, drawn when the repository was made.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.inner.repository_id
+    }
+
+    /// Lists the snapshots that carry all of the tags, oldest first. No tags: all snapshots.
+    ///
+    /// # Errors
+    /// When any snapshot file cannot be read: a list that silently lacks one is worse than none.
+    pub fn find(&self, tags: &[&str]) -> Result<Vec<SnapshotInfo>> {
+        let mut found = Vec::new();
+        for info in self.inner.backend.list(FileKind::Snapshot)? {
+            let file = match self.inner.load_json::<SnapshotFile>(FileKind::Snapshot, info.id) {
+                Ok(file) => file,
+                // Forgotten between the listing and now.
+                Err(Error::Backend(e)) if e.is_not_found() => continue,
+                Err(e) => return Err(e),
+            };
+            if tags.iter().all(|tag| file.tags.iter().any(|t| t == tag)) {
+                found.push(snapshot_info(SnapshotFileId(info.id), file));
+            }
+        }
+        found.sort_by_key(|s| (s.time, s.id));
+        Ok(found)
+    }
+
+    /// Reads one snapshot's description.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is proven absent.
+    pub fn snapshot(&self, id: SnapshotFileId) -> Result<SnapshotInfo> {
+        Ok(snapshot_info(id, self.inner.load_snapshot(id)?))
+    }
+
+    /// Reads a whole file out of a snapshot; for small ones.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the snapshot has no such file; damage.
+    pub fn read_file(&self, snapshot: SnapshotFileId, path: &str) -> Result<Vec<u8>> {
+        let tree = self.snapshot(snapshot)?.tree;
+        let node = self.inner.resolve(tree.0, path)?;
+        if node.kind != NodeKind::File {
+            return Err(Error::invalid(path, "not a regular file"));
+        }
+        let mut data = Vec::new();
+        for blob in &node.content {
+            data.extend_from_slice(&self.inner.load_blob(BlobKind::Data, *blob, path)?);
+        }
+        Ok(data)
+    }
+
+    /// Lists a directory of a snapshot, sorted by name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the snapshot has no such directory; damage.
+    pub fn ls(&self, snapshot: SnapshotFileId, path: &str) -> Result<Vec<Entry>> {
+        let tree = self.snapshot(snapshot)?.tree;
+        let node = self.inner.resolve(tree.0, path)?;
+        let subtree = node.subtree.ok_or_else(|| Error::invalid(path, "not a directory"))?;
+        let entry = |n: Node| Entry {
+            name: n.name,
+            kind: n.kind,
+            mode: n.mode,
+            uid: n.uid,
+            gid: n.gid,
+            size: n.size,
+            mtime: n.mtime,
+            link_target: n.link_target,
+        };
+        Ok(self.inner.load_tree(subtree, path)?.into_iter().map(entry).collect())
+    }
+}
+
+fn snapshot_info(id: SnapshotFileId, file: SnapshotFile) -> SnapshotInfo {
+    let counts = file.summary.as_ref().and_then(|s| {
+        Some(Counts { files: s.total_files_processed, dirs: s.perennial_dirs?, bytes: s.total_bytes_processed })
+    });
+    SnapshotInfo {
+        id,
+        time: file.time,
+        hostname: file.hostname,
+        tags: file.tags,
+        tree: TreeId(file.tree),
+        paths: file.paths,
+        counts,
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|e| Error::invalid("a repository file", e.to_string()))
+}
+
+fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
+    let salt: [u8; 64] = rand::random();
+    let wrapping = Key::derive(&password.0, &salt, cost.log_n(), 8, 1)?;
+    let master = MasterKey {
+        mac: MacKey { k: key.mac_k.to_vec(), r: key.mac_r.to_vec() },
+        encrypt: key.encrypt.to_vec(),
+    };
+    to_json(&KeyFile {
+        created: Timestamp::now(),
+        username: "perennial".into(),
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        kdf: "scrypt".into(),
+        n: 1 << cost.log_n(),
+        r: 8,
+        p: 1,
+        salt: salt.to_vec(),
+        data: wrapping.seal(&to_json(&master)?),
+    })
+}
+
+fn find_key(backend: &dyn Backend, password: &Password) -> Result<Key> {
+    let mut trouble = None;
+    for info in backend.list(FileKind::Key)? {
+        match try_key(backend, info.id, password) {
+            Ok(Some(key)) => return Ok(key),
+            Ok(None) => {}
+            // Another key may open; when none does, "damaged" or "unreachable" must not read "wrong password".
+            Err(e) => trouble = Some(e),
+        }
+    }
+    Err(trouble.unwrap_or(Error::WrongPassword))
+}
+
+fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Result<Option<Key>> {
+    let data = backend.read(FileKind::Key, id)?;
+    let damaged = |reason: &str| Error::damaged(FileKind::Key, id, reason);
+    if Id::of(&data) != id {
+        return Err(damaged("its hash is not its name"));
+    }
+    let file: KeyFile = serde_json::from_slice(&data).map_err(|e| damaged(&e.to_string()))?;
+    let affordable = file.n.checked_mul(u64::from(file.r) * 128).is_some_and(|bytes| bytes <= MAX_KEY_MEMORY);
+    if file.kdf != "scrypt" || !file.n.is_power_of_two() || !affordable || file.p > 64 {
+        return Err(damaged("unsupported key derivation"));
+    }
+    // At most 30: bounded by the memory above.
+    let log_n = u8::try_from(file.n.trailing_zeros()).unwrap_or(u8::MAX);
+    let wrapping = Key::derive(&password.0, &file.salt, log_n, file.r, file.p)?;
+    let Ok(master) = wrapping.open(&file.data) else { return Ok(None) };
+    let master: MasterKey = serde_json::from_slice(&master).map_err(|e| damaged(&e.to_string()))?;
+    let wrong_size = |_| damaged("a key has the wrong size");
+    Ok(Some(Key::new(
+        master.encrypt.try_into().map_err(wrong_size)?,
+        master.mac.k.try_into().map_err(wrong_size)?,
+        master.mac.r.try_into().map_err(wrong_size)?,
+    )))
+}
+
+impl Inner {
+    /// Reads a file that is not a pack: proves its name, decrypts and decompresses.
+    pub(crate) fn load_unpacked(&self, kind: FileKind, id: Id) -> Result<Vec<u8>> {
+        let data = self.backend.read(kind, id)?;
+        let damaged = |reason: String| Error::damaged(kind, id, reason);
+        if Id::of(&data) != id {
+            return Err(damaged("its hash is not its name".into()));
+        }
+        let plain = self.key.open(&data).map_err(|e| damaged(e.to_string()))?;
+        match plain.first() {
+            Some(b'{' | b'[') => Ok(plain),
+            Some(2) => zstd::decode_all(&plain[1..]).map_err(|e| damaged(e.to_string())),
+            _ => Err(damaged("unknown encoding".into())),
+        }
+    }
+
+    pub(crate) fn load_json<T: DeserializeOwned>(&self, kind: FileKind, id: Id) -> Result<T> {
+        let json = self.load_unpacked(kind, id)?;
+        serde_json::from_slice(&json).map_err(|e| Error::damaged(kind, id, e.to_string()))
+    }
+
+    pub(crate) fn save_json(&self, kind: FileKind, value: &impl Serialize) -> Result<Id> {
+        let json = to_json(value)?;
+        let compressed =
+            zstd::bulk::compress(&json, 3).map_err(|source| Error::System { doing: "compress", source })?;
+        let mut plain = Vec::with_capacity(compressed.len() + 1);
+        plain.push(2);
+        plain.extend_from_slice(&compressed);
+        let sealed = self.key.seal(&plain);
+        let id = Id::of(&sealed);
+        self.backend.write(kind, id, &sealed)?;
+        Ok(id)
+    }
+
+    pub(crate) fn load_snapshot(&self, id: SnapshotFileId) -> Result<SnapshotFile> {
+        match self.load_json(FileKind::Snapshot, id.0) {
+            Err(Error::Backend(e)) if e.is_not_found() => Err(Error::NotFound { what: format!("snapshot {id}") }),
+            other => other,
+        }
+    }
+
+    /// Lists the packs with their sizes.
+    pub(crate) fn list_packs(&self) -> Result<IdMap<u64>> {
+        Ok(self.backend.list(FileKind::Pack)?.into_iter().map(|info| (info.id, info.size)).collect())
+    }
+
+    /// Brings the index in memory up to what the store holds now.
+    pub(crate) fn refresh_index(&self) -> Result<()> {
+        let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Index files first: whatever they name was there before them, so it is in the listing of packs, unless it
+        // is gone.
+        let files = self.backend.list(FileKind::Index)?;
+        let packs = self.list_packs()?;
+        let all_there = {
+            let listed: HashSet<Id> = files.iter().map(|f| f.id).collect();
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            index.files.keys().all(|known| listed.contains(known))
+                && index.packs().all(|(id, size)| packs.get(&id) == Some(&size))
+        };
+        let mut fresh = None;
+        let known = if all_there {
+            self.index.read().unwrap_or_else(PoisonError::into_inner).files.clone()
+        } else {
+            // Something we relied on is gone: forget everything and load what there is.
+            fresh = Some(Index::default());
+            HashMap::new()
+        };
+        for file in files.iter().filter(|f| !known.contains_key(&f.id)) {
+            let content = match self.load_json::<IndexFile>(FileKind::Index, file.id) {
+                Ok(content) => content,
+                Err(Error::Backend(e)) if e.is_not_found() => continue,
+                Err(e) => return Err(e),
+            };
+            match &mut fresh {
+                Some(index) => index.add_file(file.id, Origin::Store, &content, &packs),
+                None => {
+                    let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+                    index.add_file(file.id, Origin::Store, &content, &packs);
+                }
+            }
+        }
+        if let Some(index) = fresh {
+            *self.index.write().unwrap_or_else(PoisonError::into_inner) = index;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn find_blob(&self, kind: BlobKind, id: Id) -> Option<Found> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).find(kind, id)
+    }
+
+    /// Reads one blob, proven by its hash.
+    pub(crate) fn load_blob(&self, kind: BlobKind, id: Id, needed_by: &str) -> Result<Vec<u8>> {
+        let read = |found: Found| -> Result<Vec<u8>> {
+            let (offset, len) = (u64::from(found.blob.offset), found.blob.length as usize);
+            let sealed = self.backend.read_range(FileKind::Pack, found.pack, offset, len)?;
+            open_blob(&self.key, found.pack, &found.blob, &sealed)
+        };
+        match self.find_blob(kind, id).map(read) {
+            Some(Err(Error::Backend(e))) if e.is_not_found() => {}
+            None => {}
+            Some(other) => return other,
+        }
+        // Somebody may have added it, or moved it to another pack, since the index was loaded.
+        self.refresh_index()?;
+        let found = self.find_blob(kind, id);
+        found.map_or_else(|| Err(Error::MissingBlob { blob: id, needed_by: needed_by.to_owned() }), read)
+    }
+
+    pub(crate) fn load_tree(&self, id: Id, path: &str) -> Result<Vec<Node>> {
+        decode_tree(id, &self.load_blob(BlobKind::Tree, id, path)?)
+    }
+
+    /// Finds the node at a slash path below a tree; the path "/" gives a node for the tree itself.
+    pub(crate) fn resolve(&self, tree: Id, path: &str) -> Result<Node> {
+        let mut node = Node::new(Vec::new(), NodeKind::Dir);
+        node.mode = 0o755;
+        node.subtree = Some(tree);
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            let missing = || Error::NotFound { what: format!("path {path}") };
+            let nodes = self.load_tree(node.subtree.ok_or_else(missing)?, path)?;
+            node = nodes.into_iter().find(|n| n.name == part.as_bytes()).ok_or_else(missing)?;
+        }
+        Ok(node)
+    }
+}

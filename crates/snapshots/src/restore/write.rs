@@ -1,0 +1,308 @@
+//! Workers: write regular files and their further names.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ftruncate, linkat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::meta;
+use super::plan::{Shared, Task, complete, lock};
+use super::remove::{remove_entry, temporary_name};
+use crate::archive::ZEROS;
+use crate::error::{Error, Result};
+use crate::fsdir::{self, Stat, proc_path};
+use crate::id::Id;
+use crate::node::{Node, NodeKind};
+use crate::verify::plain_length;
+use crate::wire::BlobKind;
+
+/// Blocks of zeros of this size and alignment are not written: they stay holes.
+const BLOCK: usize = 4096;
+
+/// Where an entry goes, and what was there.
+pub(crate) struct Place {
+    pub(crate) task: Arc<Task>,
+    pub(crate) name: Vec<u8>,
+    pub(crate) existing: Option<Stat>,
+}
+
+/// A regular file to write.
+pub(crate) struct Job {
+    pub(crate) place: Place,
+    pub(crate) fd: Arc<OwnedFd>,
+    pub(crate) node: Node,
+}
+
+/// The first name of an inode that has several.
+#[derive(Clone)]
+pub(crate) struct Source {
+    place: Arc<Place>,
+    inode: u64,
+}
+
+/// Inodes with several names, by the snapshot's device and inode number.
+#[derive(Default)]
+pub(crate) struct Links(HashMap<(u64, u64), Link>);
+
+enum Link {
+    Writing(Vec<Place>),
+    Known(Source),
+}
+
+/// What to do with one more name.
+pub(crate) enum LinkState {
+    /// It is the first: make it and report with [`Links::resolve`].
+    First,
+    /// A worker writes the inode and will make the name.
+    Waiting,
+    /// Link to it.
+    Known(Source),
+}
+
+impl Links {
+    pub(crate) fn meet(&mut self, key: (u64, u64), place: impl FnOnce() -> Place) -> LinkState {
+        match self.0.get_mut(&key) {
+            None => {
+                self.0.insert(key, Link::Writing(Vec::new()));
+                LinkState::First
+            }
+            Some(Link::Writing(waiting)) => {
+                waiting.push(place());
+                LinkState::Waiting
+            }
+            Some(Link::Known(source)) => LinkState::Known(source.clone()),
+        }
+    }
+
+    /// Records the inode and returns it with the names that waited for it.
+    pub(crate) fn resolve(&mut self, key: (u64, u64), place: Place, inode: u64) -> (Source, Vec<Place>) {
+        let source = Source { place: Arc::new(place), inode };
+        match self.0.insert(key, Link::Known(source.clone())) {
+            Some(Link::Writing(waiting)) => (source, waiting),
+            _ => (source, Vec::new()),
+        }
+    }
+}
+
+pub(crate) fn run_job(shared: &Shared<'_>, job: Job) -> Result<()> {
+    let Job { place, fd, node } = job;
+    let inode = write_file(shared, &place, &fd, &node)?;
+    shared.count(&node);
+    let task = Arc::clone(&place.task);
+    if let Some(key) = node.link_key() {
+        let (source, waiting) = lock(&shared.links).resolve(key, place, inode);
+        for place in waiting {
+            link_to(shared, &source, &place)?;
+            shared.count(&node);
+            complete(shared, &place.task)?;
+        }
+    }
+    complete(shared, &task)
+}
+
+/// Gives an inode another name.
+pub(crate) fn link_to(shared: &Shared<'_>, source: &Source, place: &Place) -> Result<()> {
+    if place.existing.is_some_and(|stat| stat.ino == source.inode) {
+        return Ok(());
+    }
+    let dir = &place.task.dir;
+    let error = shared.error("link", dir, &place.name);
+    let from = source.place.task.dir.fd_once().map_err(&error)?;
+    let inode = fsdir::open_path(&from, &source.place.name).map_err(&error)?;
+    if fsdir::stat_fd(&inode).map_err(&error)?.ino != source.inode {
+        // Somebody else's file has taken the name since.
+        return Err(error(Errno::STALE));
+    }
+    let fd = dir.fd_once().map_err(&error)?;
+    if place.existing.is_some_and(|stat| stat.kind() == Some(NodeKind::Dir)) {
+        remove_entry(dir, &fd, &place.name).map_err(&error)?;
+        shared.done.removed.fetch_add(1, Ordering::Relaxed);
+    }
+    let temporary = place.existing.map(|_| temporary_name());
+    let name = temporary.as_deref().unwrap_or(&place.name);
+    linkat(CWD, proc_path(&inode), &*fd, name, AtFlags::SYMLINK_FOLLOW).map_err(&error)?;
+    temporary.map_or(Ok(()), |temporary| rename_over(&fd, &temporary, &place.name)).map_err(&error)
+}
+
+fn rename_over(fd: &OwnedFd, temporary: &[u8], name: &[u8]) -> Result<(), Errno> {
+    renameat(fd, temporary, fd, name).inspect_err(|_| {
+        let _ = unlinkat(fd, temporary, AtFlags::empty());
+    })
+}
+
+/// Writes a file, or finds it as it must be; returns its inode number.
+fn write_file(shared: &Shared<'_>, place: &Place, fd: &OwnedFd, node: &Node) -> Result<u64> {
+    let dir = &place.task.dir;
+    let error = shared.error("write", dir, &node.name);
+    let overlay = place.task.overlay_of_entries();
+    if let Some(stat) = place.existing {
+        if let Some((file, stat)) = same_content(shared, fd, node, &stat).map_err(|e| e.into_error(&error))? {
+            meta::apply(&file, &stat, node, overlay).map_err(&error)?;
+            shared.done.unchanged.fetch_add(1, Ordering::Relaxed);
+            shared.progress.add_bytes(node.size);
+            return Ok(stat.ino);
+        }
+        if stat.kind() == Some(NodeKind::Dir) {
+            remove_entry(dir, fd, &node.name).map_err(&error)?;
+            shared.done.removed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let temporary = place.existing.map(|_| temporary_name());
+    let name = temporary.as_deref().unwrap_or(&node.name);
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(&error)?;
+    let written = write_content(shared, &file, node, &error)
+        .and_then(|()| {
+            let stat = fsdir::stat_fd(&file).map_err(&error)?;
+            meta::apply(&file, &stat, node, overlay).map_err(&error)?;
+            Ok(stat.ino)
+        });
+    match (written, &temporary) {
+        (Ok(inode), None) => Ok(inode),
+        (Ok(inode), Some(temporary)) => rename_over(fd, temporary, &node.name).map(|()| inode).map_err(&error),
+        (Err(e), temporary) => {
+            if let Some(temporary) = temporary {
+                let _ = unlinkat(fd, temporary.as_slice(), AtFlags::empty());
+            }
+            Err(e)
+        }
+    }
+}
+
+fn write_content(shared: &Shared<'_>, file: &OwnedFd, node: &Node, error: &impl Fn(Errno) -> Error) -> Result<()> {
+    let mut offset = 0_u64;
+    for blob in &node.content {
+        shared.check()?;
+        if *blob == ZEROS.1 {
+            offset += ZEROS.0.len() as u64;
+            shared.progress.add_bytes(ZEROS.0.len() as u64);
+            continue;
+        }
+        let data = shared.inner.load_blob(BlobKind::Data, *blob, &String::from_utf8_lossy(&node.name))?;
+        let written = write_sparse(file, &data, offset).map_err(error)?;
+        shared.done.written.fetch_add(written, Ordering::Relaxed);
+        shared.progress.add_bytes(data.len() as u64);
+        offset += data.len() as u64;
+    }
+    // A hole at the end exists only by the size.
+    ftruncate(file, node.size).map_err(error)?;
+    if offset == node.size {
+        Ok(())
+    } else {
+        let what = format!("bytes of {}", String::from_utf8_lossy(&node.name));
+        Err(Error::Mismatch { what, expected: node.size, found: offset })
+    }
+}
+
+/// Writes all but blocks of zeros; returns how many bytes were written.
+fn write_sparse(file: &OwnedFd, data: &[u8], offset: u64) -> Result<u64, Errno> {
+    let mut written = 0;
+    let mut at = 0;
+    while at < data.len() {
+        let end = block_end(data.len(), at, offset);
+        if is_zero(&data[at..end]) {
+            at = end;
+            continue;
+        }
+        let start = at;
+        at = end;
+        while at < data.len() {
+            let end = block_end(data.len(), at, offset);
+            if is_zero(&data[at..end]) {
+                break;
+            }
+            at = end;
+        }
+        write_all_at(file, &data[start..at], offset + start as u64)?;
+        written += (at - start) as u64;
+    }
+    Ok(written)
+}
+
+/// The end of the block that `at` lies in, blocks being aligned in the file and not in the data.
+fn block_end(len: usize, at: usize, offset: u64) -> usize {
+    let within = usize::try_from((offset + at as u64) % BLOCK as u64).unwrap_or(0);
+    (at + BLOCK - within).min(len)
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
+}
+
+fn write_all_at(file: &OwnedFd, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
+    while !data.is_empty() {
+        match rustix::io::pwrite(file, data, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(n) => {
+                data = &data[n..];
+                offset += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+enum CompareError {
+    Errno(Errno),
+    Error(Error),
+}
+
+impl CompareError {
+    fn into_error(self, wrap: &impl Fn(Errno) -> Error) -> Error {
+        match self {
+            Self::Errno(e) => wrap(e),
+            Self::Error(e) => e,
+        }
+    }
+}
+
+/// Opens an existing file when it is the node's already: compared by content, because times can be set by anybody.
+fn same_content(
+    shared: &Shared<'_>,
+    dir: &OwnedFd,
+    node: &Node,
+    seen: &Stat,
+) -> Result<Option<(OwnedFd, Stat)>, CompareError> {
+    // A file with more names than it should have shares its inode with something else.
+    let fits = |stat: &Stat| {
+        stat.kind() == Some(NodeKind::File)
+            && stat.size == node.size
+            && (stat.nlink == 1 || node.link_key().is_some())
+    };
+    if !fits(seen) {
+        return Ok(None);
+    }
+    let path_fd = fsdir::open_path(dir, &node.name).map_err(CompareError::Errno)?;
+    let stat = fsdir::stat_fd(&path_fd).map_err(CompareError::Errno)?;
+    if !fits(&stat) {
+        return Ok(None);
+    }
+    let file = fsdir::open_readable(&path_fd).map_err(CompareError::Errno)?;
+    let mut buffer = Vec::new();
+    for blob in &node.content {
+        shared.check().map_err(CompareError::Error)?;
+        let Some(found) = shared.inner.find_blob(BlobKind::Data, *blob) else { return Ok(None) };
+        buffer.resize(usize::try_from(plain_length(&found.blob)).unwrap_or(0), 0);
+        if !read_exact(&file, &mut buffer).map_err(CompareError::Errno)? || Id::of(&buffer) != *blob {
+            return Ok(None);
+        }
+    }
+    Ok(Some((file, stat)))
+}
+
+fn read_exact(file: &OwnedFd, mut buffer: &mut [u8]) -> Result<bool, Errno> {
+    while !buffer.is_empty() {
+        match rustix::io::read(file, &mut *buffer) {
+            Ok(0) => return Ok(false),
+            Ok(n) => buffer = &mut buffer[n..],
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(true)
+}

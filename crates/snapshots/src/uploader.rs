@@ -1,0 +1,136 @@
+//! Brings blobs into the repository: packs first, then the index that names them.
+//!
+//! Workers compress and encrypt on their own and share nothing but a pool of packs being filled: each takes one,
+//! adds its blob and puts it back, or writes it when it is full. So there are never more open packs than workers, and
+//! a small archive makes a single one.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::backend::FileKind;
+use crate::error::Result;
+use crate::id::Id;
+use crate::index::{IdSet, Origin};
+use crate::pack::{PackBuilder, Sealer};
+use crate::repository::Inner;
+use crate::wire::{BlobKind, IndexFile, IndexPack};
+
+/// An index file is written after so many packs, so that a crash costs little work.
+const PACKS_PER_INDEX: usize = 8;
+const SHARDS: usize = 16;
+
+pub(crate) struct Uploader<'a> {
+    inner: &'a Inner,
+    /// Blobs this upload has taken on: in an open pack, being written, or written.
+    taken: [[Mutex<IdSet>; SHARDS]; 2],
+    open: [Mutex<Vec<PackBuilder>>; 2],
+    unindexed: Mutex<Vec<IndexPack>>,
+    written: Mutex<Vec<Id>>,
+    new_bytes: AtomicU64,
+    /// Ids are chosen by whoever writes the files: an unpredictable shard keeps them from meeting in one.
+    hasher: RandomState,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A worker that panicked makes the whole upload fail; what it left in here is not used for anything that counts.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Uploader<'a> {
+    /// Starts an upload. The index must be fresh as of after the lock was taken.
+    pub(crate) fn new(inner: &'a Inner) -> Self {
+        Self {
+            inner,
+            taken: Default::default(),
+            open: Default::default(),
+            unindexed: Mutex::default(),
+            written: Mutex::default(),
+            new_bytes: AtomicU64::new(0),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Reports whether a blob is in the repository or on its way.
+    pub(crate) fn has(&self, kind: BlobKind, id: Id) -> bool {
+        self.inner.find_blob(kind, id).is_some() || lock(self.shard(kind, id)).contains(&id)
+    }
+
+    fn shard(&self, kind: BlobKind, id: Id) -> &Mutex<IdSet> {
+        let shard = usize::try_from(self.hasher.hash_one(id) % SHARDS as u64).unwrap_or(0);
+        &self.taken[kind as usize][shard]
+    }
+
+    /// Saves a blob unless it is there already.
+    pub(crate) fn save(&self, sealer: &mut Sealer, kind: BlobKind, data: &[u8]) -> Result<Id> {
+        let id = Id::of(data);
+        self.save_as(sealer, kind, id, data)?;
+        Ok(id)
+    }
+
+    /// Saves a blob whose hash is known.
+    pub(crate) fn save_as(&self, sealer: &mut Sealer, kind: BlobKind, id: Id, data: &[u8]) -> Result<()> {
+        if self.inner.find_blob(kind, id).is_some() || !lock(self.shard(kind, id)).insert(id) {
+            return Ok(());
+        }
+        let pool = &self.open[kind as usize];
+        let mut pack = lock(pool).pop().unwrap_or_default();
+        sealer.add(&mut pack, &self.inner.key, kind, id, data)?;
+        if pack.is_full() {
+            self.write(pack)?;
+        } else {
+            lock(pool).push(pack);
+        }
+        Ok(())
+    }
+
+    fn write(&self, pack: PackBuilder) -> Result<()> {
+        let pack = pack.finish(&self.inner.key);
+        self.inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
+        self.new_bytes.fetch_add(pack.data.len() as u64, Ordering::Relaxed);
+        lock(&self.written).push(pack.id);
+        let ready = {
+            let mut unindexed = lock(&self.unindexed);
+            unindexed.push(IndexPack { id: pack.id, blobs: pack.blobs });
+            (unindexed.len() >= PACKS_PER_INDEX).then(|| std::mem::take(&mut *unindexed))
+        };
+        ready.map_or(Ok(()), |packs| self.write_index(packs))
+    }
+
+    fn write_index(&self, packs: Vec<IndexPack>) -> Result<()> {
+        let file = IndexFile { packs };
+        let id = self.inner.save_json(FileKind::Index, &file)?;
+        self.inner.index.write().unwrap_or_else(PoisonError::into_inner).add_written(id, Origin::Written, &file);
+        Ok(())
+    }
+
+    /// Writes everything that is still open: after this, the repository holds every blob that was saved.
+    pub(crate) fn flush(&self) -> Result<()> {
+        for pool in &self.open {
+            for pack in std::mem::take(&mut *lock(pool)) {
+                if !pack.is_empty() {
+                    self.write(pack)?;
+                }
+            }
+        }
+        let rest = std::mem::take(&mut *lock(&self.unindexed));
+        if rest.is_empty() { Ok(()) } else { self.write_index(rest) }
+    }
+
+    /// Keeps finished packs from being uploaded again after a cancellation; failing at that costs only work.
+    pub(crate) fn salvage(&self) {
+        let rest = std::mem::take(&mut *lock(&self.unindexed));
+        if !rest.is_empty() {
+            drop(self.write_index(rest));
+        }
+    }
+
+    pub(crate) fn new_bytes(&self) -> u64 {
+        self.new_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn written_packs(&self) -> Vec<Id> {
+        lock(&self.written).clone()
+    }
+}
