@@ -20,7 +20,8 @@ become_root "$0" "$@"
 dir=$DEV_DIR/engines/$name
 socket=$dir/docker.sock
 pidfile=$dir/dockerd.pid
-bridge=prnl-$name
+# Names of interfaces are short, and another development directory may have an engine of this name.
+bridge=prnl-$(printf '%s' "$dir" | sha256sum | cut -c1-10)
 
 # Prints the pid of our daemon when it runs. The pid file alone proves nothing after a reboot.
 daemon_pid() {
@@ -86,7 +87,9 @@ remove_bridges() {
 
 # Only the engine called "main" writes firewall rules, and only where no other daemon does: dockerd flushes the
 # chains of every other one when it starts.
-writes_firewall() { [ "$name" = main ] && ! DOCKER_HOST='' docker --host unix:///var/run/docker.sock version >/dev/null 2>&1; }
+writes_firewall() {
+    [ "$name" = main ] && ! docker --host unix:///var/run/docker.sock version >/dev/null 2>&1
+}
 
 runsc_runtime() {
     jq -n --arg path "$DEV_DIR/bin/$1" '{path: $path, runtimeArgs: ["--ignore-cgroups", "--network=host", $ARGS.positional[]]}' \
