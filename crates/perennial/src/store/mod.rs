@@ -1,1 +1,194 @@
-//! Placeholder.
+//! The only SQL: pods, snapshots, operations, events, leases.
+//!
+//! A struct, not a trait: a real SQLite in a temporary directory, or in memory, is its own test double. The same
+//! statements run on SQLite and on Postgres (`sqlx::Any`; TEXT and BIGINT only).
+//!
+//! - `change`: everything that is written, as one value and one transaction;
+//! - `read`: everything that is looked up;
+//! - `lease`: who may work on a pod;
+//! - `rows`: how domain types are written.
+//!
+//! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
+
+mod change;
+mod lease;
+mod open;
+mod read;
+mod rows;
+
+use std::sync::Arc;
+
+use perennial_core::Error;
+use perennial_core::fault::Tap;
+use perennial_core::id::{InstallationId, OperationId, PodId};
+use sqlx::AnyPool;
+use tokio::sync::broadcast;
+
+pub use change::{Change, IdempotencyRecord, StoredImage};
+pub use lease::Lease;
+pub use read::{EventFilter, Page, PodFilter, SnapshotScope, Visibility};
+
+/// The name of the fault point around every commit.
+pub const COMMIT_SITE: &str = "store.commit";
+/// Commits that a slow subscriber may lag behind before it is told to look for itself.
+const BACKLOG: usize = 1024;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database does not answer; nothing was written.
+    #[error("the database is not available")]
+    Unavailable(#[source] Option<sqlx::Error>),
+    /// Nobody knows whether the transaction was committed (law 5): read again before deciding anything.
+    #[error("nobody knows whether the change was committed")]
+    OutcomeUnknown(#[source] Option<sqlx::Error>),
+    /// Somebody else changed the pod since it was read; nothing was written.
+    #[error("the pod changed meanwhile")]
+    Stale,
+    /// Another living pod of the tenant has this name; nothing was written.
+    #[error("the name is taken")]
+    NameTaken,
+    /// The lease is no longer ours; nothing was written.
+    #[error("the lease was lost")]
+    LeaseLost,
+    /// A request with this idempotency key was recorded meanwhile; nothing was written.
+    #[error("the idempotency key is used")]
+    IdempotencyTaken,
+    /// The database was written by a newer program.
+    #[error("the database has schema version {found}, this program knows up to {known}")]
+    NewerDatabase {
+        /// Newest version found.
+        found: i64,
+        /// Newest version known.
+        known: i64,
+    },
+    /// A migration failed, or one that was applied has changed.
+    #[error("the database could not be migrated")]
+    Migration(#[source] sqlx::migrate::MigrateError),
+    /// A row cannot be read.
+    #[error("{what} cannot be read: {problem}")]
+    Corrupt {
+        /// Which row.
+        what: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The database refused a statement: a defect of the caller.
+    #[error("the database refused the statement")]
+    Rejected(#[source] sqlx::Error),
+    /// The database's file could not be made or opened.
+    #[error("{path} cannot be opened")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Database(ref database) if !is_busy(database.as_ref()) => Self::Rejected(error),
+            sqlx::Error::ColumnDecode { ref index, ref source } => {
+                Self::Corrupt { what: format!("column {index}"), problem: source.to_string() }
+            }
+            other => Self::Unavailable(Some(other)),
+        }
+    }
+}
+
+/// Whether the database only says "not now": SQLite's BUSY, LOCKED, FULL and I/O errors; Postgres' classes 08, 40, 53, 57.
+fn is_busy(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let Some(code) = error.code() else { return false };
+    // SQLite gives an extended result code as a number; its low byte is the primary one.
+    if let Ok(number) = code.parse::<u32>()
+        && code.len() < 5
+    {
+        return matches!(number & 0xff, 5 | 6 | 10 | 13);
+    }
+    ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class))
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable { problem: error.to_string() },
+            StoreError::OutcomeUnknown(_) => Self::Unavailable { problem: error.to_string() },
+            StoreError::Stale => Self::conflict("pod-changed", "the pod changed meanwhile", "read it again"),
+            StoreError::NameTaken => Self::conflict(
+                "pod-name-taken",
+                "another pod of the tenant has this name",
+                "choose another name, or rename or delete the other pod first",
+            ),
+            StoreError::LeaseLost => Self::Unavailable { problem: "another server works on this pod".to_owned() },
+            StoreError::IdempotencyTaken => Self::conflict(
+                "idempotency-key-used",
+                "a request with this Idempotency-Key was accepted meanwhile",
+                "send the same request again to get its answer",
+            ),
+            StoreError::NewerDatabase { .. }
+            | StoreError::Migration(_)
+            | StoreError::Corrupt { .. }
+            | StoreError::Rejected(_)
+            | StoreError::File { .. } => Self::Internal { problem: error.to_string() },
+        }
+    }
+}
+
+/// What a commit touched: a hint to look again, never the news itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The pod it was about.
+    pub pod: Option<PodId>,
+    /// Operations it wrote.
+    pub operations: Vec<OperationId>,
+    /// The newest event it wrote; `None` when it wrote none.
+    pub event: Option<i64>,
+}
+
+/// Everything Perennial remembers; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    /// One connection on SQLite, so that writers queue here and never meet `SQLITE_BUSY`.
+    write: AnyPool,
+    read: AnyPool,
+    tap: Arc<dyn Tap>,
+    committed: broadcast::Sender<Arc<Committed>>,
+    installation: InstallationId,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("installation", &self.installation).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// The installation this database belongs to; made when it was opened for the first time.
+    #[must_use]
+    pub const fn installation(&self) -> InstallationId {
+        self.installation
+    }
+
+    /// Tells of every commit of this process from now on. Subscribe first, then read, then wait.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Committed>> {
+        self.committed.subscribe()
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT id FROM installation").fetch_one(&self.read).await?;
+        Ok(())
+    }
+
+    /// Closes every connection; on SQLite the write-ahead log is merged into the database.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}

@@ -1,0 +1,75 @@
+//! The document of a snapshot.
+
+use jiff::Timestamp;
+use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
+use perennial_core::spec::{Backend, TenantId};
+use serde::{Deserialize, Serialize};
+
+use super::{DOCUMENT_VERSION, RowError, Stored, check_version, corrupt, read, stored_enum, stored_struct, write};
+use crate::store::StoreError;
+
+stored_enum!(KindRow = SnapshotKind {
+    Manual = "manual",
+    Scheduled = "scheduled",
+    Final = "final",
+    Safety = "safety",
+});
+stored_enum!(StateRow = SnapshotState {
+    Pending = "pending",
+    Uploaded = "uploaded",
+    Verified = "verified",
+    Failed = "failed",
+});
+stored_enum!(GradeRow = Grade { Stopped = "stopped", Frozen = "frozen" });
+stored_struct!(WriterStampRow = WriterStamp { container: String, started_at: Option<Timestamp> });
+stored_struct!(LossRow = Loss { path: String, reason: String });
+stored_struct!(VolumeRow = SnapshotVolume {
+    name: String,
+    mount_path: String,
+    files: Option<u64>,
+    bytes: Option<u64>,
+});
+stored_struct!(SnapshotRow = Snapshot {
+    id: SnapshotId,
+    pod: PodId,
+    tenant: TenantId,
+    kind: SnapshotKind,
+    state: SnapshotState,
+    set: Option<u32>,
+    generation: u64,
+    backend: Option<Backend>,
+    grade: Option<Grade>,
+    writer: Option<WriterStamp>,
+    created_at: Timestamp,
+    captured_at: Option<Timestamp>,
+    bytes: Option<u64>,
+    new_bytes: Option<u64>,
+    files: Option<u64>,
+    volumes: Vec<SnapshotVolume>,
+    image: Option<String>,
+    losses: Vec<Loss>,
+    repository_id: Option<String>,
+    error: Option<String>,
+});
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    v: u32,
+    snapshot: SnapshotRow,
+}
+
+/// Writes the `state` and `body` columns.
+pub(in crate::store) fn snapshot_to_body(snapshot: &Snapshot) -> Result<(&'static str, String), StoreError> {
+    let row = snapshot.to_row();
+    let state = row.state.as_str();
+    Ok((state, write("snapshot", &Document { v: DOCUMENT_VERSION, snapshot: row })?))
+}
+
+/// Reads the `body` column.
+pub(in crate::store) fn snapshot_from_body(body: &str) -> Result<Snapshot, StoreError> {
+    let document: Document = read("snapshot", body)?;
+    check_version("snapshot", document.v)?;
+    Snapshot::from_row(document.snapshot).map_err(|e| corrupt("snapshot", e))
+}

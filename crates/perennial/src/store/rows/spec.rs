@@ -1,0 +1,67 @@
+//! The specification document of a pod.
+
+use std::collections::BTreeMap;
+
+use perennial_core::spec::{
+    Backend, DeclaredVolume, OnStop, PodSpec, PortSpec, PrivilegeEscalation, Profile, Resources,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{RowError, Stored, stored_enum, stored_struct};
+
+stored_struct!(ResourcesRow = Resources {
+    nano_cpus: Option<u64>,
+    memory: Option<u64>,
+    memory_swap: Option<u64>,
+    memory_reservation: Option<u64>,
+    pids: Option<u32>,
+});
+stored_struct!(DeclaredVolumeRow = DeclaredVolume { name: String, mount_path: String, size: Option<u64> });
+stored_struct!(PortRow = PortSpec { container: u16, host: Option<u16> });
+stored_enum!(OnStopRow = OnStop { Release = "release", Pause = "pause" });
+stored_enum!(BackendRow = Backend { Overlay = "overlay", Engine = "docker" });
+stored_enum!(PrivilegeRow = PrivilegeEscalation { Denied = "denied", Allowed = "allowed" });
+
+/// What persists.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum ProfileRow {
+    /// Everything.
+    Universal,
+    /// Exactly these.
+    Declared(Vec<DeclaredVolumeRow>),
+}
+
+impl Stored for Profile {
+    type Row = ProfileRow;
+    fn to_row(&self) -> ProfileRow {
+        match self {
+            Self::Universal => ProfileRow::Universal,
+            Self::Declared(volumes) => ProfileRow::Declared(volumes.to_row()),
+        }
+    }
+    fn from_row(row: ProfileRow) -> Result<Self, RowError> {
+        Ok(match row {
+            ProfileRow::Universal => Self::Universal,
+            ProfileRow::Declared(volumes) => Self::Declared(Stored::from_row(volumes)?),
+        })
+    }
+}
+
+stored_struct!(SpecRow = PodSpec {
+    image: String,
+    command: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    runtime: Option<String>,
+    resources: Resources,
+    env: BTreeMap<String, String>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    profile: Profile,
+    ports: Vec<PortSpec>,
+    stop_signal: Option<String>,
+    stop_timeout: u32,
+    on_stop: OnStop,
+    backend: Option<Backend>,
+    privilege_escalation: PrivilegeEscalation,
+});
