@@ -1,0 +1,180 @@
+//! Volume sets: preparing, completing, deleting.
+
+use std::fs;
+
+use perennial_core::engine::{Effect, EngineError, Fill, Presence};
+use perennial_core::permit::DeletePermit;
+use perennial_core::spec::Backend;
+
+use super::subject::Subject;
+use super::{Checked, Fixture, check, check_refused};
+
+pub(super) async fn set_becomes_whole(fixture: &Fixture) -> Checked {
+    let subject = Subject::new(fixture).await?;
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Absent, "a set nobody made is {presence:?}");
+    let set = subject.set(1)?;
+    let effect = subject.engine().set_prepare(&set, Fill::Image).await?;
+    check!(effect == Effect::Created, "preparing said {effect:?}");
+    let presence = subject.presence(1).await?;
+    check!(presence != Presence::Absent, "a prepared set is absent");
+    subject.engine().set_complete(&set).await?;
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "a complete set is {presence:?}");
+    Ok(())
+}
+
+pub(super) async fn set_calls_are_safe_to_repeat(fixture: &Fixture) -> Checked {
+    let subject = Subject::new(fixture).await?;
+    let set = subject.set(1)?;
+    subject.engine().set_prepare(&set, Fill::Image).await?;
+    subject.engine().set_prepare(&set, Fill::Image).await?;
+    subject.engine().set_complete(&set).await?;
+    let effect = subject.engine().set_complete(&set).await?;
+    check!(effect == Effect::Unchanged, "completing again said {effect:?}");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "the set is {presence:?}");
+    Ok(())
+}
+
+pub(super) async fn complete_set_is_not_prepared_again(fixture: &Fixture) -> Checked {
+    let (subject, id) = Subject::running(fixture).await?;
+    subject.write(&id, "/srv/kept", "kept").await?;
+    subject.remove(&id).await?;
+    for fill in [Fill::Image, Fill::Empty] {
+        let answer = subject.engine().set_prepare(&subject.set(1)?, fill).await;
+        check_refused!(answer, EngineError::Conflict { .. } | EngineError::Rejected { .. }, "preparing a complete set");
+    }
+    let mut subject = subject;
+    let id = subject.create().await?;
+    subject.start(&id).await?;
+    subject.sees(&id, "/srv/kept", "kept").await
+}
+
+pub(super) async fn half_prepared_set_begins_from_nothing(fixture: &Fixture) -> Checked {
+    let subject = Subject::new(fixture).await?;
+    let set = subject.set(1)?;
+    subject.engine().set_prepare(&set, Fill::Image).await?;
+    let Some(stray) = subject.on_host(1, "/srv/stray").await? else { return Ok(()) };
+    fs::write(&stray, "half")?;
+    let volume = set.volumes.iter().find(|v| v.mount_path == "/opt");
+    if let Some(volume) = volume {
+        fixture.hands.data_remove(&set, &volume.name).await?;
+    }
+    subject.engine().set_prepare(&set, Fill::Image).await?;
+    subject.engine().set_complete(&set).await?;
+    check!(!stray.exists(), "what an earlier try left is still there");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "the set is {presence:?}");
+    Ok(())
+}
+
+pub(super) async fn set_access_names_every_volume(fixture: &Fixture) -> Checked {
+    let subject = Subject::complete(fixture).await?;
+    let Some(paths) = subject.local(1).await? else { return Ok(()) };
+    let set = subject.set(1)?;
+    for volume in &set.volumes {
+        let Some(path) = paths.iter().find(|p| p.name == volume.name) else {
+            check!(false, "{} is not reached", volume.name);
+            continue;
+        };
+        check!(path.mount_path == volume.mount_path, "{} is mounted at {}", volume.name, path.mount_path);
+        check!(path.path.is_dir(), "{} is no directory", path.path.display());
+        let overlay = fixture.backend == Backend::Overlay;
+        check!(path.lower.is_some() == overlay, "{} has the lower {:?}", volume.name, path.lower);
+        let relative = path.exclude.iter().all(|e| !e.starts_with('/'));
+        check!(relative, "excluded paths are not relative: {:?}", path.exclude);
+    }
+    check!(paths.len() == set.volumes.len(), "{} volumes are reached as {}", set.volumes.len(), paths.len());
+    let absent = Subject::new(fixture).await?;
+    let answer = absent.engine().set_access(&absent.set(1)?).await;
+    check!(answer.is_err(), "a set nobody made is reached: {answer:?}");
+    Ok(())
+}
+
+pub(super) async fn empty_fill_holds_what_was_put_in(fixture: &Fixture) -> Checked {
+    let mut subject = Subject::new(fixture).await?;
+    let set = subject.set(1)?;
+    subject.engine().set_prepare(&set, Fill::Empty).await?;
+    let Some(path) = subject.on_host(1, "/srv/restored").await? else { return Ok(()) };
+    fs::write(path, "restored")?;
+    subject.engine().set_complete(&set).await?;
+    let id = subject.create().await?;
+    subject.start(&id).await?;
+    subject.sees(&id, "/srv/restored", "restored").await?;
+    if fixture.backend == Backend::Engine {
+        subject.sees_nothing(&id, &fixture.seeded_file).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn sets_of_a_pod_are_apart(fixture: &Fixture) -> Checked {
+    let (mut subject, id) = Subject::running(fixture).await?;
+    subject.write(&id, "/srv/first", "first").await?;
+    let second = subject.add_set();
+    subject.prepare(second).await?;
+    let observed = subject.observe().await?;
+    let permit = DeletePermit::never_started_set(&subject.pod, second, &observed)?;
+    let effect = subject.engine().set_delete(&subject.set(second)?, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    let presence = subject.presence(second).await?;
+    check!(presence == Presence::Absent, "the deleted set is {presence:?}");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "the other set is {presence:?}");
+    subject.sees(&id, "/srv/first", "first").await
+}
+
+pub(super) async fn set_is_deleted_with_its_permit_only(fixture: &Fixture) -> Checked {
+    let mut subject = Subject::complete(fixture).await?;
+    let second = subject.add_set();
+    let other = Subject::new(fixture).await?;
+    let observed = subject.observe().await?;
+    let wrong = [
+        DeletePermit::never_started_set(&subject.pod, second, &observed)?,
+        DeletePermit::never_started_set(&other.pod, 1, &other.observe().await?)?,
+        DeletePermit::scratch("anything"),
+    ];
+    for permit in wrong {
+        let answer = subject.engine().set_delete(&subject.set(1)?, &permit).await;
+        check!(answer.is_err(), "a permit for something else deleted the set");
+        let presence = subject.presence(1).await?;
+        check!(presence == Presence::Whole, "after a refused deletion the set is {presence:?}");
+    }
+    let permit = DeletePermit::never_started_set(&subject.pod, 1, &observed)?;
+    let effect = subject.engine().set_delete(&subject.set(1)?, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Absent, "the deleted set is {presence:?}");
+    Ok(())
+}
+
+pub(super) async fn set_in_use_is_not_deleted(fixture: &Fixture) -> Checked {
+    let subject = Subject::complete(fixture).await?;
+    let permit = DeletePermit::never_started_set(&subject.pod, 1, &subject.observe().await?)?;
+    let id = subject.create().await?;
+    let answer = subject.engine().set_delete(&subject.set(1)?, &permit).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "deleting a set that a container refers to");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "after a refused deletion the set is {presence:?}");
+    subject.remove(&id).await?;
+    let effect = subject.engine().set_delete(&subject.set(1)?, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    Ok(())
+}
+
+pub(super) async fn absent_set_is_deleted_already(fixture: &Fixture) -> Checked {
+    let subject = Subject::new(fixture).await?;
+    let permit = DeletePermit::never_started_set(&subject.pod, 1, &subject.observe().await?)?;
+    let effect = subject.engine().set_delete(&subject.set(1)?, &permit).await?;
+    check!(effect == Effect::Unchanged, "deleting nothing said {effect:?}");
+    Ok(())
+}
+
+pub(super) async fn set_of_a_missing_image_is_refused(fixture: &Fixture) -> Checked {
+    let subject = Subject::new(fixture).await?;
+    let mut set = subject.set(1)?;
+    set.image = format!("sha256:{}", "0".repeat(64));
+    let answer = subject.engine().set_prepare(&set, Fill::Image).await;
+    check_refused!(answer, EngineError::NotFound { .. } | EngineError::Rejected { .. }, "preparing without the image");
+    Ok(())
+}

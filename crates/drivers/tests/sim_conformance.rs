@@ -1,0 +1,118 @@
+//! The conformance suite on the simulated engine: every case, both backends, both kinds of runtime.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use perennial_core::engine::SetSpec;
+use perennial_core::id::PodId;
+use perennial_core::spec::Backend;
+use perennial_drivers::conformance::{self, Checked, Declaring, Failure, Fixture, Hands, Tracked};
+use perennial_drivers::for_each_case;
+use perennial_drivers::sim::{Cause, SimEngine, SimImage, SimOptions, VirtualClock};
+
+struct SimHands(SimEngine);
+
+impl SimHands {
+    fn pod(&self, container: &str) -> Checked<PodId> {
+        self.0.pod_of(container).ok_or_else(|| Failure(format!("there is no container {container}")))
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure(format!("hands: {error}"))
+}
+
+#[async_trait]
+impl Hands for SimHands {
+    async fn write(&self, container: &str, path: &str, bytes: &[u8]) -> Checked {
+        self.0.write(self.pod(container)?, path, bytes).map_err(failed)
+    }
+
+    async fn read(&self, container: &str, path: &str) -> Checked<Option<Vec<u8>>> {
+        self.0.read(self.pod(container)?, path).map_err(failed)
+    }
+
+    async fn remove(&self, container: &str, path: &str) -> Checked {
+        self.0.remove(self.pod(container)?, path).map(drop).map_err(failed)
+    }
+
+    async fn crash(&self, container: &str) -> Checked {
+        self.0.crash(self.pod(container)?, 137, Cause::Itself).map_err(failed)
+    }
+
+    async fn kill_outside(&self, container: &str) -> Checked {
+        self.0.kill_container_outside(self.pod(container)?).map_err(failed)
+    }
+
+    async fn foreign_make(&self, set: &SetSpec) -> Checked<String> {
+        Ok(self.0.foreign_container(set.pod, set.number))
+    }
+
+    async fn foreign_remove(&self, id: &str) -> Checked {
+        self.0.foreign_remove(id);
+        Ok(())
+    }
+
+    async fn definition_remove(&self, set: &SetSpec, volume: &str) -> Checked {
+        self.0.remove_definition_outside(set.pod, set.number, volume).map_err(failed)
+    }
+
+    async fn data_remove(&self, set: &SetSpec, volume: &str) -> Checked {
+        self.0.remove_volume_data_outside(set.pod, set.number, volume).map_err(failed)
+    }
+}
+
+async fn run(backend: Backend, runtime: Option<&str>, name: &str) {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    let clock = Arc::new(VirtualClock::default());
+    let engine = SimEngine::open(root.path().join("sim"), clock.clone(), SimOptions::default()).expect("an engine");
+    engine.add_image("standard:1", &SimImage::standard()).expect("an image");
+    let declaring = SimImage::standard().file("/data/seed", "from the image\n").volume("/data").volume("/srv");
+    engine.add_image("declaring:1", &declaring).expect("an image");
+    let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    let fixture = Fixture {
+        engine: Arc::new(engine.clone()),
+        hands: Arc::new(SimHands(engine.clone())),
+        clock,
+        salt: 0,
+        image: "standard:1".to_owned(),
+        declaring: Some(Declaring {
+            image: "declaring:1".to_owned(),
+            path: "/data".to_owned(),
+            seeded_file: "/data/seed".to_owned(),
+        }),
+        runtime: runtime.map(str::to_owned),
+        backend,
+        command: words(&["sleep", "infinity"]),
+        stubborn: words(&["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]),
+        seeded_file: "/etc/motd".to_owned(),
+        seeded_directory: words(&["/var/lib/seed/a", "/var/lib/seed/b"]),
+        scratch: root.path().to_owned(),
+        tracked: Tracked::default(),
+    };
+    if let Err(failure) = conformance::run(&fixture, name).await {
+        panic!("{name}: {failure}");
+    }
+}
+
+macro_rules! tests {
+    ($($module:ident: $($name:ident)*;)*) => {
+        mod overlay {
+            $($(#[tokio::test] async fn $name() {
+                super::run(super::Backend::Overlay, None, stringify!($name)).await;
+            })*)*
+        }
+        mod engine_volumes {
+            $($(#[tokio::test] async fn $name() {
+                super::run(super::Backend::Engine, None, stringify!($name)).await;
+            })*)*
+        }
+        mod hidden_layer {
+            $($(#[tokio::test] async fn $name() {
+                super::run(super::Backend::Overlay, Some("runsc"), stringify!($name)).await;
+            })*)*
+        }
+    };
+}
+
+for_each_case!(tests);
