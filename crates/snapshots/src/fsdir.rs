@@ -129,7 +129,11 @@ pub(crate) fn open_readable(path_fd: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 pub(crate) fn list_names(dir: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     // A description of our own: the offset of a shared one would be moved by others.
-    let own = openat2(dir, c".", DIR_FLAGS, Mode::empty(), RESOLVE)?;
+    // Looking must not change the access time: it is part of what is captured.
+    let own = match openat2(dir, c".", DIR_FLAGS | OFlags::NOATIME, Mode::empty(), RESOLVE) {
+        Err(Errno::PERM) => openat2(dir, c".", DIR_FLAGS, Mode::empty(), RESOLVE)?,
+        other => other?,
+    };
     for entry in rustix::fs::Dir::new(own)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();

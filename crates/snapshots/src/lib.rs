@@ -28,6 +28,7 @@ mod fsdir;
 mod id;
 mod index;
 mod lock;
+mod maintenance;
 mod node;
 mod pack;
 mod polynomial;
@@ -42,6 +43,7 @@ mod wire;
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
+pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport};
 pub use node::{NodeKind, Time};
 pub use repository::{KeyCost, Password, Repository};
 pub use request::{

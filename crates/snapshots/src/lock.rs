@@ -200,3 +200,6 @@ fn is_stale(inner: &Inner, lock: &LockFile) -> bool {
     // A number that is no process id says nothing, and "not permitted" says that the process exists.
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
 }
+
+#[cfg(test)]
+mod tests;

@@ -401,6 +401,12 @@ impl Inner {
             let content = match self.load_json::<IndexFile>(FileKind::Index, file.id) {
                 Ok(content) => content,
                 Err(Error::Backend(e)) if e.is_not_found() => continue,
+                // One damaged file must not keep everything else from being restored. What only it names counts as
+                // absent: the next archive stores it again, a check lists the file, a prune replaces it.
+                Err(error @ Error::Damaged { .. }) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "pass over a damaged index file");
+                    continue;
+                }
                 Err(e) => return Err(e),
             };
             match &mut fresh {

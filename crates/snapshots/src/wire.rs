@@ -60,7 +60,7 @@ pub(crate) struct IndexPack {
     pub(crate) blobs: Vec<IndexBlob>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BlobKind {
     Data,

@@ -1,0 +1,213 @@
+//! Checking a whole repository: everything that is wrong is listed, not only the first thing.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use perennial_core::progress::Progress;
+
+use crate::backend::FileKind;
+use crate::error::{Error, Result};
+use crate::id::{Id, SnapshotFileId};
+use crate::index::IdMap;
+use crate::lock::{LockGuard, LockMode};
+use crate::node::NodeKind;
+use crate::pack::expected_size;
+use crate::repository::{Inner, Repository};
+use crate::verify::{plain_length, read_pack};
+use crate::wire::{BlobKind, IndexFile, LockFile};
+
+/// One thing that is wrong with a repository.
+#[derive(Debug)]
+pub struct Problem {
+    /// What is wrong, with the file or path it is wrong with.
+    pub error: Error,
+    /// The snapshot that suffers; none when the problem is not about one.
+    pub snapshot: Option<SnapshotFileId>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.snapshot {
+            Some(snapshot) => write!(f, "snapshot {snapshot}: {}", self.error),
+            None => self.error.fmt(f),
+        }
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Default)]
+pub struct CheckReport {
+    /// Everything that is wrong; empty when the repository is fine.
+    pub problems: Vec<Problem>,
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Packs in the indexes.
+    pub packs: u64,
+    /// Packs that no index names: left by interrupted uploads, harmless, removed by a prune.
+    pub packs_not_indexed: u64,
+    /// Packs that were read.
+    pub packs_read: u64,
+}
+
+/// How thorough a check is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// All small files and all trees; of packs, existence and size.
+    Structure,
+    /// Every byte.
+    Data,
+}
+
+impl CheckReport {
+    /// Records damage; what only means "unknown" ends the check.
+    fn note(&mut self, error: Error, snapshot: Option<SnapshotFileId>) -> Result<()> {
+        match error {
+            Error::Backend(ref e) if !e.is_not_found() => Err(error),
+            Error::Cancelled => Err(error),
+            error => {
+                self.problems.push(Problem { error, snapshot });
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Repository {
+    /// Checks everything in the repository.
+    ///
+    /// # Errors
+    /// Only when the check could not be done; what is wrong with the repository is in the report.
+    pub fn check(&self, depth: Depth, progress: &Progress) -> Result<CheckReport> {
+        let inner = &*self.inner;
+        progress.check()?;
+        let _guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        let mut report = CheckReport::default();
+        check_small_files(inner, &mut report)?;
+        check_indexes(inner, &mut report)?;
+        inner.refresh_index()?;
+        check_snapshots(inner, &mut report, progress)?;
+        let packs: Vec<Id> = {
+            let index = inner.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            index.packs().map(|(id, _)| id).collect()
+        };
+        if depth == Depth::Data {
+            for pack in packs {
+                progress.check()?;
+                report.packs_read += 1;
+                match read_pack(inner, pack) {
+                    Ok(read) => progress.add_bytes(read.bytes),
+                    Err(e) => report.note(e, None)?,
+                }
+            }
+        }
+        Ok(report)
+    }
+}
+
+fn check_small_files(inner: &Inner, report: &mut CheckReport) -> Result<()> {
+    let config = inner.backend.read(FileKind::Config, FileKind::CONFIG_ID);
+    match config.map(|data| inner.key.open(&data)) {
+        Ok(Ok(_)) => {}
+        Ok(Err(e)) => report.note(Error::damaged(FileKind::Config, FileKind::CONFIG_ID, e.to_string()), None)?,
+        Err(e) => report.note(e.into(), None)?,
+    }
+    for info in inner.backend.list(FileKind::Key)? {
+        let data = inner.backend.read(FileKind::Key, info.id)?;
+        if Id::of(&data) != info.id {
+            report.note(Error::damaged(FileKind::Key, info.id, "its hash is not its name"), None)?;
+        }
+    }
+    for info in inner.backend.list(FileKind::Lock)? {
+        match inner.load_json::<LockFile>(FileKind::Lock, info.id) {
+            Ok(_) => {}
+            Err(Error::Backend(e)) if e.is_not_found() => {}
+            Err(e) => report.note(e, None)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_indexes(inner: &Inner, report: &mut CheckReport) -> Result<()> {
+    let files = inner.backend.list(FileKind::Index)?;
+    let present = inner.list_packs()?;
+    let mut indexed: IdMap<bool> = IdMap::default();
+    for info in files {
+        inner.backend.drop_caches(FileKind::Index, info.id)?;
+        let file = match inner.load_json::<IndexFile>(FileKind::Index, info.id) {
+            Ok(file) => file,
+            Err(e) => {
+                report.note(e, None)?;
+                continue;
+            }
+        };
+        for pack in file.packs {
+            let expected = expected_size(&pack.blobs);
+            let wrong = match present.get(&pack.id) {
+                None => Some("missing".to_owned()),
+                Some(size) if *size != expected => Some(format!("{size} bytes long instead of {expected}")),
+                Some(_) => None,
+            };
+            // The same pack in two index files is one problem.
+            if let (None, Some(reason)) = (indexed.insert(pack.id, true), wrong) {
+                report.note(Error::damaged(FileKind::Pack, pack.id, reason), None)?;
+            }
+        }
+    }
+    report.packs = indexed.len() as u64;
+    report.packs_not_indexed = present.keys().filter(|id| !indexed.contains_key(*id)).count() as u64;
+    Ok(())
+}
+
+fn check_snapshots(inner: &Inner, report: &mut CheckReport, progress: &Progress) -> Result<()> {
+    // Snapshots share most of their trees; each is looked at once, and a problem counts for the first that has it.
+    let mut seen = HashSet::new();
+    for info in inner.backend.list(FileKind::Snapshot)? {
+        report.snapshots += 1;
+        let id = SnapshotFileId(info.id);
+        inner.backend.drop_caches(FileKind::Snapshot, info.id)?;
+        let file = match inner.load_snapshot(id) {
+            Ok(file) => file,
+            Err(e) => {
+                report.note(e, Some(id))?;
+                continue;
+            }
+        };
+        let mut stack = vec![(file.tree, String::new())];
+        while let Some((tree, path)) = stack.pop() {
+            progress.check()?;
+            if !seen.insert(tree) {
+                continue;
+            }
+            let nodes = match inner.load_tree(tree, &format!("directory {path}/")) {
+                Ok(nodes) => nodes,
+                Err(e) => {
+                    report.note(e, Some(id))?;
+                    continue;
+                }
+            };
+            for node in nodes {
+                let at = format!("{path}/{}", String::from_utf8_lossy(&node.name));
+                if let Some(subtree) = node.subtree {
+                    stack.push((subtree, at));
+                    continue;
+                }
+                let mut size = 0;
+                let mut missing = false;
+                for blob in &node.content {
+                    match inner.find_blob(BlobKind::Data, *blob) {
+                        Some(found) => size += plain_length(&found.blob),
+                        None => {
+                            missing = true;
+                            report.note(Error::MissingBlob { blob: *blob, needed_by: at.clone() }, Some(id))?;
+                        }
+                    }
+                }
+                if node.kind == NodeKind::File && !missing && size != node.size {
+                    let what = format!("bytes of {at}");
+                    report.note(Error::Mismatch { what, expected: node.size, found: size }, Some(id))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! Housekeeping: forgetting snapshots, pruning what nothing needs, checking everything.
+
+mod check;
+mod prune;
+
+pub use check::{CheckReport, Depth, Problem};
+pub use prune::{DoomedPack, PruneReason, PruneReport};
+
+use crate::backend::FileKind;
+use crate::error::Result;
+use crate::id::SnapshotFileId;
+use crate::lock::{LockGuard, LockMode};
+use crate::repository::Repository;
+
+/// Whether a clean-up does what it finds, or only tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Report what would be done and change nothing.
+    DryRun,
+    /// Do it.
+    Execute,
+}
+
+impl Repository {
+    /// Removes snapshot files; one that is gone already is fine. What they needed stays until [`prune`](Self::prune).
+    ///
+    /// # Errors
+    /// [`Error::Locked`](crate::Error::Locked) while anybody else works on the repository; store errors.
+    pub fn forget(&self, snapshots: &[SnapshotFileId]) -> Result<()> {
+        let guard = LockGuard::acquire(&self.inner, LockMode::Exclusive)?;
+        for id in snapshots {
+            guard.ensure()?;
+            self.inner.backend.remove(FileKind::Snapshot, id.0)?;
+        }
+        Ok(())
+    }
+}

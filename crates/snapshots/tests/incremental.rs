@@ -1,0 +1,312 @@
+//! Passes that compare with earlier ones, losses, and what a restore does to existing entries.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use perennial_core::progress::Progress;
+use perennial_snapshots::*;
+use proptest::prelude::*;
+use support::*;
+
+fn again(repo: &Repository, path: &Path, parents: Vec<Parent>, pass: Pass) -> Archived {
+    repo.archive(&ArchiveRequest { parents, pass, ..request(path) }, &Progress::default()).unwrap()
+}
+
+/// Waits until the files made so far are old enough to be told from later changes: their times are the kernel's.
+fn settle(path: &Path) {
+    let probe = path.join(".probe");
+    let start = std::time::Instant::now();
+    while start.elapsed() < std::time::Duration::from_millis(45) {
+        fs::write(&probe, b"").unwrap();
+    }
+    fs::remove_file(&probe).unwrap();
+}
+
+#[test]
+fn unchanged_files_are_not_read_again_and_changed_ones_are() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    corpus::make(&source);
+    settle(&source);
+    let (_, repo) = memory();
+    let live = again(&repo, &source, vec![], Pass::Live);
+    assert_eq!(live.snapshot, None);
+    assert!(repo.find(&[]).unwrap().is_empty());
+    // Same size, and the modification time put back: only the change time tells.
+    let victim = source.join("large");
+    fs::write(&victim, corpus::noise(5 << 20, 9)).unwrap();
+    corpus::set_mtime(&victim, 1_234_567_890, 123_456_789);
+    let done = again(&repo, &source, vec![Parent::Tree(live.tree)], Pass::Commit);
+    assert_eq!(done.read_bytes, 5 << 20);
+    let snapshot = done.snapshot.unwrap();
+    let packs = [live.written_packs, done.written_packs].concat();
+    let verified = repo.verify(snapshot, &Verify::Written { packs }, &Progress::default()).unwrap();
+    assert_eq!(verified.counts, done.counts);
+    let target = dir.path().join("target");
+    restore(&repo, snapshot, &target);
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+    settle(&source);
+    let third = again(&repo, &source, vec![Parent::Snapshot(snapshot)], Pass::Commit);
+    let fourth = again(&repo, &source, vec![Parent::Snapshot(third.snapshot.unwrap())], Pass::Commit);
+    assert_eq!(fourth.read_bytes, 0);
+    assert_eq!(repo.ls(third.snapshot.unwrap(), "/volumes/home").unwrap(), repo.ls(fourth.snapshot.unwrap(), "/volumes/home").unwrap());
+}
+
+#[test]
+fn a_change_within_the_clocks_granularity_is_found() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let (_, repo) = memory();
+    let mut parents = vec![];
+    for round in 0..30_u8 {
+        // Same length each time, so that only the times could tell.
+        fs::write(source.join("f"), [round; 100]).unwrap();
+        let done = again(&repo, &source, parents, Pass::Commit);
+        fs::write(source.join("f"), [round + 100; 100]).unwrap();
+        let next = again(&repo, &source, vec![Parent::Tree(done.tree)], Pass::Commit);
+        let read = repo.read_file(next.snapshot.unwrap(), "/volumes/home/f").unwrap();
+        assert_eq!(read, [round + 100; 100]);
+        parents = vec![Parent::Tree(next.tree)];
+    }
+}
+
+#[test]
+fn p14_a_partial_snapshot_is_never_listed() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("keep")).unwrap();
+    fs::write(source.join("keep/file"), b"kept").unwrap();
+    // Too large to be stored: the one loss that root cannot avoid.
+    fs::File::create(source.join("huge")).unwrap().set_len(17 << 40).unwrap();
+    let (_, repo) = memory();
+    let mut request = request(&source);
+    let Err(Error::Incomplete { losses }) = repo.archive(&request, &Progress::default()) else { panic!("complete") };
+    assert_eq!(losses, [Loss { path: "/volumes/home/huge".into(), reason: LossReason::TooLarge }]);
+    assert!(repo.find(&[]).unwrap().is_empty(), "what is incomplete is no snapshot");
+    // An acceptance is for exactly this path and reason.
+    request.accept_losses = vec![Loss { path: "/volumes/home/huge".into(), reason: LossReason::Vanished }];
+    assert!(repo.archive(&request, &Progress::default()).is_err());
+    request.accept_losses = losses.clone();
+    let archived = repo.archive(&request, &Progress::default()).unwrap();
+    assert_eq!(archived.losses, losses);
+    verify_all(&repo, archived.snapshot.unwrap());
+    restore(&repo, archived.snapshot.unwrap(), &dir.path().join("target"));
+    assert_eq!(fs::read(dir.path().join("target/keep/file")).unwrap(), b"kept");
+}
+
+#[test]
+fn p15_a_missing_source_is_an_error_and_never_an_empty_snapshot() {
+    let dir = scratch();
+    let (_, repo) = memory();
+    fs::write(dir.path().join("file"), b"not a directory").unwrap();
+    fs::create_dir(dir.path().join("real")).unwrap();
+    symlink("real", dir.path().join("link")).unwrap();
+    for missing in ["nowhere", "file", "link"] {
+        let result = repo.archive(&request(&dir.path().join(missing)), &Progress::default());
+        assert!(matches!(result, Err(Error::Io { .. })), "{missing}: {result:?}");
+    }
+    assert!(repo.find(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn p24_nothing_is_restored_into_a_full_directory_unless_asked() {
+    let dir = scratch();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    corpus::make(&source);
+    let (_, repo) = memory();
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("stale"), b"old").unwrap();
+    let request = restore_request(&target);
+    let refused = repo.restore(snapshot, &request, &Progress::default());
+    assert!(matches!(refused, Err(Error::TargetNotEmpty { .. })), "{refused:?}");
+    assert_eq!(compare::snapshot(&target).len(), 2, "nothing was touched");
+    // Keep adds beside what is there.
+    let keep = RestoreRequest { existing: Existing::Keep, ..request.clone() };
+    repo.restore(snapshot, &keep, &Progress::default()).unwrap();
+    assert_eq!(fs::read(target.join("stale")).unwrap(), b"old");
+    // Replace makes it exactly the snapshot, whatever was there.
+    let replace = RestoreRequest { existing: Existing::Replace, ..request };
+    spoil(&target);
+    let done = repo.restore(snapshot, &replace, &Progress::default()).unwrap();
+    assert!(done.unchanged_files > 3 && done.removed_entries > 0, "{done:?}");
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+    let idle = repo.restore(snapshot, &replace, &Progress::default()).unwrap();
+    assert_eq!((idle.written_bytes, idle.removed_entries), (0, 0));
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+}
+
+/// Changes a restored corpus in every way.
+fn spoil(target: &Path) {
+    let at = |p: &str| target.join(p);
+    fs::write(at("small"), b"SMALL FILE\n").unwrap();
+    fs::set_permissions(at("text"), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::remove_file(at("hard2")).unwrap();
+    fs::write(at("hard2"), b"no more a link").unwrap();
+    fs::remove_file(at("link")).unwrap();
+    symlink("elsewhere", at("link")).unwrap();
+    fs::remove_file(at("fifo")).unwrap();
+    fs::create_dir(at("fifo")).unwrap();
+    fs::write(at("fifo/inside"), b"x").unwrap();
+    fs::remove_dir_all(at("a/b/c")).unwrap();
+    fs::write(at("a/b/c"), b"was a directory").unwrap();
+    fs::create_dir_all(at("extra/deep/tree")).unwrap();
+    fs::hard_link(at("zeros"), at("extra/link to zeros")).unwrap();
+    corpus::xattr(&at("dir"), "trusted.new", b"new");
+}
+
+#[test]
+fn deep_trees_need_neither_stack_nor_descriptors() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let mut fd = rustix::fs::open(&source, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    for _ in 0..3000 {
+        rustix::fs::mkdirat(&fd, "d", rustix::fs::Mode::RWXU).unwrap();
+        fd = rustix::fs::openat(&fd, "d", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+    }
+    let (_, repo) = memory();
+    let archived = archive(&repo, &source);
+    assert_eq!(archived.per_root[0].counts.dirs, 3001);
+    let snapshot = archived.snapshot.unwrap();
+    let target = dir.path().join("target");
+    assert_eq!(restore(&repo, snapshot, &target).counts.dirs, 3001);
+    // And gone again, through the removal of extra entries.
+    let empty = dir.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let nothing = archive(&repo, &empty).snapshot.unwrap();
+    let replace = RestoreRequest { existing: Existing::Replace, ..restore_request(&target) };
+    repo.restore(nothing, &replace, &Progress::default()).unwrap();
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    repo.restore(nothing, &RestoreRequest { target: source, ..replace }, &Progress::default()).unwrap();
+}
+
+#[test]
+fn two_roots_excludes_and_bad_requests() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    corpus::make(&source);
+    let (_, repo) = memory();
+    let mut good = request(&source);
+    good.roots.push(Root {
+        at: "/volumes/etc".into(),
+        source: Source::Directory {
+            path: source.clone(),
+            layout: Layout::Plain,
+            exclude: vec!["a/b".into(), "large".into(), "dir/".into()],
+        },
+    });
+    let archived = repo.archive(&good, &Progress::default()).unwrap();
+    let names: Vec<_> = repo.ls(archived.snapshot.unwrap(), "/volumes/etc").unwrap().into_iter().map(|e| e.name).collect();
+    assert!(!names.contains(&b"large".to_vec()) && !names.contains(&b"dir".to_vec()) && names.contains(&b"a".to_vec()));
+    assert!(repo.ls(archived.snapshot.unwrap(), "/volumes/etc/a").unwrap().is_empty());
+    for at in ["volumes/x", "/", "/a/../b", "/a//b", "", "/volumes/home", "/volumes", "/volumes/home/x"] {
+        let mut bad = request(&source);
+        bad.roots.push(Root { at: at.into(), source: Source::Bytes { data: vec![], mode: 0 } });
+        assert!(matches!(repo.archive(&bad, &Progress::default()), Err(Error::InvalidRequest(_))), "{at}");
+    }
+    let bad = ArchiveRequest { tags: vec!["a,b".into()], ..request(&source) };
+    assert!(repo.archive(&bad, &Progress::default()).is_err());
+}
+
+#[test]
+fn cancellation_leaves_no_snapshot_and_no_lock() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    corpus::make(&source);
+    let (backend, repo) = memory();
+    let progress = Progress::default();
+    progress.cancel();
+    assert!(matches!(repo.archive(&request(&source), &progress), Err(Error::Cancelled)));
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    assert!(matches!(repo.verify(snapshot, &Verify::Everything, &progress), Err(Error::Cancelled)));
+    let target = dir.path().join("target");
+    assert!(matches!(repo.restore(snapshot, &restore_request(&target), &progress), Err(Error::Cancelled)));
+    assert!(!target.exists());
+    assert!(backend.list(FileKind::Lock).unwrap().is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Made {
+    File(Vec<u8>, u32),
+    Link(String),
+    Dir,
+}
+
+fn trees() -> impl Strategy<Value = BTreeMap<Vec<u8>, Made>> {
+    let name = prop_oneof![
+        "[a-c]{1,2}".prop_map(String::into_bytes),
+        proptest::collection::vec(1..=255_u8, 1..5)
+            .prop_filter("a name", |n| !n.contains(&b'/') && n.as_slice() != b"." && n.as_slice() != b".."),
+    ];
+    let made = prop_oneof![
+        3 => (0..3_000_usize, any::<u64>(), 0..0o7777_u32)
+            .prop_map(|(len, seed, mode)| Made::File(corpus::noise(len, seed), mode)),
+        1 => "[a-z]{1,9}".prop_map(Made::Link),
+        1 => Just(Made::Dir),
+    ];
+    let path = proptest::collection::vec(name, 1..4).prop_map(|parts| parts.join(&b'/'));
+    proptest::collection::btree_map(path, made, 0..25)
+}
+
+/// Makes what fits; a path below a file is left out.
+fn build(root: &Path, tree: &BTreeMap<Vec<u8>, Made>) {
+    use std::os::unix::ffi::OsStrExt;
+    for (path, made) in tree {
+        let path: PathBuf = root.join(std::ffi::OsStr::from_bytes(path));
+        if fs::create_dir_all(path.parent().unwrap()).is_err() || fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+            continue;
+        }
+        match made {
+            Made::File(data, mode) => {
+                let _ = fs::remove_file(&path);
+                fs::write(&path, data).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
+            }
+            Made::Link(to) => {
+                let _ = fs::remove_file(&path);
+                symlink(to, &path).unwrap();
+            }
+            Made::Dir => {
+                let _ = fs::create_dir(&path);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_trees_come_back_and_incremental_equals_full(first in trees(), second in trees()) {
+        let dir = scratch();
+        let source = dir.path().join("source");
+        fs::create_dir(&source).unwrap();
+        build(&source, &first);
+        let (_, repo) = memory();
+        let live = again(&repo, &source, vec![], Pass::Live);
+        build(&source, &second);
+        let incremental = again(&repo, &source, vec![Parent::Tree(live.tree)], Pass::Commit);
+        let (_, other) = memory();
+        let full = again(&other, &source, vec![], Pass::Commit);
+        prop_assert_eq!(&incremental.per_root, &full.per_root);
+        let target = dir.path().join("target");
+        restore(&repo, incremental.snapshot.unwrap(), &target);
+        let expected = compare::snapshot(&source);
+        compare::assert_same(&expected, &compare::snapshot(&target));
+        restore(&other, full.snapshot.unwrap(), &dir.path().join("full"));
+        compare::assert_same(&expected, &compare::snapshot(&dir.path().join("full")));
+        // From one tree to the other in place.
+        build(&target, &first);
+        let replace = RestoreRequest { existing: Existing::Replace, ..restore_request(&target) };
+        repo.restore(incremental.snapshot.unwrap(), &replace, &Progress::default()).unwrap();
+        compare::assert_same(&expected, &compare::snapshot(&target));
+        verify_all(&repo, incremental.snapshot.unwrap());
+    }
+}
