@@ -180,7 +180,8 @@ pub(super) async fn watch_tells_of_ends(fixture: &Fixture) -> Checked {
     let (engine, sink) = (Arc::clone(&fixture.engine), Arc::clone(&seen));
     let watch = tokio::spawn(async move { engine.watch(sink.as_ref()).await });
     let told = async {
-        // Nothing says when a watch has begun, so the first end may be missed.
+        // Nothing says when a watch has begun: it gets a moment, and the first end may be missed all the same.
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let mut heard = false;
         for _ in 0..3 {
             fixture.hands.crash(&id).await?;

@@ -24,8 +24,8 @@ use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, rejec
 const MARKER: &str = "marker.json";
 /// How a missing marker is called among missing volumes.
 const MARKER_NAME: &str = "marker";
-/// Files of `/etc` that an engine mounts from elsewhere.
-pub(super) const ENGINE_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+/// Files of `/etc` that an engine makes.
+pub(super) const ENGINE_FILES: [&str; 4] = ["hostname", "hosts", "mtab", "resolv.conf"];
 const IMAGE_TIME: i64 = 1_577_836_800;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
