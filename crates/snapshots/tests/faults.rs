@@ -203,32 +203,44 @@ fn a_flipped_bit_anywhere_is_found() {
 
 #[test]
 fn p32_later_snapshots_heal_what_was_lost() {
-    let dir = scratch();
-    let source = dir.path().join("source");
-    small_tree(&source);
-    let (backend, repo) = memory();
-    let first = archive(&repo, &source);
-    let snapshot = first.snapshot.unwrap();
-    // One pack vanishes, another is cut short, while the repository stays open.
-    let packs = backend.list(FileKind::Pack).unwrap();
-    assert!(packs.len() >= 2);
-    backend.remove(FileKind::Pack, packs[0].id).unwrap();
-    let short = backend.read(FileKind::Pack, packs[1].id).unwrap()[..100].to_vec();
-    backend.write(FileKind::Pack, packs[1].id, &short).unwrap();
-    let damage = repo.verify(snapshot, &Verify::Everything, &Progress::default()).unwrap_err();
-    assert!(matches!(damage, Error::MissingBlob { .. }), "{damage}");
-    assert!(!repo.check(Depth::Structure, &Progress::default()).unwrap().problems.is_empty());
-    let refused = repo.prune(Mode::Execute, &Progress::default());
-    assert!(refused.is_err(), "a damaged repository is no reason to delete more");
-    let parents = vec![Parent::Snapshot(snapshot), Parent::Tree(first.tree)];
-    let second = repo.archive(&ArchiveRequest { parents, ..request(&source) }, &Progress::default()).unwrap();
-    verify_all(&repo, second.snapshot.unwrap());
-    verify_all(&repo, snapshot);
-    // A prune puts the index right.
-    repo.prune(Mode::Execute, &Progress::default()).unwrap();
-    assert_clean(&repo);
-    restore(&repo, snapshot, &dir.path().join("target"));
-    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&dir.path().join("target")));
+    for (n, largest) in [true, false, true, false].into_iter().enumerate() {
+        let dir = scratch();
+        let source = dir.path().join("source");
+        small_tree(&source);
+        let (backend, repo) = memory();
+        let first = archive(&repo, &source);
+        let snapshot = first.snapshot.unwrap();
+        // A pack (the largest holds data, the smallest trees) vanishes or is cut short while the repository is open.
+        let mut packs = backend.list(FileKind::Pack).unwrap();
+        packs.sort_by_key(|p| p.size);
+        let victim = if largest { packs.last() } else { packs.first() }.unwrap().id;
+        if n < 2 {
+            backend.remove(FileKind::Pack, victim).unwrap();
+        } else {
+            let short = backend.read(FileKind::Pack, victim).unwrap()[..100].to_vec();
+            backend.write(FileKind::Pack, victim, &short).unwrap();
+        }
+        let damage = repo.verify(snapshot, &Verify::Everything, &Progress::default()).unwrap_err();
+        assert!(matches!(damage, Error::MissingBlob { .. }), "{damage}");
+        assert!(!repo.check(Depth::Structure, &Progress::default()).unwrap().problems.is_empty());
+        let refused = repo.prune(Mode::Execute, &Progress::default());
+        assert!(refused.is_err(), "a damaged repository is no reason to delete more");
+        let parents = vec![Parent::Snapshot(snapshot), Parent::Tree(first.tree)];
+        let second = repo.archive(&ArchiveRequest { parents, ..request(&source) }, &Progress::default()).unwrap();
+        let second = second.snapshot.unwrap();
+        verify_all(&repo, second);
+        if largest {
+            verify_all(&repo, snapshot);
+        } else {
+            // The old trees carried other change times, so they are lost for good; nothing else is.
+            repo.forget(&[snapshot]).unwrap();
+        }
+        // A prune puts the index right.
+        repo.prune(Mode::Execute, &Progress::default()).unwrap();
+        assert_clean(&repo);
+        restore(&repo, second, &dir.path().join("target"));
+        compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&dir.path().join("target")));
+    }
 }
 
 #[test]

@@ -1,0 +1,231 @@
+//! Somebody hostile rearranges directories while they are captured, restored or deleted. Nothing outside is ever read
+//! or changed.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use perennial_core::progress::Progress;
+use perennial_snapshots::*;
+use support::*;
+
+const SECRET: &[u8] = b"outside: never to be seen in a snapshot";
+
+struct Attack {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Attack {
+    /// Swaps an entry for a link to `outside` (and a file for a link or a pipe) and back, as fast as it can.
+    fn start(victim: PathBuf, outside: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let aside = victim.with_extension("aside");
+            let file = victim.join("file");
+            let mut swaps = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let _ = fs::rename(&victim, &aside);
+                let _ = symlink(&outside, &victim);
+                std::thread::yield_now();
+                let _ = fs::remove_file(&victim);
+                let _ = fs::rename(&aside, &victim);
+                let _ = fs::remove_file(&file);
+                let _ = symlink(outside.join("file"), &file);
+                std::thread::yield_now();
+                let _ = fs::remove_file(&file);
+                let _ = rustix::fs::mknodat(
+                    rustix::fs::CWD,
+                    &file,
+                    rustix::fs::FileType::Fifo,
+                    rustix::fs::Mode::RUSR,
+                    0,
+                );
+                std::thread::yield_now();
+                let _ = fs::remove_file(&file);
+                let _ = fs::write(&file, b"changed");
+                swaps += 1;
+            }
+            swaps
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    fn stop(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+fn outside(dir: &Path) -> PathBuf {
+    let outside = dir.join("outside");
+    fs::create_dir_all(outside.join("sub")).unwrap();
+    fs::write(outside.join("file"), SECRET).unwrap();
+    fs::write(outside.join("sub/canary"), SECRET).unwrap();
+    corpus::set_mtime(&outside.join("file"), 1, 0);
+    corpus::set_mtime(&outside.join("sub"), 1, 0);
+    corpus::set_mtime(&outside, 1, 0);
+    outside
+}
+
+fn volume(path: &Path) {
+    for n in 0..20 {
+        fs::create_dir_all(path.join(format!("d{n:02}/sub"))).unwrap();
+        fs::write(path.join(format!("d{n:02}/file")), b"inside").unwrap();
+        fs::write(path.join(format!("d{n:02}/sub/canary")), b"inside").unwrap();
+    }
+}
+
+fn for_a_while(mut step: impl FnMut(u32)) -> u32 {
+    let start = Instant::now();
+    let mut rounds = 0;
+    while start.elapsed() < Duration::from_millis(1500) && rounds < 300 {
+        step(rounds);
+        rounds += 1;
+    }
+    rounds
+}
+
+#[test]
+fn a_capture_never_reads_outside() {
+    let dir = scratch();
+    let outside = outside(dir.path());
+    let source = dir.path().join("source");
+    volume(&source);
+    let before = compare::snapshot(&outside);
+    let (_, repo) = memory();
+    let attack = Attack::start(source.join("d10"), outside.clone());
+    let (mut complete, mut refused) = (0, 0);
+    for_a_while(|round| {
+        let pass = if round % 2 == 0 { Pass::Live } else { Pass::Commit };
+        match repo.archive(&ArchiveRequest { pass, ..request(&source) }, &Progress::default()) {
+            Ok(_) => complete += 1,
+            Err(Error::Incomplete { .. }) => refused += 1,
+            Err(e) => panic!("{e}: {:?}", std::error::Error::source(&e)),
+        }
+    });
+    assert!(attack.stop() > 100 && complete + refused > 10, "{complete} complete, {refused} refused");
+    for snapshot in repo.find(&[]).unwrap() {
+        for n in 0..20 {
+            for file in ["file", "sub/canary"] {
+                let path = format!("/volumes/home/d{n:02}/{file}");
+                if let Ok(data) = repo.read_file(snapshot.id, &path) {
+                    assert_ne!(data, SECRET, "{path}");
+                }
+            }
+        }
+    }
+    compare::assert_same(&before, &compare::snapshot(&outside));
+}
+
+#[test]
+fn a_restore_never_writes_outside() {
+    let dir = scratch();
+    let outside = outside(dir.path());
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    volume(&source);
+    let (_, repo) = memory();
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    let before = compare::snapshot(&outside);
+    volume(&target);
+    let attack = Attack::start(target.join("d10"), outside.clone());
+    let (mut done, mut failed) = (0, 0);
+    for_a_while(|round| {
+        // Something to write, something to delete, and other owners, each time.
+        // Only in directories that are not attacked, for this test's own calls would follow the link.
+        fs::write(target.join(format!("d0{}/extra", round % 10)), b"x").unwrap();
+        let _ = fs::remove_file(target.join(format!("d1{}/sub/canary", 1 + round % 9)));
+        let request = RestoreRequest { existing: Existing::Replace, ..restore_request(&target) };
+        match repo.restore(snapshot, &request, &Progress::default()) {
+            Ok(_) => done += 1,
+            Err(Error::Io { .. }) => failed += 1,
+            Err(e) => panic!("{e}"),
+        }
+    });
+    assert!(attack.stop() > 100 && done + failed > 10, "{done} done, {failed} failed");
+    compare::assert_same(&before, &compare::snapshot(&outside));
+    // When the attack is over, the same restore repairs everything.
+    let request = RestoreRequest { existing: Existing::Replace, ..restore_request(&target) };
+    repo.restore(snapshot, &request, &Progress::default()).unwrap();
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+}
+
+#[test]
+fn a_removal_never_deletes_outside() {
+    let dir = scratch();
+    let outside = outside(dir.path());
+    let (empty, target) = (dir.path().join("empty"), dir.path().join("target"));
+    fs::create_dir(&empty).unwrap();
+    let (_, repo) = memory();
+    let snapshot = archive(&repo, &empty).snapshot.unwrap();
+    let before = compare::snapshot(&outside);
+    fs::create_dir(&target).unwrap();
+    let attack = Attack::start(target.join("d10"), outside.clone());
+    let rounds = for_a_while(|_| {
+        let _ = fs::create_dir_all(target.join("d10/sub/deeper"));
+        let _ = fs::write(target.join("d10/sub/f"), b"x");
+        let request = RestoreRequest { existing: Existing::Replace, ..restore_request(&target) };
+        let _ = repo.restore(snapshot, &request, &Progress::default());
+    });
+    assert!(attack.stop() > 100 && rounds > 10, "{rounds}");
+    let after = compare::snapshot(&outside);
+    // The test's own `create_dir_all` follows links; what was there before must still be there.
+    for (path, item) in before.iter().filter(|(_, item)| item.kind == 'f') {
+        assert_eq!(Some(&item.content), after.get(path).map(|i| &i.content), "{}", path.display());
+    }
+}
+
+#[test]
+fn a_file_that_always_changes_is_a_loss_and_pipes_never_block() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("busy"), corpus::noise(3 << 20, 1)).unwrap();
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, source.join("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopped, busy) = (Arc::clone(&stop), source.join("busy"));
+    let writer = std::thread::spawn(move || {
+        use std::io::Write;
+        let mut file = fs::OpenOptions::new().append(true).open(busy).unwrap();
+        while !stopped.load(Ordering::Relaxed) {
+            file.write_all(b"more").unwrap();
+        }
+    });
+    let (_, repo) = memory();
+    // A live pass takes what it gets.
+    let live = repo.archive(&ArchiveRequest { pass: Pass::Live, ..request(&source) }, &Progress::default()).unwrap();
+    assert_eq!(live.losses, vec![]);
+    let result = repo.archive(&request(&source), &Progress::default());
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    let Err(Error::Incomplete { losses }) = result else { panic!("{result:?}") };
+    assert_eq!(losses, [Loss { path: "/volumes/home/busy".into(), reason: LossReason::Changed }]);
+    let parents = vec![Parent::Tree(live.tree)];
+    let done = repo.archive(&ArchiveRequest { parents, ..request(&source) }, &Progress::default()).unwrap();
+    let target = dir.path().join("target");
+    restore(&repo, done.snapshot.unwrap(), &target);
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+}
+
+#[test]
+fn a_mount_inside_is_a_loss() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("mnt")).unwrap();
+    let flags = rustix::mount::MountFlags::NODEV;
+    rustix::mount::mount("none", source.join("mnt"), "tmpfs", flags, None).unwrap();
+    fs::write(source.join("mnt/file"), SECRET).unwrap();
+    let (_, repo) = memory();
+    let result = repo.archive(&request(&source), &Progress::default());
+    rustix::mount::unmount(source.join("mnt"), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let Err(Error::Incomplete { losses }) = result else { panic!("{result:?}") };
+    assert_eq!(losses, [Loss { path: "/volumes/home/mnt".into(), reason: LossReason::Mount }]);
+}
