@@ -15,6 +15,7 @@ pub mod progress;
 pub mod record;
 pub mod snapshot;
 pub mod spec;
+pub mod verbs;
 pub mod volume;
 
 pub use error::Error;
