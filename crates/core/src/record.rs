@@ -13,7 +13,6 @@ use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
 
 /// One fact about a pod that has to be remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "one value per pass; boxing would only blur the patterns")]
 pub enum Record {
     /// The image reference was resolved.
     ImagePinned(PinnedImage),
@@ -47,6 +46,13 @@ pub enum Record {
     Started {
         /// Which set.
         set: SetNumber,
+    },
+    /// The engine refused the first start of a set, and nothing ran: it is as if it had never been attached.
+    LaunchRefused {
+        /// Which set.
+        set: SetNumber,
+        /// Where its content came from.
+        origin: Origin,
     },
     /// A run was ended by us.
     StoppedRun(WriterStamp),
@@ -148,6 +154,7 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::SetQuarantined(_)
         | Record::Attached { .. }
         | Record::Started { .. }
+        | Record::LaunchRefused { .. }
         | Record::DataSeen => apply_to_sets(pod, record, now),
         Record::ContainerReady(_)
         | Record::ContainerGone
@@ -227,6 +234,11 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
             });
             pod.source = None;
             pod.capture = None;
+            Consequences::default()
+        }
+        Record::LaunchRefused { set, origin } => {
+            with_set(pod, *set, |s| s.attached = None);
+            pod.source = Some(*origin);
             Consequences::default()
         }
         Record::Started { set } => {
@@ -421,9 +433,9 @@ fn fail_goal(pod: &mut Pod, problem: &Problem) -> Consequences {
     let Some(goal) = pod.goal.take() else { return Consequences::default() };
     pod.failed = Some(problem.clone());
     pod.capture = None;
-    let never_ran = !pod.ever_ran() && matches!(goal.kind, OperationKind::Create | OperationKind::Start);
+    let never_ran = pod.source == Some(Origin::Image) && pod.sets.iter().all(|s| s.attached.is_none());
     // A pod whose provisioning failed leaves nothing behind (D5); it can be started again.
-    pod.desired = if never_ran { Desired::Stopped } else { goal.previous };
+    pod.desired = if never_ran && goal.previous == Desired::Running { Desired::Stopped } else { goal.previous };
     if matches!(goal.kind, OperationKind::Archive | OperationKind::Delete) {
         pod.trash = None;
     }

@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod fault;
 pub mod reconcile;
 pub mod serve;
 pub mod service;

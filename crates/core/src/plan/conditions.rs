@@ -103,7 +103,8 @@ pub(super) fn phase(input: &Input<'_>, next: &Next) -> Phase {
         return Phase::Deleting;
     }
     let settled = matches!(next, Next::Settled { .. } | Next::Act(Action::Record(crate::record::Record::GoalReached)));
-    if settled && pod.failed.is_some() && !pod.ever_ran() && pod.desired.releases_host() {
+    let provisioned = pod.source != Some(Origin::Image) || pod.sets.iter().any(|s| s.attached.is_some());
+    if settled && pod.failed.is_some() && !provisioned && pod.desired.releases_host() {
         return Phase::Error;
     }
     let live = input.observed.container.as_ref().is_some_and(crate::engine::ObservedContainer::is_live);

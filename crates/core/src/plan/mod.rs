@@ -231,7 +231,7 @@ pub fn plan(input: Input<'_>) -> Plan {
         conditions.extend(blocked);
         // An operation that waits for the impossible ends now; the desired state is kept and tried again when the
         // world changes (a task or goal is the only thing that can end).
-        if let Some(end) = end_blocked(&input, problem) {
+        if let Some(end) = failure_of(input.pod, problem) {
             next = Next::Act(Action::Record(end));
         }
     }
@@ -239,14 +239,15 @@ pub fn plan(input: Input<'_>) -> Plan {
     Plan { next, phase, conditions }
 }
 
-/// The record that ends the operation a block keeps waiting, if any does.
-fn end_blocked(input: &Input<'_>, problem: &Problem) -> Option<Record> {
-    let by_task =
-        input.pod.goal.is_none() || matches!(input.pod.tasks.first().map(|t| &t.work), Some(Work::Replace { .. }));
-    if by_task && !input.pod.tasks.is_empty() {
+/// The record that ends the operation which waits for what cannot be done; `None` when nothing waits.
+#[must_use]
+pub fn failure_of(pod: &Pod, problem: &Problem) -> Option<Record> {
+    let first = pod.tasks.first().map(|t| &t.work);
+    let by_task = pod.goal.is_none() || matches!(first, Some(Work::Replace { .. } | Work::Purge { .. }));
+    if by_task && first.is_some() {
         return Some(Record::TaskFailed(problem.clone()));
     }
-    input.pod.goal.as_ref().map(|_| Record::GoalFailed(problem.clone()))
+    pod.goal.as_ref().map(|_| Record::GoalFailed(problem.clone()))
 }
 
 fn decide(input: &Input<'_>) -> Next {

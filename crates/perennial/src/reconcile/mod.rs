@@ -1,1 +1,26 @@
-//! Placeholder.
+//! Brings every pod to what was asked for: observe → plan → execute → record, one pod at a time.
+//!
+//! * [`controller`]: which pod is looked at when; leases, backoff, wake-ups.
+//! * [`worker`]: one pass over one pod.
+//! * [`execute`]: carries out one action of the plan; has no opinion.
+//! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes.
+//! * [`repositories`]: the tenants' repositories, kept open.
+//! * [`progress`]: how far running operations are, for people.
+//!
+//! Nothing here decides anything: every decision is in `perennial_core::plan`.
+
+pub mod controller;
+pub mod progress;
+pub mod repositories;
+pub mod worker;
+
+mod capture;
+mod execute;
+mod fill;
+mod images;
+mod layer;
+mod podfile;
+mod step;
+
+pub use controller::{Controller, ControllerHandle};
+pub use worker::{Reconciler, Settings};

@@ -1,0 +1,402 @@
+//! Capturing a data set: live pass, final pass at one instant, read-back.
+
+use perennial_core::engine::{SetAccess, VolumePath};
+use perennial_core::id::SnapshotId;
+use perennial_core::progress::Progress;
+use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotState, SnapshotVolume, WriterStamp};
+use perennial_core::volume::{SetNumber, VolumeSet};
+use perennial_snapshots::{
+    ArchiveRequest, Archived, Layout, Loss as ByteLoss, Mode, Parent, Pass, Root, SnapshotFileId, Source, Verify,
+};
+
+use super::images::blocking;
+use super::layer::{LayerSource, parse_id};
+use super::podfile::PodFile;
+use super::step::{StepError, definite, retry};
+use super::worker::{Reconciler, View, current_operation, set_spec, unknown_set};
+use crate::store::{Change, Page, SnapshotScope};
+
+/// The tag that finds a snapshot in the repository.
+fn snapshot_tag(id: SnapshotId) -> String {
+    format!("snapshot:{id}")
+}
+
+/// Snapshots fetched at a time.
+const PAGE: u32 = 500;
+
+impl Reconciler {
+    /// Uploads what is there while the pod runs, so that little is left for the final pass.
+    pub(super) async fn live_pass(
+        &self,
+        view: &View,
+        snapshot: SnapshotId,
+        set: SetNumber,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        self.ensure_image_stored(view, progress).await?;
+        let set = view.pod.set(set).ok_or_else(unknown_set)?;
+        let volumes = self.volume_paths(view, set).await?;
+        let request = ArchiveRequest {
+            pass: Pass::Live,
+            parents: self.parents(view, None).await?,
+            roots: volume_roots(&volumes),
+            ..self.request(view, snapshot, set)
+        };
+        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let archived = blocking(move || Ok(repositories.open(&tenant)?.archive(&request, &progress)?)).await?;
+        let mut memory = self.memory();
+        memory.live.insert(snapshot, archived.tree);
+        memory.packs.entry(snapshot).or_default().extend(archived.written_packs);
+        Ok(())
+    }
+
+    /// Captures the data set at one instant and uploads it; the row becomes `uploaded`.
+    pub(super) async fn capture(
+        &self,
+        view: &mut View,
+        (id, number): (SnapshotId, SetNumber),
+        grade: Grade,
+        accepted: &[String],
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        self.ensure_image_stored(view, progress).await?;
+        let set = view.pod.set(number).ok_or_else(unknown_set)?.clone();
+        let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
+        let container = view.observed.container.as_ref().filter(|c| c.set == number);
+        let writer = container.map(perennial_core::engine::ObservedContainer::stamp);
+        let live = container.filter(|c| c.is_live()).map(|c| c.id.clone());
+        if grade == Grade::Stopped && live.is_some() {
+            return Err(StepError::Overtaken);
+        }
+        if let Some(found) = self.find_uploaded(view, (&set, id), grade, writer.as_ref()).await? {
+            return self.record_uploaded(view, row, (&set, grade, writer), found).await;
+        }
+        let layer = self.layer_source(view, progress).await?;
+        if let Some(container) = &live {
+            self.engine.container_freeze(container).await?;
+        }
+        let uploaded = self.upload(view, (&set, &row), (grade, writer.as_ref()), (&layer, accepted), progress).await;
+        if let Some(container) = &live {
+            // Whatever happened, the pod goes on (incident P30); if even this fails, the next pass unfreezes it.
+            self.engine.container_unfreeze(container).await?;
+        }
+        self.record_uploaded(view, row, (&set, grade, writer), uploaded?).await
+    }
+
+    async fn upload(
+        &self,
+        view: &View,
+        (set, row): (&VolumeSet, &Snapshot),
+        (grade, writer): (Grade, Option<&WriterStamp>),
+        (layer, accepted): (&LayerSource, &[String]),
+        progress: &Progress,
+    ) -> Result<Uploaded, StepError> {
+        let captured_at = self.now();
+        let (volumes, missing) = self.volume_paths_with_losses(view, set, accepted).await?;
+        let file = PodFile::new(&view.pod, set, row, (grade, writer), &volumes, captured_at);
+        let mut roots =
+            vec![Root { at: "/pod.json".to_owned(), source: Source::Bytes { data: file.to_bytes(), mode: 0o600 } }];
+        roots.extend(volume_roots(&volumes));
+        roots.extend(layer.root().cloned());
+        let mut request = ArchiveRequest {
+            time: captured_at,
+            parents: self.parents(view, Some(row.id)).await?,
+            roots,
+            ..self.request(view, row.id, set)
+        };
+        let accepted = accepted.to_vec();
+        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let (archived, mut losses) = blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            match repository.archive(&request, &progress) {
+                Err(perennial_snapshots::Error::Incomplete { losses }) if covers(&accepted, &losses) => {
+                    request.accept_losses.clone_from(&losses);
+                    Ok((repository.archive(&request, &progress)?, losses))
+                }
+                other => Ok((other?, Vec::new())),
+            }
+        })
+        .await?;
+        losses.extend(archived.losses.iter().cloned());
+        let mut losses: Vec<Loss> =
+            losses.iter().map(|l| Loss { path: l.path.display().to_string(), reason: l.to_string() }).collect();
+        losses.extend(missing);
+        losses.sort();
+        losses.dedup();
+        self.memory().packs.entry(row.id).or_default().extend(archived.written_packs.iter().copied());
+        let repository_id = archived.snapshot.ok_or_else(|| retry("internal", "a commit pass made no snapshot"))?;
+        Ok(Uploaded {
+            repository_id,
+            captured_at,
+            volumes: summaries(&volumes, &archived),
+            losses,
+            archived: Some(archived),
+        })
+    }
+
+    /// An upload of this snapshot that an earlier try finished without recording it, if it is of the same instant.
+    async fn find_uploaded(
+        &self,
+        view: &View,
+        (set, id): (&VolumeSet, SnapshotId),
+        grade: Grade,
+        writer: Option<&WriterStamp>,
+    ) -> Result<Option<Uploaded>, StepError> {
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        let (set, writer) = (set.clone(), writer.cloned());
+        // A frozen instant has passed: only what was captured after the last writer stopped can still be the same.
+        let repeatable = grade == Grade::Stopped;
+        blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            for found in repository.find(&[&snapshot_tag(id)])? {
+                let file = repository.read_file(found.id, "/pod.json").ok().and_then(|b| PodFile::parse(&b));
+                let same = file.is_some_and(|f| f.is_same_instant(&set, grade, writer.as_ref()));
+                if repeatable && same && found.counts.is_some() {
+                    return Ok(Some(Uploaded {
+                        repository_id: found.id,
+                        captured_at: found.time,
+                        volumes: Vec::new(),
+                        losses: Vec::new(),
+                        archived: None,
+                    }));
+                }
+                repository.forget(&[found.id])?;
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    async fn record_uploaded(
+        &self,
+        view: &mut View,
+        row: Snapshot,
+        (set, grade, writer): (&VolumeSet, Grade, Option<WriterStamp>),
+        uploaded: Uploaded,
+    ) -> Result<(), StepError> {
+        let counts = uploaded.archived.as_ref().map(|a| a.counts);
+        let volumes = if uploaded.volumes.is_empty() {
+            set.volumes.iter().map(|v| volume_row(&v.name, &v.mount_path, None)).collect()
+        } else {
+            uploaded.volumes
+        };
+        let row = Snapshot {
+            state: SnapshotState::Uploaded,
+            set: Some(set.number),
+            generation: set.attached.unwrap_or_default(),
+            backend: Some(set.backend),
+            grade: Some(grade),
+            writer,
+            captured_at: Some(uploaded.captured_at),
+            bytes: counts.map(|c| c.bytes),
+            new_bytes: uploaded.archived.as_ref().map(|a| a.new_bytes),
+            files: counts.map(|c| c.files),
+            volumes,
+            image: view.pod.image.as_ref().map(|i| i.id.clone()),
+            losses: uploaded.losses,
+            repository_id: Some(uploaded.repository_id.to_string()),
+            ..row
+        };
+        let event = self.event(
+            &view.pod,
+            current_operation(&view.pod),
+            "snapshot.uploaded",
+            format!("snapshot {} is in the repository, not yet read back", row.id),
+        );
+        self.commit_snapshot(view, row, event).await
+    }
+
+    /// Reads back what the capture wrote; the row becomes `verified`, or `failed` when it is proven bad.
+    pub(super) async fn verify(&self, view: &mut View, id: SnapshotId, progress: &Progress) -> Result<(), StepError> {
+        let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
+        let repository_id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
+        let packs = self.memory().packs.get(&id).cloned();
+        // After a crash nobody knows what this snapshot wrote, so everything it needs is read.
+        let scope = packs.map_or(Verify::Everything, |packs| Verify::Written { packs });
+        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let verdict = blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            match repository.verify(repository_id, &scope, &progress) {
+                Ok(verified) => Ok(Ok(verified)),
+                Err(error) if error.is_retryable() => Err(error.into()),
+                Err(perennial_snapshots::Error::Cancelled) => Err(StepError::Cancelled),
+                Err(error) => Ok(Err(super::step::describe(&error))),
+            }
+        })
+        .await?;
+        self.memory().packs.remove(&id);
+        self.memory().live.remove(&id);
+        let operation = current_operation(&view.pod);
+        match verdict {
+            Ok(_) => {
+                let event =
+                    self.event(&view.pod, operation, "snapshot.verified", format!("snapshot {id} was read back"));
+                self.commit_snapshot(view, Snapshot { state: SnapshotState::Verified, ..row }, event).await
+            }
+            Err(found) => {
+                let message = format!("snapshot {id} does not read back: {found}");
+                let event = self.event(&view.pod, operation, "snapshot.failed", message.clone());
+                let row = Snapshot { state: SnapshotState::Failed, error: Some(message), ..row };
+                self.commit_snapshot(view, row, event).await
+            }
+        }
+    }
+
+    async fn commit_snapshot(
+        &self,
+        view: &mut View,
+        row: Snapshot,
+        event: perennial_core::operation::NewEvent,
+    ) -> Result<(), StepError> {
+        let change = Change {
+            pod: Some(view.pod.clone()),
+            lease: view.lease.clone(),
+            snapshots: vec![row],
+            events: vec![event],
+            ..Change::default()
+        };
+        self.store.commit(change).await?;
+        Ok(())
+    }
+
+    // ---- what passes have in common ------------------------------------------------------------------------------
+
+    fn request(&self, view: &View, id: SnapshotId, set: &VolumeSet) -> ArchiveRequest {
+        ArchiveRequest {
+            time: self.now(),
+            hostname: self.settings.installation.clone(),
+            tags: vec![
+                format!("pod:{}", view.pod.id),
+                snapshot_tag(id),
+                format!("generation:{}", set.attached.unwrap_or_default()),
+            ],
+            parents: Vec::new(),
+            roots: Vec::new(),
+            pass: Pass::Commit,
+            accept_losses: Vec::new(),
+        }
+    }
+
+    /// Trees whose unchanged files need not be read again: the live pass and the pod's newest snapshot.
+    async fn parents(&self, view: &View, live_of: Option<SnapshotId>) -> Result<Vec<Parent>, StepError> {
+        let mut parents: Vec<Parent> = Vec::new();
+        if let Some(tree) = live_of.and_then(|id| self.memory().live.get(&id).copied()) {
+            parents.push(Parent::Tree(tree));
+        }
+        let scope = SnapshotScope::Pod(view.pod.id);
+        let newest = self.store.snapshot_list(&scope, &Page { after: None, limit: 5 }).await?;
+        let newest = newest.iter().find(|s| s.is_restorable()).and_then(|s| s.repository_id.as_deref());
+        if let Some(id) = newest {
+            parents.push(Parent::Snapshot(parse_id(id)?));
+        }
+        Ok(parents)
+    }
+
+    async fn volume_paths(&self, view: &View, set: &VolumeSet) -> Result<Vec<VolumePath>, StepError> {
+        match self.engine.set_access(&set_spec(&view.pod, set)).await? {
+            SetAccess::Local(paths) => Ok(paths),
+            SetAccess::Mover => {
+                Err(definite("volumes-unreachable", "the server cannot reach the volumes of this engine", ""))
+            }
+        }
+    }
+
+    /// The volumes that are there, and a loss for each that is not; the losses have to be accepted.
+    async fn volume_paths_with_losses(
+        &self,
+        view: &View,
+        set: &VolumeSet,
+        accepted: &[String],
+    ) -> Result<(Vec<VolumePath>, Vec<Loss>), StepError> {
+        let mut present = Vec::new();
+        let mut missing = Vec::new();
+        for path in self.volume_paths(view, set).await? {
+            match std::fs::symlink_metadata(&path.path) {
+                Ok(found) if found.is_dir() => present.push(path),
+                _ => missing
+                    .push(Loss { path: format!("/volumes/{}", path.name), reason: "the volume is missing".to_owned() }),
+            }
+        }
+        match missing.iter().find(|l| !accepted.contains(&l.path)) {
+            None => Ok((present, missing)),
+            Some(loss) => Err(definite(
+                "snapshot-incomplete",
+                format!("these could not be captured: {}: {}", loss.path, loss.reason),
+                "bring the volume back, or accept exactly these paths with acceptLoss",
+            )),
+        }
+    }
+
+    // ---- forgetting ----------------------------------------------------------------------------------------------
+
+    /// Ids of all snapshot rows of the pod.
+    pub(super) async fn all_snapshots(&self, view: &View) -> Result<Vec<SnapshotId>, StepError> {
+        let scope = SnapshotScope::Pod(view.pod.id);
+        let mut ids: Vec<SnapshotId> = Vec::new();
+        loop {
+            let after = ids.last().map(ToString::to_string);
+            let page = self.store.snapshot_list(&scope, &Page { after, limit: PAGE }).await?;
+            if page.is_empty() {
+                return Ok(ids);
+            }
+            ids.extend(page.iter().map(|s| s.id));
+        }
+    }
+
+    /// Forgets everything of the pod in its repository and prunes what nobody else needs.
+    pub(super) async fn forget_everything(&self, view: &View, progress: &Progress) -> Result<(), StepError> {
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        let (tag, progress) = (format!("pod:{}", view.pod.id), progress.clone());
+        blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
+            if !ids.is_empty() {
+                repository.forget(&ids)?;
+                repository.prune(Mode::Execute, &progress)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// What an upload produced.
+struct Uploaded {
+    repository_id: SnapshotFileId,
+    captured_at: jiff::Timestamp,
+    volumes: Vec<SnapshotVolume>,
+    losses: Vec<Loss>,
+    /// `None` for an upload found again, whose counts only its own pass knew.
+    archived: Option<Archived>,
+}
+
+fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
+    let root = |v: &VolumePath| Root {
+        at: format!("/volumes/{}", v.name),
+        source: Source::Directory {
+            path: v.path.clone(),
+            layout: if v.lower.is_some() { Layout::OverlayUpper } else { Layout::Plain },
+            exclude: v.exclude.iter().map(|p| p.trim_start_matches('/').into()).collect(),
+        },
+    };
+    volumes.iter().map(root).collect()
+}
+
+fn covers(accepted: &[String], losses: &[ByteLoss]) -> bool {
+    losses.iter().all(|l| accepted.iter().any(|a| std::path::Path::new(a) == l.path))
+}
+
+fn volume_row(name: &str, mount_path: &str, counts: Option<perennial_snapshots::Counts>) -> SnapshotVolume {
+    SnapshotVolume {
+        name: name.to_owned(),
+        mount_path: mount_path.to_owned(),
+        files: counts.map(|c| c.files),
+        bytes: counts.map(|c| c.bytes),
+    }
+}
+
+fn summaries(volumes: &[VolumePath], archived: &Archived) -> Vec<SnapshotVolume> {
+    let counts =
+        |v: &VolumePath| archived.per_root.iter().find(|r| r.at == format!("/volumes/{}", v.name)).map(|r| r.counts);
+    volumes.iter().map(|v| volume_row(&v.name, &v.mount_path, counts(v))).collect()
+}

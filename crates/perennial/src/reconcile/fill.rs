@@ -1,0 +1,132 @@
+//! Filling a new volume set from its origin.
+
+use perennial_core::engine::{Fill, SetAccess, VolumePath};
+use perennial_core::plan;
+use perennial_core::progress::Progress;
+use perennial_core::record::Record;
+use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::Backend;
+use perennial_core::volume::{Origin, SetNumber, VolumeSet};
+use perennial_snapshots::{Existing, Removals, RestoreRequest};
+
+use super::images::blocking;
+use super::layer::parse_id;
+use super::step::{StepError, definite, retry};
+use super::worker::{Reconciler, View, set_spec, unknown_set};
+
+impl Reconciler {
+    /// Makes the set's volumes anew, fills them, marks them complete; repeated from nothing after any failure.
+    pub(super) async fn fill_set(
+        &self,
+        view: &mut View,
+        number: SetNumber,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        self.ensure_image(view, progress).await?;
+        let set = view.pod.set(number).ok_or_else(unknown_set)?.clone();
+        let spec = set_spec(&view.pod, &set);
+        match set.origin {
+            Origin::Image => {
+                self.engine.set_prepare(&spec, Fill::Image).await?;
+            }
+            Origin::Snapshot(id) => {
+                let row = view.snapshot(id).filter(|s| s.is_restorable()).ok_or_else(|| {
+                    definite(
+                        "snapshot-not-restorable",
+                        format!("snapshot {id} is not verified or no longer exists"),
+                        "",
+                    )
+                })?;
+                let row = row.clone();
+                let fill = restore_fill(&row, &set);
+                self.check_snapshot_readable(view, &row).await?;
+                self.engine.set_prepare(&spec, fill).await?;
+                self.restore_volumes(view, &set, &row, progress).await?;
+            }
+        }
+        self.engine.set_complete(&spec).await?;
+        let layer = plan::layer_of(&view.snapshots, set.origin);
+        self.record(view, Record::SetCompleted { set: number, layer }).await
+    }
+
+    /// Looks whether the snapshot is there before anything is made for it.
+    async fn check_snapshot_readable(&self, view: &View, row: &Snapshot) -> Result<(), StepError> {
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        let id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
+        blocking(move || {
+            let found = repositories.open(&tenant).and_then(|r| Ok(r.snapshot(id)?));
+            if found.is_err() {
+                // Another look has to see the place anew: a disk may come back.
+                repositories.close(&tenant);
+            }
+            found.map(drop)
+        })
+        .await
+    }
+
+    async fn restore_volumes(
+        &self,
+        view: &View,
+        set: &VolumeSet,
+        row: &Snapshot,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        let spec = set_spec(&view.pod, set);
+        let SetAccess::Local(paths) = self.engine.set_access(&spec).await? else {
+            return Err(definite("volumes-unreachable", "the server cannot reach the volumes of this engine", ""));
+        };
+        let from = row.backend.unwrap_or(set.backend);
+        if let Some(orphan) = row.volumes.iter().find(|v| paths.iter().all(|p| p.name != v.name)) {
+            let message = format!("the snapshot holds volume {}, which the new set lacks", orphan.name);
+            return Err(definite("volume-unplaced", message, "restore it to a pod of the same profile and backend"));
+        }
+        let id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
+        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        progress.set_total(row.bytes.unwrap_or_default());
+        let expected = row.volumes.clone();
+        blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            for path in paths {
+                // A volume that the image gained since keeps what the image seeds it with.
+                let Some(volume) = expected.iter().find(|v| v.name == path.name) else { continue };
+                let restored = repository.restore(id, &volume_request(&path, from), &progress)?;
+                let files = restored.counts.files;
+                if volume.files.is_some_and(|expected| expected != files) {
+                    let expected = volume.files.unwrap_or_default();
+                    let message = format!("volume {}: {files} files restored, {expected} captured", path.name);
+                    return Err(retry("repository-restore-incomplete", message));
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// How the engine has to make volumes that this snapshot is restored into.
+fn restore_fill(row: &Snapshot, set: &VolumeSet) -> Fill {
+    match (row.backend.unwrap_or(set.backend), set.backend) {
+        // Whole trees need nothing below them.
+        (Backend::Engine, Backend::Engine) => Fill::Empty,
+        // Changes need what they change; an overlay has it below.
+        (Backend::Overlay, _) | (Backend::Engine, Backend::Overlay) => Fill::Image,
+    }
+}
+
+/// The restore of one volume, whichever way snapshot and set keep trees.
+fn volume_request(path: &VolumePath, from: Backend) -> RestoreRequest {
+    let list = format!("/removed/{}", path.name);
+    let (existing, removals, against_lower) = match (from, &path.lower) {
+        (Backend::Overlay, Some(_)) => (Existing::Replace, Removals::Whiteouts { list }, None),
+        (Backend::Overlay, None) => (Existing::Keep, Removals::Delete { list }, None),
+        (Backend::Engine, Some(lower)) => (Existing::Replace, Removals::Ignore, Some(lower.clone())),
+        (Backend::Engine, None) => (Existing::Replace, Removals::Ignore, None),
+    };
+    RestoreRequest {
+        subtree: format!("/volumes/{}", path.name),
+        target: path.path.clone(),
+        existing,
+        removals,
+        against_lower,
+    }
+}

@@ -1,0 +1,227 @@
+//! The system layer: what a pod changed where no volume is.
+//!
+//! It is always whole against the pinned image, because it is put back by writing it into the new container's own
+//! changes directory before the first start: what is captured later is again everything (docs/adr).
+
+use perennial_core::engine::LayerAccess;
+use perennial_core::pod::LayerCapture;
+use perennial_core::progress::Progress;
+use perennial_core::record::Record;
+use perennial_snapshots::{
+    ArchiveRequest, Error, Existing, Layout as TreeLayout, Parent, Pass, Removals, RestoreRequest, Root,
+    SnapshotFileId, Source, Verify,
+};
+
+use super::images::{Scratch, blocking};
+use super::step::{StepError, retry};
+use super::worker::{Reconciler, View};
+
+/// Where the layer is in a snapshot, and the list of what the pod deleted from the image.
+pub(super) const SYSTEM: &str = "/system";
+/// See [`SYSTEM`].
+pub(super) const SYSTEM_REMOVED: &str = "/removed/system";
+
+/// Where a capture reads the system layer from.
+pub(super) enum LayerSource {
+    /// There is none, or none can be reached.
+    Nothing,
+    /// The container's own changes.
+    Root(Root),
+    /// The last capture, because the container is gone; unpacked for as long as this lives.
+    Unpacked(Root, Scratch),
+}
+
+impl LayerSource {
+    pub(super) const fn root(&self) -> Option<&Root> {
+        match self {
+            Self::Nothing => None,
+            Self::Root(root) | Self::Unpacked(root, _) => Some(root),
+        }
+    }
+}
+
+fn layer_root(path: std::path::PathBuf, exclude: Vec<String>) -> Root {
+    let exclude = exclude.into_iter().map(|p| p.trim_start_matches('/').into()).collect();
+    Root { at: SYSTEM.to_owned(), source: Source::Directory { path, layout: TreeLayout::OverlayUpper, exclude } }
+}
+
+/// The tag of captures of the layer alone.
+fn layer_tag(view: &View) -> String {
+    format!("layer:{}", view.pod.id)
+}
+
+pub(super) fn parse_id(text: &str) -> Result<SnapshotFileId, StepError> {
+    text.parse().map_err(|_| retry("repository-id-invalid", format!("{text:?} is not a snapshot of a repository")))
+}
+
+impl Reconciler {
+    /// Where the layer of the pod is now: in its container, or else in its newest capture.
+    pub(super) async fn layer_source(&self, view: &View, progress: &Progress) -> Result<LayerSource, StepError> {
+        if let Some(container) = &view.observed.container
+            && view.pod.current == Some(container.set)
+        {
+            return Ok(match self.engine.layer_access(&container.id).await? {
+                LayerAccess::Local { path, exclude } => LayerSource::Root(layer_root(path, exclude)),
+                LayerAccess::Unreachable { .. } => self.unpacked_layer(view, progress).await?,
+            });
+        }
+        self.unpacked_layer(view, progress).await
+    }
+
+    async fn unpacked_layer(&self, view: &View, progress: &Progress) -> Result<LayerSource, StepError> {
+        let Some(id) = view.pod.layer.as_ref().and_then(|l| l.repository_id.clone()) else {
+            return Ok(LayerSource::Nothing);
+        };
+        let scratch = self.scratch()?;
+        let target = scratch.path().to_owned();
+        self.restore_layer(view, &id, target.clone(), progress).await?;
+        Ok(LayerSource::Unpacked(layer_root(target, Vec::new()), scratch))
+    }
+
+    async fn restore_layer(
+        &self,
+        view: &View,
+        id: &str,
+        target: std::path::PathBuf,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let id = parse_id(id)?;
+        blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            // A snapshot of a pod that changed nothing outside its volumes has no layer.
+            match repository.ls(id, SYSTEM) {
+                Err(Error::NotFound { .. }) => return Ok(()),
+                other => other.map(drop)?,
+            }
+            let request = RestoreRequest {
+                subtree: SYSTEM.to_owned(),
+                target,
+                existing: Existing::Keep,
+                removals: Removals::Whiteouts { list: SYSTEM_REMOVED.to_owned() },
+                against_lower: None,
+            };
+            repository.restore(id, &request, &progress)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Puts the captured layer into a container that was never started.
+    pub(super) async fn put_layer_back(
+        &self,
+        view: &View,
+        container: &str,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        let Some(id) = view.pod.layer.as_ref().and_then(|l| l.repository_id.clone()) else { return Ok(()) };
+        match self.engine.layer_access(container).await? {
+            LayerAccess::Local { path, .. } => self.restore_layer(view, &id, path, progress).await,
+            LayerAccess::Unreachable { reason } => {
+                Err(retry("system-layer-unreachable", format!("the system layer cannot be put back: {reason}")))
+            }
+        }
+    }
+
+    /// Captures the layer alone: every few minutes while the pod runs, and before its container is removed.
+    pub(super) async fn capture_layer(
+        &self,
+        view: &mut View,
+        container: &str,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        let observed = view.observed.container.as_ref().filter(|c| c.id == container);
+        let Some(observed) = observed else { return Err(StepError::Overtaken) };
+        let (stamp, live) = (observed.stamp(), observed.is_live());
+        self.memory().layers.insert(view.pod.id, self.now());
+        let captured_at = self.now();
+        let previous = view.pod.layer.as_ref().and_then(|l| l.repository_id.clone());
+        let repository_id = match self.engine.layer_access(container).await? {
+            LayerAccess::Local { path, exclude } => {
+                match self.archive_layer(view, layer_root(path, exclude), previous.clone(), progress).await {
+                    Ok(captured) => captured,
+                    // A running pod rewrote something while it was read: the next round, or the stop, gets it.
+                    Err(StepError::Definite(_)) if live => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+            // What the runtime hides cannot be captured; the pod's conditions say so.
+            LayerAccess::Unreachable { .. } => Layer::Same,
+        };
+        let repository_id = match repository_id {
+            Layer::Same if live => return Ok(()),
+            Layer::Same => previous,
+            Layer::Empty => None,
+            Layer::New(id) => Some(id),
+        };
+        let layer = LayerCapture { repository_id, captured_at, writer: Some(stamp), after_stop: !live };
+        self.record(view, Record::LayerCaptured(layer)).await
+    }
+
+    async fn archive_layer(
+        &self,
+        view: &View,
+        root: Root,
+        previous: Option<String>,
+        progress: &Progress,
+    ) -> Result<Layer, StepError> {
+        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let request = ArchiveRequest {
+            time: self.now(),
+            hostname: self.settings.installation.clone(),
+            tags: vec![layer_tag(view), format!("pod:{}", view.pod.id)],
+            parents: Vec::new(),
+            roots: vec![root],
+            pass: Pass::Commit,
+            accept_losses: Vec::new(),
+        };
+        blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            if is_empty(&request.roots)? {
+                return Ok(if previous.is_none() { Layer::Same } else { Layer::Empty });
+            }
+            let mut request = request;
+            let mut before = None;
+            if let Some(previous) = &previous {
+                let id = parse_id(previous)?;
+                before = repository.snapshot(id).ok().map(|s| s.tree);
+                request.parents = vec![Parent::Snapshot(id)];
+            }
+            // The live pass only uploads; when its tree is the last capture's, there is nothing to record.
+            let live = repository.archive(&ArchiveRequest { pass: Pass::Live, ..request.clone() }, &progress)?;
+            if before == Some(live.tree) {
+                return Ok(Layer::Same);
+            }
+            request.parents.push(Parent::Tree(live.tree));
+            let archived = repository.archive(&request, &progress)?;
+            let id = archived.snapshot.ok_or_else(|| retry("internal", "a commit pass made no snapshot"))?;
+            let packs = live.written_packs.into_iter().chain(archived.written_packs).collect();
+            repository.verify(id, &Verify::Written { packs }, &progress)?;
+            Ok(Layer::New(id.to_string()))
+        })
+        .await
+    }
+}
+
+/// What a capture of the layer found.
+enum Layer {
+    /// What the last capture has, or nothing again.
+    Same,
+    /// Nothing where there was something.
+    Empty,
+    /// A new capture.
+    New(String),
+}
+
+/// Whether the pod changed nothing at all outside its volumes.
+fn is_empty(roots: &[Root]) -> Result<bool, StepError> {
+    let Some(Root { source: Source::Directory { path, exclude, .. }, .. }) = roots.first() else { return Ok(true) };
+    let unreadable = |e: std::io::Error| retry("system-layer-unreadable", format!("{}: {e}", path.display()));
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        if !exclude.iter().any(|e| e.as_os_str() == name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,130 @@
+//! `/pod.json` at the root of every snapshot: what the trees beside it are, readable without Perennial.
+
+use jiff::Timestamp;
+use perennial_core::engine::VolumePath;
+use perennial_core::pod::Pod;
+use perennial_core::snapshot::{Grade, Snapshot, WriterStamp};
+use perennial_core::volume::VolumeSet;
+use serde::{Deserialize, Serialize};
+
+/// Version of this document.
+const VERSION: u32 = 1;
+
+/// What a snapshot says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodFile {
+    version: u32,
+    perennial: String,
+    pod: String,
+    name: String,
+    tenant: String,
+    snapshot: String,
+    captured_at: Timestamp,
+    pub(super) data_generation: u64,
+    pub(super) set: u32,
+    /// `overlay`: the trees are the changes over the image; `docker`: they are whole.
+    backend: String,
+    pub(super) grade: String,
+    pub(super) writer: Option<Writer>,
+    image: Image,
+    command: Option<Vec<String>>,
+    entrypoint: Option<Vec<String>>,
+    runtime: Option<String>,
+    env: std::collections::BTreeMap<String, String>,
+    volumes: Vec<Volume>,
+}
+
+/// The run that wrote last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Writer {
+    container: String,
+    started_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Image {
+    reference: String,
+    id: String,
+    digest: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Volume {
+    name: String,
+    mount_path: String,
+}
+
+/// The grade's name in `pod.json`, in the API and in the database.
+pub(super) const fn grade_name(grade: Grade) -> &'static str {
+    match grade {
+        Grade::Stopped => "stopped",
+        Grade::Frozen => "frozen",
+    }
+}
+
+impl From<&WriterStamp> for Writer {
+    fn from(stamp: &WriterStamp) -> Self {
+        Self { container: stamp.container.clone(), started_at: stamp.started_at }
+    }
+}
+
+impl PodFile {
+    pub(super) fn new(
+        pod: &Pod,
+        set: &VolumeSet,
+        snapshot: &Snapshot,
+        (grade, writer): (Grade, Option<&WriterStamp>),
+        volumes: &[VolumePath],
+        captured_at: Timestamp,
+    ) -> Self {
+        let image = pod.image.as_ref();
+        Self {
+            version: VERSION,
+            perennial: env!("CARGO_PKG_VERSION").to_owned(),
+            pod: pod.id.to_string(),
+            name: pod.name.to_string(),
+            tenant: pod.tenant.to_string(),
+            snapshot: snapshot.id.to_string(),
+            captured_at,
+            data_generation: set.attached.unwrap_or_default(),
+            set: set.number,
+            backend: set.backend.as_str().to_owned(),
+            grade: grade_name(grade).to_owned(),
+            writer: writer.map(Writer::from),
+            image: Image {
+                reference: pod.spec.image.clone(),
+                id: image.map(|i| i.id.clone()).unwrap_or_default(),
+                digest: image.and_then(|i| i.digest.clone()),
+            },
+            command: pod.spec.command.clone(),
+            entrypoint: pod.spec.entrypoint.clone(),
+            runtime: pod.spec.runtime.clone(),
+            env: pod.spec.env.clone(),
+            volumes: volumes
+                .iter()
+                .map(|v| Volume { name: v.name.clone(), mount_path: v.mount_path.clone() })
+                .collect(),
+        }
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// Whether an upload that carries this file captured exactly what a capture now would.
+    pub(super) fn is_same_instant(&self, set: &VolumeSet, grade: Grade, writer: Option<&WriterStamp>) -> bool {
+        self.set == set.number
+            && Some(self.data_generation) == set.attached
+            && self.grade == grade_name(grade)
+            && self.writer == writer.map(Writer::from)
+    }
+}

@@ -1,0 +1,145 @@
+//! The tenants' repositories: one each, its key beside the data directory's other secrets, kept open.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use perennial_core::fault::Tap;
+use perennial_core::spec::TenantId;
+use perennial_snapshots::backend::{Backend, LocalBackend, MemoryBackend};
+use perennial_snapshots::{KeyCost, Password, Repository};
+
+use super::step::{StepError, describe, retry};
+use crate::fault::TappedBackend;
+
+/// Opens repositories on demand and keeps them open.
+#[derive(Clone)]
+pub struct Repositories {
+    place: Place,
+    tap: Arc<dyn Tap>,
+    open: Arc<Mutex<HashMap<TenantId, Repository>>>,
+}
+
+/// Where repositories live.
+#[derive(Clone)]
+enum Place {
+    /// `<data>/repositories/<tenant>` with `<data>/keys/<tenant>`.
+    Directory(PathBuf),
+    /// In memory, for the simulator and tests; the map outlives the server that uses it.
+    Memory(MemoryRepositories),
+}
+
+/// Repositories that live in memory.
+#[derive(Clone, Default)]
+pub struct MemoryRepositories(Arc<Mutex<HashMap<TenantId, MemoryBackend>>>);
+
+impl MemoryRepositories {
+    /// The backend of a tenant's repository, made on first use.
+    #[must_use]
+    pub fn backend(&self, tenant: &TenantId) -> MemoryBackend {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(tenant.clone()).or_default().clone()
+    }
+}
+
+/// The password of every repository in memory: there is nothing to protect.
+const MEMORY_PASSWORD: &str = "simulated";
+
+impl Repositories {
+    /// Repositories below a data directory.
+    #[must_use]
+    pub fn in_directory(data_dir: &Path, tap: Arc<dyn Tap>) -> Self {
+        Self { place: Place::Directory(data_dir.to_owned()), tap, open: Arc::default() }
+    }
+
+    /// Repositories in memory.
+    #[must_use]
+    pub fn in_memory(memory: MemoryRepositories, tap: Arc<dyn Tap>) -> Self {
+        Self { place: Place::Memory(memory), tap, open: Arc::default() }
+    }
+
+    /// The tenant's repository; made, key first, when there is none yet. Blocks.
+    pub(super) fn open(&self, tenant: &TenantId) -> Result<Repository, StepError> {
+        if let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant) {
+            return Ok(open.clone());
+        }
+        let repository = self.open_anew(tenant)?;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(open.entry(tenant.clone()).or_insert(repository).clone())
+    }
+
+    /// Forgets an open repository, so that the next use looks at the place anew.
+    pub(super) fn close(&self, tenant: &TenantId) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+    }
+
+    fn open_anew(&self, tenant: &TenantId) -> Result<Repository, StepError> {
+        let (backend, password, cost): (Arc<dyn Backend>, Password, KeyCost) = match &self.place {
+            Place::Memory(memory) => (Arc::new(memory.backend(tenant)), Password::new(MEMORY_PASSWORD), KeyCost::Test),
+            Place::Directory(data) => {
+                let path = repository_path(data, tenant);
+                let password = ensure_key(data, tenant, &path)?;
+                (Arc::new(LocalBackend::new(path)), password, KeyCost::Interactive)
+            }
+        };
+        let backend: Arc<dyn Backend> = Arc::new(TappedBackend::new(backend, Arc::clone(&self.tap)));
+        if Repository::exists(&*backend)? {
+            return Ok(Repository::open(backend, &password)?);
+        }
+        Ok(Repository::init(backend, &password, cost)?)
+    }
+}
+
+/// Where a tenant's repository is: `<data>/repositories/<tenant>`.
+#[must_use]
+pub fn repository_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
+    data_dir.join("repositories").join(tenant.as_str())
+}
+
+/// Where the password of a tenant's repository is: `<data>/keys/<tenant>`.
+#[must_use]
+pub fn key_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
+    data_dir.join("keys").join(tenant.as_str())
+}
+
+/// Reads the key, or makes it durable before the repository that it opens exists.
+///
+/// A repository without its key is a loss, so a missing key beside an existing repository is an error, not a new key.
+fn ensure_key(data: &Path, tenant: &TenantId, repository: &Path) -> Result<Password, StepError> {
+    let path = key_path(data, tenant);
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(Password::new(text.trim().as_bytes())),
+        Ok(_) => return Err(retry("repository-key-missing", format!("the key file {} is empty", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unreadable(&path, &error)),
+    }
+    if repository.join("config").exists() {
+        let message =
+            format!("the repository {} exists, but its key {} does not", repository.display(), path.display());
+        return Err(retry("repository-key-missing", message));
+    }
+    let password = Password::random();
+    write_secret(&path, password.reveal()).map_err(|e| unreadable(&path, &e))?;
+    Ok(password)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> StepError {
+    retry("repository-key-unreadable", format!("{}: {}", path.display(), describe(error)))
+}
+
+/// Writes a secret atomically and durably, readable by its owner only.
+///
+/// # Errors
+/// Whatever the file system answers.
+pub fn write_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(secret)?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    std::fs::File::open(directory)?.sync_all()
+}

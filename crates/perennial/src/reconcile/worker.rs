@@ -1,0 +1,497 @@
+//! One pass over one pod: fetch, observe, plan, carry out one action, record.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use perennial_core::clock::{Clock, IdSource};
+use perennial_core::engine::{Engine, ObservedPod, SetSpec};
+use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::operation::{NewEvent, OperationKind, OperationState, Problem};
+use perennial_core::plan::{self, Action, Input, Next, Plan, Policy};
+use perennial_core::pod::{Condition, Pod, Retry, Work};
+use perennial_core::record::{self, Record};
+use perennial_core::snapshot::{Snapshot, SnapshotState};
+use perennial_core::volume::VolumeSet;
+use perennial_snapshots::{Id, TreeId};
+
+use super::progress::ProgressBoard;
+use super::repositories::Repositories;
+use super::step::{StepError, problem};
+use crate::store::{Change, Lease, Store};
+
+/// How long a lease lasts without being renewed.
+const LEASE: SignedDuration = SignedDuration::from_secs(60);
+/// First delay after a failed try; doubles with each.
+const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(500);
+/// Longest delay between tries.
+const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
+/// Tries after which a start or a replacement that cannot read its source ends (the pod keeps what it had).
+const GIVE_UP_AFTER: u32 = 5;
+/// How often a blocked pod is looked at.
+const BLOCKED_EVERY: SignedDuration = SignedDuration::from_secs(10);
+/// How often the time at which data was last seen whole is recorded.
+const SEEN_EVERY: SignedDuration = SignedDuration::from_hours(1);
+
+/// Everything that is fixed for the life of a server.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Knobs of the lifecycle.
+    pub policy: Policy,
+    /// Where images and layers are staged; emptied at start.
+    pub scratch: PathBuf,
+    /// This server's name in leases.
+    pub holder: String,
+    /// This installation's name in the repositories.
+    pub installation: String,
+}
+
+/// What the controller does with a pod after a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed {
+    /// Something was done: look again at once.
+    Again,
+    /// Nothing to do until then; `None` until something changes.
+    Wait(Option<Timestamp>),
+    /// There is no such pod any more.
+    Gone,
+}
+
+/// Brings pods to what was asked for.
+pub struct Reconciler {
+    pub(super) store: Store,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) repositories: Repositories,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) ids: Arc<dyn IdSource>,
+    pub(super) board: ProgressBoard,
+    pub(super) settings: Settings,
+    memory: Mutex<Memory>,
+}
+
+/// What only saves work and may be forgotten at any moment.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Trees that live passes uploaded.
+    pub(super) live: HashMap<SnapshotId, TreeId>,
+    /// Packs that captures wrote, to be read back.
+    pub(super) packs: HashMap<SnapshotId, Vec<Id>>,
+    /// When system layers were looked at.
+    pub(super) layers: HashMap<PodId, Timestamp>,
+    leases: HashMap<PodId, (Lease, Timestamp)>,
+}
+
+/// What one pass knows.
+pub(super) struct View {
+    pub(super) pod: Pod,
+    pub(super) observed: ObservedPod,
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) lease: Option<Lease>,
+}
+
+impl View {
+    pub(super) fn snapshot(&self, id: SnapshotId) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.id == id)
+    }
+}
+
+impl Reconciler {
+    /// A reconciler over these parts.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        engine: Arc<dyn Engine>,
+        repositories: Repositories,
+        (clock, ids): (Arc<dyn Clock>, Arc<dyn IdSource>),
+        board: ProgressBoard,
+        settings: Settings,
+    ) -> Self {
+        Self { store, engine, repositories, clock, ids, board, settings, memory: Mutex::default() }
+    }
+
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Looks at one pod and does at most one thing.
+    pub async fn pass(&self, id: PodId) -> Passed {
+        let pod = match self.store.pod_fetch(id).await {
+            Ok(Some(pod)) => pod,
+            Ok(None) => return Passed::Gone,
+            Err(error) => {
+                tracing::warn!(pod = %id, error = %super::step::describe(&error), "read the pod");
+                return Passed::Wait(self.after(RETRY_FIRST));
+            }
+        };
+        if pod.retry.not_before.is_some_and(|at| at > self.now()) {
+            return Passed::Wait(pod.retry.not_before);
+        }
+        match self.step(pod).await {
+            Ok(passed) => passed,
+            Err(StepError::Overtaken | StepError::Cancelled) => Passed::Again,
+            Err(StepError::Retry(problem)) => self.failed(id, problem, Failure::MayPass).await,
+            Err(StepError::Definite(problem)) => self.failed(id, problem, Failure::Lasting).await,
+        }
+    }
+
+    /// A defect must not stop the other pods; this one is looked at again later.
+    pub(super) fn after_panic(&self, pod: PodId) -> Passed {
+        tracing::error!(%pod, "a pass panicked");
+        Passed::Wait(self.after(RETRY_MAX))
+    }
+
+    async fn step(&self, pod: Pod) -> Result<Passed, StepError> {
+        let mut view = self.look(pod).await?;
+        let plan = self.plan(&view);
+        match &plan.next {
+            Next::Settled { wake } => {
+                self.show(&mut view, &plan).await?;
+                Ok(Passed::Wait(*wake))
+            }
+            Next::Blocked(_) => {
+                self.show(&mut view, &plan).await?;
+                Ok(Passed::Wait(self.after(BLOCKED_EVERY)))
+            }
+            Next::Act(action) => {
+                let Some(lease) = self.lease(view.pod.id).await? else {
+                    return Ok(Passed::Wait(self.after(LEASE)));
+                };
+                view.lease = Some(lease);
+                self.show(&mut view, &plan).await?;
+                let action = action.clone();
+                self.with_lease_kept(view.pod.id, self.execute(view, action)).await?;
+                Ok(Passed::Again)
+            }
+        }
+    }
+
+    /// Observes the pod and fetches what its plan may look at.
+    pub(super) async fn look(&self, pod: Pod) -> Result<View, StepError> {
+        let specs: Vec<SetSpec> = pod.sets.iter().map(|s| set_spec(&pod, s)).collect();
+        let observed = self.engine.observe(pod.id, &specs).await?;
+        let mut snapshots = Vec::new();
+        for id in plan::referenced_snapshots(&pod) {
+            snapshots.extend(self.store.snapshot_fetch(id).await?);
+        }
+        Ok(View { pod, observed, snapshots, lease: None })
+    }
+
+    pub(super) fn plan(&self, view: &View) -> Plan {
+        let memory = self.memory();
+        let live_passed: Vec<SnapshotId> = memory.live.keys().copied().collect();
+        plan::plan(Input {
+            pod: &view.pod,
+            observed: &view.observed,
+            snapshots: &view.snapshots,
+            live_passed: &live_passed,
+            layer_checked: memory.layers.get(&view.pod.id).copied(),
+            policy: &self.settings.policy,
+            now: self.clock.now(),
+        })
+    }
+
+    /// Writes phase and conditions when they changed; they are a cache for people.
+    async fn show(&self, view: &mut View, plan: &Plan) -> Result<(), StepError> {
+        let mut pod = view.pod.clone();
+        let now = self.now();
+        let mut changed = apply_status(&mut pod, plan, now);
+        if matches!(plan.next, Next::Settled { .. }) && self.should_record_seen(&pod, view) {
+            record::apply(&mut pod, &Record::DataSeen, now);
+            changed = true;
+        }
+        if changed {
+            let change = Change { pod: Some(pod.clone()), lease: view.lease.clone(), ..Change::default() };
+            self.store.commit(change).await?;
+            pod.version += 1;
+            view.pod = pod;
+        }
+        Ok(())
+    }
+
+    fn should_record_seen(&self, pod: &Pod, view: &View) -> bool {
+        let whole = |s: &VolumeSet| {
+            view.observed.set(s.number).is_some_and(|o| o.presence == perennial_core::engine::Presence::Whole)
+        };
+        let due = pod.data_seen_at.is_none_or(|t| t.checked_add(SEEN_EVERY).is_ok_and(|t| t <= self.now()));
+        due && pod.current_set().is_some_and(|s| s.attached.is_some() && whole(s))
+    }
+
+    fn after(&self, delay: SignedDuration) -> Option<Timestamp> {
+        self.now().checked_add(delay).ok()
+    }
+
+    // ---- leases ------------------------------------------------------------------------------------------------
+
+    /// The lease of a pod: ours for a while longer, or taken now; `None` when another server works on it.
+    async fn lease(&self, pod: PodId) -> Result<Option<Lease>, StepError> {
+        let now = self.now();
+        let half = now.checked_add(LEASE / 2).unwrap_or(now);
+        if let Some((lease, until)) = self.memory().leases.get(&pod)
+            && *until > half
+        {
+            return Ok(Some(lease.clone()));
+        }
+        let until = now.checked_add(LEASE).unwrap_or(now);
+        let lease = self.store.lease_acquire(pod, &self.settings.holder, now, until).await?;
+        let mut memory = self.memory();
+        match &lease {
+            Some(lease) => memory.leases.insert(pod, (lease.clone(), until)),
+            None => memory.leases.remove(&pod),
+        };
+        Ok(lease)
+    }
+
+    /// Runs a step and renews the lease as long as it takes.
+    async fn with_lease_kept<T>(
+        &self,
+        pod: PodId,
+        step: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
+        let mut step = Box::pin(step);
+        let third = std::time::Duration::try_from(LEASE / 3).unwrap_or(std::time::Duration::from_secs(20));
+        loop {
+            match tokio::time::timeout(third, &mut step).await {
+                Ok(result) => return result,
+                Err(_elapsed) => {
+                    if let Err(error) = self.lease(pod).await {
+                        tracing::warn!(%pod, ?error, "renew the lease");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives all leases back, so that another server can go on at once.
+    pub async fn release_leases(&self) {
+        let leases: Vec<Lease> = self.memory().leases.drain().map(|(_, (lease, _))| lease).collect();
+        for lease in leases {
+            if let Err(error) = self.store.lease_release(&lease).await {
+                tracing::debug!(%error, "release a lease");
+            }
+        }
+    }
+
+    // ---- records -----------------------------------------------------------------------------------------------
+
+    /// Commits one fact with everything that follows from it, and goes on with the changed pod.
+    pub(super) async fn record(&self, view: &mut View, fact: Record) -> Result<(), StepError> {
+        self.record_with(view, fact, Change::default()).await
+    }
+
+    pub(super) async fn record_with(&self, view: &mut View, fact: Record, mut change: Change) -> Result<(), StepError> {
+        let now = self.now();
+        if matches!(fact, Record::GoalFailed(_) | Record::TaskFailed(_)) {
+            change.snapshots.extend(abandoned_captures(view, &fact));
+        }
+        let mut pod = view.pod.clone();
+        let consequences = record::apply(&mut pod, &fact, now);
+        change.snapshots.extend(consequences.snapshots);
+        let mut event_operation = current_operation(&view.pod);
+        for ended in &consequences.ended {
+            event_operation = Some(ended.operation);
+            if let Some(mut operation) = self.store.operation_fetch(ended.operation).await? {
+                operation.state =
+                    if ended.problem.is_none() { OperationState::Succeeded } else { OperationState::Failed };
+                operation.error.clone_from(&ended.problem);
+                operation.finished_at = Some(now);
+                if let Some((step, progress)) = self.board.read(ended.operation) {
+                    operation.step = step;
+                    operation.progress = progress;
+                }
+                change.operations.push(operation);
+            }
+        }
+        if let Some((kind, message)) = consequences.event {
+            change.events.push(self.event(&pod, event_operation, kind, message));
+        }
+        for snapshot in &change.snapshots {
+            view.snapshots.retain(|s| s.id != snapshot.id);
+            view.snapshots.push(snapshot.clone());
+        }
+        view.pod = pod;
+        let plan = self.plan(view);
+        apply_status(&mut view.pod, &plan, now);
+        change.pod = Some(view.pod.clone());
+        change.lease.clone_from(&view.lease);
+        self.store.commit(change).await?;
+        view.pod.version += 1;
+        for ended in consequences.ended {
+            self.board.end(ended.operation);
+        }
+        Ok(())
+    }
+
+    pub(super) fn event(
+        &self,
+        pod: &Pod,
+        operation: Option<OperationId>,
+        kind: &str,
+        message: impl Into<String>,
+    ) -> NewEvent {
+        NewEvent {
+            at: self.now(),
+            actor: "system".to_owned(),
+            tenant: pod.tenant.clone(),
+            pod: Some(pod.id),
+            operation,
+            kind: kind.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    /// Records a failed try: another one later, or the end of the operation.
+    async fn failed(&self, id: PodId, found: Problem, failure: Failure) -> Passed {
+        match self.record_failure(id, found, failure).await {
+            Ok(passed) => passed,
+            Err(error) => {
+                tracing::warn!(pod = %id, ?error, "record a failure");
+                Passed::Wait(self.after(RETRY_FIRST))
+            }
+        }
+    }
+
+    async fn record_failure(&self, id: PodId, found: Problem, failure: Failure) -> Result<Passed, StepError> {
+        let Some(pod) = self.store.pod_fetch(id).await? else { return Ok(Passed::Gone) };
+        tracing::warn!(pod = %id, code = found.code, problem = found.message, tries = pod.retry.count + 1, "a step failed");
+        let lease = self.memory().leases.get(&id).map(|(lease, _)| lease.clone());
+        let mut view = View { pod, observed: ObservedPod::default(), snapshots: Vec::new(), lease };
+        let lasting = failure == Failure::Lasting || gives_up(&view.pod, &found);
+        if lasting && let Some(end) = plan::failure_of(&view.pod, &found) {
+            if let Ok(looked) = self.look(view.pod.clone()).await {
+                view = View { lease: view.lease, ..looked };
+            }
+            self.record(&mut view, end).await?;
+            return Ok(Passed::Again);
+        }
+        let count = view.pod.retry.count.saturating_add(1);
+        let delay = retry_delay(count);
+        let until = self.after(delay);
+        let now = self.now();
+        view.pod.retry = Retry { count, not_before: until, problem: Some(found.clone()) };
+        view.pod.updated_at = now;
+        let mut change = Change { lease: view.lease.clone(), ..Change::default() };
+        if let Some(operation) = current_operation(&view.pod)
+            && let Some(mut row) = self.store.operation_fetch(operation).await?
+            && !row.state.is_terminal()
+        {
+            row.state = OperationState::Running;
+            row.error = Some(found);
+            change.operations.push(row);
+        }
+        change.pod = Some(view.pod);
+        self.store.commit(change).await?;
+        Ok(Passed::Wait(until))
+    }
+}
+
+/// Whether repeating may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    MayPass,
+    Lasting,
+}
+
+/// Whether a start or a replacement has tried often enough to read its source.
+fn gives_up(pod: &Pod, found: &Problem) -> bool {
+    let reads = pod.goal.as_ref().is_some_and(|g| matches!(g.kind, OperationKind::Create | OperationKind::Start))
+        || matches!(pod.tasks.first().map(|t| &t.work), Some(Work::Replace { switched: false, .. }));
+    reads && found.code.starts_with("repository-") && pod.retry.count + 1 >= GIVE_UP_AFTER
+}
+
+fn retry_delay(count: u32) -> SignedDuration {
+    let factor = 1_i32.checked_shl(count.saturating_sub(1).min(16)).unwrap_or(i32::MAX);
+    RETRY_FIRST.checked_mul(factor).unwrap_or(RETRY_MAX).min(RETRY_MAX)
+}
+
+/// The operation that is being worked on.
+pub(super) fn current_operation(pod: &Pod) -> Option<OperationId> {
+    let task = pod.tasks.first();
+    match (&pod.goal, task) {
+        (_, Some(task)) if matches!(task.work, Work::Replace { .. } | Work::Purge { .. }) => Some(task.operation),
+        (Some(goal), _) => Some(goal.operation),
+        (None, task) => task.map(|t| t.operation),
+    }
+}
+
+/// Captures that nobody will finish: they are failed, not pending for ever.
+fn abandoned_captures(view: &View, fact: &Record) -> Vec<Snapshot> {
+    let (Record::GoalFailed(found) | Record::TaskFailed(found)) = fact else { return Vec::new() };
+    let of_task = match view.pod.tasks.first().map(|t| &t.work) {
+        Some(Work::Replace { safety, .. }) => *safety,
+        Some(Work::Snapshot { snapshot, .. }) => Some(*snapshot),
+        _ => None,
+    };
+    let id = if matches!(fact, Record::GoalFailed(_)) { view.pod.capture } else { of_task };
+    id.and_then(|id| view.snapshot(id))
+        .filter(|s| matches!(s.state, SnapshotState::Pending | SnapshotState::Uploaded))
+        .map(|s| Snapshot { state: SnapshotState::Failed, error: Some(found.message.clone()), ..s.clone() })
+        .into_iter()
+        .collect()
+}
+
+/// The set as the engine has to know it.
+pub(super) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
+    SetSpec {
+        pod: pod.id,
+        tenant: pod.tenant.clone(),
+        number: set.number,
+        backend: set.backend,
+        image: pod.image.as_ref().map(|i| i.id.clone()).unwrap_or_default(),
+        volumes: set.volumes.clone(),
+    }
+}
+
+/// Takes phase and conditions over; reports whether anything people see has changed.
+fn apply_status(pod: &mut Pod, plan: &Plan, now: Timestamp) -> bool {
+    let conditions: Vec<Condition> = plan
+        .conditions
+        .iter()
+        .map(|found| {
+            let same = pod.conditions.iter().find(|c| c.kind == found.kind && c.reason == found.reason);
+            Condition {
+                kind: found.kind,
+                reason: found.reason.to_owned(),
+                message: found.message.clone(),
+                since: same.map_or(now, |c| c.since),
+            }
+        })
+        .collect();
+    let changed = pod.phase != plan.phase || pod.conditions != conditions;
+    if changed {
+        pod.phase = plan.phase;
+        pod.conditions = conditions;
+        pod.updated_at = now;
+    }
+    changed
+}
+
+/// What an action is called while it is being done.
+pub(super) const fn step_name(action: &Action) -> &'static str {
+    match action {
+        Action::PinImage => "resolve image",
+        Action::AllocateSet { .. } => "plan volumes",
+        Action::FillSet { .. } => "fill volumes",
+        Action::MakeContainer { .. } => "create container",
+        Action::Launch { .. } => "start container",
+        Action::Stop { .. } => "stop container",
+        Action::Unfreeze { .. } => "unfreeze container",
+        Action::LivePass { .. } => "live pass",
+        Action::Capture { .. } => "final pass",
+        Action::Verify { .. } => "verify",
+        Action::CaptureLayer { .. } => "capture system layer",
+        Action::RemoveContainer { .. } => "remove container",
+        Action::DeleteSet { .. } => "delete volumes",
+        Action::BeginCapture { .. } => "begin capture",
+        Action::Record(_) => "record",
+        Action::PurgeEverything { .. } => "purge snapshots",
+    }
+}
+
+pub(super) fn unknown_set() -> StepError {
+    StepError::Retry(problem("set-unknown", "the plan names a set that is not recorded", ""))
+}
