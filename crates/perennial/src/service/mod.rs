@@ -1,1 +1,191 @@
-//! Placeholder.
+//! Use cases: check who asks and what, write the intent in one transaction, wake the reconciler.
+//!
+//! Thin on purpose: what a verb means is in `perennial_core::verbs`, what follows from it in `perennial_core::plan`.
+//!
+//! - `caller`: who asks, and what they may see;
+//! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
+//! - `pods`, `snapshots`: the verbs;
+//! - `system`: what works and what does not.
+
+mod act;
+mod caller;
+mod pods;
+mod snapshots;
+mod system;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use perennial_core::Error;
+use perennial_core::clock::{Clock, IdSource};
+use perennial_core::engine::Engine;
+use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::operation::{Event, Operation};
+use perennial_core::pod::Pod;
+use perennial_core::snapshot::Snapshot;
+
+use crate::store::{EventFilter, Page, PodFilter, SnapshotScope, Store};
+
+pub use act::{Once, Outcome, Request};
+pub use caller::{Caller, Scope};
+pub use pods::{Consent, CreateRequest};
+pub use system::{Check, CheckState, SystemReport};
+
+/// Deletes a snapshot whose deletion was recorded.
+///
+/// Called after the commit, and again for every unfinished operation of kind `SnapshotDelete` after a crash, so it has
+/// to look at what is left to do. It checks [`App::snapshot_dependents`] once more before the repository forgets it.
+pub trait SnapshotRemover: Send + Sync {
+    /// Begins the deletion in the background; never blocks.
+    fn snapshot_remove(&self, operation: OperationId, snapshot: SnapshotId);
+}
+
+/// Has the reconciler look at a pod soon. Carries no data.
+pub type Waker = Arc<dyn Fn(PodId) + Send + Sync>;
+
+/// What the use cases need to know of the configuration.
+#[derive(Debug, Clone)]
+pub struct AppSettings {
+    /// How long a deleted pod can be brought back.
+    pub undelete_window: SignedDuration,
+    /// Where all state lives.
+    pub data_dir: PathBuf,
+    /// Prefix of volume names on the engine.
+    pub volume_prefix: String,
+    /// Runtimes that pods may ask for; empty: every runtime of the engine.
+    pub runtimes: Vec<String>,
+}
+
+/// Everything the use cases work with; cheap to clone.
+#[derive(Clone)]
+pub struct App {
+    /// What is remembered.
+    pub store: Store,
+    /// What runs containers.
+    pub engine: Arc<dyn Engine>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness for new ids.
+    pub ids: Arc<dyn IdSource>,
+    /// Wakes the reconciler.
+    pub waker: Waker,
+    /// Deletes snapshots.
+    pub remover: Arc<dyn SnapshotRemover>,
+    /// The configuration.
+    pub settings: Arc<AppSettings>,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// The two parts of a new id.
+    fn id_parts(&self) -> (u64, [u8; 10]) {
+        (u64::try_from(self.now().as_millisecond()).unwrap_or_default(), self.ids.random())
+    }
+
+    fn operation_id(&self) -> OperationId {
+        let (millis, random) = self.id_parts();
+        OperationId::from_parts(millis, random)
+    }
+
+    fn pod_id(&self) -> PodId {
+        let (millis, random) = self.id_parts();
+        PodId::from_parts(millis, random)
+    }
+
+    fn snapshot_id(&self) -> SnapshotId {
+        let (millis, random) = self.id_parts();
+        SnapshotId::from_parts(millis, random)
+    }
+
+    /// Reads a pod and its newest verified snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, or the caller may not know of it.
+    pub async fn pod(&self, caller: &Caller, pod: PodId) -> Result<(Pod, Option<Snapshot>), Error> {
+        let found = self.store.pod_fetch_with_latest(pod).await?;
+        found.filter(|(p, _)| caller.may_see(&p.tenant)).ok_or_else(|| Error::not_found(format!("pod {pod}")))
+    }
+
+    /// Lists pods the caller may see.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for another's tenant.
+    pub async fn pods(
+        &self,
+        caller: &Caller,
+        filter: PodFilter,
+        page: &Page,
+    ) -> Result<Vec<(Pod, Option<Snapshot>)>, Error> {
+        let filter = PodFilter { tenant: caller.restrict(filter.tenant)?, ..filter };
+        Ok(self.store.pod_list_with_latest(&filter, page).await?)
+    }
+
+    /// Reads an operation.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, or the caller may not know of it.
+    pub async fn operation(&self, caller: &Caller, operation: OperationId) -> Result<Operation, Error> {
+        let found = self.store.operation_fetch(operation).await?;
+        found.filter(|o| caller.may_see(&o.tenant)).ok_or_else(|| Error::not_found(format!("operation {operation}")))
+    }
+
+    /// Lists a pod's operations, newest first. A purged pod's can be read one by one only.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such pod for this caller.
+    pub async fn operations(&self, caller: &Caller, pod: PodId, page: &Page) -> Result<Vec<Operation>, Error> {
+        self.pod(caller, pod).await?;
+        Ok(self.store.operation_list(pod, page).await?)
+    }
+
+    /// Lists a pod's operations that have not ended, oldest first.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn operations_unfinished(&self, pod: &Pod) -> Result<Vec<Operation>, Error> {
+        Ok(self.store.operations_unfinished(pod.id).await?)
+    }
+
+    /// Reads a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, or the caller may not know of it.
+    pub async fn snapshot(&self, caller: &Caller, snapshot: SnapshotId) -> Result<Snapshot, Error> {
+        let found = self.store.snapshot_fetch(snapshot).await?;
+        found.filter(|s| caller.may_see(&s.tenant)).ok_or_else(|| Error::not_found(format!("snapshot {snapshot}")))
+    }
+
+    /// Lists a pod's snapshots, newest first.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such pod for this caller.
+    pub async fn snapshots(&self, caller: &Caller, pod: PodId, page: &Page) -> Result<Vec<Snapshot>, Error> {
+        self.pod(caller, pod).await?;
+        Ok(self.store.snapshot_list(&SnapshotScope::Pod(pod), page).await?)
+    }
+
+    /// Lists events after number `after`, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for another's tenant or pod.
+    pub async fn events(
+        &self,
+        caller: &Caller,
+        after: i64,
+        filter: &EventFilter,
+        limit: u32,
+    ) -> Result<Vec<Event>, Error> {
+        let filter = EventFilter { tenant: caller.restrict(filter.tenant.clone())?, ..filter.clone() };
+        Ok(self.store.event_list(after, &filter, limit).await?)
+    }
+}

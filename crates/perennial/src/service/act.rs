@@ -1,0 +1,202 @@
+//! The one way a verb is committed: load, decide, commit, wake; again when somebody was faster.
+
+use perennial_core::Error;
+use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::operation::{NewEvent, Operation, OperationState, Problem};
+use perennial_core::pod::Pod;
+use perennial_core::snapshot::{Snapshot, SnapshotState};
+use perennial_core::verbs::{Answer, Decision, Order, Superseded};
+
+use super::{App, Caller};
+use crate::store::{Change, IdempotencyRecord, StoreError};
+
+/// How often a verb is decided anew because the pod changed meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// What a request led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The pod as it stands now.
+    pub pod: Pod,
+    /// Its newest verified snapshot.
+    pub latest: Option<Snapshot>,
+    /// The operation to wait for.
+    pub operation: Operation,
+    /// The snapshot that is taken or deleted, where the request was about one.
+    pub snapshot: Option<Snapshot>,
+}
+
+/// Makes a request repeatable: its answer is recorded in the transaction that does its work.
+#[derive(Clone, Copy)]
+pub struct Once<'a> {
+    /// The caller's key.
+    pub key: &'a str,
+    /// Hash of what was asked.
+    pub request_hash: &'a str,
+    /// Renders the answer: status and body.
+    pub render: &'a (dyn Fn(&Outcome) -> (u16, String) + Send + Sync),
+}
+
+/// Who asks, and whether the request may be repeated.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Who.
+    pub caller: &'a Caller,
+    /// `None`: a repetition is a new request.
+    pub once: Option<Once<'a>>,
+}
+
+impl<'a> Request<'a> {
+    /// A request without an idempotency key.
+    #[must_use]
+    pub const fn new(caller: &'a Caller) -> Self {
+        Self { caller, once: None }
+    }
+}
+
+impl App {
+    pub(super) fn order(&self, caller: &Caller) -> Order {
+        Order { operation: self.operation_id(), actor: caller.actor.clone(), now: self.now() }
+    }
+
+    /// Carries out a verb on a pod.
+    pub(super) async fn act(
+        &self,
+        request: Request<'_>,
+        pod: PodId,
+        decide: impl Fn(&Pod, &Order) -> Result<Decision, Error>,
+    ) -> Result<Outcome, Error> {
+        for _ in 0..ATTEMPTS {
+            let (before, latest) = self.pod(request.caller, pod).await?;
+            let order = self.order(request.caller);
+            let decision = decide(&before, &order)?;
+            match self.commit(request, &before, decision, latest).await {
+                Err(StoreError::Stale) => {}
+                other => return Ok(other?),
+            }
+        }
+        Err(StoreError::Stale.into())
+    }
+
+    async fn commit(
+        &self,
+        request: Request<'_>,
+        before: &Pod,
+        decision: Decision,
+        latest: Option<Snapshot>,
+    ) -> Result<Outcome, StoreError> {
+        let Decision { pod, answer, superseded, dropped, snapshot } = decision;
+        let changed = Pod { updated_at: before.updated_at, ..pod.clone() } != *before;
+        let (operation, new) = match answer {
+            Answer::New(operation) => (*operation, true),
+            Answer::Join(id) => (self.operation_of(id).await?, false),
+        };
+        let mut change = Change::default();
+        for ended in superseded {
+            let (operation, event) = self.superseded(ended, &operation).await?;
+            change.operations.push(operation);
+            change.events.push(event);
+        }
+        change.snapshots = self.abandoned(&dropped).await?;
+        change.snapshots.extend(snapshot.clone());
+        if new {
+            change.events.push(requested(&operation));
+            change.operations.push(operation.clone());
+        }
+        change.pod = changed.then(|| pod.clone());
+        let stored = Pod { version: pod.version + i64::from(changed), ..pod };
+        let outcome = Outcome { pod: stored, latest, operation, snapshot };
+        self.write(request, change, outcome).await
+    }
+
+    /// Commits a change together with the recorded answer, and wakes the reconciler.
+    pub(super) async fn write(
+        &self,
+        request: Request<'_>,
+        mut change: Change,
+        outcome: Outcome,
+    ) -> Result<Outcome, StoreError> {
+        change.idempotency = request.once.map(|once| {
+            let (status, body) = (once.render)(&outcome);
+            IdempotencyRecord {
+                tenant: request.caller.home(),
+                key: once.key.to_owned(),
+                request_hash: once.request_hash.to_owned(),
+                status,
+                body,
+                at: self.now(),
+            }
+        });
+        match self.store.commit(change).await {
+            Ok(()) => {}
+            // Written or not: the operation's row tells (law 5). A row that is not there yet may still come, so the
+            // caller is told to ask again.
+            Err(StoreError::OutcomeUnknown(source)) => match self.store.operation_fetch(outcome.operation.id).await {
+                Ok(Some(_)) => {}
+                _ => return Err(StoreError::OutcomeUnknown(source)),
+            },
+            Err(other) => return Err(other),
+        }
+        (self.waker)(outcome.pod.id);
+        Ok(outcome)
+    }
+
+    async fn operation_of(&self, id: OperationId) -> Result<Operation, StoreError> {
+        self.store.operation_fetch(id).await?.ok_or_else(|| StoreError::Corrupt {
+            what: format!("operation {id}"),
+            problem: "a pod refers to it, and it does not exist".to_owned(),
+        })
+    }
+
+    async fn superseded(&self, ended: Superseded, by: &Operation) -> Result<(Operation, NewEvent), StoreError> {
+        let mut operation = self.operation_of(ended.operation).await?;
+        operation.state = ended.state;
+        operation.finished_at = Some(by.created_at);
+        if ended.state == OperationState::Cancelled {
+            operation.error = Some(Problem {
+                code: "superseded".to_owned(),
+                message: format!("replaced by {} {}", by.kind.as_str(), by.id),
+                hint: String::new(),
+            });
+        }
+        let verb = if ended.state == OperationState::Cancelled { "cancelled" } else { "succeeded" };
+        let event = NewEvent {
+            at: by.created_at,
+            actor: by.actor.clone(),
+            tenant: operation.tenant.clone(),
+            pod: Some(operation.pod),
+            operation: Some(operation.id),
+            kind: format!("operation.{verb}"),
+            message: format!("{} {verb}: {} was asked for", operation.kind.as_str(), by.kind.as_str()),
+        };
+        Ok((operation, event))
+    }
+
+    /// Rows of captures nobody waits for; one that is complete stays a snapshot.
+    pub(super) async fn abandoned(&self, dropped: &[SnapshotId]) -> Result<Vec<Snapshot>, StoreError> {
+        let mut rows = Vec::new();
+        for id in dropped {
+            if let Some(mut row) = self.store.snapshot_fetch(*id).await?
+                && row.state == SnapshotState::Pending
+            {
+                row.state = SnapshotState::Failed;
+                row.error = Some("cancelled before it was complete".to_owned());
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// The line of the audit trail for what was asked.
+pub(super) fn requested(operation: &Operation) -> NewEvent {
+    NewEvent {
+        at: operation.created_at,
+        actor: operation.actor.clone(),
+        tenant: operation.tenant.clone(),
+        pod: Some(operation.pod),
+        operation: Some(operation.id),
+        kind: "operation.requested".to_owned(),
+        message: format!("{} requested", operation.kind.as_str()),
+    }
+}

@@ -1,0 +1,407 @@
+//! The verbs of a pod.
+
+use jiff::Timestamp;
+use perennial_core::Error;
+use perennial_core::engine::Capabilities;
+use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState};
+use perennial_core::pod::{Acceptance, Pod};
+use perennial_core::progress::ProgressReading;
+use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::{PodName, PodSpec, TenantId};
+use perennial_core::verbs::{self, Order};
+use perennial_core::volume::Origin;
+
+use super::act::{Outcome, Request, requested};
+use super::{App, Caller};
+use crate::store::{Change, StoreError};
+
+/// Most paths an owner can accept the loss of in one request.
+const LOSSES_MAX: usize = 1000;
+/// How often a change is tried again because the pod changed meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// A new pod, as the API understood it.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// Its name.
+    pub name: PodName,
+    /// Whose; `None`: the caller's own tenant.
+    pub tenant: Option<TenantId>,
+    /// The snapshot its data comes from; `None`: the image.
+    pub from_snapshot: Option<SnapshotId>,
+}
+
+/// What a destructive request says beyond its verb.
+#[derive(Debug, Clone, Default)]
+pub struct Consent {
+    /// The pod's name, typed by a person.
+    pub confirm: Option<String>,
+    /// Exactly the paths whose loss is accepted (D34).
+    pub accept_loss: Option<Vec<String>>,
+}
+
+impl Consent {
+    /// Checks the confirmation where it is needed.
+    fn check(&self, pod: &Pod, needed: Confirmation) -> Result<(), Error> {
+        let needed = needed == Confirmation::Always || self.accept_loss.is_some();
+        match &self.confirm {
+            Some(name) if name == pod.name.as_str() => Ok(()),
+            None if !needed => Ok(()),
+            _ => Err(Error::invalid(
+                "confirm",
+                "is not the pod's name",
+                format!("repeat the name to confirm: {:?}", pod.name.as_str()),
+            )),
+        }
+    }
+
+    fn acceptance(&self, actor: &str) -> Result<Option<Acceptance>, Error> {
+        let Some(paths) = &self.accept_loss else { return Ok(None) };
+        let good = |path: &String| path.starts_with('/') && path.len() <= 4096 && !path.contains('\0');
+        if paths.is_empty() || paths.len() > LOSSES_MAX || !paths.iter().all(good) {
+            return Err(Error::invalid(
+                "acceptLoss",
+                format!("is not a list of 1 to {LOSSES_MAX} paths of the snapshot"),
+                "copy the paths from the failed operation, such as /volumes/home/broken",
+            ));
+        }
+        Ok(Some(Acceptance { paths: paths.clone(), actor: actor.to_owned() }))
+    }
+}
+
+/// Whether a verb needs the pod's name even when no loss is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Confirmation {
+    Always,
+    WithLosses,
+}
+
+impl App {
+    /// Makes a pod and starts it. `spec` gets the specification to start from: the snapshot's pod's, or defaults.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] naming the field, [`Error::Conflict`] for a taken name; nothing is created then.
+    pub async fn create(
+        &self,
+        request: Request<'_>,
+        create: CreateRequest,
+        spec: impl Fn(Option<&PodSpec>) -> Result<PodSpec, Error>,
+    ) -> Result<Outcome, Error> {
+        let tenant = create.tenant.unwrap_or_else(|| request.caller.home());
+        if !request.caller.may_see(&tenant) {
+            return Err(Error::not_found(format!("tenant {tenant}")));
+        }
+        let source = match create.from_snapshot {
+            Some(id) => Some(self.source(request.caller, &tenant, id).await?),
+            None => None,
+        };
+        let spec = spec(source.as_ref().map(|(_, pod)| &pod.spec))?;
+        spec.validate()?;
+        self.check_engine(&spec).await?;
+        let now = self.now();
+        let id = self.operation_id();
+        let mut pod = Pod::new(self.pod_id(), tenant, create.name, spec, id, now);
+        let mut operation = operation(&pod, id, OperationKind::Create, request.caller, now);
+        if let Some((snapshot, origin)) = source {
+            let fits = pod.spec.image == origin.spec.image && pod.spec.profile == origin.spec.profile;
+            if !fits {
+                return Err(Error::invalid(
+                    "fromSnapshot",
+                    "the snapshot is of another image or other volumes",
+                    "leave out image and volumes: they come with the snapshot",
+                ));
+            }
+            pod.source = Some(Origin::Snapshot(snapshot.id));
+            pod.image = origin.image;
+            operation.snapshot = Some(snapshot.id);
+        }
+        let change = Change {
+            pod: Some(pod.clone()),
+            operations: vec![operation.clone()],
+            events: vec![requested(&operation)],
+            ..Change::default()
+        };
+        let stored = Pod { version: 1, ..pod };
+        let outcome = Outcome { pod: stored, latest: None, operation, snapshot: None };
+        match self.write(request, change, outcome).await {
+            Err(StoreError::NameTaken) => Err(StoreError::NameTaken.into()),
+            other => Ok(other?),
+        }
+    }
+
+    async fn source(&self, caller: &Caller, tenant: &TenantId, id: SnapshotId) -> Result<(Snapshot, Pod), Error> {
+        let snapshot = self.snapshot(caller, id).await?;
+        if snapshot.tenant != *tenant {
+            return Err(Error::not_found(format!("snapshot {id}")));
+        }
+        if !snapshot.is_restorable() {
+            return Err(verbs::not_restorable(&snapshot));
+        }
+        self.refuse_deleting(id).await?;
+        let pod = self.store.pod_fetch(snapshot.pod).await?;
+        let pod = pod.ok_or_else(|| Error::not_found(format!("pod {}", snapshot.pod)))?;
+        Ok((snapshot, pod))
+    }
+
+    /// Checks what only the engine knows; an engine that does not answer is asked again by the reconciler.
+    async fn check_engine(&self, spec: &PodSpec) -> Result<(), Error> {
+        let allowed = &self.settings.runtimes;
+        if let Some(runtime) = &spec.runtime
+            && !allowed.is_empty()
+            && !allowed.contains(runtime)
+        {
+            return Err(unknown_runtime(runtime, allowed));
+        }
+        match self.engine.capabilities().await {
+            Ok(capabilities) => check_capabilities(spec, &capabilities),
+            Err(error) => {
+                tracing::warn!(%error, "ask the engine for its capabilities");
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts a pod.
+    ///
+    /// # Errors
+    /// See [`verbs::start`].
+    pub async fn start(&self, request: Request<'_>, pod: PodId) -> Result<Outcome, Error> {
+        self.act(request, pod, verbs::start).await
+    }
+
+    /// Pauses a pod.
+    ///
+    /// # Errors
+    /// See [`verbs::pause`].
+    pub async fn pause(&self, request: Request<'_>, pod: PodId) -> Result<Outcome, Error> {
+        self.act(request, pod, verbs::pause).await
+    }
+
+    /// Restarts a pod.
+    ///
+    /// # Errors
+    /// See [`verbs::restart`].
+    pub async fn restart(&self, request: Request<'_>, pod: PodId) -> Result<Outcome, Error> {
+        self.act(request, pod, verbs::restart).await
+    }
+
+    /// Stops a pod.
+    ///
+    /// # Errors
+    /// See [`verbs::stop`].
+    pub async fn stop(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
+        self.consented(request, pod, (consent, Confirmation::WithLosses), verbs::stop).await
+    }
+
+    /// Archives a pod.
+    ///
+    /// # Errors
+    /// See [`verbs::archive`].
+    pub async fn archive(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
+        self.consented(request, pod, (consent, Confirmation::WithLosses), verbs::archive).await
+    }
+
+    /// Deletes a pod; it can be brought back until the undelete window ends.
+    ///
+    /// # Errors
+    /// See [`verbs::delete`].
+    pub async fn delete(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
+        let window = self.settings.undelete_window;
+        self.consented(request, pod, (consent, Confirmation::WithLosses), |pod, accepted, order| {
+            verbs::delete(pod, window, accepted, order)
+        })
+        .await
+    }
+
+    /// Brings an archived or deleted pod back to stopped.
+    ///
+    /// # Errors
+    /// See [`verbs::undelete`]; [`Error::Conflict`] when the name is taken.
+    pub async fn undelete(&self, request: Request<'_>, pod: PodId) -> Result<Outcome, Error> {
+        self.act(request, pod, verbs::undelete).await
+    }
+
+    /// Replaces the data set by a fresh one.
+    ///
+    /// # Errors
+    /// See [`verbs::reset`]; [`Error::InvalidInput`] without the confirmation.
+    pub async fn reset(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
+        self.consented(request, pod, (consent, Confirmation::Always), verbs::reset).await
+    }
+
+    /// Replaces the data set by a snapshot.
+    ///
+    /// # Errors
+    /// See [`verbs::restore`]; [`Error::InvalidInput`] without the confirmation.
+    pub async fn restore(
+        &self,
+        request: Request<'_>,
+        pod: PodId,
+        snapshot: SnapshotId,
+        consent: &Consent,
+    ) -> Result<Outcome, Error> {
+        let row = self.snapshot(request.caller, snapshot).await?;
+        self.refuse_deleting(snapshot).await?;
+        self.consented(request, pod, (consent, Confirmation::Always), |pod, accepted, order| {
+            verbs::restore(pod, &row, accepted, order)
+        })
+        .await
+    }
+
+    /// Destroys a pod, its data and its snapshots.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] without the confirmation; [`Error::Conflict`] while another pod starts from one of its
+    /// snapshots.
+    pub async fn purge(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
+        if let Some(other) = self.store.pod_ids_depending_on(pod).await?.first() {
+            return Err(Error::conflict(
+                "snapshot-in-use",
+                format!("pod {other} starts from a snapshot of this one"),
+                "start that pod first, or delete it",
+            ));
+        }
+        self.consented(request, pod, (consent, Confirmation::Always), |pod, _, order| verbs::purge(pod, order)).await
+    }
+
+    pub(super) async fn consented(
+        &self,
+        request: Request<'_>,
+        pod: PodId,
+        (consent, needed): (&Consent, Confirmation),
+        verb: impl Fn(&Pod, Option<Acceptance>, &Order) -> Result<verbs::Decision, Error>,
+    ) -> Result<Outcome, Error> {
+        let accepted = consent.acceptance(&request.caller.actor)?;
+        self.act(request, pod, |pod, order| {
+            consent.check(pod, needed)?;
+            verb(pod, accepted.clone(), order)
+        })
+        .await
+    }
+
+    /// Changes a pod's specification; `version` is the one the caller saw, `None` when any will do.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] with code `version-mismatch` when it changed since, else see [`verbs::patch`].
+    pub async fn patch(
+        &self,
+        caller: &Caller,
+        id: PodId,
+        version: Option<i64>,
+        change: impl Fn(&PodSpec) -> Result<PodSpec, Error>,
+    ) -> Result<(Pod, Option<Snapshot>), Error> {
+        for _ in 0..ATTEMPTS {
+            let (pod, latest) = self.pod(caller, id).await?;
+            if version.is_some_and(|v| v != pod.version) {
+                return Err(Error::conflict(
+                    "version-mismatch",
+                    "the pod changed since it was read",
+                    "read it again and repeat the change",
+                ));
+            }
+            let spec = change(&pod.spec)?;
+            let now = self.now();
+            let Some(next) = verbs::patch(&pod, spec, now)? else { return Ok((pod, latest)) };
+            self.check_engine(&next.spec).await?;
+            let event = NewEvent {
+                at: now,
+                actor: caller.actor.clone(),
+                tenant: next.tenant.clone(),
+                pod: Some(next.id),
+                operation: None,
+                kind: "pod.updated".to_owned(),
+                message: format!("specification changed to generation {}", next.spec_generation),
+            };
+            let change = Change { pod: Some(next.clone()), events: vec![event], ..Change::default() };
+            match self.store.commit(change).await {
+                Ok(()) => {
+                    (self.waker)(id);
+                    return Ok((Pod { version: next.version + 1, ..next }, latest));
+                }
+                Err(StoreError::Stale) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Err(StoreError::Stale.into())
+    }
+
+    /// Cancels an operation that has not passed its point of no return.
+    ///
+    /// # Errors
+    /// See [`verbs::cancel`].
+    pub async fn cancel(&self, caller: &Caller, id: OperationId) -> Result<Outcome, Error> {
+        for _ in 0..ATTEMPTS {
+            let mut operation = self.operation(caller, id).await?;
+            let (pod, latest) = self.pod(caller, operation.pod).await?;
+            let now = self.now();
+            let cancelled = verbs::cancel(&pod, &operation, now)?;
+            operation.state = OperationState::Cancelled;
+            operation.finished_at = Some(now);
+            let event = NewEvent {
+                at: now,
+                actor: caller.actor.clone(),
+                tenant: pod.tenant.clone(),
+                pod: Some(pod.id),
+                operation: Some(id),
+                kind: "operation.cancelled".to_owned(),
+                message: format!("{} cancelled", operation.kind.as_str()),
+            };
+            let change = Change {
+                pod: Some(cancelled.pod.clone()),
+                operations: vec![operation.clone()],
+                snapshots: self.abandoned(&cancelled.dropped).await?,
+                events: vec![event],
+                ..Change::default()
+            };
+            let stored = Pod { version: cancelled.pod.version + 1, ..cancelled.pod };
+            let outcome = Outcome { pod: stored, latest, operation, snapshot: None };
+            match self.store.commit(change).await {
+                Ok(()) => {
+                    (self.waker)(outcome.pod.id);
+                    return Ok(outcome);
+                }
+                Err(StoreError::Stale) => {}
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Err(StoreError::Stale.into())
+    }
+}
+
+fn operation(pod: &Pod, id: OperationId, kind: OperationKind, caller: &Caller, now: Timestamp) -> Operation {
+    Operation {
+        id,
+        tenant: pod.tenant.clone(),
+        pod: pod.id,
+        kind,
+        state: OperationState::Pending,
+        step: String::new(),
+        progress: ProgressReading::default(),
+        snapshot: None,
+        error: None,
+        actor: caller.actor.clone(),
+        created_at: now,
+        finished_at: None,
+    }
+}
+
+fn unknown_runtime(runtime: &str, known: &[String]) -> Error {
+    Error::invalid("runtime", format!("{runtime:?} is not offered"), format!("use one of {}", known.join(", ")))
+}
+
+fn check_capabilities(spec: &PodSpec, capabilities: &Capabilities) -> Result<(), Error> {
+    let Some(runtime) = capabilities.runtime(spec.runtime.as_deref()) else {
+        let known: Vec<String> = capabilities.runtimes.iter().map(|r| r.name.clone()).collect();
+        return Err(unknown_runtime(spec.runtime.as_deref().unwrap_or(&capabilities.default_runtime), &known));
+    };
+    if capabilities.backend(spec.backend, runtime).is_none() {
+        let backend = spec.backend.map_or("any", perennial_core::spec::Backend::as_str);
+        return Err(Error::invalid(
+            "backend",
+            format!("{backend} does not work with runtime {:?} on this engine", runtime.name),
+            "leave it out to take what works; perennial doctor says why",
+        ));
+    }
+    Ok(())
+}
