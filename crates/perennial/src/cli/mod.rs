@@ -1,21 +1,81 @@
 //! The command line: an HTTP client of the API, and the only place that prints.
+//!
+//! `main` parses [`Cli`] and hands every [`ClientCommand`] to [`run`]; it keeps the commands that work on this machine
+//! (`serve`, `config`, `repository`, `mover`) and prints through [`Out`]. A command is a function that asks the
+//! [`client::Client`], waits if there is an operation to wait for, and shows what came of it:
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `out` | standard output, error and input; colours; what happens when a pipe breaks |
+//! | `failure` | every failure as message, hint and exit code |
+//! | `client`, `target` | requests, retries, idempotency keys, pages; names or ids into pods |
+//! | `args`, `values` | what may be typed |
+//! | `wait`, `confirm` | progress lines, Ctrl-C, time-outs; saying what is destroyed before it is |
+//! | `view`, `table`, `human` | how answers look |
+//! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor` | the commands |
+//!
+//! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
+//! `confirm` field of the request, and it is the server that compares it.
 
-use std::path::PathBuf;
+mod args;
+mod client;
+mod confirm;
+mod doctor;
+mod events;
+mod failure;
+mod human;
+mod operation;
+mod out;
+mod pod;
+mod pod_set;
+mod session;
+mod snapshot;
+mod table;
+mod target;
+mod values;
+mod view;
+mod wait;
 
-use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::ServeArgs;
 
+pub use args::{ClientCommand, Connection, Output};
+pub use failure::{Exit, Failure};
+pub use out::Out;
+pub use session::Session;
+
+/// What `--help` says at its end.
+const AFTER_HELP: &str = "\
+Exit codes:
+    0  done
+    1  the operation failed, or an internal error
+    2  wrong usage, or a confirmation is missing
+    3  not found
+    4  conflict with the present state
+    5  not allowed, or no valid token
+    6  a value was refused
+    7  a quota is reached
+    8  the server, or something it needs, does not answer
+    9  the time given by --timeout is over
+  130  interrupted; an operation that was begun goes on";
+
 /// Runs pods whose data outlives everything they run on.
 #[derive(Debug, Parser)]
-#[command(name = "perennial", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "perennial", version, propagate_version = true, arg_required_else_help = true,
+    after_help = AFTER_HELP)]
 pub struct Cli {
+    /// How to reach a server, and how to answer.
+    #[command(flatten)]
+    pub connection: Connection,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do: everything that is not the server, its configuration or the mover talks to a server.
+/// What to do: everything that is not the server, its files or the mover talks to a server.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the server.
@@ -26,9 +86,18 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Works on the repositories in a data directory, without a server.
+    Repository {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: RepositoryCommand,
+    },
     /// Reads or writes volumes inside a helper container; started by the server.
     #[command(hide = true)]
     Mover,
+    /// Talks to a server.
+    #[command(flatten)]
+    Client(ClientCommand),
 }
 
 /// What to do with the configuration.
@@ -40,13 +109,99 @@ pub enum ConfigCommand {
     Show(ServeArgs),
 }
 
-/// How a client finds its server.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Connection {
-    /// The server's address.
-    #[arg(long, global = true, env = "PERENNIAL_SERVER", default_value = "http://127.0.0.1:7117")]
-    pub server: String,
-    /// A file that holds the bearer token.
-    #[arg(long, global = true)]
-    pub token_file: Option<PathBuf>,
+/// What to do with the repositories in a data directory.
+#[derive(Debug, Subcommand)]
+pub enum RepositoryCommand {
+    /// Prints the password of a tenant's repository, so that restic opens it without Perennial.
+    Password {
+        /// Whose.
+        #[arg(default_value = "default")]
+        tenant: String,
+    },
+}
+
+/// Runs a command that talks to a server, on this process's terminal.
+#[must_use]
+pub fn run(connection: &Connection, command: ClientCommand) -> ExitCode {
+    let mut out = Out::process();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return finish(&mut out, Err(Failure::internal(format!("start the client's runtime: {error}")))).into();
+        }
+    };
+    let session = Session::process();
+    runtime.block_on(execute(connection, command, session, &mut out)).into()
+}
+
+/// Reads arguments and runs a command that talks to a server, with everything it touches passed in.
+pub async fn run_from(arguments: &[&str], session: Session, out: &mut Out) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, out),
+    };
+    let Command::Client(command) = cli.command else {
+        return finish(out, Err(Failure::usage("this command does not talk to a server", "run it directly")));
+    };
+    execute(&cli.connection, command, session, out).await
+}
+
+async fn execute(connection: &Connection, command: ClientCommand, session: Session, out: &mut Out) -> Exit {
+    let result = dispatch(connection, command, session, out).await;
+    finish(out, result)
+}
+
+async fn dispatch(
+    connection: &Connection,
+    command: ClientCommand,
+    mut session: Session,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    session.output = connection.output;
+    let client = match command {
+        ClientCommand::Completions { shell } => return completions(shell, out),
+        ClientCommand::Doctor => return doctor::run(connection, &session, out).await,
+        _ => connection.client(&session)?,
+    };
+    let mut context = session::Context { client, session, out };
+    match command {
+        ClientCommand::Pod { command } => Box::pin(pod::run(&mut context, command)).await,
+        ClientCommand::Snapshot { command } => Box::pin(snapshot::run(&mut context, command)).await,
+        ClientCommand::Op { command } => Box::pin(operation::run(&mut context, command)).await,
+        ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
+        ClientCommand::Completions { .. } | ClientCommand::Doctor => Ok(()),
+    }
+}
+
+fn completions(shell: clap_complete::Shell, out: &mut Out) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "perennial", &mut script);
+    out.data(&script)
+}
+
+/// Shows what the argument parser has to say: help on standard output, everything else on standard error.
+fn usage(error: &clap::Error, out: &mut Out) -> Exit {
+    let text = if error.use_stderr() { out.render_error(&error.render()) } else { out.render_data(&error.render()) };
+    let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+    let written = if error.use_stderr() {
+        out.note(text.trim_end());
+        Ok(())
+    } else {
+        out.data(text.as_bytes())
+    };
+    match written {
+        Ok(()) => exit,
+        Err(failure) => failure.exit,
+    }
+}
+
+/// Shows a failure and tells the exit code.
+fn finish(out: &mut Out, result: Result<(), Failure>) -> Exit {
+    match result {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            out.failure(&failure);
+            failure.exit
+        }
+    }
 }

@@ -1,0 +1,412 @@
+//! What may be typed: the commands that talk to a server, and the options they share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::human::parse_duration;
+use super::pod_set::SetArgs;
+use super::values;
+use crate::api::wire::{Backend, Cpus, OnStop, Port, Size, VolumeDeclaration};
+
+/// How a client finds its server, and how it answers.
+#[derive(Debug, Clone, Args)]
+pub struct Connection {
+    /// The server's address
+    #[arg(
+        long,
+        global = true,
+        env = "PERENNIAL_SERVER",
+        default_value = "http://127.0.0.1:7117",
+        value_name = "URL",
+        help_heading = "Connection"
+    )]
+    pub server: String,
+    /// A file that holds the bearer token; without it PERENNIAL_TOKEN, else the admin token in the data directory
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
+    pub token_file: Option<PathBuf>,
+    /// The data directory of a server on this machine
+    #[arg(long, global = true, env = "PERENNIAL_DATA_DIR", value_name = "DIR", help_heading = "Connection")]
+    pub data_dir: Option<PathBuf>,
+    /// How answers are printed
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Output {
+    /// For people: sizes and times are rounded.
+    #[default]
+    Table,
+    /// As the API says it.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Commands that talk to a server.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ClientCommand {
+    /// Creates, runs, stops and deletes pods.
+    Pod {
+        /// What to do.
+        #[command(subcommand)]
+        command: PodCommand,
+    },
+    /// Takes, lists and deletes snapshots.
+    Snapshot {
+        /// What to do.
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Shows, awaits and cancels operations.
+    #[command(visible_alias = "operation")]
+    Op {
+        /// What to do.
+        #[command(subcommand)]
+        command: OpCommand,
+    },
+    /// Shows the audit trail.
+    Events(EventsArgs),
+    /// Checks everything the installation needs, and says how to mend what is broken.
+    Doctor,
+    /// Prints a completion script.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to do with a pod.
+#[derive(Debug, Clone, Subcommand)]
+pub enum PodCommand {
+    /// Creates a pod and starts it.
+    Create(Box<CreateArgs>),
+    /// Lists pods.
+    #[command(visible_alias = "list")]
+    Ls(PodListArgs),
+    /// Shows a pod.
+    Show(PodArgs),
+    /// Shows how a pod stands: what runs, what is being done, what went wrong.
+    Status(PodArgs),
+    /// Lists a pod's volumes.
+    Volumes(PodArgs),
+    /// Shows a pod's part of the audit trail.
+    Events {
+        /// The pod's name or id.
+        pod: String,
+        /// Which part.
+        #[command(flatten)]
+        args: EventRange,
+    },
+    /// Changes a pod's specification; a restart applies it.
+    Set(Box<SetArgs>),
+    /// Starts a paused or stopped pod with the data it had.
+    Start(ActionArgs),
+    /// Takes and verifies a final snapshot, then removes the container and the volumes from the host.
+    Stop(AcceptArgs),
+    /// Stops the container and keeps everything on the host.
+    Pause(ActionArgs),
+    /// Stops and starts the container; the data stays.
+    Restart(ActionArgs),
+    /// Replaces the pod's data by what its image holds, after a safety snapshot.
+    Reset(DestroyArgs),
+    /// Replaces the pod's data by a snapshot, after a safety snapshot.
+    Restore {
+        /// The pod's name or id.
+        pod: String,
+        /// The snapshot's id, or `latest`.
+        snapshot: String,
+        /// Shared options.
+        #[command(flatten)]
+        options: DestroyOptions,
+    },
+    /// Stops a pod and hides it; its final snapshot is kept without a clock.
+    Archive(AcceptArgs),
+    /// Deletes a pod: final snapshot, then an undelete window, then purge.
+    #[command(visible_aliases = ["delete", "remove"])]
+    Rm(DestroyArgs),
+    /// Brings an archived or deleted pod back to stopped.
+    Undelete(ActionArgs),
+    /// Destroys a pod and all its snapshots. There is no way back.
+    Purge(PurgeArgs),
+}
+
+/// One pod.
+#[derive(Debug, Clone, Args)]
+pub struct PodArgs {
+    /// The pod's name or id.
+    pub pod: String,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct WaitArgs {
+    /// Return as soon as the server has recorded the work
+    #[arg(long, conflicts_with = "timeout")]
+    pub no_wait: bool,
+    /// Wait at most this long, such as 90s or 5m; the work goes on afterwards
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub timeout: Option<Duration>,
+}
+
+/// An action that destroys nothing.
+#[derive(Debug, Clone, Args)]
+pub struct ActionArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// An action that takes a snapshot, which may lack what its owner says it may lack.
+#[derive(Debug, Clone, Args)]
+pub struct AcceptArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Losses, and the confirmation they need.
+    #[command(flatten)]
+    pub accept: AcceptLoss,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// Losses a person accepts.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AcceptLoss {
+    /// Go on although exactly these paths cannot be captured, such as /volumes/home/broken
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub accept_loss: Vec<String>,
+    /// Do not ask for a confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// An action that replaces or removes data.
+#[derive(Debug, Clone, Args)]
+pub struct DestroyArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Shared options.
+    #[command(flatten)]
+    pub options: DestroyOptions,
+}
+
+/// Options of actions that replace or remove data.
+#[derive(Debug, Clone, Args)]
+pub struct DestroyOptions {
+    /// Losses, and the confirmation.
+    #[command(flatten)]
+    pub accept: AcceptLoss,
+    /// Say what would be done and why, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// Destroys a pod.
+#[derive(Debug, Clone, Args)]
+pub struct PurgeArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Do not ask for a confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Say what would be done and why, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// Which pods.
+#[derive(Debug, Clone, Args)]
+pub struct PodListArgs {
+    /// Archived and deleted ones too
+    #[arg(long, short)]
+    pub all: bool,
+    /// Only this tenant's
+    #[arg(long)]
+    pub tenant: Option<String>,
+}
+
+/// A new pod.
+#[derive(Debug, Clone, Args)]
+pub struct CreateArgs {
+    /// Its name: lower-case letters, digits and hyphens.
+    pub name: String,
+    /// The image; may be left out with --from-snapshot
+    #[arg(long, required_unless_present = "from_snapshot")]
+    pub image: Option<String>,
+    /// What is limited.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Container runtime, such as runc or runsc
+    #[arg(long)]
+    pub runtime: Option<String>,
+    /// Where the volumes live
+    #[arg(long, value_parser = values::backend)]
+    pub backend: Option<Backend>,
+    /// Environment variables
+    #[arg(long, short, num_args = 1.., value_parser = values::env, value_name = "NAME=VALUE")]
+    pub env: Vec<(String, String)>,
+    /// Persist exactly these directories instead of everything
+    #[arg(long = "volume", num_args = 1.., value_parser = values::volume, value_name = "NAME:PATH[:SIZE]")]
+    pub volumes: Vec<VolumeDeclaration>,
+    /// Persist nothing
+    #[arg(long, conflicts_with = "volumes")]
+    pub no_volumes: bool,
+    /// Ports published on the host's loopback
+    #[arg(long = "port", short, num_args = 1.., value_parser = values::port, value_name = "[HOST:]CONTAINER")]
+    pub ports: Vec<Port>,
+    /// User in the container
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Working directory in the container
+    #[arg(long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Signal that asks the pod to stop, such as SIGTERM
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Time between that signal and SIGKILL, such as 10s
+    #[arg(long, value_parser = values::seconds, value_name = "TIME")]
+    pub stop_timeout: Option<u32>,
+    /// What stop does with the data on the host
+    #[arg(long, value_parser = values::on_stop)]
+    pub on_stop: Option<OnStop>,
+    /// Let setuid programs such as sudo work
+    #[arg(long)]
+    pub allow_privilege_escalation: bool,
+    /// Make the pod from this snapshot
+    #[arg(long, value_name = "ID")]
+    pub from_snapshot: Option<String>,
+    /// Whose it is; needed only by whoever has several tenants
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// Replaces the image's entry point (one word)
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Replaces the image's command.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// Limits of a pod.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct Limits {
+    /// Processors, such as 1.5
+    #[arg(long, value_parser = Cpus::parse)]
+    pub cpus: Option<Cpus>,
+    /// Memory, such as 512Mi
+    #[arg(long, value_parser = Size::parse, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// Swap beyond the memory limit, such as 1Gi
+    #[arg(long, value_parser = Size::parse, value_name = "SIZE")]
+    pub memory_swap: Option<Size>,
+    /// Soft memory limit
+    #[arg(long, value_parser = Size::parse, value_name = "SIZE")]
+    pub memory_reservation: Option<Size>,
+    /// Processes and threads
+    #[arg(long, value_name = "NUMBER")]
+    pub pids: Option<u32>,
+}
+
+/// What to do with snapshots.
+#[derive(Debug, Clone, Subcommand)]
+pub enum SnapshotCommand {
+    /// Takes a snapshot of a pod.
+    Create(AcceptArgs),
+    /// Lists a pod's snapshots, or everybody's.
+    #[command(visible_alias = "list")]
+    Ls {
+        /// The pod's name or id; all pods when left out.
+        pod: Option<String>,
+    },
+    /// Shows a snapshot.
+    Show {
+        /// Its id.
+        snapshot: String,
+    },
+    /// Deletes a snapshot.
+    #[command(visible_aliases = ["delete", "remove"])]
+    Rm {
+        /// Its id.
+        snapshot: String,
+        /// Do not ask for a confirmation
+        #[arg(long, short)]
+        yes: bool,
+        /// Say what would be done and why, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Waiting.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+/// What to do with operations.
+#[derive(Debug, Clone, Subcommand)]
+pub enum OpCommand {
+    /// Lists a pod's operations, or everybody's.
+    #[command(visible_alias = "list")]
+    Ls {
+        /// The pod's name or id; all pods when left out.
+        pod: Option<String>,
+        /// Only those that have not ended
+        #[arg(long)]
+        unfinished: bool,
+    },
+    /// Shows an operation.
+    Show {
+        /// Its id.
+        operation: String,
+    },
+    /// Waits until an operation ends, and fails when it fails.
+    Wait {
+        /// Its id.
+        operation: String,
+        /// Wait at most this long, such as 90s or 5m
+        #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+        timeout: Option<Duration>,
+    },
+    /// Cancels an operation where that is safe.
+    Cancel {
+        /// Its id.
+        operation: String,
+    },
+}
+
+/// Which part of the audit trail of which pod.
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// Only this pod's
+    #[arg(long)]
+    pub pod: Option<String>,
+    /// Which part.
+    #[command(flatten)]
+    pub range: EventRange,
+}
+
+/// Which part of the audit trail.
+#[derive(Debug, Clone, Args)]
+pub struct EventRange {
+    /// Go on showing events as they happen
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last so many of what there is
+    #[arg(long, short = 'n', default_value_t = 100, value_name = "NUMBER")]
+    pub last: usize,
+    /// Only those after this id
+    #[arg(long, default_value_t = 0, value_name = "ID")]
+    pub after: i64,
+}

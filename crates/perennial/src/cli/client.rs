@@ -1,0 +1,338 @@
+//! Requests to the API: tokens, retries, idempotency keys, pages, problems.
+//!
+//! A POST carries a random `Idempotency-Key`, so a connection that breaks after the request was sent is repeated
+//! without doing anything twice. A server that cannot be reached at all is reported at once: nothing was sent, and a
+//! person who forgot to start it should not wait.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_MATCH};
+use reqwest::{Method, Response, StatusCode, Url};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::args::Connection;
+use super::failure::{Exit, Failure};
+use super::session::Session;
+use crate::api::wire::{List, Problem};
+
+/// Longest time to reach the server.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Longest silence of a server that was reached; above the longest `?wait=` this client asks for.
+const SILENCE: Duration = Duration::from_secs(90);
+/// How often a request whose connection broke is sent again.
+const REPEATS: u32 = 3;
+/// Items per page of a list.
+const PAGE: &str = "500";
+
+/// The API of one server.
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    pause: Duration,
+}
+
+/// An answer, and the version that `If-Match` refers to.
+pub struct Versioned<T> {
+    /// The answer.
+    pub value: T,
+    /// Its `ETag`; `None` when the server sent none.
+    pub etag: Option<HeaderValue>,
+}
+
+/// Where the token came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file.
+    File(PathBuf),
+    /// `PERENNIAL_TOKEN`.
+    Environment,
+}
+
+impl Connection {
+    /// Reads the token and makes a client; nothing is sent yet.
+    pub fn client(&self, session: &Session) -> Result<Client, Failure> {
+        let (token, _) = self.token(session)?;
+        Client::new(&self.server, &token, session.pause)
+    }
+
+    /// The token: of `--token-file`, of the environment, else of the data directory.
+    pub fn token(&self, session: &Session) -> Result<(String, TokenSource), Failure> {
+        if let Some(file) = &self.token_file {
+            return Ok((read_token(file)?, TokenSource::File(file.clone())));
+        }
+        if let Some(token) = session.token.as_deref().map(str::trim).filter(|token| !token.is_empty()) {
+            return Ok((token.to_owned(), TokenSource::Environment));
+        }
+        let file = self.data_dir.clone().map_or_else(default_data_dir, Ok)?.join("admin-token");
+        Ok((read_token(&file)?, TokenSource::File(file)))
+    }
+}
+
+/// Where a server on this machine keeps its state when nobody says otherwise.
+fn default_data_dir() -> Result<PathBuf, Failure> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("perennial"))
+        .ok_or_else(|| Failure::usage("HOME is not set", "pass --token-file FILE or --data-dir DIR"))
+}
+
+fn read_token(file: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Failure::new(
+            Exit::Forbidden,
+            format!("cannot read the token in {}: {error}", file.display()),
+            "a server writes it at its first start (perennial serve); \
+             pass another one with --token-file FILE, PERENNIAL_TOKEN or --data-dir DIR",
+        )
+    })?;
+    match text.trim() {
+        "" => Err(Failure::new(Exit::Forbidden, format!("the token in {} is empty", file.display()), "")),
+        token => Ok(token.to_owned()),
+    }
+}
+
+impl Client {
+    /// A client of the server at `server`.
+    pub fn new(server: &str, token: &str, pause: Duration) -> Result<Self, Failure> {
+        let wrong = |why: String| {
+            Failure::usage(format!("{server:?} is not the address of a server{why}"), "write http://HOST:PORT")
+        };
+        let base = Url::parse(server).map_err(|error| wrong(format!(": {error}")))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
+            return Err(wrong(String::new()));
+        }
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {token}"))
+            .map_err(|_| Failure::new(Exit::Forbidden, "the token holds characters that no token has", ""))?;
+        bearer.set_sensitive(true);
+        let headers = HeaderMap::from_iter([
+            (AUTHORIZATION, bearer),
+            (ACCEPT, HeaderValue::from_static("application/json, application/problem+json")),
+        ]);
+        let mut http = reqwest::Client::builder()
+            .user_agent(concat!("perennial/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            // The token is for this server and no other.
+            .redirect(reqwest::redirect::Policy::none());
+        if is_loopback(&base) {
+            http = http.no_proxy();
+        }
+        let http = http.build().map_err(|error| Failure::internal(format!("set up HTTP: {}", causes(&error))))?;
+        Ok(Self { http, base, pause })
+    }
+
+    /// The server's address.
+    pub fn server(&self) -> &Url {
+        &self.base
+    }
+
+    /// Whether the token travels unencrypted to another machine.
+    pub fn is_exposed(&self) -> bool {
+        self.base.scheme() == "http" && !is_loopback(&self.base)
+    }
+
+    fn url(&self, path: &[&str]) -> Result<Url, Failure> {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| Failure::usage("the server's address has no path", "write http://HOST:PORT"))?
+            .pop_if_empty()
+            .extend(["api", "v1"])
+            .extend(path);
+        Ok(url)
+    }
+
+    /// Asks for one thing.
+    pub async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, &str)]) -> Result<T, Failure> {
+        Ok(self.get_versioned(path, query).await?.value)
+    }
+
+    /// Asks for one thing and its version.
+    pub async fn get_versioned<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Versioned<T>, Failure> {
+        let request = self.http.get(self.url(path)?).query(query);
+        let response = self.send(request).await?;
+        let etag = response.headers().get(ETAG).cloned();
+        Ok(Versioned { value: self.body(response).await?, etag })
+    }
+
+    /// Asks for all pages of a list.
+    pub async fn list<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Vec<T>, Failure> {
+        let mut items = Vec::new();
+        self.pages(path, query, |page| items.extend(page)).await?;
+        Ok(items)
+    }
+
+    /// Asks for all pages of a list, one after the other.
+    pub async fn pages<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+        mut each: impl FnMut(Vec<T>),
+    ) -> Result<(), Failure> {
+        let mut after: Option<String> = None;
+        loop {
+            let mut query = query.to_vec();
+            query.push(("limit", PAGE));
+            if let Some(after) = &after {
+                query.retain(|(name, _)| *name != "after");
+                query.push(("after", after));
+            }
+            let page: List<T> = self.get(path, &query).await?;
+            each(page.items);
+            match page.next {
+                // A cursor that does not move would be asked for ever.
+                Some(next) if Some(&next) != after.as_ref() => after = Some(next),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Asks for something to be done, once, however often it has to be sent.
+    pub async fn post<T: DeserializeOwned>(&self, path: &[&str], body: Option<&impl Serialize>) -> Result<T, Failure> {
+        let request =
+            self.http.post(self.url(path)?).header("Idempotency-Key", hex::encode(rand::random::<[u8; 16]>()));
+        self.act(request, body).await
+    }
+
+    /// Asks for something to be deleted, once, however often it has to be sent.
+    pub async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Failure> {
+        self.act(self.http.request(Method::DELETE, self.url(path)?), body).await
+    }
+
+    /// Changes something that still is as it was read.
+    pub async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        etag: Option<HeaderValue>,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let mut request = self.http.patch(self.url(path)?);
+        if let Some(etag) = etag {
+            request = request.header(IF_MATCH, etag);
+        }
+        self.act(request, Some(body)).await
+    }
+
+    async fn act<T: DeserializeOwned>(
+        &self,
+        request: reqwest::RequestBuilder,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Failure> {
+        let request = match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        let response = self.send(request).await?;
+        self.body(response).await
+    }
+
+    /// Opens the stream of events after `last`.
+    pub async fn stream(&self, query: &[(&str, &str)], last: Option<i64>) -> Result<Response, Failure> {
+        let mut request =
+            self.http.get(self.url(&["events", "stream"])?).query(query).header(ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("Last-Event-ID", last.to_string());
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        self.checked(response).await
+    }
+
+    /// Sends a request, again when the connection broke after it was made.
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
+        let mut sent_before = 0;
+        loop {
+            let attempt = request
+                .try_clone()
+                .ok_or_else(|| Failure::internal("repeat a request whose body cannot be repeated"))?;
+            match attempt.send().await {
+                Ok(response) => return self.checked(response).await,
+                Err(error) if sent_before < REPEATS && (sent_before > 0 || !error.is_connect()) => {
+                    sent_before += 1;
+                    tokio::time::sleep(self.pause).await;
+                }
+                Err(error) => return Err(self.unreachable(&error)),
+            }
+        }
+    }
+
+    /// Passes good answers on and turns the others into failures.
+    async fn checked(&self, response: Response) -> Result<Response, Failure> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        match serde_json::from_slice::<Problem>(&bytes) {
+            Ok(problem) => Err(problem.into()),
+            Err(_) => Err(self.foreign(status)),
+        }
+    }
+
+    /// An error answer that is not Perennial's.
+    fn foreign(&self, status: StatusCode) -> Failure {
+        let problem = Problem { status: status.as_u16(), ..Problem::default() };
+        let exit = match Exit::of_problem(&problem) {
+            // A proxy's page about a missing path says nothing about a pod (law 5).
+            Exit::NotFound => Exit::Unavailable,
+            exit => exit,
+        };
+        Failure::new(
+            exit,
+            format!("{} answers \"{status}\", which is not an answer of Perennial's API", self.base),
+            "check --server; a proxy or another program may be listening there",
+        )
+    }
+
+    async fn body<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
+        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            Failure::new(
+                Exit::Failed,
+                format!("the server's answer is not understood: {error}"),
+                "this client and the server may be of different versions: perennial doctor compares them",
+            )
+        })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let (what, hint) = if error.is_connect() {
+            ("cannot connect to", "is the server running? start it with: perennial serve")
+        } else if error.is_timeout() {
+            ("no answer from", "see the server's log, or: perennial doctor")
+        } else {
+            ("the connection broke to", "see the server's log, or: perennial doctor")
+        };
+        Failure::new(Exit::Unavailable, format!("{what} {}: {}", self.base, causes(error)), hint)
+    }
+}
+
+/// The innermost cause: reqwest's own words repeat the address and say little else.
+fn causes(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
+    }
+}

@@ -1,0 +1,39 @@
+//! `perennial op …`.
+
+use super::args::{OpCommand, WaitArgs};
+use super::failure::Failure;
+use super::session::Context;
+use super::{Output, snapshot, view, wait};
+use crate::api::wire::Operation;
+
+/// Runs a command on operations.
+pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Failure> {
+    match command {
+        OpCommand::Ls { pod, unfinished } => {
+            let mut operations: Vec<Operation> =
+                snapshot::of_pods(&context.client, pod.as_deref(), "operations").await?;
+            if unfinished {
+                operations.retain(|operation| !operation.state.is_terminal());
+            }
+            context.show(&operations, |operations, out, now| view::operations(operations, out, now))
+        }
+        OpCommand::Show { operation } => {
+            let operation: Operation = context.client.get(&["operations", &operation], &[]).await?;
+            context.show(&operation, view::operation)
+        }
+        OpCommand::Wait { operation, timeout } => {
+            let operation: Operation = context.client.get(&["operations", &operation], &[]).await?;
+            let what = format!("{} (operation {})", operation.kind, operation.id);
+            let operation = wait::wait(context, operation, WaitArgs { no_wait: false, timeout }, &what).await?;
+            let failed = wait::outcome(&operation, &what);
+            if failed.is_ok() || context.session.output != Output::Table {
+                context.show(&operation, |operation, _, _| format!("{what} {}", operation.state))?;
+            }
+            failed
+        }
+        OpCommand::Cancel { operation } => {
+            let operation: Operation = context.client.post(&["operations", &operation, "cancel"], None::<&()>).await?;
+            context.show(&operation, view::operation)
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! `perennial pod set`: changes some of a specification and leaves the rest.
+//!
+//! The API replaces whole fields (the environment, the limits), so what is there is read first and the change is put on
+//! top of it, guarded by `If-Match`: when somebody else changed the pod in between, it is read and merged again.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use super::args::Limits;
+use super::client::Versioned;
+use super::failure::{Exit, Failure};
+use super::out::clean;
+use super::session::Context;
+use super::target::{self, Among};
+use super::values;
+use crate::api::wire::{OnStop, PatchPod, Pod, Port, PrivilegeEscalation, Resources};
+
+/// How often a change is merged again because somebody else was faster.
+const MERGES: u32 = 5;
+
+/// Changes to a pod's specification.
+#[derive(Debug, Clone, Args)]
+#[group(required = false)]
+pub struct SetArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// What is limited.
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Container runtime, such as runc or runsc
+    #[arg(long)]
+    pub runtime: Option<String>,
+    /// Environment variables to add or change
+    #[arg(long, short, num_args = 1.., value_parser = values::env, value_name = "NAME=VALUE")]
+    pub env: Vec<(String, String)>,
+    /// Environment variables to remove
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub unset_env: Vec<String>,
+    /// All ports published on the host's loopback
+    #[arg(long = "port", short, num_args = 1.., value_parser = values::port, value_name = "[HOST:]CONTAINER")]
+    pub ports: Vec<Port>,
+    /// User in the container
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Working directory in the container
+    #[arg(long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Signal that asks the pod to stop, such as SIGTERM
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// Time between that signal and SIGKILL, such as 10s
+    #[arg(long, value_parser = values::seconds, value_name = "TIME")]
+    pub stop_timeout: Option<u32>,
+    /// What stop does with the data on the host
+    #[arg(long, value_parser = values::on_stop)]
+    pub on_stop: Option<OnStop>,
+    /// Let setuid programs such as sudo work
+    #[arg(long)]
+    pub allow_privilege_escalation: bool,
+    /// Replaces the image's entry point (one word)
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Take back to its default
+    #[arg(long, num_args = 1.., value_enum, value_name = "FIELD")]
+    pub unset: Vec<Field>,
+    /// Replaces the image's command.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// What can be taken back to its default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Field {
+    /// The image's own.
+    Command,
+    /// The image's own.
+    Entrypoint,
+    /// The installation's default.
+    Runtime,
+    /// No limit.
+    Cpus,
+    /// No limit.
+    Memory,
+    /// No limit.
+    MemorySwap,
+    /// No soft limit.
+    MemoryReservation,
+    /// No limit.
+    Pids,
+    /// The image's only.
+    Env,
+    /// The image's own.
+    Workdir,
+    /// The image's own.
+    User,
+    /// None published.
+    Ports,
+    /// The image's own, else SIGTERM.
+    StopSignal,
+    /// Ten seconds.
+    StopTimeout,
+    /// Release.
+    OnStop,
+    /// Denied.
+    PrivilegeEscalation,
+}
+
+/// A pod, alone or beside the operation that every action answers with.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Changed {
+    Beside { pod: Box<Pod> },
+    Alone(Box<Pod>),
+}
+
+/// Runs `pod set`.
+pub async fn run(context: &mut Context<'_>, args: SetArgs) -> Result<(), Failure> {
+    let found = target::pod(&context.client, &args.pod, Among::Living).await?;
+    let mut merges = 0;
+    let changed = loop {
+        let Versioned { value: pod, etag } = context.client.get_versioned::<Pod>(&["pods", &found.id], &[]).await?;
+        let patch = args.patch(&pod);
+        if patch == PatchPod::default() {
+            return Err(Failure::usage("nothing to change", "perennial pod set --help lists what can be changed"));
+        }
+        match context.client.patch(&["pods", &pod.id], etag, &patch).await {
+            Err(failure) if failure.exit == Exit::Conflict && merges < MERGES => {
+                merges += 1;
+                // Only a pod that really changed can be merged again; every other conflict is final.
+                let now: Pod = context.client.get(&["pods", &found.id], &[]).await?;
+                if now.spec == pod.spec {
+                    return Err(failure);
+                }
+            }
+            result => break result?,
+        }
+    };
+    let pod = match changed {
+        Changed::Beside { pod } | Changed::Alone(pod) => *pod,
+    };
+    context.show(&pod, |pod, _, _| {
+        let mut text = format!("pod {} is changed (specification {})", clean(&pod.name), pod.spec_generation);
+        for condition in &pod.conditions {
+            text = format!("{text}\n{}: {}", clean(&condition.kind), clean(&condition.message));
+        }
+        text
+    })
+}
+
+impl SetArgs {
+    fn unsets(&self, field: Field) -> bool {
+        self.unset.contains(&field)
+    }
+
+    /// The new value of a field: given, or back to the default; `None` leaves it as it is.
+    fn change<T>(&self, field: Field, given: Option<T>) -> Option<Option<T>> {
+        match given {
+            Some(value) => Some(Some(value)),
+            None => self.unsets(field).then_some(None),
+        }
+    }
+
+    /// The change on top of what is there.
+    fn patch(&self, pod: &Pod) -> PatchPod {
+        PatchPod {
+            command: self.change(Field::Command, words(&self.command)),
+            entrypoint: self.change(Field::Entrypoint, self.entrypoint.clone().map(|program| vec![program])),
+            runtime: self.change(Field::Runtime, self.runtime.clone()),
+            resources: self.resources(&pod.spec.resources),
+            env: self.environment(&pod.spec.env),
+            working_dir: self.change(Field::Workdir, self.workdir.clone()),
+            user: self.change(Field::User, self.user.clone()),
+            ports: self.change(Field::Ports, words(&self.ports)),
+            stop_signal: self.change(Field::StopSignal, self.stop_signal.clone()),
+            stop_timeout: self.change(Field::StopTimeout, self.stop_timeout),
+            on_stop: self.change(Field::OnStop, self.on_stop),
+            privilege_escalation: self.change(
+                Field::PrivilegeEscalation,
+                self.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
+            ),
+        }
+    }
+
+    fn resources(&self, present: &Resources) -> Option<Option<Resources>> {
+        let limits = &self.limits;
+        let merged = Resources {
+            cpus: self.change(Field::Cpus, limits.cpus).unwrap_or(present.cpus),
+            memory: self.change(Field::Memory, limits.memory).unwrap_or(present.memory),
+            memory_swap: self.change(Field::MemorySwap, limits.memory_swap).unwrap_or(present.memory_swap),
+            memory_reservation: self
+                .change(Field::MemoryReservation, limits.memory_reservation)
+                .unwrap_or(present.memory_reservation),
+            pids: self.change(Field::Pids, limits.pids).unwrap_or(present.pids),
+        };
+        let fields = [Field::Cpus, Field::Memory, Field::MemorySwap, Field::MemoryReservation, Field::Pids];
+        let named = fields.iter().any(|field| self.unsets(*field));
+        (named || merged != *present).then_some(Some(merged))
+    }
+
+    fn environment(&self, present: &BTreeMap<String, String>) -> Option<Option<BTreeMap<String, String>>> {
+        if self.env.is_empty() && self.unset_env.is_empty() {
+            return self.unsets(Field::Env).then_some(None);
+        }
+        let mut merged = if self.unsets(Field::Env) { BTreeMap::new() } else { present.clone() };
+        merged.retain(|name, _| !self.unset_env.contains(name));
+        merged.extend(self.env.iter().cloned());
+        Some(Some(merged))
+    }
+}
+
+fn words<T: Clone>(given: &[T]) -> Option<Vec<T>> {
+    (!given.is_empty()).then(|| given.to_vec())
+}

@@ -1,0 +1,112 @@
+//! What a run of the command line depends on besides its arguments: the clock, Ctrl-C, patience.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use super::args::Output;
+use super::client::Client;
+use super::failure::Failure;
+use super::out::Out;
+
+/// What a run depends on besides its arguments.
+pub struct Session {
+    /// How answers are printed.
+    pub output: Output,
+    /// The client's clock.
+    pub now: fn() -> Timestamp,
+    /// `PERENNIAL_TOKEN`; empty or `None` when it is not set.
+    pub token: Option<String>,
+    /// Pause between questions that were answered at once, and before a broken connection is tried again.
+    pub pause: Duration,
+    /// How often in a row a connection that worked before is tried again.
+    pub tries: u32,
+    /// What ends waiting.
+    pub interrupt: Interrupt,
+}
+
+/// What ends waiting.
+#[derive(Clone)]
+pub enum Interrupt {
+    /// Ctrl-C.
+    Process,
+    /// A test.
+    Notify(Arc<Notify>),
+}
+
+impl Session {
+    /// This process's: the real clock, Ctrl-C, and two minutes of patience with a server that restarts.
+    #[must_use]
+    pub fn process() -> Self {
+        Self {
+            output: Output::Table,
+            now: Timestamp::now,
+            token: std::env::var("PERENNIAL_TOKEN").ok(),
+            pause: Duration::from_millis(500),
+            tries: 240,
+            interrupt: Interrupt::Process,
+        }
+    }
+}
+
+impl Interrupt {
+    /// Ends when waiting is to end.
+    pub async fn wait(&self) {
+        match self {
+            Self::Process => {
+                if tokio::signal::ctrl_c().await.is_err() {
+                    // Without a handler the signal ends the process, which is the next best thing.
+                    std::future::pending::<()>().await;
+                }
+            }
+            Self::Notify(notify) => notify.notified().await,
+        }
+    }
+}
+
+/// Everything a command works with.
+pub struct Context<'a> {
+    /// The API.
+    pub client: Client,
+    /// The clock and the like.
+    pub session: Session,
+    /// The terminal.
+    pub out: &'a mut Out,
+}
+
+impl Context<'_> {
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        (self.session.now)()
+    }
+
+    /// Prints an answer: exactly for JSON and YAML, by `table` for people.
+    pub fn show<T: Serialize>(
+        &mut self,
+        answer: &T,
+        table: impl FnOnce(&T, &Out, Timestamp) -> String,
+    ) -> Result<(), Failure> {
+        let now = self.now();
+        show(self.session.output, self.out, answer, |answer, out| table(answer, out, now))
+    }
+}
+
+/// Prints an answer: exactly for JSON and YAML, by `table` for people.
+pub fn show<T: Serialize>(
+    output: Output,
+    out: &mut Out,
+    answer: &T,
+    table: impl FnOnce(&T, &Out) -> String,
+) -> Result<(), Failure> {
+    let text = match output {
+        Output::Table => table(answer, out),
+        Output::Json => serde_json::to_string_pretty(answer)
+            .map_err(|error| Failure::internal(format!("write the answer as JSON: {error}")))?,
+        Output::Yaml => serde_yaml_ng::to_string(answer)
+            .map_err(|error| Failure::internal(format!("write the answer as YAML: {error}")))?,
+    };
+    out.line(text.trim_end())
+}

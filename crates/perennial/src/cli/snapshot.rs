@@ -1,0 +1,124 @@
+//! `perennial snapshot …`.
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use serde::de::DeserializeOwned;
+
+use super::args::{AcceptArgs, SnapshotCommand, WaitArgs};
+use super::client::Client;
+use super::confirm::{Consent, Consequences, Verdict};
+use super::failure::{Exit, Failure};
+use super::human::maybe_size;
+use super::session::Context;
+use super::target::{self, Among};
+use super::{Output, pod, view, wait};
+use crate::api::wire::{OperationState, Pod, Snapshot, SnapshotOperation};
+
+/// How many pods are asked at the same time when everybody's things are listed.
+const AT_ONCE: usize = 8;
+
+/// Runs a command on snapshots.
+pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<(), Failure> {
+    match command {
+        SnapshotCommand::Create(args) => create(context, args).await,
+        SnapshotCommand::Ls { pod } => {
+            let snapshots: Vec<Snapshot> = of_pods(&context.client, pod.as_deref(), "snapshots").await?;
+            context.show(&snapshots, |snapshots, out, now| view::snapshots(snapshots, out, now))
+        }
+        SnapshotCommand::Show { snapshot } => {
+            let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
+            context.show(&snapshot, view::snapshot)
+        }
+        SnapshotCommand::Rm { snapshot, yes, dry_run, wait } => {
+            remove(context, &snapshot, Consent::from_options(yes, dry_run), wait).await
+        }
+    }
+}
+
+/// Lists what one pod has of a kind, or what all pods have of it.
+pub async fn of_pods<T: DeserializeOwned>(
+    client: &Client,
+    pod: Option<&str>,
+    kind: &'static str,
+) -> Result<Vec<T>, Failure> {
+    if let Some(text) = pod {
+        let pod = target::pod(client, text, Among::All).await?;
+        return client.list(&["pods", &pod.id, kind], &[]).await;
+    }
+    let pods: Vec<Pod> = client.list(&["pods"], &[("visibility", "all")]).await?;
+    let lists = futures::stream::iter(pods).map(|pod| async move {
+        match client.list::<T>(&["pods", &pod.id, kind], &[]).await {
+            // It was purged since the list was made.
+            Err(failure) if failure.exit == Exit::NotFound => Ok(Vec::new()),
+            result => result,
+        }
+    });
+    let lists: Vec<Vec<T>> = lists.buffered(AT_ONCE).try_collect().await?;
+    Ok(lists.into_iter().flatten().collect())
+}
+
+async fn create(context: &mut Context<'_>, args: AcceptArgs) -> Result<(), Failure> {
+    let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
+    let body = pod::accept(context, &pod, "snapshot", &args)?;
+    let answer = context.client.post(&["pods", &pod.id, "snapshots"], body.as_ref()).await?;
+    follow(context, answer, args.wait, &format!("snapshot of pod {}", pod.name)).await
+}
+
+async fn remove(context: &mut Context<'_>, id: &str, consent: Consent, args: WaitArgs) -> Result<(), Failure> {
+    let snapshot: Snapshot = context.client.get(&["snapshots", id], &[]).await?;
+    if consent != Consent::Given {
+        let pod = target::pod(&context.client, &snapshot.pod_id, Among::All).await?;
+        let mut plan = Consequences::new("deletion of a snapshot", &pod);
+        plan.effect(
+            format!("snapshot {}", view::brief(&snapshot, context.now())),
+            "forgotten and pruned from the repository",
+            "snapshot rm destroys it",
+        );
+        plan.copy = match &pod.latest_snapshot {
+            Some(latest) if latest.id != snapshot.id => {
+                format!("the pod's other snapshots stay; the newest is {}", view::brief(latest, context.now()))
+            }
+            _ if pod.container.is_some() => "on the host, in the pod's volumes".to_owned(),
+            _ => "see perennial snapshot ls; the server refuses to delete what a pod depends on".to_owned(),
+        };
+        "none".clone_into(&mut plan.way_back);
+        if plan.confirm(consent, context)? == Verdict::Shown {
+            return Ok(());
+        }
+    }
+    let answer = context.client.delete(&["snapshots", &snapshot.id], None::<&()>).await?;
+    follow(context, answer, args, &format!("deletion of snapshot {}", snapshot.id)).await
+}
+
+/// Waits, shows what came of it, and fails when it failed.
+async fn follow(
+    context: &mut Context<'_>,
+    answer: SnapshotOperation,
+    args: WaitArgs,
+    what: &str,
+) -> Result<(), Failure> {
+    let SnapshotOperation { mut snapshot, operation } = answer;
+    let operation = wait::wait(context, operation, args, what).await?;
+    let mut is_gone = false;
+    if !args.no_wait {
+        match context.client.get(&["snapshots", &snapshot.id], &[]).await {
+            Ok(newer) => snapshot = newer,
+            Err(failure) if failure.exit == Exit::NotFound => is_gone = true,
+            Err(failure) => return Err(failure),
+        }
+    }
+    let failed = wait::outcome(&operation, what);
+    if failed.is_ok() || context.session.output != Output::Table {
+        let answer = SnapshotOperation { snapshot, operation };
+        context.show(&answer, |SnapshotOperation { snapshot, operation }, _, _| {
+            if operation.state != OperationState::Succeeded {
+                format!("{what} was begun: perennial op wait {}", operation.id)
+            } else if is_gone {
+                format!("snapshot {} is gone", snapshot.id)
+            } else {
+                let (all, new) = (maybe_size(snapshot.bytes), maybe_size(snapshot.new_bytes));
+                format!("snapshot {} is {} ({all}, {new} new)", snapshot.id, snapshot.state)
+            }
+        })?;
+    }
+    failed
+}

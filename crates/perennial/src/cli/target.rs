@@ -1,0 +1,76 @@
+//! From what a person typed to a pod or a snapshot: names and ids are both accepted.
+
+use perennial_core::id::PodId;
+
+use super::client::Client;
+use super::failure::{Exit, Failure};
+use super::out::clean;
+use crate::api::wire::{Pod, Snapshot};
+
+/// Which pods a name can mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Among {
+    /// Living pods.
+    Living,
+    /// Archived and deleted pods.
+    Hidden,
+    /// A living pod first, else a hidden one.
+    All,
+}
+
+/// Finds a pod by its name or its id.
+pub async fn pod(client: &Client, text: &str, among: Among) -> Result<Pod, Failure> {
+    // A name may look like an id, so a name is tried when there is no such id.
+    if text.parse::<PodId>().is_ok() {
+        match client.get(&["pods", text], &[]).await {
+            Err(failure) if failure.exit == Exit::NotFound => {}
+            result => return result,
+        }
+    }
+    let visibility = match among {
+        Among::Living => "living",
+        Among::Hidden => "hidden",
+        Among::All => "all",
+    };
+    let mut found: Vec<Pod> = client.list(&["pods"], &[("name", text), ("visibility", visibility)]).await?;
+    found.retain(|pod| pod.name == text);
+    if among == Among::All && found.iter().any(|pod| pod.deleted_at.is_none()) {
+        found.retain(|pod| pod.deleted_at.is_none());
+    }
+    match found.len() {
+        0 => Err(not_found(text, among)),
+        1 => Ok(found.swap_remove(0)),
+        several => {
+            let ids: Vec<String> =
+                found.iter().map(|pod| format!("  {}  {}, tenant {}", pod.id, pod.phase, clean(&pod.tenant))).collect();
+            Err(Failure::new(
+                Exit::Conflict,
+                format!("{several} pods are named {}:\n{}", clean(text), ids.join("\n")),
+                "use the id of the one you mean",
+            ))
+        }
+    }
+}
+
+fn not_found(text: &str, among: Among) -> Failure {
+    let (what, hint) = match among {
+        Among::Living => ("pod", "perennial pod ls --all also lists archived and deleted ones"),
+        Among::Hidden => ("archived or deleted pod", "perennial pod ls --all lists them"),
+        Among::All => ("pod", "perennial pod ls --all lists them"),
+    };
+    Failure::new(Exit::NotFound, format!("{what} {text:?} not found"), hint)
+}
+
+/// Finds a pod's snapshot by its id, or the newest verified one by `latest`.
+pub async fn snapshot(client: &Client, pod: &Pod, text: &str) -> Result<Snapshot, Failure> {
+    if text == "latest" {
+        return pod.latest_snapshot.clone().ok_or_else(|| {
+            Failure::new(
+                Exit::NotFound,
+                format!("pod {:?} has no verified snapshot", pod.name),
+                format!("perennial snapshot ls {} lists what there is", pod.name),
+            )
+        });
+    }
+    client.get(&["snapshots", text], &[]).await
+}

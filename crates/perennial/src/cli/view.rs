@@ -1,0 +1,369 @@
+//! How pods, snapshots, operations and events look to people.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::human::{UNKNOWN, ago, maybe_ago, maybe_size, size};
+use super::out::{Colour, Out, clean};
+use super::table::{Facts, Rows};
+use crate::api::wire::{
+    Backend, Condition, Event, OnStop, Operation, OperationState, Phase, Pod, PodStatus, PodVolume,
+    PrivilegeEscalation, Resources, Snapshot, SnapshotState, VolumeState,
+};
+
+const fn phase_colour(phase: Phase) -> Option<Colour> {
+    match phase {
+        Phase::Error => Some(Colour::Red),
+        Phase::Running | Phase::Paused | Phase::Stopped | Phase::Archived | Phase::Deleted => None,
+        _ => Some(Colour::Yellow),
+    }
+}
+
+/// A list of pods.
+pub fn pods(pods: &[Pod], out: &Out, now: Timestamp) -> String {
+    if pods.is_empty() {
+        return "no pods".to_owned();
+    }
+    let tenants: BTreeSet<&str> = pods.iter().map(|pod| pod.tenant.as_str()).collect();
+    let mut headings = vec!["NAME", "PHASE", "IMAGE", "SNAPSHOT", "CREATED", "ID"];
+    if tenants.len() > 1 {
+        headings.insert(1, "TENANT");
+    }
+    let mut rows = Rows::new(&headings);
+    for pod in pods {
+        let mut cells = vec![
+            pod.name.clone(),
+            phase(pod),
+            pod.image.clone(),
+            maybe_ago(pod.latest_snapshot.as_ref().map(|snapshot| snapshot.created_at), now),
+            ago(pod.created_at, now),
+            pod.id.clone(),
+        ];
+        if tenants.len() > 1 {
+            cells.insert(1, pod.tenant.clone());
+        }
+        rows.row(phase_colour(pod.phase), cells);
+    }
+    rows.render(out)
+}
+
+/// The phase, with the first thing that is wrong.
+fn phase(pod: &Pod) -> String {
+    match pod.conditions.first() {
+        Some(condition) => format!("{} ({})", pod.phase, condition.kind),
+        None => pod.phase.to_string(),
+    }
+}
+
+/// One pod.
+pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
+    let mut facts = Facts::default();
+    facts.fact("Name", &pod.name).fact("Id", &pod.id).fact("Tenant", &pod.tenant);
+    facts.fact(
+        "Phase",
+        if pod.phase.as_str() == pod.desired.as_str() {
+            pod.phase.to_string()
+        } else {
+            format!("{}, asked for: {}", pod.phase, pod.desired)
+        },
+    );
+    facts
+        .fact("Image", &pod.image)
+        .maybe("Image digest", pod.image_digest.as_ref())
+        .fact("Runtime", pod.runtime.as_deref().unwrap_or("default"))
+        .fact("Container", pod.container.as_ref().map_or(UNKNOWN, |container| &container.id));
+    facts.maybe("Command", pod.spec.command.as_ref().map(|words| words.join(" ")));
+    facts.maybe("Limits", limits(&pod.spec.resources));
+    facts.maybe("Ports", ports(pod));
+    facts.maybe("Stop keeps data", (pod.spec.on_stop == OnStop::Pause).then_some("on the host"));
+    facts.maybe("Backend", pod.spec.backend.map(backend));
+    facts.maybe(
+        "Privileges",
+        (pod.spec.privilege_escalation == PrivilegeEscalation::Allowed).then_some("setuid programs work"),
+    );
+    facts
+        .fact(
+            "Data",
+            match pod.data_generation {
+                0 => "never ran".to_owned(),
+                generation => format!("generation {generation}"),
+            },
+        )
+        .maybe("System layer", pod.system_layer_captured_at.map(|at| format!("captured {}", ago(at, now))))
+        .fact("Latest snapshot", pod.latest_snapshot.as_ref().map_or(UNKNOWN.to_owned(), |s| brief(s, now)))
+        .fact("Created", format!("{} ({})", pod.created_at, ago(pod.created_at, now)))
+        .maybe("Hidden since", pod.deleted_at.map(|at| ago(at, now)))
+        .maybe("Destroyed", pod.purge_at.map(|at| format!("{at} ({})", ago(at, now))));
+    let mut text = facts.render(out);
+    if !pod.volumes.is_empty() {
+        text = format!("{text}\n\n{}", volumes(&pod.volumes, out));
+    }
+    if !pod.conditions.is_empty() {
+        text = format!("{text}\n\n{}", conditions(&pod.conditions, out, now));
+    }
+    text
+}
+
+const fn backend(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Overlay => "overlay",
+        Backend::Docker => "docker",
+    }
+}
+
+fn limits(resources: &Resources) -> Option<String> {
+    let mut parts = Vec::new();
+    if let Some(cpus) = resources.cpus {
+        #[expect(clippy::cast_precision_loss, reason = "at most 1e15, below 2^53")]
+        parts.push(format!("{} CPUs", cpus.nano as f64 / 1e9));
+    }
+    let sizes =
+        [("memory", resources.memory), ("swap", resources.memory_swap), ("soft memory", resources.memory_reservation)];
+    parts.extend(sizes.iter().filter_map(|(name, bytes)| bytes.map(|bytes| format!("{name} {}", size(bytes.0)))));
+    parts.extend(resources.pids.map(|pids| format!("{pids} processes")));
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn ports(pod: &Pod) -> Option<String> {
+    let text = pod.spec.ports.iter().map(|port| match port.host {
+        Some(host) => format!("127.0.0.1:{host} to {}", port.container),
+        None => format!("127.0.0.1:(any) to {}", port.container),
+    });
+    let text = text.collect::<Vec<_>>().join(", ");
+    (!text.is_empty()).then_some(text)
+}
+
+/// A list of volumes.
+pub fn volumes(volumes: &[PodVolume], out: &Out) -> String {
+    if volumes.is_empty() {
+        return "no volumes".to_owned();
+    }
+    let mut rows = Rows::new(&["VOLUME", "PATH", "STATE", "ON THE ENGINE"]);
+    for volume in volumes {
+        let colour = match volume.state {
+            VolumeState::Lost | VolumeState::Partial => Some(Colour::Red),
+            VolumeState::Seeding => Some(Colour::Yellow),
+            VolumeState::Absent | VolumeState::Complete => None,
+        };
+        rows.row(
+            colour,
+            [
+                volume.name.clone(),
+                volume.mount_path.clone(),
+                volume.state.to_string(),
+                volume.engine_name.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
+            ],
+        );
+    }
+    rows.render(out)
+}
+
+fn conditions(conditions: &[Condition], out: &Out, now: Timestamp) -> String {
+    let mut rows = Rows::new(&["CONDITION", "SINCE", "WHY"]);
+    for condition in conditions {
+        rows.row(
+            Some(Colour::Yellow),
+            [
+                condition.kind.clone(),
+                ago(condition.since, now),
+                format!("{} ({})", condition.message, condition.reason),
+            ],
+        );
+    }
+    rows.render(out)
+}
+
+/// How a pod stands.
+pub fn status(status: &PodStatus, out: &Out, now: Timestamp) -> String {
+    let mut facts = Facts::default();
+    facts
+        .fact("Phase", status.phase.as_str())
+        .fact("Asked for", status.desired.as_str())
+        .fact("Container", status.container.as_ref().map_or(UNKNOWN, |container| &container.id))
+        .fact("Data seen", maybe_ago(status.data_seen_at, now))
+        .fact("System layer", maybe_ago(status.system_layer_captured_at, now));
+    if status.crashes > 0 {
+        let memory = if status.out_of_memory { ", out of memory" } else { "" };
+        let code = status.exit_code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
+        facts.fact("Crashes", format!("{} in a row, exit code {code}{memory}", status.crashes));
+    }
+    if status.failed_tries > 0 {
+        facts.fact("Failed tries", status.failed_tries.to_string());
+    }
+    facts.maybe("Next try", status.next_try_at.map(|at| ago(at, now)));
+    let mut text = facts.render(out);
+    if !status.operations.is_empty() {
+        text = format!("{text}\n\n{}", operations(&status.operations, out, now));
+    }
+    if !status.conditions.is_empty() {
+        text = format!("{text}\n\n{}", conditions(&status.conditions, out, now));
+    }
+    text
+}
+
+/// A snapshot in a few words.
+pub fn brief(snapshot: &Snapshot, now: Timestamp) -> String {
+    format!(
+        "{} ({}, {}, {}, {})",
+        snapshot.id,
+        snapshot.kind,
+        snapshot.state,
+        maybe_size(snapshot.bytes),
+        ago(snapshot.created_at, now)
+    )
+}
+
+/// A list of snapshots.
+pub fn snapshots(snapshots: &[Snapshot], out: &Out, now: Timestamp) -> String {
+    if snapshots.is_empty() {
+        return "no snapshots".to_owned();
+    }
+    let mut rows = Rows::new(&["ID", "KIND", "STATE", "SIZE", "NEW", "FILES", "CREATED", "POD"]);
+    for snapshot in snapshots {
+        let state = match snapshot.consistency.losses.len() {
+            0 => snapshot.state.to_string(),
+            lost => format!("{}, {lost} lost", snapshot.state),
+        };
+        rows.row(
+            snapshot_colour(snapshot),
+            [
+                snapshot.id.clone(),
+                snapshot.kind.to_string(),
+                state,
+                maybe_size(snapshot.bytes),
+                maybe_size(snapshot.new_bytes),
+                snapshot.files.map_or_else(|| UNKNOWN.to_owned(), |files| files.to_string()),
+                ago(snapshot.created_at, now),
+                snapshot.pod_id.clone(),
+            ],
+        );
+    }
+    rows.render(out)
+}
+
+const fn snapshot_colour(snapshot: &Snapshot) -> Option<Colour> {
+    match snapshot.state {
+        SnapshotState::Verified => None,
+        SnapshotState::Pending | SnapshotState::Uploaded => Some(Colour::Yellow),
+        SnapshotState::Failed => Some(Colour::Red),
+    }
+}
+
+/// One snapshot.
+pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
+    let mut facts = Facts::default();
+    facts
+        .fact("Id", &snapshot.id)
+        .fact("Pod", &snapshot.pod_id)
+        .fact("Kind", snapshot.kind.as_str())
+        .fact("State", snapshot.state.as_str())
+        .maybe("Error", snapshot.error.as_ref())
+        .fact("Generation", snapshot.generation.to_string())
+        .fact(
+            "Shows",
+            match (snapshot.consistency.captured_at, snapshot.consistency.grade) {
+                (Some(at), Some(grade)) => format!("{at} ({}), {grade}", ago(at, now)),
+                (Some(at), None) => format!("{at} ({})", ago(at, now)),
+                (None, _) => UNKNOWN.to_owned(),
+            },
+        )
+        .fact("Size", maybe_size(snapshot.bytes))
+        .fact("New in repository", maybe_size(snapshot.new_bytes))
+        .fact("Files", snapshot.files.map_or_else(|| UNKNOWN.to_owned(), |files| files.to_string()));
+    let mut text = facts.render(out);
+    if !snapshot.volumes.is_empty() {
+        let mut rows = Rows::new(&["VOLUME", "PATH", "SIZE", "FILES"]);
+        for volume in &snapshot.volumes {
+            rows.row(
+                None,
+                [
+                    volume.name.clone(),
+                    volume.mount_path.clone(),
+                    maybe_size(volume.bytes),
+                    volume.files.map_or_else(|| UNKNOWN.to_owned(), |files| files.to_string()),
+                ],
+            );
+        }
+        text = format!("{text}\n\n{}", rows.render(out));
+    }
+    if !snapshot.consistency.losses.is_empty() {
+        let mut rows = Rows::new(&["MISSING", "WHY"]);
+        for loss in &snapshot.consistency.losses {
+            rows.row(Some(Colour::Red), [loss.path.clone(), loss.reason.clone()]);
+        }
+        text = format!("{text}\n\n{}", rows.render(out));
+    }
+    text
+}
+
+/// A list of operations.
+pub fn operations(operations: &[Operation], out: &Out, now: Timestamp) -> String {
+    if operations.is_empty() {
+        return "no operations".to_owned();
+    }
+    let mut rows = Rows::new(&["ID", "KIND", "STATE", "STEP", "CREATED", "POD"]);
+    for operation in operations {
+        let colour = match operation.state {
+            OperationState::Pending | OperationState::Running => Some(Colour::Yellow),
+            OperationState::Failed => Some(Colour::Red),
+            OperationState::Succeeded | OperationState::Cancelled => None,
+        };
+        rows.row(
+            colour,
+            [
+                operation.id.clone(),
+                operation.kind.to_string(),
+                operation.state.to_string(),
+                step(operation).unwrap_or_else(|| UNKNOWN.to_owned()),
+                ago(operation.created_at, now),
+                operation.pod_id.clone(),
+            ],
+        );
+    }
+    rows.render(out)
+}
+
+/// One operation.
+pub fn operation(operation: &Operation, out: &Out, now: Timestamp) -> String {
+    let mut facts = Facts::default();
+    facts
+        .fact("Id", &operation.id)
+        .fact("Kind", operation.kind.as_str())
+        .fact("State", operation.state.as_str())
+        .fact("Pod", &operation.pod_id)
+        .maybe("Snapshot", operation.snapshot_id.as_ref())
+        .maybe("Step", step(operation))
+        .fact("Asked for by", &operation.actor)
+        .fact("Created", format!("{} ({})", operation.created_at, ago(operation.created_at, now)))
+        .maybe("Finished", operation.finished_at.map(|at| format!("{at} ({})", ago(at, now))));
+    if let Some(error) = &operation.error {
+        let name = if operation.state.is_terminal() { "Error" } else { "Last failure" };
+        facts.fact(name, format!("{} ({})", error.detail, error.code)).maybe("Hint", error.hint.as_ref());
+    }
+    facts.render(out)
+}
+
+/// The step an operation is at, and how far that is; `None` before the first.
+pub fn step(operation: &Operation) -> Option<String> {
+    let progress = &operation.progress;
+    if progress.step.is_empty() {
+        return None;
+    }
+    let step = clean(&progress.step);
+    Some(match (progress.bytes_done, progress.bytes_total) {
+        (0, 0) => step,
+        (done, 0) => format!("{step}, {}", size(done)),
+        (done, total) => format!("{step}, {} of {}", size(done), size(total)),
+    })
+}
+
+/// One line of the audit trail.
+pub fn event(event: &Event) -> String {
+    let mut line = format!("{}  {:>6}  {}  {}", event.at, event.id, clean(&event.kind), clean(&event.message));
+    line.push_str(&format!("  by {}", clean(&event.actor)));
+    if let Some(pod) = &event.pod_id {
+        line.push_str(&format!("  pod {}", clean(pod)));
+    }
+    line
+}
