@@ -273,7 +273,7 @@ impl WireNode {
     fn into_node(self, tree: Id) -> Result<Node> {
         let invalid = |reason: &str| Error::invalid(format!("tree {tree}, entry {:?}", self.name), reason);
         let name = unquote(&self.name).ok_or_else(|| invalid("the name's quoting is wrong"))?;
-        check_name(&name).map_err(|reason| invalid(reason))?;
+        check_name(&name).map_err(invalid)?;
         let kind = NodeKind::TABLE.iter().find(|row| row.1 == self.kind).map(|row| row.0);
         let kind = kind.ok_or_else(|| invalid("unknown type"))?;
         let time = |text: &str| match text {

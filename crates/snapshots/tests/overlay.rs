@@ -224,3 +224,41 @@ fn a_device_0_0_outside_an_overlay_is_a_device() {
     };
     assert!(matches!(repo.restore(snapshot, &request, &Progress::default()), Err(Error::InvalidContent { .. })));
 }
+
+#[test]
+fn a_full_tree_becomes_an_upper_layer_of_a_given_lower_one() {
+    let world = world();
+    fs::write(world.lower.join("hard a"), b"linked").unwrap();
+    fs::hard_link(world.lower.join("hard a"), world.lower.join("hard b")).unwrap();
+    // The lower layer as a plain tree, changed like the overlay.
+    let full = world.dir.path().join("full");
+    let (_, repo) = memory();
+    let image = archive(&repo, &world.lower).snapshot.unwrap();
+    restore(&repo, image, &full);
+    change(&full);
+    let snapshot = archive(&repo, &full).snapshot.unwrap();
+    let upper = world.dir.path().join("upper3");
+    let request = RestoreRequest { against_lower: Some(world.lower.clone()), ..restore_request(&upper) };
+    repo.restore(snapshot, &request, &Progress::default()).unwrap();
+    // Only what differs is there.
+    for same in ["hard a", "hard b", ".wh.real", "etc/conf.d/b"] {
+        assert!(!upper.join(same).exists(), "{same}");
+    }
+    let mounted = Overlay::mount(&world.lower, &upper, world.dir.path(), "converted");
+    let (mut expected, mut found) = (view(&full), view(&mounted.merged));
+    for map in [&mut expected, &mut found] {
+        // An overlay shows the links of its lower layer under other inode numbers.
+        map.values_mut().for_each(|item| item.link = None);
+    }
+    compare::assert_same(&expected, &found);
+    drop(mounted);
+    // The unchanged image needs nothing but an empty upper layer.
+    let idle = world.dir.path().join("upper4");
+    let done = repo.restore(image, &RestoreRequest { target: idle.clone(), ..request.clone() }, &Progress::default());
+    assert_eq!(done.unwrap().counts, Counts { files: 0, dirs: 1, bytes: 0 });
+    assert_eq!(fs::read_dir(&idle).unwrap().count(), 0);
+    // In place over another upper layer.
+    let replace = RestoreRequest { target: upper, existing: Existing::Replace, ..request };
+    repo.restore(image, &replace, &Progress::default()).unwrap();
+    assert_eq!(fs::read_dir(&replace.target).unwrap().count(), 0);
+}

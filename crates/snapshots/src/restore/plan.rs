@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat,
 use rustix::io::Errno;
 
 use super::meta::{self, Overlay};
+use super::lower::Upper;
 use super::remove::{remove_entry, remove_path, temporary_name};
 use super::write::{Job, LinkState, Links, Place, link_to, run_job};
 use super::{Existing, Removals, RestoreRequest, Restored};
@@ -167,6 +168,8 @@ struct Frame {
     /// We made it, so nothing is in it.
     fresh: bool,
     delete_extras: bool,
+    /// Everything below goes, whatever the comparison with a lower layer says.
+    whole: bool,
 }
 
 struct Planner<'a> {
@@ -174,6 +177,8 @@ struct Planner<'a> {
     jobs: SyncSender<Job>,
     upper: bool,
     lists: Lists,
+    /// What goes into an upper layer of a given lower one; none: everything.
+    only: Option<Upper>,
 }
 
 pub(crate) fn run(
@@ -181,7 +186,7 @@ pub(crate) fn run(
     request: &RestoreRequest,
     root: Node,
     target: Dir,
-    list: Vec<Removed>,
+    mut list: Vec<Removed>,
     progress: &Progress,
 ) -> Result<Restored> {
     let shared = Shared {
@@ -199,7 +204,15 @@ pub(crate) fn run(
             shared.done.removed.fetch_add(u64::from(removed), Ordering::Relaxed);
         }
     }
-    let upper = matches!(request.removals, Removals::Whiteouts { .. });
+    let only = match &request.against_lower {
+        None => None,
+        Some(lower) => {
+            let mut only = super::lower::compare(inner, &root, lower, &|| shared.check())?;
+            list = std::mem::take(&mut only.removed);
+            Some(only)
+        }
+    };
+    let upper = only.is_some() || matches!(request.removals, Removals::Whiteouts { .. });
     let sync = target.fd().map_err(shared.error("open", &target, b""))?;
     let (jobs, receiver) = sync_channel::<Job>(QUEUE);
     let receiver = Mutex::new(receiver);
@@ -219,7 +232,7 @@ pub(crate) fn run(
                 }
             });
         }
-        let planner = Planner { shared: &shared, jobs, upper, lists: Lists::new(list) };
+        let planner = Planner { shared: &shared, jobs, upper, lists: Lists::new(list), only };
         if let Err(error) = planner.run(request, root, target) {
             shared.fail(error);
         }
@@ -252,7 +265,8 @@ impl Planner<'_> {
     fn walk(&mut self, request: &RestoreRequest, root: Node, target: Dir, stack: &mut Vec<Frame>) -> Result<()> {
         let fresh = request.existing == Existing::MustBeEmpty;
         let replace = request.existing == Existing::Replace;
-        stack.push(self.enter(None, target, root, fresh, replace)?);
+        let whole = self.only.is_none();
+        stack.push(self.enter(None, target, root, (fresh, replace, whole))?);
         while let Some(frame) = stack.last_mut() {
             self.shared.check()?;
             let Some(node) = frame.subdirs.pop() else {
@@ -298,7 +312,8 @@ impl Planner<'_> {
             mkdirat(&*fd, &node.name, Mode::RWXU).map_err(&error)?;
         }
         let child = dir.open_dir(&node.name).map_err(&error)?;
-        self.enter(Some(Arc::clone(&frame.task)), child, node, fresh, frame.delete_extras)
+        let whole = frame.whole || self.only.as_ref().is_some_and(|only| only.whole.contains(child.path()));
+        self.enter(Some(Arc::clone(&frame.task)), child, node, (fresh, frame.delete_extras, whole))
     }
 
     fn remove(&self, dir: &Dir, fd: &OwnedFd, name: &[u8]) -> Result<()> {
@@ -313,13 +328,15 @@ impl Planner<'_> {
         parent: Option<Arc<Task>>,
         dir: Dir,
         node: Node,
-        fresh: bool,
-        delete_extras: bool,
+        (fresh, delete_extras, whole): (bool, bool, bool),
     ) -> Result<Frame> {
         let opaque = self.lists.opaque.contains(dir.path());
         let place = self.shared.path(&dir, b"");
         let subtree = node.subtree.ok_or_else(|| Error::invalid(place.display(), "not a directory"))?;
-        let nodes = self.shared.inner.load_tree(subtree, &place.display().to_string())?;
+        let mut nodes = self.shared.inner.load_tree(subtree, &place.display().to_string())?;
+        if let Some(only) = self.only.as_ref().filter(|_| !whole) {
+            nodes.retain(|node| only.some.contains(&super::lower::child(dir.path(), &node.name)));
+        }
         let whiteouts = if self.upper { self.lists.whiteouts.remove(dir.path()) } else { None }.unwrap_or_default();
         if let Some(parent) = &parent {
             parent.wait_for_one_more();
@@ -328,7 +345,7 @@ impl Planner<'_> {
         // What an opaque directory holds of the lower layer is hidden, however deep.
         let delete_extras = delete_extras || (opaque && !self.upper);
         let task = Arc::new(Task { parent, dir, node, overlay, waits_for: AtomicUsize::new(1) });
-        let mut frame = Frame { task, subdirs: Vec::new(), fresh, delete_extras };
+        let mut frame = Frame { task, subdirs: Vec::new(), fresh, delete_extras, whole };
         let fd = frame.task.dir.fd().map_err(self.shared.error("open", &frame.task.dir, b""))?;
         if !fresh && delete_extras {
             let names = fsdir::list_names(&fd).map_err(self.shared.error("list", &frame.task.dir, b""))?;

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::fsdir::{self, Stat, proc_path};
 use crate::id::Id;
 use crate::node::{Node, NodeKind};
+use crate::repository::Inner;
 use crate::verify::plain_length;
 use crate::wire::BlobKind;
 
@@ -139,7 +140,10 @@ fn write_file(shared: &Shared<'_>, place: &Place, fd: &OwnedFd, node: &Node) -> 
     let error = shared.error("write", dir, &node.name);
     let overlay = place.task.overlay_of_entries();
     if let Some(stat) = place.existing {
-        if let Some((file, stat)) = same_content(shared, fd, node, &stat).map_err(|e| e.into_error(&error))? {
+        // A file with more names than it should have shares its inode with something else.
+        let alone = stat.nlink == 1 || node.link_key().is_some();
+        let same = same_content(shared.inner, fd, node, &stat, &|| shared.check()).map_err(|e| e.into_error(&error))?;
+        if let Some((file, stat)) = same.filter(|_| alone) {
             meta::apply(&file, &stat, node, overlay).map_err(&error)?;
             shared.done.unchanged.fetch_add(1, Ordering::Relaxed);
             shared.progress.add_bytes(node.size);
@@ -247,13 +251,14 @@ fn write_all_at(file: &OwnedFd, mut data: &[u8], mut offset: u64) -> Result<(), 
     Ok(())
 }
 
-enum CompareError {
+/// Why two files could not be compared.
+pub(crate) enum CompareError {
     Errno(Errno),
     Error(Error),
 }
 
 impl CompareError {
-    fn into_error(self, wrap: &impl Fn(Errno) -> Error) -> Error {
+    pub(crate) fn into_error(self, wrap: &impl Fn(Errno) -> Error) -> Error {
         match self {
             Self::Errno(e) => wrap(e),
             Self::Error(e) => e,
@@ -262,18 +267,14 @@ impl CompareError {
 }
 
 /// Opens an existing file when it is the node's already: compared by content, because times can be set by anybody.
-fn same_content(
-    shared: &Shared<'_>,
+pub(crate) fn same_content(
+    inner: &Inner,
     dir: &OwnedFd,
     node: &Node,
     seen: &Stat,
+    check: &dyn Fn() -> Result<()>,
 ) -> Result<Option<(OwnedFd, Stat)>, CompareError> {
-    // A file with more names than it should have shares its inode with something else.
-    let fits = |stat: &Stat| {
-        stat.kind() == Some(NodeKind::File)
-            && stat.size == node.size
-            && (stat.nlink == 1 || node.link_key().is_some())
-    };
+    let fits = |stat: &Stat| stat.kind() == Some(NodeKind::File) && stat.size == node.size;
     if !fits(seen) {
         return Ok(None);
     }
@@ -285,8 +286,8 @@ fn same_content(
     let file = fsdir::open_readable(&path_fd).map_err(CompareError::Errno)?;
     let mut buffer = Vec::new();
     for blob in &node.content {
-        shared.check().map_err(CompareError::Error)?;
-        let Some(found) = shared.inner.find_blob(BlobKind::Data, *blob) else { return Ok(None) };
+        check().map_err(CompareError::Error)?;
+        let Some(found) = inner.find_blob(BlobKind::Data, *blob) else { return Ok(None) };
         buffer.resize(usize::try_from(plain_length(&found.blob)).unwrap_or(0), 0);
         if !read_exact(&file, &mut buffer).map_err(CompareError::Errno)? || Id::of(&buffer) != *blob {
             return Ok(None);
