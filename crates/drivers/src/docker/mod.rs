@@ -1,1 +1,299 @@
-//! The Docker Engine.
+//! The Docker Engine (20.10 and later), by its API: a local socket, TCP, or SSH.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `client` | the connection, and what an answer or its absence means |
+//! | `labels` | ownership |
+//! | `storage`, `tree`, `untar` | Perennial's own directory on this host |
+//! | `image` | resolve, pull, export, import, flatten |
+//! | `overlay`, `volumes` | the two backends of volume sets |
+//! | `writers` | who else has a set |
+//! | `spec`, `container` | a pod's container |
+//! | `network`, `firewall` | tenants apart from each other and from the host |
+//! | `observe`, `watch`, `layer` | what is seen |
+//! | `probe` | what works here, tried and remembered |
+//! | `scratch`, `tiny`, `mover` | helper containers and the images they run |
+
+mod client;
+mod container;
+mod firewall;
+mod image;
+mod labels;
+mod layer;
+mod mover;
+mod network;
+mod observe;
+mod overlay;
+mod probe;
+mod scratch;
+mod spec;
+mod storage;
+mod tiny;
+mod tree;
+mod untar;
+mod volumes;
+mod watch;
+mod writers;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bollard::Docker;
+use perennial_core::engine::{
+    Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
+    Owned, SetAccess, SetSpec,
+};
+use perennial_core::id::{InstallationId, PodId};
+use perennial_core::permit::DeletePermit;
+use perennial_core::pod::PinnedImage;
+use perennial_core::progress::Progress;
+use perennial_core::spec::Backend;
+use tokio::sync::{Mutex, OnceCell};
+
+pub use network::Subnet;
+
+use client::{blocking, look, rejected};
+use image::FlattenLocks;
+use storage::Storage;
+
+/// How to reach an engine, and what may be used of it.
+#[derive(Debug, Clone)]
+pub struct DockerConfig {
+    /// Whose things they are; a label of everything that is made.
+    pub installation: InstallationId,
+    /// Directory of image trees and overlay volumes, on this host.
+    pub storage_root: PathBuf,
+    /// Prefix of volume names.
+    pub volume_prefix: String,
+    /// Addresses that the tenants' networks are cut from.
+    pub subnet_pool: Subnet,
+    /// Runtimes that pods may ask for; `None` allows all that the engine has.
+    pub allowed_runtimes: Option<Vec<String>>,
+    /// The runtime of a pod that names none; `None` takes the engine's.
+    pub default_runtime: Option<String>,
+    /// Address of the engine; `None` takes `DOCKER_HOST`, else the local socket.
+    pub docker_host: Option<String>,
+    /// Backends that may be used.
+    pub backends: Vec<Backend>,
+    /// A static `perennial` executable for helper containers; without it volumes are only reached as directories.
+    pub mover_binary: Option<PathBuf>,
+}
+
+impl DockerConfig {
+    /// A configuration with every default.
+    ///
+    /// # Errors
+    /// None: the default pool is valid.
+    pub fn new(installation: InstallationId, storage_root: impl Into<PathBuf>) -> Result<Self, EngineError> {
+        Ok(Self {
+            installation,
+            storage_root: storage_root.into(),
+            volume_prefix: "perennial-vol-".to_owned(),
+            subnet_pool: Subnet::parse("10.214.0.0/16")?,
+            allowed_runtimes: None,
+            default_runtime: None,
+            docker_host: None,
+            backends: vec![Backend::Overlay, Backend::Engine],
+            mover_binary: None,
+        })
+    }
+}
+
+/// What the engine said about itself when it was connected to.
+#[derive(Debug, Clone)]
+struct EngineInfo {
+    version: String,
+    /// The engine's own id: a reinstalled engine has another one.
+    id: String,
+    kernel: String,
+    live_restore: bool,
+    /// Containers' users are not the host's (userns-remap, rootless).
+    remapped: bool,
+    logging: Option<String>,
+    default_runtime: String,
+    /// Runtimes and how each is called.
+    runtimes: BTreeMap<String, String>,
+}
+
+/// A Docker Engine.
+#[derive(Debug)]
+pub struct DockerEngine {
+    docker: Docker,
+    config: DockerConfig,
+    storage: Storage,
+    info: EngineInfo,
+    flattening: FlattenLocks,
+    /// Held while a network is made or removed, and while a container is made that needs one.
+    networks: Mutex<()>,
+    capabilities: OnceCell<Capabilities>,
+    shared: OnceCell<bool>,
+    firewall: OnceCell<Result<(), String>>,
+}
+
+impl DockerEngine {
+    /// Connects, claims the storage root, and removes what an earlier run left in trash and scratch.
+    ///
+    /// # Errors
+    /// [`EngineError::Transient`] when the engine does not answer; [`EngineError::Rejected`] when it is too old or the
+    /// storage root cannot be used.
+    pub async fn connect(config: DockerConfig) -> Result<Self, EngineError> {
+        let docker = client::connect(config.docker_host.as_deref()).await?;
+        let info = ask(&docker).await?;
+        let (root, installation) = (config.storage_root.clone(), config.installation);
+        let storage = blocking(move || {
+            let storage = Storage::open(&root, installation)?;
+            storage.burn_all()?;
+            Ok(storage)
+        })
+        .await?;
+        let engine = Self {
+            docker,
+            config,
+            storage,
+            info,
+            flattening: FlattenLocks::default(),
+            networks: Mutex::new(()),
+            capabilities: OnceCell::new(),
+            shared: OnceCell::new(),
+            firewall: OnceCell::new(),
+        };
+        engine.scratch_sweep().await?;
+        Ok(engine)
+    }
+
+    async fn capabilities_probed(&self) -> Result<&Capabilities, EngineError> {
+        self.capabilities.get_or_try_init(|| self.probe()).await
+    }
+}
+
+async fn ask(docker: &Docker) -> Result<EngineInfo, EngineError> {
+    let info = docker.info().await.map_err(|e| look("ask the engine about itself", e))?;
+    let security = info.security_options.unwrap_or_default();
+    let has = |name: &str| security.iter().any(|s| s.contains(&format!("name={name}")));
+    if info.os_type.as_deref().is_some_and(|os| os != "linux") {
+        return Err(rejected("the engine does not run Linux containers"));
+    }
+    let runtimes = info.runtimes.unwrap_or_default();
+    let call = |r: &bollard::models::Runtime| {
+        format!("{} {}", r.path.as_deref().unwrap_or_default(), r.runtime_args.clone().unwrap_or_default().join(" "))
+    };
+    Ok(EngineInfo {
+        version: info.server_version.unwrap_or_default(),
+        id: info.id.unwrap_or_default(),
+        kernel: info.kernel_version.unwrap_or_default(),
+        live_restore: info.live_restore_enabled.unwrap_or(false),
+        remapped: has("userns") || has("rootless"),
+        logging: info.logging_driver,
+        default_runtime: info.default_runtime.unwrap_or_else(|| "runc".to_owned()),
+        // The engine lists its shims beside the runtimes; they are not names that a container asks for.
+        runtimes: runtimes
+            .iter()
+            .filter(|(name, _)| !name.starts_with("io.containerd."))
+            .map(|(name, r)| (name.clone(), call(r)))
+            .collect(),
+    })
+}
+
+#[async_trait]
+impl Engine for DockerEngine {
+    async fn capabilities(&self) -> Result<Capabilities, EngineError> {
+        let mut capabilities = self.capabilities_probed().await?.clone();
+        capabilities.notes.extend(firewall::problem(self).map(|p| format!("pods are not kept from the host: {p}")));
+        Ok(capabilities)
+    }
+
+    async fn image_resolve(&self, reference: &str) -> Result<Option<PinnedImage>, EngineError> {
+        self.resolve(reference).await
+    }
+
+    async fn image_pull(&self, reference: &str, progress: &Progress) -> Result<(), EngineError> {
+        self.pull(reference, progress).await
+    }
+
+    async fn image_export(&self, image: &str, into: &Path, progress: &Progress) -> Result<(), EngineError> {
+        self.export(image, into, progress).await
+    }
+
+    async fn image_import(&self, from: &Path, progress: &Progress) -> Result<(), EngineError> {
+        self.import(from, progress).await
+    }
+
+    async fn observe(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError> {
+        self.observe_pod(pod, sets).await
+    }
+
+    async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError> {
+        match set.backend {
+            Backend::Overlay => self.overlay_prepare(set).await,
+            Backend::Engine => self.volumes_prepare(set, fill).await,
+        }
+    }
+
+    async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {
+        match set.backend {
+            Backend::Overlay => self.overlay_complete(set).await,
+            Backend::Engine => self.volumes_complete(set).await,
+        }
+    }
+
+    async fn set_access(&self, set: &SetSpec) -> Result<SetAccess, EngineError> {
+        match set.backend {
+            Backend::Overlay => Ok(SetAccess::Local(self.overlay_access(set).await?)),
+            Backend::Engine => self.volumes_access(set).await,
+        }
+    }
+
+    async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {
+        if !permit.covers_set(set.pod, set.number) {
+            return Err(rejected(format!(
+                "the permit ({permit}) does not cover set {} of pod {}",
+                set.number, set.pod
+            )));
+        }
+        match set.backend {
+            Backend::Overlay => self.overlay_delete(set).await,
+            Backend::Engine => self.volumes_delete(set).await,
+        }
+    }
+
+    async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError> {
+        self.ensure(container).await
+    }
+
+    async fn container_remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError> {
+        self.remove(id, permit).await
+    }
+
+    async fn container_start(&self, id: &str, set: &SetSpec, generation: u64) -> Result<Effect, EngineError> {
+        self.start(id, set, generation).await
+    }
+
+    async fn container_stop(&self, id: &str, grace_seconds: u32) -> Result<Effect, EngineError> {
+        self.stop(id, grace_seconds).await
+    }
+
+    async fn container_freeze(&self, id: &str) -> Result<Effect, EngineError> {
+        self.freeze(id).await
+    }
+
+    async fn container_unfreeze(&self, id: &str) -> Result<Effect, EngineError> {
+        self.unfreeze(id).await
+    }
+
+    async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {
+        self.layer(id).await
+    }
+
+    async fn mover_open(&self, set: &SetSpec) -> Result<MoverChannel, EngineError> {
+        self.mover(set).await
+    }
+
+    async fn list_owned(&self) -> Result<Vec<Owned>, EngineError> {
+        self.owned().await
+    }
+
+    async fn watch(&self, sink: &dyn ChangeSink) -> Result<(), EngineError> {
+        self.follow(sink).await
+    }
+}

@@ -1,0 +1,132 @@
+//! What the engine shows of a pod, and of everything that is ours.
+
+use std::collections::{BTreeSet, HashSet};
+
+use bollard::models::ContainerStateStatusEnum;
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptionsBuilder};
+use jiff::Timestamp;
+use perennial_core::engine::{
+    ContainerState, EngineError, ObservedContainer, ObservedPod, ObservedSet, Owned, SetSpec,
+};
+use perennial_core::id::PodId;
+use perennial_core::spec::Backend;
+
+use super::client::{blocking, look, transient};
+use super::container::{Seen, container_name};
+use super::{DockerEngine, labels};
+
+impl DockerEngine {
+    pub(super) async fn observe_pod(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError> {
+        let mut names: HashSet<String> = sets.iter().flat_map(|s| self.names(s)).collect();
+        // Sets that were not asked about count as well: whoever mounts one of the pod's volumes is seen.
+        for volume in self.pod_volumes(pod).await? {
+            names.insert(volume);
+        }
+        let mut observed = ObservedPod::default();
+        let own = self.look_at(&container_name(pod)).await?;
+        if let Some(seen) = own
+            && labels::pod_of(&seen.labels, self.config.installation) == Some(pod)
+        {
+            observed.container = Some(container(&seen)?);
+        }
+        let own = observed.container.as_ref().map(|c| c.id.as_str());
+        for container in self.all_containers().await? {
+            let Some(id) = container.id.clone() else { continue };
+            if Some(id.as_str()) != own && self.refers(&container, pod, &names) {
+                observed.foreign.push(id);
+            }
+        }
+        for set in sets {
+            observed.sets.push(self.observe_set(set).await?);
+        }
+        Ok(observed)
+    }
+
+    async fn observe_set(&self, set: &SetSpec) -> Result<ObservedSet, EngineError> {
+        let (presence, generation) = match set.backend {
+            Backend::Overlay => {
+                let (storage, set) = (self.storage.clone(), set.clone());
+                blocking(move || storage.presence(&set)).await?
+            }
+            Backend::Engine => (self.volumes_presence(set).await?, None),
+        };
+        Ok(ObservedSet { number: set.number, presence, generation })
+    }
+
+    /// Names of all volumes that carry this pod's labels, of any set.
+    async fn pod_volumes(&self, pod: PodId) -> Result<Vec<String>, EngineError> {
+        let (ours, pod) = (self.config.installation.to_string(), pod.to_string());
+        let filters = labels::filter(&[(labels::INSTALLATION, &ours), (labels::POD, &pod)]);
+        let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let listed = self.docker.list_volumes(Some(options)).await.map_err(|e| look("list the volumes", e))?;
+        Ok(listed.volumes.unwrap_or_default().into_iter().map(|v| v.name).collect())
+    }
+
+    pub(super) async fn owned(&self) -> Result<Vec<Owned>, EngineError> {
+        let installation = self.config.installation;
+        let ours = installation.to_string();
+        let filters = labels::filter(&[(labels::INSTALLATION, &ours)]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let containers = self.docker.list_containers(Some(options)).await.map_err(|e| look("list containers", e))?;
+        let mut owned = Vec::new();
+        for container in containers {
+            let labels = container.labels.unwrap_or_default();
+            if let (Some(pod), Some(id)) = (labels::pod_of(&labels, installation), container.id) {
+                owned.push(Owned::Container { pod, id });
+            }
+        }
+        let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let listed = self.docker.list_volumes(Some(options)).await.map_err(|e| look("list the volumes", e))?;
+        let storage = self.storage.clone();
+        let sets = blocking(move || storage.list_sets()).await?;
+        let mut overlay: BTreeSet<_> = sets.into_iter().collect();
+        let mut engine = BTreeSet::new();
+        for volume in listed.volumes.unwrap_or_default() {
+            let pod = labels::pod_of(&volume.labels, installation);
+            let Some(found) = pod.zip(labels::set_of(&volume.labels)) else { continue };
+            // A definition whose data is gone is still something of ours.
+            let is_overlay = volume.options.get("type").is_some_and(|t| t == "overlay");
+            if is_overlay {
+                overlay.insert(found)
+            } else {
+                engine.insert(found)
+            };
+        }
+        let of = |backend| move |(pod, number)| Owned::Set { pod, number, backend };
+        owned.extend(overlay.into_iter().map(of(Backend::Overlay)));
+        owned.extend(engine.into_iter().map(of(Backend::Engine)));
+        Ok(owned)
+    }
+}
+
+/// The core's view of a pod's container.
+fn container(seen: &Seen) -> Result<ObservedContainer, EngineError> {
+    let state = seen.inspected.state.as_ref();
+    let started = state.and_then(|s| s.started_at.as_deref()).unwrap_or_default();
+    // The engine writes the year 1 for "never".
+    let started_at = match started {
+        "" => None,
+        text if text.starts_with("0001-") => None,
+        text => Some(text.parse::<Timestamp>().map_err(|e| transient(format!("the engine's time {text}: {e}")))?),
+    };
+    let exited = || ContainerState::Exited {
+        code: state.and_then(|s| s.exit_code),
+        oom: state.and_then(|s| s.oom_killed).unwrap_or(false),
+    };
+    let state = match seen.status {
+        ContainerStateStatusEnum::RUNNING
+        | ContainerStateStatusEnum::RESTARTING
+        | ContainerStateStatusEnum::STOPPING => ContainerState::Running,
+        ContainerStateStatusEnum::PAUSED => ContainerState::Frozen,
+        ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY if started_at.is_none() => {
+            ContainerState::Created
+        }
+        _ => exited(),
+    };
+    let label = |name: &str| {
+        let text = seen.labels.get(name).map(String::as_str).unwrap_or_default();
+        text.parse::<u64>().map_err(|_| transient(format!("container {} has no usable label {name}", seen.id)))
+    };
+    let set = u32::try_from(label(labels::SET)?).map_err(|_| transient("a set number beyond 32 bits"))?;
+    Ok(ObservedContainer { id: seen.id.clone(), state, started_at, set, spec_generation: label(labels::GENERATION)? })
+}

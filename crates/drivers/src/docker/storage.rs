@@ -1,0 +1,384 @@
+//! Perennial's own directory on this host: image trees, sets of overlay volumes, trash.
+//!
+//! ```text
+//! installation            whose root this is; its absence means that the disk is not mounted, never that data is gone
+//! images/<id>/rootfs      the image's tree, one for all pods; `complete` beside it says that it is whole
+//! pods/<podId>/s<N>/      one set: set.json, and <volume>/{upper,work}
+//! empty/                  the lower directory of a volume that the image does not have
+//! trash/                  what was deleted with a permit, on its way out
+//! probe.json              what was seen to work here
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use perennial_core::engine::{EngineError, Presence, SetSpec};
+use perennial_core::id::{InstallationId, PodId};
+use perennial_core::volume::{SetNumber, Volume};
+use serde::{Deserialize, Serialize};
+
+use super::client::{conflict, io, rejected, transient};
+use super::tree;
+
+const MARKER: &str = "set.json";
+const OWNER: &str = "installation";
+
+/// The storage root.
+#[derive(Debug, Clone)]
+pub(super) struct Storage {
+    root: PathBuf,
+    installation: InstallationId,
+}
+
+/// How far a set has come, in its marker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MarkerState {
+    /// Being made; never taken for data.
+    Preparing,
+    /// Whole.
+    Complete,
+}
+
+/// One volume in a marker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct MarkerVolume {
+    pub(super) name: String,
+    pub(super) mount_path: String,
+}
+
+/// What stands beside the data and tells what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Marker {
+    /// Version of this format.
+    pub(super) format: u32,
+    pub(super) installation: String,
+    pub(super) pod: String,
+    pub(super) set: SetNumber,
+    /// The image whose directories are below.
+    pub(super) image: String,
+    pub(super) state: MarkerState,
+    /// Data generation of the last start; absent while it never ran.
+    pub(super) generation: Option<u64>,
+    pub(super) volumes: Vec<MarkerVolume>,
+}
+
+impl Marker {
+    pub(super) fn preparing(installation: InstallationId, set: &SetSpec) -> Self {
+        let of = |v: &Volume| MarkerVolume { name: v.name.clone(), mount_path: v.mount_path.clone() };
+        Self {
+            format: 1,
+            installation: installation.to_string(),
+            pod: set.pod.to_string(),
+            set: set.number,
+            image: set.image.clone(),
+            state: MarkerState::Preparing,
+            generation: None,
+            volumes: set.volumes.iter().map(of).collect(),
+        }
+    }
+}
+
+impl Storage {
+    /// Opens the root, which is made and claimed when it is new.
+    pub(super) fn open(root: &Path, installation: InstallationId) -> Result<Self, EngineError> {
+        let storage = Self { root: root.to_owned(), installation };
+        tree::make_private_dir(root).map_err(io(format_args!("make {}", root.display())))?;
+        // Whatever writes into mount options must not meet their separators.
+        let text = root.to_str().ok_or_else(|| rejected("the storage root is not valid UTF-8"))?;
+        if !root.is_absolute() || text.contains([',', ':', '\\', '"']) || text.chars().any(char::is_whitespace) {
+            return Err(rejected(format!(
+                "{text} cannot be a storage root: overlay options need a plain absolute path"
+            )));
+        }
+        match std::fs::read_to_string(root.join(OWNER)) {
+            Ok(owner) if owner.trim() == installation.to_string() => {}
+            Ok(owner) => {
+                return Err(rejected(format!(
+                    "{text} belongs to installation {}, not to {installation}",
+                    owner.trim()
+                )));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                tree::write_durably(root, OWNER, format!("{installation}\n").as_bytes())
+                    .map_err(io("claim the storage root"))?;
+            }
+            Err(e) => return Err(transient(format!("read {text}/{OWNER}: {e}"))),
+        }
+        for dir in ["images", "pods", "trash", "empty"] {
+            tree::make_private_dir(&root.join(dir)).map_err(io(format_args!("make {text}/{dir}")))?;
+        }
+        // The root of a volume whose directory the image lacks takes its mode from here.
+        std::fs::set_permissions(root.join("empty"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .map_err(io("set the mode of the empty directory"))?;
+        Ok(storage)
+    }
+
+    /// Fails when the root is not the one that was opened: then nothing below it proves anything.
+    pub(super) fn check(&self) -> Result<(), EngineError> {
+        match std::fs::read_to_string(self.root.join(OWNER)) {
+            Ok(owner) if owner.trim() == self.installation.to_string() => Ok(()),
+            _ => Err(transient(format!("the storage root {} is not mounted, or another one is", self.root.display()))),
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    pub(super) fn empty(&self) -> PathBuf {
+        self.root.join("empty")
+    }
+
+    pub(super) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub(super) fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    pub(super) fn pod(&self, pod: PodId) -> PathBuf {
+        self.pods().join(pod.to_string())
+    }
+
+    pub(super) fn set(&self, pod: PodId, number: SetNumber) -> PathBuf {
+        self.pod(pod).join(format!("s{number}"))
+    }
+
+    pub(super) fn upper(&self, set: &SetSpec, volume: &str) -> PathBuf {
+        self.set(set.pod, set.number).join(volume).join("upper")
+    }
+
+    pub(super) fn work(&self, set: &SetSpec, volume: &str) -> PathBuf {
+        self.set(set.pod, set.number).join(volume).join("work")
+    }
+
+    /// Reads a set's marker; `None` is a proven absence.
+    pub(super) fn marker(&self, pod: PodId, number: SetNumber) -> Result<Option<Marker>, EngineError> {
+        self.check()?;
+        let path = self.set(pod, number).join(MARKER);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                // The root may have gone between the two looks.
+                self.check()?;
+                return Ok(None);
+            }
+            Err(e) => return Err(transient(format!("read {}: {e}", path.display()))),
+        };
+        let marker: Marker =
+            serde_json::from_slice(&bytes).map_err(|e| transient(format!("{} cannot be read: {e}", path.display())))?;
+        let ours = marker.installation == self.installation.to_string();
+        if !ours || marker.pod != pod.to_string() || marker.set != number {
+            return Err(conflict(format!("{} is the marker of another set", path.display())));
+        }
+        Ok(Some(marker))
+    }
+
+    /// Writes a set's marker durably.
+    pub(super) fn write_marker(&self, pod: PodId, marker: &Marker) -> Result<(), EngineError> {
+        let text = serde_json::to_vec_pretty(marker).map_err(|e| rejected(format!("write a marker: {e}")))?;
+        tree::write_durably(&self.set(pod, marker.set), MARKER, &text).map_err(io("write the set's marker"))
+    }
+
+    /// Looks whether a set is there: directory, complete marker, and every upper directory (rule 3).
+    pub(super) fn presence(&self, set: &SetSpec) -> Result<(Presence, Option<u64>), EngineError> {
+        let dir = self.set(set.pod, set.number);
+        let marker = self.marker(set.pod, set.number)?;
+        if !is_there(&dir)? {
+            self.check()?;
+            return Ok((Presence::Absent, None));
+        }
+        let mut missing = Vec::new();
+        if marker.as_ref().is_none_or(|m| m.state != MarkerState::Complete) {
+            missing.push("marker".to_owned());
+        }
+        for volume in &set.volumes {
+            if !is_there(&self.upper(set, &volume.name))? {
+                missing.push(volume.name.clone());
+            }
+        }
+        let generation = marker.and_then(|m| m.generation);
+        self.check()?;
+        let presence = if missing.is_empty() { Presence::Whole } else { Presence::Partial { missing } };
+        Ok((presence, generation))
+    }
+
+    /// Moves a set out of the way, durably, and returns where it went; `None` when there is none.
+    pub(super) fn discard_set(&self, pod: PodId, number: SetNumber) -> Result<Option<PathBuf>, EngineError> {
+        self.check()?;
+        let dir = self.set(pod, number);
+        if !is_there(&dir)? {
+            return Ok(None);
+        }
+        let token = format!("{pod}-s{number}-{:016x}", rand::random::<u64>());
+        let place = self.trash().join(token);
+        tree::make_private_dir(&place).map_err(io("make a place in the trash"))?;
+        std::fs::rename(&dir, place.join("set")).map_err(io("move the set into the trash"))?;
+        tree::sync_dir(&place).map_err(io("sync the trash"))?;
+        tree::sync_dir(&self.pod(pod)).map_err(io("sync the pod's directory"))?;
+        // Only an empty directory goes.
+        if std::fs::remove_dir(self.pod(pod)).is_ok() {
+            tree::sync_dir(&self.pods()).map_err(io("sync the pods' directory"))?;
+        }
+        Ok(Some(place))
+    }
+
+    /// Deletes one place in the trash.
+    pub(super) fn burn(&self, place: &Path) -> Result<(), EngineError> {
+        delete_subvolume(&place.join("set"));
+        tree::empty_trash(place).map_err(io("empty the trash"))?;
+        match std::fs::remove_dir(place) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(transient(format!("empty the trash: {e}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes what an earlier run left in the trash: each piece got there with a permit.
+    pub(super) fn burn_all(&self) -> Result<(), EngineError> {
+        let entries = std::fs::read_dir(self.trash()).map_err(io("list the trash"))?;
+        for entry in entries {
+            let place = entry.map_err(io("list the trash"))?.path();
+            self.burn(&place)?;
+        }
+        Ok(())
+    }
+
+    /// Every set that has a marker of this installation.
+    pub(super) fn list_sets(&self) -> Result<Vec<(PodId, SetNumber)>, EngineError> {
+        self.check()?;
+        let mut found = Vec::new();
+        for pod in std::fs::read_dir(self.pods()).map_err(io("list the pods"))? {
+            let pod = pod.map_err(io("list the pods"))?;
+            let Some(id) = pod.file_name().to_str().and_then(|n| n.parse::<PodId>().ok()) else { continue };
+            let sets = match std::fs::read_dir(pod.path()) {
+                Ok(sets) => sets,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(transient(format!("list the sets of pod {id}: {e}"))),
+            };
+            for set in sets {
+                let name = set.map_err(io("list the sets"))?.file_name();
+                let number = name.to_str().and_then(|n| n.strip_prefix('s')).and_then(|n| n.parse().ok());
+                if let Some(number) = number {
+                    found.push((id, number));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the directory of a new set: a btrfs subvolume where that works, so that it can be copied in an instant.
+    pub(super) fn make_set_dir(&self, pod: PodId, number: SetNumber) -> Result<PathBuf, EngineError> {
+        self.check()?;
+        let parent = self.pod(pod);
+        tree::make_private_dir(&parent).map_err(io("make the pod's directory"))?;
+        let dir = self.set(pod, number);
+        if !(is_btrfs(&parent) && btrfs(&["subvolume", "create"], &dir)) {
+            tree::make_private_dir(&dir).map_err(io("make the set's directory"))?;
+        }
+        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .map_err(io("set the mode of the set's directory"))?;
+        tree::sync_dir(&parent).map_err(io("sync the pod's directory"))?;
+        Ok(dir)
+    }
+}
+
+/// Whether a directory exists; anything but a clear answer is an error.
+fn is_there(path: &Path) -> Result<bool, EngineError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(transient(format!("look at {}: {e}", path.display()))),
+    }
+}
+
+/// `BTRFS_SUPER_MAGIC` of linux/magic.h.
+const BTRFS: rustix::fs::FsWord = 0x9123_683e;
+
+fn is_btrfs(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == BTRFS)
+}
+
+fn btrfs(words: &[&str], path: &Path) -> bool {
+    let command = std::process::Command::new("btrfs").args(words).arg(path).output();
+    command.is_ok_and(|out| out.status.success())
+}
+
+/// Deletes a subvolume at once; where that does not work the tree is removed like any other.
+fn delete_subvolume(path: &Path) {
+    if path.is_dir() && is_btrfs(path) {
+        btrfs(&["subvolume", "delete"], path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use perennial_core::spec::{Backend, TenantId};
+
+    fn storage() -> (tempfile::TempDir, Storage, SetSpec) {
+        let temp = tempfile::tempdir().expect("temp");
+        let installation = InstallationId::from_parts(1, [1; 10]);
+        let storage = Storage::open(&temp.path().join("root"), installation).expect("open");
+        let set = SetSpec {
+            pod: PodId::from_parts(1, [2; 10]),
+            tenant: TenantId::default_tenant(),
+            number: 1,
+            backend: Backend::Overlay,
+            image: "sha256:00".into(),
+            volumes: vec![Volume { name: "home".into(), mount_path: "/home".into() }],
+        };
+        (temp, storage, set)
+    }
+
+    #[test]
+    fn presence_needs_directory_complete_marker_and_uppers() {
+        let (_temp, storage, set) = storage();
+        let presence = || storage.presence(&set).expect("presence").0;
+        assert_eq!(presence(), Presence::Absent);
+        storage.make_set_dir(set.pod, 1).expect("dir");
+        let partial = |names: &[&str]| Presence::Partial { missing: names.iter().map(|n| (*n).to_owned()).collect() };
+        assert_eq!(presence(), partial(&["marker", "home"]));
+        let mut marker = Marker::preparing(storage.installation, &set);
+        storage.write_marker(set.pod, &marker).expect("marker");
+        std::fs::create_dir_all(storage.upper(&set, "home")).expect("upper");
+        assert_eq!(presence(), partial(&["marker"]));
+        marker.state = MarkerState::Complete;
+        marker.generation = Some(7);
+        storage.write_marker(set.pod, &marker).expect("marker");
+        assert_eq!(storage.presence(&set), Ok((Presence::Whole, Some(7))));
+        assert_eq!(storage.list_sets(), Ok(vec![(set.pod, 1)]));
+    }
+
+    #[test]
+    fn a_root_that_is_not_mounted_is_not_an_absence() {
+        let (_temp, storage, set) = storage();
+        std::fs::remove_file(storage.root().join(OWNER)).expect("unmount");
+        assert!(matches!(storage.presence(&set), Err(EngineError::Transient { .. })));
+        assert!(matches!(storage.list_sets(), Err(EngineError::Transient { .. })));
+    }
+
+    #[test]
+    fn a_root_of_another_installation_is_refused() {
+        let (_temp, storage, _) = storage();
+        let other = InstallationId::from_parts(1, [9; 10]);
+        assert!(matches!(Storage::open(storage.root(), other), Err(EngineError::Rejected { .. })));
+    }
+
+    #[test]
+    fn a_discarded_set_leaves_nothing() {
+        let (_temp, storage, set) = storage();
+        storage.make_set_dir(set.pod, 1).expect("dir");
+        std::fs::create_dir_all(storage.upper(&set, "home").join("a/b")).expect("upper");
+        let place = storage.discard_set(set.pod, 1).expect("discard").expect("was there");
+        assert_eq!(storage.presence(&set).expect("presence").0, Presence::Absent);
+        storage.burn(&place).expect("burn");
+        assert!(!place.exists() && !storage.pod(set.pod).exists());
+    }
+}

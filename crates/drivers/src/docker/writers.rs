@@ -1,0 +1,201 @@
+//! Who has a pod's data: containers that refer to it, and mounts of its directories in any namespace (rule 5).
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use bollard::models::{ContainerSummary, Volume as EngineVolume};
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptionsBuilder};
+use perennial_core::engine::{EngineError, SetSpec};
+use perennial_core::id::PodId;
+use perennial_core::spec::Backend;
+use perennial_core::volume::engine_name;
+
+use super::client::{blocking, conflict, look, transient};
+use super::{DockerEngine, labels};
+
+impl DockerEngine {
+    /// Every container of the engine, with its mounts.
+    pub(super) async fn all_containers(&self) -> Result<Vec<ContainerSummary>, EngineError> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        self.docker.list_containers(Some(options)).await.map_err(|e| look("list the containers", e))
+    }
+
+    /// Whether a container refers to one of these sets, by volume name or by a path of the pod.
+    pub(super) fn refers(&self, container: &ContainerSummary, pod: PodId, names: &HashSet<String>) -> bool {
+        let dir = self.storage.pod(pod);
+        container.mounts.iter().flatten().any(|mount| {
+            let by_name = mount.name.as_ref().is_some_and(|n| names.contains(n));
+            let by_path = mount.source.as_ref().is_some_and(|s| Path::new(s).starts_with(&dir));
+            by_name || by_path
+        })
+    }
+
+    /// The engine's names of a set's volumes.
+    pub(super) fn names(&self, set: &SetSpec) -> impl Iterator<Item = String> {
+        let prefix = &self.config.volume_prefix;
+        set.volumes.iter().map(move |v| engine_name(prefix, set.pod, set.number, &v.name))
+    }
+
+    /// The engine's volumes that carry exactly this set's labels.
+    pub(super) async fn set_volumes(&self, set: &SetSpec) -> Result<Vec<EngineVolume>, EngineError> {
+        let (ours, pod, number) = (self.config.installation.to_string(), set.pod.to_string(), set.number.to_string());
+        let filters = labels::filter(&[(labels::INSTALLATION, &ours), (labels::POD, &pod), (labels::SET, &number)]);
+        let options = ListVolumesOptionsBuilder::default().filters(&filters).build();
+        let listed = self.docker.list_volumes(Some(options)).await.map_err(|e| look("list the volumes", e))?;
+        let mut volumes = listed.volumes.unwrap_or_default();
+        // The filter is the engine's; ownership is decided here.
+        volumes.retain(|v| {
+            labels::pod_of(&v.labels, self.config.installation) == Some(set.pod)
+                && labels::set_of(&v.labels) == Some(set.number)
+        });
+        Ok(volumes)
+    }
+
+    /// Refuses while any container refers to the set, or any namespace has one of its directories mounted.
+    pub(super) async fn check_unused(&self, set: &SetSpec) -> Result<(), EngineError> {
+        self.check_only(set, None).await
+    }
+
+    /// The same, but `except` may refer to it, and must not have it mounted either.
+    pub(super) async fn check_only(&self, set: &SetSpec, except: Option<&str>) -> Result<(), EngineError> {
+        let mut names: HashSet<String> = self.names(set).collect();
+        names.extend(self.set_volumes(set).await?.into_iter().map(|v| v.name));
+        let set_dir = self.storage.set(set.pod, set.number);
+        for container in self.all_containers().await? {
+            let id = container.id.clone().unwrap_or_default();
+            if Some(id.as_str()) == except {
+                continue;
+            }
+            // Another set of the same pod is another matter, so the path is the set's and not the pod's.
+            let by_path = container
+                .mounts
+                .iter()
+                .flatten()
+                .any(|m| m.source.as_ref().is_some_and(|s| Path::new(s).starts_with(&set_dir)));
+            let by_name = container.mounts.iter().flatten().any(|m| m.name.as_ref().is_some_and(|n| names.contains(n)));
+            if by_path || by_name {
+                return Err(conflict(format!("container {id} refers to set {} of pod {}", set.number, set.pod)));
+            }
+        }
+        if set.backend == Backend::Overlay {
+            let uppers: Vec<PathBuf> = set.volumes.iter().map(|v| self.storage.upper(set, &v.name)).collect();
+            blocking(move || check_no_upper(&uppers)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// One line of a mountinfo file, as far as it matters.
+struct MountLine<'a> {
+    target: &'a str,
+    options: &'a str,
+}
+
+/// Takes a mountinfo line apart. Format: proc_pid_mountinfo(5).
+fn parse(line: &str) -> Option<MountLine<'_>> {
+    let (before, after) = line.split_once(" - ")?;
+    Some(MountLine { target: before.split(' ').nth(4)?, options: after.splitn(3, ' ').nth(2)? })
+}
+
+/// Undoes the octal escapes of mountinfo, and overlay's own escapes of option separators.
+fn plain(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        let octal = bytes.get(i + 1..i + 4).filter(|_| bytes[i] == b'\\');
+        let code = octal.and_then(|o| std::str::from_utf8(o).ok()).and_then(|o| u8::from_str_radix(o, 8).ok());
+        if let Some(code) = code {
+            out.push(code);
+            i += 4;
+        } else {
+            out.push(bytes[i]);
+            i += 1;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Calls `see` with every mount of every mount namespace that this process may look into.
+fn each_mount(mut see: impl FnMut(&MountLine<'_>) -> Result<(), EngineError>) -> Result<(), EngineError> {
+    let mut seen = HashSet::new();
+    let processes = std::fs::read_dir("/proc").map_err(|e| transient(format!("list the processes: {e}")))?;
+    for process in processes.flatten() {
+        if !process.file_name().to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())) {
+            continue;
+        }
+        let dir = process.path();
+        // One look for each namespace. Which one it is needs more rights than what is mounted in it: where the kernel
+        // does not tell, the table is read once more than needed.
+        let namespace = std::fs::read_link(dir.join("ns/mnt")).ok();
+        if namespace.as_ref().is_some_and(|n| seen.contains(n)) {
+            continue;
+        }
+        let bytes = match std::fs::read(dir.join("mountinfo")) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(transient(format!("look at the mounts of {}: {e}", dir.display())));
+            }
+            // A process that ended meanwhile has none any more.
+            Err(_) => continue,
+        };
+        // Names are bytes, so a line need not be UTF-8.
+        let text = String::from_utf8_lossy(&bytes);
+        // A process that is ending shows an empty table; another one of its namespace tells more.
+        if text.is_empty() {
+            continue;
+        }
+        seen.extend(namespace);
+        for line in text.lines().filter_map(parse) {
+            see(&line)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses when any namespace has an overlay with one of these uppers.
+fn check_no_upper(uppers: &[PathBuf]) -> Result<(), EngineError> {
+    each_mount(|mount| {
+        for option in mount.options.split(',') {
+            let Some(upper) = option.strip_prefix("upperdir=") else { continue };
+            let upper = plain(upper);
+            if uppers.iter().any(|u| u == Path::new(&upper)) {
+                return Err(conflict(format!("{upper} is mounted at {}", plain(mount.target))));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Refuses when anything is mounted at this path in any namespace.
+pub(super) fn check_unmounted(target: &Path) -> Result<(), EngineError> {
+    each_mount(|mount| {
+        if Path::new(&plain(mount.target)) == target {
+            return Err(conflict(format!("{} is still mounted", target.display())));
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str =
+        "36 35 98:0 / /mnt/with\\040space rw,nodev master:1 - overlay overlay rw,lowerdir=/l,upperdir=/u\\134x";
+
+    #[test]
+    fn mountinfo_lines_are_taken_apart() {
+        let line = parse(LINE).expect("line");
+        assert_eq!(plain(line.target), "/mnt/with space");
+        assert_eq!(line.options, "rw,lowerdir=/l,upperdir=/u\\134x");
+        assert_eq!(plain("/u\\134x"), "/u\\x");
+        assert!(parse("nonsense").is_none());
+    }
+
+    #[test]
+    fn a_mounted_path_is_seen_and_another_is_not() {
+        assert!(check_unmounted(Path::new("/proc")).is_err());
+        assert!(check_unmounted(Path::new("/perennial-nowhere")).is_ok());
+    }
+}
