@@ -308,7 +308,6 @@ async fn any_name_is_an_image_where_that_is_wanted() {
 /// Measures; run it with `--ignored --nocapture` when the cost of a pod is in question.
 #[tokio::test]
 #[ignore = "a measurement"]
-#[expect(clippy::print_stderr, reason = "a measurement is for people")]
 async fn ten_thousand_pods() {
     const PODS: u32 = 10_000;
     for backend in [Backend::Overlay, Backend::Engine] {

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use super::faults::Fate;
 use super::sets::{ENGINE_FILES, Marker, Progress};
 use super::tree::remove_any;
-use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, rejected, text};
+use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected, text};
 
 const RECORD: &str = "container.json";
 /// Exit code of a process that SIGTERM ended.
@@ -220,11 +220,8 @@ impl Shared {
 
     fn record(&self, container: &Container) -> Result<(), EngineError> {
         let bytes = serde_json::to_vec(container).map_err(|e| rejected(format!("write container: {e}")))?;
-        let directory = self.container_directory(&container.id);
-        let fresh = directory.join("container.new");
-        fs::write(&fresh, bytes)
-            .and_then(|()| fs::rename(&fresh, directory.join(RECORD)))
-            .map_err(|e| broken("write container", &e))
+        let path = self.container_directory(&container.id).join(RECORD);
+        overwrite(&path, &bytes).map_err(|e| broken("write container", &e))
     }
 
     /// A time later than `last`: every run has its own, even while the clock stands still.

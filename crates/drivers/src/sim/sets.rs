@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::faults::Fate;
 use super::tree::{copy_content, look, remove_any, set_mtime};
-use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, rejected};
+use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected};
 
 /// No volume can be called so: names have no dots.
 const MARKER: &str = "marker.json";
@@ -83,11 +83,7 @@ impl Shared {
 
     pub(super) fn write_marker(directory: &Path, marker: &Marker) -> Result<(), EngineError> {
         let bytes = serde_json::to_vec(marker).map_err(|e| rejected(format!("write marker: {e}")))?;
-        // Renamed into place, so that a server killed here leaves the old or the new one, never half of it.
-        let fresh = directory.join("marker.new");
-        fs::write(&fresh, bytes)
-            .and_then(|()| fs::rename(&fresh, directory.join(MARKER)))
-            .map_err(|e| broken("write marker", &e))
+        overwrite(&directory.join(MARKER), &bytes).map_err(|e| broken("write marker", &e))
     }
 
     /// What is there of a set; a marker that still says `preparing` is as good as none.
