@@ -45,11 +45,13 @@ pub(crate) fn cut(data: &[u8]) -> usize {
     }
     let mut roll = |range: std::ops::Range<usize>, bits: u32| {
         let start = range.start;
-        data[range].iter().position(|&byte| {
-            hash = (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
-            hash >> (64 - bits) == 0
-        })
-        .map(|at| start + at + 1)
+        data[range]
+            .iter()
+            .position(|&byte| {
+                hash = (hash << 1).wrapping_add(GEAR[usize::from(byte)]);
+                hash >> (64 - bits) == 0
+            })
+            .map(|at| start + at + 1)
     };
     roll(MIN..middle, BITS_BEFORE).or_else(|| roll(middle..end, BITS_AFTER)).unwrap_or(end)
 }

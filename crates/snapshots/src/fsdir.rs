@@ -213,13 +213,7 @@ impl Dir {
     fn from_fd(fd: OwnedFd) -> rustix::io::Result<Self> {
         let stat = stat_fd(&fd)?;
         let fd = Arc::new(fd);
-        Ok(Self {
-            root: Arc::clone(&fd),
-            path: Vec::new(),
-            dev: stat.dev,
-            ino: stat.ino,
-            fd: Mutex::new(Some(fd)),
-        })
+        Ok(Self { root: Arc::clone(&fd), path: Vec::new(), dev: stat.dev, ino: stat.ino, fd: Mutex::new(Some(fd)) })
     }
 
     /// Opens a subdirectory.

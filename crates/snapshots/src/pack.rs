@@ -36,9 +36,15 @@ impl Sealer {
     }
 
     /// Appends a blob to a pack and returns how many bytes it took.
-    pub(crate) fn add(&mut self, pack: &mut PackBuilder, key: &Key, kind: BlobKind, id: Id, data: &[u8]) -> Result<u64> {
+    pub(crate) fn add(
+        &mut self,
+        pack: &mut PackBuilder,
+        key: &Key,
+        kind: BlobKind,
+        id: Id,
+        data: &[u8],
+    ) -> Result<u64> {
         self.compressed.clear();
-        self.compressed.reserve(data.len() / 2 + 1024);
         let bound = zstd::zstd_safe::compress_bound(data.len());
         self.compressed.reserve(bound);
         self.compressor

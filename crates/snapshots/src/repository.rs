@@ -276,10 +276,8 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
 fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
     let salt: [u8; 64] = rand::random();
     let wrapping = Key::derive(&password.0, &salt, cost.log_n(), 8, 1)?;
-    let master = MasterKey {
-        mac: MacKey { k: key.mac_k.to_vec(), r: key.mac_r.to_vec() },
-        encrypt: key.encrypt.to_vec(),
-    };
+    let master =
+        MasterKey { mac: MacKey { k: key.mac_k.to_vec(), r: key.mac_r.to_vec() }, encrypt: key.encrypt.to_vec() };
     to_json(&KeyFile {
         created: Timestamp::now(),
         username: "perennial".into(),

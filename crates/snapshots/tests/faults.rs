@@ -329,3 +329,54 @@ fn an_unmounted_disk_is_unknown_and_not_absent() {
     assert!(repo.find(&[]).is_err());
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing is made where the disk should be");
 }
+
+#[test]
+fn archives_and_prunes_at_the_same_time_leave_a_clean_repository() {
+    let dir = scratch();
+    let (backend, repo) = memory();
+    let mut threads = Vec::new();
+    for n in 0..3_u64 {
+        let (repo, source) = (repo.clone(), dir.path().join(format!("source{n}")));
+        small_tree(&source);
+        threads.push(std::thread::spawn(move || {
+            let mut made = Vec::new();
+            let mut round = 0;
+            while made.len() < 8 {
+                round += 1;
+                fs::write(source.join("changing"), corpus::noise(40_000, n * 1000 + round)).unwrap();
+                match repo.archive(&request(&source), &Progress::default()) {
+                    Ok(archived) => made.push(archived.snapshot.unwrap()),
+                    Err(Error::Locked { .. }) => std::thread::yield_now(),
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            made
+        }));
+    }
+    // Somebody with another view of the same repository cleans up all the time.
+    let other = open(Arc::new(backend));
+    let mut pruned = 0;
+    while threads.iter().any(|t| !t.is_finished()) {
+        let found = match other.find(&[]) {
+            Ok(found) => found,
+            Err(e) => panic!("{e}"),
+        };
+        let old: Vec<_> = found.iter().take(found.len().saturating_sub(6)).map(|s| s.id).collect();
+        let cleaned = other.forget(&old).and_then(|()| other.prune(Mode::Execute, &Progress::default()));
+        match cleaned {
+            Ok(_) => pruned += 1,
+            Err(Error::Locked { .. }) => std::thread::yield_now(),
+            Err(e) => panic!("{e}"),
+        }
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    other.prune(Mode::Execute, &Progress::default()).unwrap();
+    assert_clean(&repo);
+    let left = repo.find(&[]).unwrap();
+    assert!(left.len() >= 6, "{} left after {pruned} prunes", left.len());
+    for snapshot in left {
+        verify_all(&repo, snapshot.id);
+    }
+}

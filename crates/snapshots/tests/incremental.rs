@@ -54,7 +54,10 @@ fn unchanged_files_are_not_read_again_and_changed_ones_are() {
     let third = again(&repo, &source, vec![Parent::Snapshot(snapshot)], Pass::Commit);
     let fourth = again(&repo, &source, vec![Parent::Snapshot(third.snapshot.unwrap())], Pass::Commit);
     assert_eq!(fourth.read_bytes, 0);
-    assert_eq!(repo.ls(third.snapshot.unwrap(), "/volumes/home").unwrap(), repo.ls(fourth.snapshot.unwrap(), "/volumes/home").unwrap());
+    assert_eq!(
+        repo.ls(third.snapshot.unwrap(), "/volumes/home").unwrap(),
+        repo.ls(fourth.snapshot.unwrap(), "/volumes/home").unwrap()
+    );
 }
 
 #[test]
@@ -78,7 +81,8 @@ fn a_change_within_the_clocks_granularity_is_found() {
 
 #[test]
 fn p14_a_partial_snapshot_is_never_listed() {
-    let dir = scratch();
+    // ext4 has no such large files.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let source = dir.path().join("source");
     fs::create_dir_all(source.join("keep")).unwrap();
     fs::write(source.join("keep/file"), b"kept").unwrap();
@@ -203,7 +207,8 @@ fn two_roots_excludes_and_bad_requests() {
         },
     });
     let archived = repo.archive(&good, &Progress::default()).unwrap();
-    let names: Vec<_> = repo.ls(archived.snapshot.unwrap(), "/volumes/etc").unwrap().into_iter().map(|e| e.name).collect();
+    let names: Vec<_> =
+        repo.ls(archived.snapshot.unwrap(), "/volumes/etc").unwrap().into_iter().map(|e| e.name).collect();
     assert!(!names.contains(&b"large".to_vec()) && !names.contains(&b"dir".to_vec()) && names.contains(&b"a".to_vec()));
     assert!(repo.ls(archived.snapshot.unwrap(), "/volumes/etc/a").unwrap().is_empty());
     for at in ["volumes/x", "/", "/a/../b", "/a//b", "", "/volumes/home", "/volumes", "/volumes/home/x"] {
@@ -260,7 +265,8 @@ fn build(root: &Path, tree: &BTreeMap<Vec<u8>, Made>) {
     use std::os::unix::ffi::OsStrExt;
     for (path, made) in tree {
         let path: PathBuf = root.join(std::ffi::OsStr::from_bytes(path));
-        if fs::create_dir_all(path.parent().unwrap()).is_err() || fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir()) {
+        if fs::create_dir_all(path.parent().unwrap()).is_err() || fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir())
+        {
             continue;
         }
         match made {

@@ -47,7 +47,8 @@ fn lower(path: &Path) {
     fs::create_dir_all(path.join("etc/conf.d")).unwrap();
     fs::create_dir_all(path.join("opaque/inner")).unwrap();
     fs::create_dir_all(path.join("gone/deep")).unwrap();
-    for file in ["etc/passwd", "etc/conf.d/a", "etc/conf.d/b", "opaque/old", "opaque/inner/old", "gone/deep/x", "keep"] {
+    for file in ["etc/passwd", "etc/conf.d/a", "etc/conf.d/b", "opaque/old", "opaque/inner/old", "gone/deep/x", "keep"]
+    {
         fs::write(path.join(file), format!("lower {file}")).unwrap();
     }
     fs::write(path.join(".wh.real"), b"a file with an unlucky name").unwrap();
@@ -118,17 +119,16 @@ fn an_upper_layer_survives_as_an_upper_layer() {
     let list = removed::decode(&repo.read_file(snapshot, LIST).unwrap()).unwrap();
     let names: Vec<String> = list
         .iter()
-        .map(|r| format!("{}{}", String::from_utf8_lossy(&r.path), if r.how == removed::Removal::Opaque { "/" } else { "" }))
+        .map(|r| {
+            format!("{}{}", String::from_utf8_lossy(&r.path), if r.how == removed::Removal::Opaque { "/" } else { "" })
+        })
         .collect();
     assert_eq!(names, ["etc/conf.d/a", "gone", "opaque/", "symlink", "to dir/"]);
     let listing = restic(&path, &["ls", "latest"]);
     assert!(!listing.contains("home/gone") && listing.contains(".wh.mine"), "{listing}");
     // Restored beside, mounted again: the same view.
     let upper = world.dir.path().join("upper2");
-    let request = RestoreRequest {
-        removals: Removals::Whiteouts { list: LIST.into() },
-        ..restore_request(&upper)
-    };
+    let request = RestoreRequest { removals: Removals::Whiteouts { list: LIST.into() }, ..restore_request(&upper) };
     let done = repo.restore(snapshot, &request, &Progress::default()).unwrap();
     assert_eq!(done.whiteouts, 3);
     let expected = view(&world.overlay.merged);

@@ -41,13 +41,8 @@ impl Attack {
                 let _ = symlink(outside.join("file"), &file);
                 std::thread::yield_now();
                 let _ = fs::remove_file(&file);
-                let _ = rustix::fs::mknodat(
-                    rustix::fs::CWD,
-                    &file,
-                    rustix::fs::FileType::Fifo,
-                    rustix::fs::Mode::RUSR,
-                    0,
-                );
+                let _ =
+                    rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0);
                 std::thread::yield_now();
                 let _ = fs::remove_file(&file);
                 let _ = fs::write(&file, b"changed");

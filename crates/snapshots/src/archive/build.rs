@@ -35,7 +35,8 @@ impl Pending {
     /// Starts a directory with so many entries, all unknown; it also waits for the scanner's [`complete`] call with
     /// no slot.
     pub(crate) fn new(parent: Option<(Arc<Self>, usize)>, node: Node, entries: usize) -> Arc<Self> {
-        let state = State { node: Some(node), entries: vec![None; entries], counts: Counts::default(), finished: false };
+        let state =
+            State { node: Some(node), entries: vec![None; entries], counts: Counts::default(), finished: false };
         Arc::new(Self { parent, waits_for: AtomicUsize::new(1), state: Mutex::new(state) })
     }
 
@@ -170,11 +171,7 @@ impl Links {
     }
 
     /// Records what became of an inode and returns the names that waited for it.
-    pub(crate) fn resolve(
-        &mut self,
-        key: (u64, u64),
-        result: Result<Node, crate::request::LossReason>,
-    ) -> Vec<Slot> {
+    pub(crate) fn resolve(&mut self, key: (u64, u64), result: Result<Node, crate::request::LossReason>) -> Vec<Slot> {
         let link = match result {
             Ok(node) => Link::Known(Box::new(node)),
             Err(reason) => Link::Lost(reason),

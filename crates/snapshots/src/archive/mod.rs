@@ -24,7 +24,9 @@ use crate::node::{Node, NodeKind, Time, encode_tree};
 use crate::pack::Sealer;
 use crate::removed;
 use crate::repository::{Inner, Repository};
-use crate::request::{ArchiveRequest, Archived, Counts, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, Source};
+use crate::request::{
+    ArchiveRequest, Archived, Counts, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, Source,
+};
 use crate::uploader::Uploader;
 use crate::wire::{BlobKind, SnapshotFile, Summary};
 
@@ -234,20 +236,16 @@ fn run(shared: &Shared<'_>, scan: scan::Scan<'_>) -> Result<scan::Outcome> {
     let outcome = std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                let work = || -> Result<()> {
-                    let mut worker = read::Worker::new(shared)?;
-                    loop {
-                        let job = lock(&receiver).recv();
-                        match job {
-                            // After a failure the queue is only emptied, so that the scanner never waits for it.
-                            Ok(job) if !shared.failed.load(Ordering::Acquire) => worker.run(job)?,
-                            Ok(_) => {}
-                            Err(_) => return Ok(()),
-                        }
+                let mut worker = read::Worker::new(shared).map_err(|error| shared.fail(error)).ok();
+                loop {
+                    let job = lock(&receiver).recv();
+                    let Ok(job) = job else { return };
+                    // After a failure the queue is only emptied, so that the scanner never waits for it.
+                    if let Some(worker) = worker.as_mut().filter(|_| !shared.failed.load(Ordering::Acquire))
+                        && let Err(error) = worker.run(job)
+                    {
+                        shared.fail(error);
                     }
-                };
-                while let Err(error) = work() {
-                    shared.fail(error);
                 }
             });
         }

@@ -23,6 +23,8 @@ use crate::request::{Layout, Loss, LossReason, Pass};
 use crate::wire::BlobKind;
 
 const ATTEMPTS: u32 = 4;
+/// Two of the largest chunks: what is left after cutting is moved to the front once per as many bytes.
+const BUFFER: usize = 2 * chunker::MAX;
 /// Files this sparse and large are asked for their holes; for smaller ones reading zeros is quicker.
 const SEEK_HOLES_FROM: u64 = 2 * ZERO_CHUNK;
 const ZERO_CHUNK: u64 = chunker::MAX as u64;
@@ -158,9 +160,7 @@ impl<'a> Worker<'a> {
                 let zeros = hole.zeros / ZERO_CHUNK;
                 if zeros > 0 {
                     // The chunk before ends where the hole starts.
-                    while !buffer.is_empty() {
-                        total += self.save_chunk(&mut buffer, &mut content)?;
-                    }
+                    total += self.save_chunks(&mut buffer, &mut content, 0)?;
                     let (data, id) = &*ZEROS;
                     self.shared.uploader.save_as(&mut self.sealer, BlobKind::Data, *id, data)?;
                     content.extend(std::iter::repeat_n(*id, usize::try_from(zeros).unwrap_or(0)));
@@ -171,7 +171,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let limit = stat.size.min(if sparse { next_hole_check } else { u64::MAX }).saturating_sub(at);
-            let ended = if buffer.len() < chunker::MAX && limit > 0 {
+            let ended = if buffer.len() < BUFFER && limit > 0 {
                 self.fill(fd, &mut buffer, limit)? == 0
             } else {
                 at >= stat.size
@@ -179,17 +179,19 @@ impl<'a> Worker<'a> {
             if buffer.is_empty() && ended {
                 break;
             }
-            if ended || buffer.len() >= chunker::MAX {
-                total += self.save_chunk(&mut buffer, &mut content)?;
+            if ended {
+                total += self.save_chunks(&mut buffer, &mut content, 0)?;
+            } else if buffer.len() >= BUFFER {
+                total += self.save_chunks(&mut buffer, &mut content, chunker::MAX)?;
             }
         }
         self.buffer = buffer;
         Ok((content, total))
     }
 
-    /// Reads once, at most until the buffer holds the largest chunk.
+    /// Reads once, at most until the buffer is full.
     fn fill(&self, fd: &OwnedFd, buffer: &mut Vec<u8>, limit: u64) -> Result<usize, ReadError> {
-        let room = (chunker::MAX - buffer.len()).min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let room = (BUFFER - buffer.len()).min(usize::try_from(limit).unwrap_or(usize::MAX));
         let old = buffer.len();
         buffer.resize(old + room, 0);
         let got = loop {
@@ -205,11 +207,19 @@ impl<'a> Worker<'a> {
         Ok(got)
     }
 
-    fn save_chunk(&mut self, buffer: &mut Vec<u8>, content: &mut Vec<Id>) -> Result<u64> {
-        let len = chunker::cut(buffer);
-        content.push(self.shared.uploader.save(&mut self.sealer, BlobKind::Data, &buffer[..len])?);
-        buffer.drain(..len);
-        Ok(len as u64)
+    /// Saves chunks from the front of the buffer until less than `enough` is left; a chunk that more input could make
+    /// longer is only cut when `enough` is zero.
+    fn save_chunks(&mut self, buffer: &mut Vec<u8>, content: &mut Vec<Id>, enough: usize) -> Result<u64> {
+        let mut start = 0;
+        while start < buffer.len() && buffer.len() - start >= enough {
+            self.shared.check()?;
+            let len = chunker::cut(&buffer[start..]);
+            let chunk = &buffer[start..start + len];
+            content.push(self.shared.uploader.save(&mut self.sealer, BlobKind::Data, chunk)?);
+            start += len;
+        }
+        buffer.drain(..start);
+        Ok(start as u64)
     }
 }
 

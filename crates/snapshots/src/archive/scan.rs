@@ -23,7 +23,7 @@ use crate::fsdir::{self, Dir, Stat};
 use crate::id::Id;
 use crate::node::{Node, NodeKind, Time};
 use crate::pack::Sealer;
-use crate::removed::{Removal, Removed};
+use crate::removed::{self, Removal, Removed};
 use crate::request::{Counts, Layout, Loss, LossReason, Pass};
 use crate::wire::BlobKind;
 
@@ -113,7 +113,17 @@ impl<'a> Scan<'a> {
             .map(|p| p.strip_suffix(b"/").map_or_else(|| p.clone(), <[u8]>::to_vec))
             .collect();
         let sealer = Sealer::new()?;
-        Ok(Self { shared, root: Some(root), at, layout, exclude, parents: trees, racy_from, removed: Vec::new(), sealer })
+        Ok(Self {
+            shared,
+            root: Some(root),
+            at,
+            layout,
+            exclude,
+            parents: trees,
+            racy_from,
+            removed: Vec::new(),
+            sealer,
+        })
     }
 
     pub(crate) fn run(mut self, jobs: &SyncSender<Job>) -> Result<Scanned> {
@@ -127,7 +137,8 @@ impl<'a> Scan<'a> {
     fn walk(&mut self, jobs: &SyncSender<Job>, stack: &mut Vec<Frame>) -> Result<Arc<Pending>> {
         let root = self.root.take().ok_or(Error::Cancelled)?;
         let parents = std::mem::take(&mut self.parents);
-        let root_error = |reason: LossReason, at: &str| Error::Incomplete { losses: vec![Loss::new(at.as_bytes(), reason)] };
+        let root_error =
+            |reason: LossReason, at: &str| Error::Incomplete { losses: vec![Loss::new(at.as_bytes(), reason)] };
         let frame = match self.enter(jobs, root, None, parents, Vec::new()) {
             Ok(frame) => frame,
             // Without its root there is nothing that an accepted loss could leave over.
@@ -170,13 +181,7 @@ impl<'a> Scan<'a> {
         child_path(self.at.as_bytes(), relative)
     }
 
-    fn descend(
-        &mut self,
-        jobs: &SyncSender<Job>,
-        frame: &Frame,
-        slot: usize,
-        name: &[u8],
-    ) -> Result<Frame, ReadError> {
+    fn descend(&mut self, jobs: &SyncSender<Job>, frame: &Frame, slot: usize, name: &[u8]) -> Result<Frame, ReadError> {
         if frame.dir.path().len() + name.len() >= MAX_PATH {
             return Err(ReadError::Lost(LossReason::TooLarge));
         }
@@ -354,8 +359,11 @@ impl<'a> Scan<'a> {
                 && node.mtime == stat.mtime.clamped()
                 && node.ctime == stat.ctime.clamped()
                 && node.ctime != Time::default();
+            // A tree of the same directory captured as a plain one holds the kernel's bookkeeping.
+            let plain =
+                self.layout == Layout::Plain || node.xattrs.iter().all(|x| !x.name.starts_with(removed::PREFIX));
             let complete = || node.content.iter().all(|blob| self.shared.uploader.has(BlobKind::Data, *blob));
-            (same && complete()).then_some(node)
+            (same && plain && complete()).then_some(node)
         })?;
         let mut node = stat.to_node(name, NodeKind::File);
         node.content.clone_from(&known.content);

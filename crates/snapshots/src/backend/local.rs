@@ -12,9 +12,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Backend, BackendError, FileInfo, FileKind};
 use crate::id::Id;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Keeps the files of a repository in a directory.
 #[derive(Debug, Clone)]
@@ -160,11 +163,12 @@ impl Backend for LocalBackend {
             }
         };
         // A missing directory is no empty listing: the prepared places are always there, so "not found" is "unknown".
-        run(&mut files).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => io::Error::other(format!("a directory of the repository is missing: {e}")),
-            _ => e,
-        })
-        .map_err(wrap("list", kind, None))?;
+        run(&mut files)
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => io::Error::other(format!("a directory of the repository is missing: {e}")),
+                _ => e,
+            })
+            .map_err(wrap("list", kind, None))?;
         Ok(files)
     }
 
@@ -188,12 +192,13 @@ impl Backend for LocalBackend {
     }
 
     fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
-        self.write_file(kind, id, data).map_err(|e| match e.kind() {
-            // A missing directory: see the module's documentation.
-            io::ErrorKind::NotFound => io::Error::other(format!("a directory of the repository is missing: {e}")),
-            _ => e,
-        })
-        .map_err(wrap("write", kind, Some(id)))
+        self.write_file(kind, id, data)
+            .map_err(|e| match e.kind() {
+                // A missing directory: see the module's documentation.
+                io::ErrorKind::NotFound => io::Error::other(format!("a directory of the repository is missing: {e}")),
+                _ => e,
+            })
+            .map_err(wrap("write", kind, Some(id)))
     }
 
     fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
@@ -217,6 +222,30 @@ impl Backend for LocalBackend {
             },
             Err(e) => Err(wrap("stat", kind, Some(id))(e)),
         }
+    }
+
+    fn remove_leftovers(&self) -> Result<u64, BackendError> {
+        let mut places: Vec<PathBuf> = (0..=255_u8).map(|n| self.root.join("data").join(format!("{n:02x}"))).collect();
+        places.extend([FileKind::Key, FileKind::Index, FileKind::Snapshot, FileKind::Lock].map(|k| self.place(k)));
+        let mut removed = 0;
+        let mut run = || -> io::Result<()> {
+            for place in &places {
+                for entry in fs::read_dir(place)? {
+                    let entry = entry?;
+                    let ours = entry.file_name().to_str().is_some_and(|name| name.contains("-tmp-"));
+                    // A lock may be on its way this moment, exclusive lock or not; nothing takes a day to write.
+                    let old =
+                        |m: fs::Metadata| m.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|t| t > DAY);
+                    if ours && entry.metadata().is_ok_and(old) {
+                        fs::remove_file(entry.path())?;
+                        removed += 1;
+                    }
+                }
+            }
+            Ok(())
+        };
+        run().map_err(wrap("clean up", FileKind::Config, None))?;
+        Ok(removed)
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

@@ -66,15 +66,14 @@ impl Backend for MemoryBackend {
 
     fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
         let data = self.get("read", kind, id)?;
-        let part = usize::try_from(offset)
-            .ok()
-            .and_then(|start| data.get(start..start.checked_add(len)?))
-            .ok_or_else(|| BackendError {
+        let part = usize::try_from(offset).ok().and_then(|start| data.get(start..start.checked_add(len)?)).ok_or_else(
+            || BackendError {
                 doing: "read",
                 kind,
                 id: Some(id),
                 source: io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than it must be"),
-            })?;
+            },
+        )?;
         Ok(part.to_vec())
     }
 

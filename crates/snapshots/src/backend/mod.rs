@@ -146,6 +146,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// When the store cannot tell.
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError>;
 
+    /// Removes what interrupted writes left under temporary names; returns how many. Called under an exclusive lock.
+    ///
+    /// # Errors
+    /// When the places cannot be listed.
+    fn remove_leftovers(&self) -> Result<u64, BackendError> {
+        Ok(0)
+    }
+
     /// Makes the next read of a file come from the medium instead of a cache, where the system allows that.
     ///
     /// # Errors

@@ -108,8 +108,7 @@ fn a_lost_or_expired_lock_is_noticed() {
 fn restic_respects_our_locks() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("repo");
-    let repo =
-        Repository::init(Arc::new(LocalBackend::new(&path)), &Password::new("x"), KeyCost::Test).unwrap();
+    let repo = Repository::init(Arc::new(LocalBackend::new(&path)), &Password::new("x"), KeyCost::Test).unwrap();
     let prune = || {
         std::process::Command::new("restic")
             .args(["--no-cache", "-r", path.to_str().unwrap(), "prune"])

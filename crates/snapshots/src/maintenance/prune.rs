@@ -92,6 +92,9 @@ impl Repository {
         let guard = LockGuard::acquire(&self.inner, LockMode::Exclusive)?;
         inner.refresh_index()?;
         let plan = plan(inner, progress)?;
+        if mode == Mode::Execute {
+            inner.backend.remove_leftovers()?;
+        }
         let nothing_to_do = plan.report.doomed.is_empty() && plan.report.indexes_replaced == 0;
         if mode == Mode::DryRun || nothing_to_do {
             return Ok(plan.report);

@@ -58,12 +58,7 @@ pub(crate) fn child(dir: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// Compares a snapshot's directory with a lower layer.
-pub(crate) fn compare(
-    inner: &Inner,
-    root: &Node,
-    lower: &Path,
-    check: &dyn Fn() -> Result<()>,
-) -> Result<Upper> {
+pub(crate) fn compare(inner: &Inner, root: &Node, lower: &Path, check: &dyn Fn() -> Result<()>) -> Result<Upper> {
     let mut upper = Upper::default();
     let mut groups: HashMap<(u64, u64), Group> = HashMap::new();
     let dir = Dir::open_root(lower).map_err(|e| Error::io("open directory", lower, e))?;
@@ -127,14 +122,7 @@ pub(crate) fn compare(
 }
 
 /// Compares a directory's own metadata and finds what the snapshot lacks.
-fn enter(
-    inner: &Inner,
-    node: &Node,
-    dir: Dir,
-    path: Vec<u8>,
-    lower: &Path,
-    upper: &mut Upper,
-) -> Result<Frame> {
+fn enter(inner: &Inner, node: &Node, dir: Dir, path: Vec<u8>, lower: &Path, upper: &mut Upper) -> Result<Frame> {
     let at = String::from_utf8_lossy(&path).into_owned();
     let error = |e: Errno| Error::io("compare with", lower.join(&at), e);
     let subtree = node.subtree.ok_or_else(|| Error::invalid(&at, "not a directory"))?;

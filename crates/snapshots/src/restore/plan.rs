@@ -13,8 +13,8 @@ use perennial_core::progress::Progress;
 use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
-use super::meta::{self, Overlay};
 use super::lower::Upper;
+use super::meta::{self, Overlay};
 use super::remove::{remove_entry, remove_path, temporary_name};
 use super::write::{Job, LinkState, Links, Place, link_to, run_job};
 use super::{Existing, Removals, RestoreRequest, Restored};
@@ -153,7 +153,8 @@ impl Lists {
                 Removal::Opaque => drop(lists.opaque.insert(entry.path)),
                 Removal::Whiteout => {
                     let at = entry.path.iter().rposition(|b| *b == b'/');
-                    let (dir, name) = at.map_or((&[][..], &entry.path[..]), |i| (&entry.path[..i], &entry.path[i + 1..]));
+                    let (dir, name) =
+                        at.map_or((&[][..], &entry.path[..]), |i| (&entry.path[..i], &entry.path[i + 1..]));
                     lists.whiteouts.entry(dir.to_vec()).or_default().push(name.to_vec());
                 }
             }

@@ -158,12 +158,11 @@ fn write_file(shared: &Shared<'_>, place: &Place, fd: &OwnedFd, node: &Node) -> 
     let name = temporary.as_deref().unwrap_or(&node.name);
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(&error)?;
-    let written = write_content(shared, &file, node, &error)
-        .and_then(|()| {
-            let stat = fsdir::stat_fd(&file).map_err(&error)?;
-            meta::apply(&file, &stat, node, overlay).map_err(&error)?;
-            Ok(stat.ino)
-        });
+    let written = write_content(shared, &file, node, &error).and_then(|()| {
+        let stat = fsdir::stat_fd(&file).map_err(&error)?;
+        meta::apply(&file, &stat, node, overlay).map_err(&error)?;
+        Ok(stat.ino)
+    });
     match (written, &temporary) {
         (Ok(inode), None) => Ok(inode),
         (Ok(inode), Some(temporary)) => rename_over(fd, temporary, &node.name).map(|()| inode).map_err(&error),

@@ -22,7 +22,8 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
 /// An ACL as the kernel keeps it: version 2, then tag, permissions, id for owner, a user, group, mask and others.
 fn acl() -> Vec<u8> {
     let mut acl = vec![2, 0, 0, 0];
-    for (tag, perm, id) in [(1_u16, 7_u16, u32::MAX), (2, 5, 1234), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]
+    for (tag, perm, id) in
+        [(1_u16, 7_u16, u32::MAX), (2, 5, 1234), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]
     {
         acl.extend(tag.to_le_bytes());
         acl.extend(perm.to_le_bytes());

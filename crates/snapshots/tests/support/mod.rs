@@ -14,7 +14,12 @@ use perennial_snapshots::*;
 /// A directory for a test, in memory where possible: trees are synced, and a shared disk makes that slow.
 pub fn scratch() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
-    if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
+    if shm.is_dir() && std::env::var_os("PERENNIAL_TEST_ON_DISK").is_none() {
+        tempfile::tempdir_in(shm)
+    } else {
+        tempfile::tempdir()
+    }
+    .unwrap()
 }
 
 pub fn password() -> Password {
