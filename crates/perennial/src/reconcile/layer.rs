@@ -28,7 +28,7 @@ pub(super) enum LayerSource {
     /// The container's own changes.
     Root(Root),
     /// The last capture, because the container is gone; unpacked for as long as this lives.
-    Unpacked(Root, Scratch),
+    Unpacked(Root, #[expect(dead_code, reason = "holds the directory")] Scratch),
 }
 
 impl LayerSource {

@@ -1,0 +1,302 @@
+//! A whole installation in one process: simulated engine, virtual clock, real store, real repository format.
+//!
+//! The engine, the database and the repository outlive the "server", which can be dropped at any point and made anew:
+//! that is what a kill -9 leaves.
+
+#![allow(dead_code, reason = "every test binary uses its own part of the world")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use jiff::{SignedDuration, Timestamp};
+use perennial::reconcile::progress::ProgressBoard;
+use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
+use perennial::reconcile::worker::Passed;
+use perennial::reconcile::{Reconciler, Settings};
+use perennial::service::{App, AppSettings, Caller, Consent, CreateRequest, Outcome, Request, SnapshotRemover};
+use perennial::store::Store;
+use perennial_core::Error;
+use perennial_core::clock::{Clock, IdSource};
+use perennial_core::engine::Engine;
+use perennial_core::fault::{NoTap, Tap};
+use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::operation::{Operation, OperationState};
+use perennial_core::plan::Policy;
+use perennial_core::pod::{Phase, Pod};
+use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile};
+use perennial_drivers::sim::{SimEngine, SimImage, SimOptions, VirtualClock};
+use perennial_drivers::tapped::Tapped;
+
+/// The image every test pod runs.
+pub const IMAGE: &str = "sim:1";
+/// More passes than any honest history needs.
+const PASSES_MAX: usize = 400;
+
+/// Repeatable identifiers.
+#[derive(Debug, Default)]
+pub struct CountingIds(AtomicU64);
+
+impl IdSource for CountingIds {
+    fn random(&self) -> [u8; 10] {
+        let n = self.0.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let mut random = [0; 10];
+        random[2..].copy_from_slice(&n);
+        random
+    }
+}
+
+struct NoRemover;
+
+impl SnapshotRemover for NoRemover {
+    fn snapshot_remove(&self, _operation: OperationId, _snapshot: SnapshotId) {}
+}
+
+/// What outlives a server.
+pub struct World {
+    pub clock: Arc<VirtualClock>,
+    pub ids: Arc<CountingIds>,
+    pub engine: SimEngine,
+    pub repositories: MemoryRepositories,
+    pub directory: tempfile::TempDir,
+    pub database: String,
+}
+
+/// One life of the server.
+pub struct Server {
+    pub app: App,
+    pub reconciler: Reconciler,
+    clock: Arc<VirtualClock>,
+}
+
+/// How a history went on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// Nothing to do until then.
+    Settled,
+    /// The pod is gone.
+    Gone,
+}
+
+impl World {
+    /// A world whose image has the eight directories and a few files.
+    pub fn new(seed: u64) -> Self {
+        Self::with(seed, &SimImage::standard())
+    }
+
+    pub fn with(seed: u64, image: &SimImage) -> Self {
+        let base = std::env::var_os("PERENNIAL_TEST_TMPFS").map_or_else(shm, Into::into);
+        let directory = tempfile::Builder::new().prefix("perennial-world-").tempdir_in(base).unwrap();
+        let clock = Arc::new(VirtualClock::new("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap()));
+        let options = SimOptions { seed, ..SimOptions::default() };
+        let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
+        engine.add_image(IMAGE, image).unwrap();
+        let database = format!("sqlite://{}", directory.path().join("perennial.db").display());
+        Self { clock, ids: Arc::default(), engine, repositories: MemoryRepositories::default(), directory, database }
+    }
+
+    /// Starts a server without faults.
+    pub async fn server(&self) -> Server {
+        self.server_with(Arc::new(NoTap)).await
+    }
+
+    /// Starts a server whose every engine call, commit and repository write asks the tap.
+    pub async fn server_with(&self, tap: Arc<dyn Tap>) -> Server {
+        let store = Store::open(&self.database, Arc::clone(&tap)).await.unwrap();
+        self.server_on(store, tap)
+    }
+
+    pub fn server_on(&self, store: Store, tap: Arc<dyn Tap>) -> Server {
+        let engine: Arc<dyn Engine> = Arc::new(Tapped::new(Arc::new(self.engine.clone()), Arc::clone(&tap)));
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let ids = Arc::clone(&self.ids) as Arc<dyn IdSource>;
+        let reconciler = Reconciler::new(
+            store.clone(),
+            Arc::clone(&engine),
+            Repositories::in_memory(self.repositories.clone(), tap),
+            (Arc::clone(&clock), Arc::clone(&ids)),
+            ProgressBoard::default(),
+            Settings {
+                policy: Policy::default(),
+                scratch: self.directory.path().join("scratch"),
+                // The same server again: its leases are its own.
+                holder: "test".to_owned(),
+                installation: "test".to_owned(),
+            },
+        );
+        let app = App {
+            store,
+            engine,
+            clock,
+            ids,
+            waker: Arc::new(|_| {}),
+            remover: Arc::new(NoRemover),
+            settings: Arc::new(AppSettings {
+                undelete_window: SignedDuration::from_hours(7 * 24),
+                data_dir: self.directory.path().to_owned(),
+                volume_prefix: "perennial-vol-".to_owned(),
+                runtimes: Vec::new(),
+            }),
+        };
+        Server { app, reconciler, clock: Arc::clone(&self.clock) }
+    }
+}
+
+/// A directory in memory where there is one: histories write many small files.
+fn shm() -> std::path::PathBuf {
+    let shm = std::path::Path::new("/dev/shm");
+    if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() }
+}
+
+/// A pod with two small volumes: cheap enough for thousands of histories.
+pub fn small_spec(backend: Backend) -> PodSpec {
+    let volume = |name: &str, path: &str| DeclaredVolume { name: name.into(), mount_path: path.into(), size: None };
+    PodSpec {
+        profile: Profile::Declared(vec![volume("data", "/srv"), volume("home", "/home")]),
+        backend: Some(backend),
+        ..PodSpec::new(IMAGE)
+    }
+}
+
+/// A personal VM.
+pub fn universal_spec(backend: Backend) -> PodSpec {
+    PodSpec { backend: Some(backend), ..PodSpec::new(IMAGE) }
+}
+
+pub fn confirmed(name: &str) -> Consent {
+    Consent { confirm: Some(name.to_owned()), accept_loss: None }
+}
+
+pub fn accepting(name: &str, paths: &[&str]) -> Consent {
+    let accept_loss = Some(paths.iter().map(|p| (*p).to_owned()).collect());
+    Consent { confirm: Some(name.to_owned()), accept_loss }
+}
+
+impl Server {
+    pub async fn create(&self, name: &str, spec: PodSpec) -> Result<Outcome, Error> {
+        let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, from_snapshot: None };
+        self.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await
+    }
+
+    /// Creates a pod and brings it to rest.
+    pub async fn running(&self, name: &str, spec: PodSpec) -> PodId {
+        let outcome = self.create(name, spec).await.unwrap();
+        let pod = outcome.pod.id;
+        self.settle(pod).await;
+        let operation = self.operation(outcome.operation.id).await;
+        assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+        assert_eq!(self.pod(pod).await.phase, Phase::Running);
+        pod
+    }
+
+    /// Lets the reconciler work until the pod rests; delays pass in no time.
+    pub async fn settle(&self, pod: PodId) -> Ended {
+        for _ in 0..PASSES_MAX {
+            match self.reconciler.pass(pod).await {
+                Passed::Again => {}
+                Passed::Gone => return Ended::Gone,
+                Passed::Wait(until) => {
+                    let record = self.app.store.pod_fetch(pod).await.unwrap();
+                    let Some(record) = record else { return Ended::Gone };
+                    let due = until.filter(|_| record.retry.not_before.is_some() || record.crash.not_before == until);
+                    match due {
+                        Some(at) if at > self.clock.now() => self.clock.set(at),
+                        _ => return Ended::Settled,
+                    }
+                }
+            }
+        }
+        panic!("pod {pod} does not come to rest: {:?}", self.app.store.pod_fetch(pod).await.unwrap());
+    }
+
+    /// Passes without letting time go on, until there is nothing to do now.
+    pub async fn work(&self, pod: PodId) {
+        for _ in 0..PASSES_MAX {
+            if self.reconciler.pass(pod).await != Passed::Again {
+                return;
+            }
+        }
+        panic!("pod {pod} spins");
+    }
+
+    /// Does what was asked and lets it end.
+    pub async fn done(&self, outcome: Result<Outcome, Error>) -> Operation {
+        let outcome = outcome.unwrap();
+        self.settle(outcome.pod.id).await;
+        self.operation(outcome.operation.id).await
+    }
+
+    /// As [`Server::done`], and it has to have succeeded.
+    pub async fn succeed(&self, outcome: Result<Outcome, Error>) {
+        let operation = self.done(outcome).await;
+        assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    }
+
+    pub async fn pod(&self, pod: PodId) -> Pod {
+        self.app.store.pod_fetch(pod).await.unwrap().unwrap()
+    }
+
+    pub async fn operation(&self, operation: OperationId) -> Operation {
+        self.app.store.operation_fetch(operation).await.unwrap().unwrap()
+    }
+
+    pub async fn snapshots(&self, pod: PodId) -> Vec<Snapshot> {
+        let scope = perennial::store::SnapshotScope::Pod(pod);
+        let page = perennial::store::Page { after: None, limit: 100 };
+        self.app.store.snapshot_list(&scope, &page).await.unwrap()
+    }
+
+    pub async fn start(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.start(Request::new(&Caller::admin()), pod).await
+    }
+
+    pub async fn pause(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.pause(Request::new(&Caller::admin()), pod).await
+    }
+
+    pub async fn stop(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.stop(Request::new(&Caller::admin()), pod, &Consent::default()).await
+    }
+
+    pub async fn restart(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.restart(Request::new(&Caller::admin()), pod).await
+    }
+
+    pub async fn reset(&self, pod: PodId) -> Result<Outcome, Error> {
+        let name = self.pod(pod).await.name.to_string();
+        self.app.reset(Request::new(&Caller::admin()), pod, &confirmed(&name)).await
+    }
+
+    pub async fn restore(&self, pod: PodId, snapshot: SnapshotId) -> Result<Outcome, Error> {
+        let name = self.pod(pod).await.name.to_string();
+        self.app.restore(Request::new(&Caller::admin()), pod, snapshot, &confirmed(&name)).await
+    }
+
+    pub async fn snapshot(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.snapshot_create(Request::new(&Caller::admin()), pod, &Consent::default()).await
+    }
+
+    pub async fn archive(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.archive(Request::new(&Caller::admin()), pod, &Consent::default()).await
+    }
+
+    pub async fn delete(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.delete(Request::new(&Caller::admin()), pod, &Consent::default()).await
+    }
+
+    pub async fn undelete(&self, pod: PodId) -> Result<Outcome, Error> {
+        self.app.undelete(Request::new(&Caller::admin()), pod).await
+    }
+
+    pub async fn purge(&self, pod: PodId) -> Result<Outcome, Error> {
+        let name = self.pod(pod).await.name.to_string();
+        self.app.purge(Request::new(&Caller::admin()), pod, &confirmed(&name)).await
+    }
+}
+
+/// Every regular file as the pod sees it.
+pub fn files(world: &World, pod: PodId) -> BTreeMap<String, Vec<u8>> {
+    world.engine.files(pod).unwrap()
+}
