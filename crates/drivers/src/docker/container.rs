@@ -58,12 +58,8 @@ impl DockerEngine {
             return self.adopt(wanted, &seen).map(|id| (id, Effect::Unchanged));
         }
         self.check_set(&wanted.set).await?;
-        self.check_unused(&wanted.set).await?;
         let definitions = self.definitions(&wanted.set).await?;
         self.define_volumes(&definitions).await?;
-        if wanted.set.backend == Backend::Overlay {
-            self.provide_mtab(&wanted.set).await?;
-        }
         let declared = self.declared_volumes(&wanted.set.image).await?;
         // Nobody removes the network between making it and making the container that needs it.
         let _held = self.networks.lock().await;
@@ -228,6 +224,7 @@ impl DockerEngine {
         self.ensure_network(&set.tenant).await?;
         drop(held);
         if set.backend == Backend::Overlay {
+            self.provide_mtab(set).await?;
             let (storage, set) = (self.storage.clone(), set.clone());
             blocking(move || {
                 let marker = storage.marker(set.pod, set.number)?.filter(|m| m.state == MarkerState::Complete);

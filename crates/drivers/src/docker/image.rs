@@ -69,6 +69,12 @@ impl DockerEngine {
         if complete.exists() {
             return Ok(rootfs);
         }
+        // Another process of this installation may be at it.
+        let lock_file = self.storage.images().join(format!("{hex}.lock"));
+        let _lock_file = blocking(move || tree::lock(&lock_file).map_err(io("lock the image's tree"))).await?;
+        if complete.exists() {
+            return Ok(rootfs);
+        }
         let (storage, half) = (self.storage.clone(), dir.clone());
         let fresh = rootfs.clone();
         blocking(move || {

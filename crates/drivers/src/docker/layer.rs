@@ -9,6 +9,7 @@ use perennial_core::engine::{EngineError, LayerAccess};
 
 use super::DockerEngine;
 use super::client::{blocking, transient};
+use super::container::Seen;
 
 /// What the engine and the runtime make in every container's root.
 const MADE_BY_ENGINE: [&str; 10] =
@@ -19,6 +20,16 @@ const GVISOR_FILES: &str = ".gvisor.filestore.";
 impl DockerEngine {
     pub(super) async fn layer(&self, id: &str) -> Result<LayerAccess, EngineError> {
         let seen = self.look_at(id).await?.ok_or_else(|| EngineError::NotFound { what: format!("container {id}") })?;
+        let runtime = seen.inspected.host_config.as_ref().and_then(|h| h.runtime.as_deref());
+        let capabilities = self.capabilities_probed().await?;
+        if capabilities.runtime(runtime).is_some_and(|r| !r.root_changes) {
+            return Ok(unreachable("the runtime keeps changes outside volumes to itself"));
+        }
+        self.layer_of(&seen).await
+    }
+
+    /// The same whatever the runtime does.
+    pub(super) async fn layer_of(&self, seen: &Seen) -> Result<LayerAccess, EngineError> {
         let Some(driver) = seen.inspected.graph_driver.as_ref() else {
             return Ok(unreachable("the engine's image store does not tell where a container's changes are"));
         };

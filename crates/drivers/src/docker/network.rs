@@ -17,6 +17,9 @@ pub(super) const BRIDGE_PREFIX: &str = "prn-";
 /// Addresses of one tenant: 32, of which 29 are for pods.
 const TENANT_PREFIX: u8 = 27;
 
+/// Tries of making a network while other processes make the same one.
+const TRIES: u32 = 5;
+
 /// An IPv4 network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subnet {
@@ -69,6 +72,17 @@ impl DockerEngine {
 
     /// Makes the tenant's network when it is not there and returns its name. The caller holds the networks' lock.
     pub(super) async fn ensure_network(&self, tenant: &TenantId) -> Result<String, EngineError> {
+        firewall::ensure(self).await;
+        for _ in 0..TRIES {
+            if let Some(name) = self.try_network(tenant).await? {
+                return Ok(name);
+            }
+        }
+        Err(transient(format!("no free network was found in {}", self.config.subnet_pool)))
+    }
+
+    /// One try; `None` when another process made something at the same moment.
+    async fn try_network(&self, tenant: &TenantId) -> Result<Option<String>, EngineError> {
         let name = self.network_name(tenant.as_str());
         let wanted = labels::of_tenant(self.config.installation, tenant);
         let networks = self.networks_list().await?;
@@ -77,10 +91,8 @@ impl DockerEngine {
             if wanted.iter().any(|(k, v)| labels.get(k) != Some(v)) {
                 return Err(conflict(format!("a network {name} exists that is not this tenant's")));
             }
-            firewall::ensure(self).await;
-            return Ok(name);
+            return Ok(Some(name));
         }
-        firewall::ensure(self).await;
         let mut taken: Vec<Subnet> = networks.iter().flat_map(subnets).collect();
         if self.shares_files().await? {
             taken.extend(host_routes());
@@ -90,10 +102,15 @@ impl DockerEngine {
                 continue;
             }
             match self.docker.create_network(self.network_request(&name, tenant, subnet)).await {
-                Ok(_) => return Ok(name),
-                // Somebody else took it meanwhile, in the engine or on its host.
+                Ok(_) => return Ok(Some(name)),
+                // Something of the host has these addresses.
                 Err(Bollard::DockerResponseServerError { message, .. }) if message.contains("overlaps") => {}
-                Err(Bollard::DockerResponseServerError { status_code: 409, .. }) => return Ok(name),
+                // Two networks of one name can be, two bridges cannot.
+                Err(Bollard::DockerResponseServerError { message, status_code })
+                    if status_code == 409 || message.contains("same bridge name") =>
+                {
+                    return Ok(None);
+                }
                 Err(e) => return Err(fail("make the tenant's network", e)),
             }
         }

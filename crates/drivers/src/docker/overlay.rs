@@ -266,7 +266,9 @@ impl DockerEngine {
         let rootfs = self.flatten(&set.image).await?;
         let (storage, set) = (self.storage.clone(), set.clone());
         blocking(move || {
-            storage.check()?;
+            if storage.marker(set.pod, set.number)?.is_none() {
+                return Err(EngineError::NotFound { what: format!("set {} of pod {}", set.number, set.pod) });
+            }
             let access = |volume: &Volume| {
                 let lower = lower_of(&storage, &rootfs, volume)?;
                 Ok(VolumePath {

@@ -174,10 +174,10 @@ impl DockerEngine {
         Ok(RememberedRuntime { name: runtime.to_owned(), overlay_volumes, root_changes, freeze })
     }
 
-    /// Makes the directories of a volume to try; they lie in the trash, so that a crash leaves nothing behind.
+    /// Makes the directories of a volume to try.
     async fn probe_files(&self) -> Result<ProbeFiles, EngineError> {
         let name = format!("perennial-scratch-probe-{}", token());
-        let place = self.storage.trash().join(&name);
+        let place = self.storage.scratch().join(&name);
         let (lower, upper, work) = (place.join("set/lower"), place.join("set/upper"), place.join("set/work"));
         let dirs = [lower.clone(), upper.clone(), work.clone()];
         blocking(move || {
@@ -246,7 +246,8 @@ impl DockerEngine {
     }
 
     async fn reached_root(&self, id: &str) -> Result<bool, EngineError> {
-        match self.layer(id).await? {
+        let seen = self.look_at(id).await?.ok_or_else(|| transient("the probe went away"))?;
+        match self.layer_of(&seen).await? {
             LayerAccess::Local { path, .. } => Ok(path.join("perennial-probe").is_file()),
             LayerAccess::Unreachable { .. } => Ok(false),
         }

@@ -5,6 +5,7 @@
 //! images/<id>/rootfs      the image's tree, one for all pods; `complete` beside it says that it is whole
 //! pods/<podId>/s<N>/      one set: set.json, and <volume>/{upper,work}
 //! empty/                  the lower directory of a volume that the image does not have
+//! scratch/                what is being tried; swept when it is old
 //! trash/                  what was deleted with a permit, on its way out
 //! probe.json              what was seen to work here
 //! ```
@@ -20,6 +21,8 @@ use super::client::{conflict, io, rejected, transient};
 use super::tree;
 
 const MARKER: &str = "set.json";
+/// How old scratch must be to be taken for left behind.
+const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
 const OWNER: &str = "installation";
 
 /// The storage root.
@@ -106,7 +109,7 @@ impl Storage {
             }
             Err(e) => return Err(transient(format!("read {text}/{OWNER}: {e}"))),
         }
-        for dir in ["images", "pods", "trash", "empty"] {
+        for dir in ["images", "pods", "scratch", "trash", "empty"] {
             tree::make_private_dir(&root.join(dir)).map_err(io(format_args!("make {text}/{dir}")))?;
         }
         // The root of a volume whose directory the image lacks takes its mode from here.
@@ -137,6 +140,10 @@ impl Storage {
 
     pub(super) fn trash(&self) -> PathBuf {
         self.root.join("trash")
+    }
+
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
     }
 
     pub(super) fn pods(&self) -> PathBuf {
@@ -233,19 +240,29 @@ impl Storage {
     /// Deletes one place in the trash.
     pub(super) fn burn(&self, place: &Path) -> Result<(), EngineError> {
         delete_subvolume(&place.join("set"));
-        tree::empty_trash(place).map_err(io("empty the trash"))?;
+        match tree::empty_trash(place) {
+            // Another process was faster.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            emptied => emptied.map_err(io("empty the trash"))?,
+        }
         match std::fs::remove_dir(place) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(transient(format!("empty the trash: {e}"))),
             _ => Ok(()),
         }
     }
 
-    /// Deletes what an earlier run left in the trash: each piece got there with a permit.
+    /// Deletes what an earlier run left in the trash, where each piece got with a permit, and old scratch.
     pub(super) fn burn_all(&self) -> Result<(), EngineError> {
-        let entries = std::fs::read_dir(self.trash()).map_err(io("list the trash"))?;
-        for entry in entries {
-            let place = entry.map_err(io("list the trash"))?.path();
-            self.burn(&place)?;
+        for entry in std::fs::read_dir(self.trash()).map_err(io("list the trash"))? {
+            self.burn(&entry.map_err(io("list the trash"))?.path())?;
+        }
+        for entry in std::fs::read_dir(self.scratch()).map_err(io("list the scratch"))? {
+            let entry = entry.map_err(io("list the scratch"))?;
+            // Another process may be trying something right now.
+            let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
+            if age.is_ok_and(|age| age > ABANDONED) {
+                self.burn(&entry.path())?;
+            }
         }
         Ok(())
     }

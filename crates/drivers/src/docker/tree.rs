@@ -29,6 +29,13 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     Ok(fs::fsync(open_dir(path)?)?)
 }
 
+/// Waits until no other process holds this lock; it is held until the file is dropped.
+pub(super) fn lock(path: &Path) -> io::Result<File> {
+    let file = File::options().create(true).append(true).open(path)?;
+    fs::flock(&file, fs::FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
 /// Makes everything of the file system that holds `path` durable.
 pub(super) fn sync_all(path: &Path) -> io::Result<()> {
     Ok(fs::syncfs(open_dir(path)?)?)

@@ -57,10 +57,10 @@ impl Bench {
 
     pub async fn with(runtimes: &[&str], change: impl FnOnce(&mut DockerConfig)) -> Self {
         let installation = InstallationId::from_parts(1, random());
-        let root = tempfile::Builder::new().prefix("perennial-docker-").tempdir().unwrap();
+        let root = tempfile::Builder::new().prefix("docker-").tempdir_in(storage_base()).unwrap();
         let mut config = config(installation, root.path(), runtimes);
         change(&mut config);
-        let docker = Docker::connect_with_host(&host()).unwrap().negotiate_version().await.unwrap();
+        let docker = connect(&host()).await;
         let engine = DockerEngine::connect(config).await.unwrap();
         Self { engine, docker, installation, root }
     }
@@ -141,27 +141,7 @@ impl Bench {
 
     /// What a shell line in the container prints, and its exit code.
     pub async fn sh(&self, id: &str, line: &str) -> (String, i64) {
-        let exec = ExecConfig {
-            cmd: Some(["sh", "-c", line].map(str::to_owned).to_vec()),
-            attach_stdout: Some(true),
-            attach_stderr: Some(true),
-            ..ExecConfig::default()
-        };
-        let exec = self.docker.create_exec(id, exec).await.unwrap().id;
-        let mut text = String::new();
-        if let bollard::exec::StartExecResults::Attached { mut output, .. } =
-            self.docker.start_exec(&exec, None).await.unwrap()
-        {
-            while let Some(piece) = output.next().await {
-                match piece.unwrap() {
-                    LogOutput::StdOut { message } | LogOutput::StdErr { message } => {
-                        text.push_str(&String::from_utf8_lossy(&message));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let code = self.docker.inspect_exec(&exec).await.unwrap().exit_code.unwrap_or(-1);
+        let (text, code) = exec(&self.docker, id, &["sh", "-c", line]).await;
         (text.trim().to_owned(), code)
     }
 
@@ -187,6 +167,49 @@ impl Bench {
     fn filters(&self) -> HashMap<String, Vec<String>> {
         HashMap::from([("label".to_owned(), vec![format!("io.perennial.installation={}", self.installation)])])
     }
+}
+
+/// What a command in the container prints, and its exit code.
+pub async fn exec(docker: &Docker, id: &str, command: &[&str]) -> (String, i64) {
+    let exec = ExecConfig {
+        cmd: Some(command.iter().map(|w| (*w).to_owned()).collect()),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        ..ExecConfig::default()
+    };
+    let exec = docker.create_exec(id, exec).await.unwrap().id;
+    let mut text = String::new();
+    if let bollard::exec::StartExecResults::Attached { mut output, .. } = docker.start_exec(&exec, None).await.unwrap()
+    {
+        while let Some(piece) = output.next().await {
+            if let LogOutput::StdOut { message } | LogOutput::StdErr { message } = piece.unwrap() {
+                text.push_str(&String::from_utf8_lossy(&message));
+            }
+        }
+    }
+    (text, docker.inspect_exec(&exec).await.unwrap().exit_code.unwrap_or(-1))
+}
+
+pub async fn connect(host: &str) -> Docker {
+    Docker::connect_with_host(host).unwrap().negotiate_version().await.unwrap()
+}
+
+/// Where tests keep their data: a file system that can be the upper side of an overlay.
+fn storage_base() -> PathBuf {
+    let named = std::env::var_os("PERENNIAL_TEST_STORAGE").map(PathBuf::from);
+    let base = named.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")));
+    std::fs::create_dir_all(&base).unwrap();
+    base
+}
+
+/// An installation that all tests of a suite share, and the next run too: probes and image trees are made once.
+pub fn shared_config(runtimes: &[&str]) -> DockerConfig {
+    let installation = InstallationId::from_parts(1, *b"docker-all");
+    let mut config = config(installation, &storage_base().join(format!("shared-{}", runtimes.join("-"))), runtimes);
+    // Each engine is an installation of its own, as far as the storage root goes.
+    let digest = host().bytes().fold(0_u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+    config.storage_root = config.storage_root.parent().unwrap().join(format!("{digest:016x}"));
+    config
 }
 
 fn config(installation: InstallationId, root: &Path, runtimes: &[&str]) -> DockerConfig {
@@ -261,7 +284,7 @@ impl Drop for Bench {
             // A connection belongs to the runtime that made it.
             drop(docker);
             runtime.block_on(async move {
-                let docker = Docker::connect_with_host(&host()).unwrap().negotiate_version().await.unwrap();
+                let docker = connect(&host()).await;
                 clean(&docker, &filters).await;
             });
         });
