@@ -6,7 +6,7 @@
 //! process on this host is gone; so a crash never stops work for longer than that (P31).
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,6 +24,9 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
 const RETRY_REFRESH_AFTER: Duration = Duration::from_secs(60);
 /// We stop trusting our own lock before others call it stale; the margin absorbs clocks that differ.
 const TRUSTED_FOR: SignedDuration = SignedDuration::from_mins(22);
+
+/// When this process first dealt with locks; none of its own is older.
+static STARTED: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
 
 /// What a lock keeps others from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,7 @@ pub(crate) struct LockGuard {
 
 impl LockGuard {
     pub(crate) fn acquire(inner: &Arc<Inner>, mode: LockMode) -> Result<Self> {
+        LazyLock::force(&STARTED);
         refuse_conflicts(inner, mode, None)?;
         let (id, refreshed) = write_lock(inner, mode)?;
         if let Err(e) = refuse_conflicts(inner, mode, Some(id)) {
@@ -195,6 +199,10 @@ fn is_stale(inner: &Inner, lock: &LockFile) -> bool {
     }
     if lock.hostname != inner.hostname {
         return false;
+    }
+    if lock.pid == i64::from(std::process::id()) {
+        // In a container every start has the same process id, so an older lock is our predecessor's.
+        return lock.time < *STARTED;
     }
     let pid = i32::try_from(lock.pid).ok().and_then(rustix::process::Pid::from_raw);
     // A number that is no process id says nothing, and "not permitted" says that the process exists.

@@ -56,7 +56,7 @@ impl Repository {
     pub fn verify(&self, snapshot: SnapshotFileId, verify: &Verify, progress: &Progress) -> Result<Verified> {
         let inner = &*self.inner;
         progress.check()?;
-        let _guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         inner.reread_written_indexes()?;
         inner.refresh_index()?;
         match inner.backend.drop_caches(FileKind::Snapshot, snapshot.0) {
@@ -84,6 +84,8 @@ impl Repository {
         packs.sort_unstable();
         packs.dedup();
         let read = read_packs(inner, &packs, progress)?;
+        // Without the lock, what was there at the start may have been pruned since.
+        guard.ensure()?;
         Ok(Verified {
             counts,
             packs_needed: needed.len() as u64,

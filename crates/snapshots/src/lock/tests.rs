@@ -75,6 +75,17 @@ fn p31_stale_locks_never_stop_anything() {
 }
 
 #[test]
+fn p31_the_lock_of_a_predecessor_with_our_process_id_is_stale() {
+    let repo = repo();
+    drop(acquire(&repo, LockMode::Shared).unwrap());
+    let own = LockFile { hostname: repo.inner.hostname.clone(), pid: i64::from(std::process::id()), ..foreign(true) };
+    write(&repo, &LockFile { time: *STARTED - SignedDuration::from_secs(1), ..own.clone() });
+    drop(acquire(&repo, LockMode::Shared).unwrap());
+    write(&repo, &own);
+    assert!(acquire(&repo, LockMode::Shared).is_err(), "another thread of ours works");
+}
+
+#[test]
 fn p31_an_unreadable_lock_counts_but_not_for_ever() {
     let repo = repo();
     let id = Id::of(b"half written");

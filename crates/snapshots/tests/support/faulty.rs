@@ -160,3 +160,57 @@ impl Backend for FaultyBackend {
         self.inner.drop_caches(kind, id)
     }
 }
+
+/// Calls a hook after each write.
+pub struct HookedBackend<F> {
+    inner: Arc<dyn Backend>,
+    hook: F,
+}
+
+impl<F> std::fmt::Debug for HookedBackend<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl<F: Fn(FileKind) + Send + Sync> HookedBackend<F> {
+    pub fn new(inner: Arc<dyn Backend>, hook: F) -> Arc<Self> {
+        Arc::new(Self { inner, hook })
+    }
+}
+
+impl<F: Fn(FileKind) + Send + Sync> Backend for HookedBackend<F> {
+    fn prepare(&self) -> Result<(), BackendError> {
+        self.inner.prepare()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list(kind)
+    }
+
+    fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        self.inner.read(kind, id)
+    }
+
+    fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        self.inner.read_range(kind, id, offset, len)
+    }
+
+    fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
+        self.inner.write(kind, id, data)?;
+        (self.hook)(kind);
+        Ok(())
+    }
+
+    fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.inner.remove(kind, id)
+    }
+
+    fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
+        self.inner.size(kind, id)
+    }
+
+    fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.inner.drop_caches(kind, id)
+    }
+}
