@@ -1,3 +1,192 @@
 //! The HTTP API: routes, wire types, problem+json, SSE. No SQL and no engines here.
+//!
+//! - `wire`: the JSON; `convert`: domain types into it and back;
+//! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
+//! - `pods`, `snapshots`, `operations`, `events`, `system`, `docs`: the routes.
+//!
+//! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
+//! route without a token all come from there.
 
 pub mod wire;
+
+mod action;
+mod auth;
+mod convert;
+mod docs;
+mod events;
+mod extract;
+mod operations;
+mod pods;
+mod problem;
+mod snapshots;
+mod system;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use tokio::sync::watch;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi as _;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use auth::Tokens;
+
+use crate::service::App;
+use problem::ApiError;
+
+/// Largest body of a request, in bytes.
+const BODY_MAX: usize = 1 << 20;
+/// The header that names a request.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What every handler gets.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The use cases.
+    pub app: App,
+    openapi: Arc<str>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl ApiState {
+    /// Whether the server is stopping: nothing waits any longer.
+    pub(crate) fn stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Waits until the server stops.
+    pub(crate) async fn stopped(&self) {
+        let mut stopping = self.stopping.clone();
+        if stopping.wait_for(|stop| *stop).await.is_err() {
+            // Nobody can ask for the stop any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "Perennial",
+        description = "Pods whose data outlives everything they run on.\n\nTimes are RFC 3339 UTC, sizes bytes as numbers \
+                       (requests also take \"512Mi\"), ids strings. Failures are application/problem+json with a stable \
+                       `code`. Every action on a pod answers with the pod and an operation to wait for.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    tags(
+        (name = "pods", description = "Pods and what can be asked of them."),
+        (name = "snapshots", description = "Point-in-time copies."),
+        (name = "operations", description = "Durable work."),
+        (name = "events", description = "The audit trail."),
+        (name = "system", description = "The installation."),
+    ),
+    security(("bearer" = [])),
+)]
+struct Document;
+
+/// Every route there is.
+fn routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(pods::create, pods::list))
+        .routes(routes!(pods::show, pods::patch, pods::delete))
+        .routes(routes!(pods::start))
+        .routes(routes!(pods::stop))
+        .routes(routes!(pods::pause))
+        .routes(routes!(pods::restart))
+        .routes(routes!(pods::reset))
+        .routes(routes!(pods::restore))
+        .routes(routes!(pods::archive))
+        .routes(routes!(pods::undelete))
+        .routes(routes!(pods::purge))
+        .routes(routes!(pods::status))
+        .routes(routes!(pods::volumes))
+        .routes(routes!(events::of_pod))
+        .routes(routes!(operations::list))
+        .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(operations::show))
+        .routes(routes!(operations::cancel))
+        .routes(routes!(events::list))
+        .routes(routes!(events::stream))
+        .routes(routes!(system::show))
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::readyz))
+        .routes(routes!(docs::openapi))
+        .routes(routes!(docs::docs))
+}
+
+/// The OpenAPI 3.1 document, as pretty JSON.
+#[must_use]
+pub fn openapi() -> String {
+    let (_, mut document) = routes().split_for_parts();
+    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+    document.components.get_or_insert_default().add_security_scheme("bearer", bearer);
+    let mut text = document.to_pretty_json().unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+/// Builds the router. Handlers that wait end when `stopping` becomes true.
+#[must_use]
+pub fn router(app: App, tokens: Tokens, stopping: watch::Receiver<bool>) -> Router {
+    let state = ApiState { app, openapi: openapi().into(), stopping };
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(state)
+        .layer(DefaultBodyLimit::max(BODY_MAX))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(tokens, auth::authenticate))
+        .layer(from_fn(identify))
+}
+
+async fn unknown_route() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "no-such-route", "there is no such route").hint("GET /openapi.json lists them")
+}
+
+async fn wrong_method() -> ApiError {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    ApiError::new(status, "method-not-allowed", "this route does not take that method")
+        .hint("GET /openapi.json lists them")
+}
+
+fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {
+    let text = cause.downcast_ref::<&str>().map(|t| (*t).to_owned());
+    let text = text.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_default();
+    tracing::error!(panic = %text, "a handler panicked");
+    problem::internal().into_response()
+}
+
+/// Names every request, and puts the name into its answer, its failures and its lines in the log.
+async fn identify(request: Request, next: Next) -> Response {
+    use tracing::Instrument as _;
+    let given = request.headers().get(&REQUEST_ID).and_then(|v| v.to_str().ok());
+    let good = |id: &&str| {
+        (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let id = match given.filter(good) {
+        Some(id) => id.to_owned(),
+        None => hex::encode(rand::random::<[u8; 8]>()),
+    };
+    // Paths hold ids, never secrets; queries are left out all the same.
+    let span = tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path());
+    let response = async {
+        let response = next.run(request).await;
+        tracing::debug!(status = response.status().as_u16(), "answered");
+        response
+    }
+    .instrument(span)
+    .await;
+    let mut response = problem::finish(response, &id);
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}

@@ -129,16 +129,24 @@ impl App {
         });
         match self.store.commit(change).await {
             Ok(()) => {}
-            // Written or not: the operation's row tells (law 5). A row that is not there yet may still come, so the
-            // caller is told to ask again.
-            Err(StoreError::OutcomeUnknown(source)) => match self.store.operation_fetch(outcome.operation.id).await {
-                Ok(Some(_)) => {}
-                _ => return Err(StoreError::OutcomeUnknown(source)),
-            },
+            // Written or not: the rows tell (law 5). What is not there yet may still come, so the caller is told to
+            // ask again.
+            Err(StoreError::OutcomeUnknown(source)) => {
+                if !self.was_written(&outcome).await {
+                    return Err(StoreError::OutcomeUnknown(source));
+                }
+            }
             Err(other) => return Err(other),
         }
         (self.waker)(outcome.pod.id);
         Ok(outcome)
+    }
+
+    async fn was_written(&self, outcome: &Outcome) -> bool {
+        let (operation, state) = (self.store.operation_fetch(outcome.operation.id).await, outcome.operation.state);
+        let ended = operation.ok().flatten().is_some_and(|o| !state.is_terminal() || o.state == state);
+        let pod = self.store.pod_fetch(outcome.pod.id).await;
+        ended && pod.ok().flatten().is_some_and(|p| p.version >= outcome.pod.version)
     }
 
     async fn operation_of(&self, id: OperationId) -> Result<Operation, StoreError> {

@@ -107,6 +107,17 @@ impl App {
         SnapshotId::from_parts(millis, random)
     }
 
+    /// Refuses everybody but administrators.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`].
+    pub fn require_admin(&self, caller: &Caller) -> Result<(), Error> {
+        match caller.scope {
+            Scope::Admin => Ok(()),
+            Scope::Tenant(_) => Err(Error::Forbidden { problem: "only administrators see this".to_owned() }),
+        }
+    }
+
     /// Reads a pod and its newest verified snapshot.
     ///
     /// # Errors

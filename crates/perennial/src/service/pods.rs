@@ -330,7 +330,8 @@ impl App {
     ///
     /// # Errors
     /// See [`verbs::cancel`].
-    pub async fn cancel(&self, caller: &Caller, id: OperationId) -> Result<Outcome, Error> {
+    pub async fn cancel(&self, request: Request<'_>, id: OperationId) -> Result<Outcome, Error> {
+        let caller = request.caller;
         for _ in 0..ATTEMPTS {
             let mut operation = self.operation(caller, id).await?;
             let (pod, latest) = self.pod(caller, operation.pod).await?;
@@ -356,13 +357,9 @@ impl App {
             };
             let stored = Pod { version: cancelled.pod.version + 1, ..cancelled.pod };
             let outcome = Outcome { pod: stored, latest, operation, snapshot: None };
-            match self.store.commit(change).await {
-                Ok(()) => {
-                    (self.waker)(outcome.pod.id);
-                    return Ok(outcome);
-                }
+            match self.write(request, change, outcome).await {
                 Err(StoreError::Stale) => {}
-                Err(other) => return Err(other.into()),
+                other => return Ok(other?),
             }
         }
         Err(StoreError::Stale.into())

@@ -213,13 +213,13 @@ pub struct AcceptRequest {
     pub confirm: Option<String>,
 }
 
-/// Confirms reset or purge.
+/// Confirms a reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConfirmRequest {
     /// The pod's name.
     pub confirm: String,
-    /// Exactly the paths that may be missing from the safety snapshot (reset only).
+    /// Exactly the paths that may be missing from the safety snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_loss: Option<Vec<String>>,
 }
@@ -235,4 +235,17 @@ pub struct RestoreRequest {
     /// Exactly the paths that may be missing from the safety snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_loss: Option<Vec<String>>,
+}
+
+/// Nothing more to say. The body may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// Confirms a purge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PurgeRequest {
+    /// The pod's name.
+    pub confirm: String,
 }

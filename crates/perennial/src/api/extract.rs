@@ -1,0 +1,169 @@
+//! Reading requests: bodies, paths, queries. Whatever is wrong is refused by name.
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use perennial_core::Error;
+use serde::de::DeserializeOwned;
+
+use super::problem::ApiError;
+use crate::store::Page;
+
+/// Items of a page when the request does not say.
+const LIMIT_DEFAULT: u32 = 100;
+/// Most items of a page.
+const LIMIT_MAX: u32 = 1000;
+
+/// A JSON body and its bytes; an empty one is `{}`.
+#[derive(Debug)]
+pub struct Json<T> {
+    /// What it says.
+    pub value: T,
+    /// What was sent, for the hash of an idempotent request.
+    pub bytes: Bytes,
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let json = is_json(request.headers());
+        let bytes = Bytes::from_request(request, state).await.map_err(|e| unreadable(&e))?;
+        if !bytes.is_empty() && !json {
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err(ApiError::new(status, "not-json", "the body is not declared as JSON")
+                .hint("send Content-Type: application/json"));
+        }
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        Ok(Self { value: parse(text)?, bytes })
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else { return false };
+    let essence = value.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn unreadable(rejection: &BytesRejection) -> ApiError {
+    let status = rejection.status();
+    if status == StatusCode::PAYLOAD_TOO_LARGE {
+        return ApiError::new(status, "body-too-large", "the body is too large").hint("send at most 1 MiB");
+    }
+    ApiError::new(StatusCode::BAD_REQUEST, "unreadable-body", "the body could not be read")
+}
+
+/// Reads JSON and names the field of whatever is wrong.
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if inner.is_data() { field_error(&path, &inner.to_string()) } else { malformed(&inner) }
+    })?;
+    deserializer.end().map_err(|error| malformed(&error))?;
+    Ok(value)
+}
+
+fn malformed(error: &serde_json::Error) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "malformed-json", format!("the body is not JSON: {error}"))
+}
+
+/// Turns serde's message into field, problem and hint.
+fn field_error(path: &str, message: &str) -> ApiError {
+    let message = message.split(" at line ").next().unwrap_or(message);
+    let below = |name: &str| if path == "." { name.to_owned() } else { format!("{path}.{name}") };
+    let quoted = |prefix: &str| message.strip_prefix(prefix)?.split('`').next().map(ToOwned::to_owned);
+    if let Some(name) = quoted("unknown field `") {
+        let known = message.split_once(", ").map(|(_, known)| known.replace('`', "")).unwrap_or_default();
+        // The path already ends with the field that was not expected.
+        let field = if path == name || path.ends_with(&format!(".{name}")) { path.to_owned() } else { below(&name) };
+        let hint = fixed_field_hint(&name).map_or(known, ToOwned::to_owned);
+        return Error::invalid(field, "is not a known field", hint).into();
+    }
+    if let Some(name) = quoted("missing field `") {
+        return Error::invalid(below(&name), "is missing", "").into();
+    }
+    let field = if path == "." { "body" } else { path };
+    Error::invalid(field, message, "").into()
+}
+
+/// Fields that exist when a pod is made and cannot be changed later.
+fn fixed_field_hint(name: &str) -> Option<&'static str> {
+    match name {
+        "image" | "volumes" | "backend" => Some("it is fixed while the pod has data: create another pod"),
+        "name" | "tenant" => Some("it is fixed when the pod is made"),
+        _ => None,
+    }
+}
+
+/// The id in the path; one that cannot be an id is as good as unknown.
+#[derive(Debug, Clone, Copy)]
+pub struct Id<T>(pub T);
+
+impl<T: std::str::FromStr, S: Send + Sync> FromRequestParts<S> for Id<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let missing = |what: &str| ApiError::from(Error::not_found(what));
+        let path: Result<Path<String>, PathRejection> = Path::from_request_parts(parts, state).await;
+        let Path(text) = path.map_err(|_| missing("that"))?;
+        let shown: String = text.chars().take(40).collect();
+        text.parse().map(Self).map_err(|_| missing(&format!("{shown:?}")))
+    }
+}
+
+/// A query string; unknown parameters are refused by name.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match axum::extract::Query::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(rejection) => {
+                let text = rejection.body_text();
+                let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+                let (path, message) = text.split_once(": ").unwrap_or((".", text));
+                Err(if text.starts_with("unknown field") || text.starts_with("missing field") {
+                    field_error(".", text)
+                } else {
+                    field_error(path, message)
+                })
+            }
+        }
+    }
+}
+
+/// Checks `limit` and takes one item more than asked, so that it is known whether there is a next page.
+pub fn page(after: Option<String>, limit: Option<u32>) -> Result<(Page, usize), ApiError> {
+    let limit = limit.unwrap_or(LIMIT_DEFAULT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(Error::invalid("limit", format!("{limit} is out of range"), format!("use 1 to {LIMIT_MAX}")).into());
+    }
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    Ok((Page { after, limit: limit + 1 }, wanted))
+}
+
+/// Checks that a cursor is an id of this kind.
+pub fn cursor<T: std::str::FromStr>(after: Option<String>) -> Result<Option<String>, ApiError> {
+    match &after {
+        Some(text) if text.parse::<T>().is_err() => {
+            Err(Error::invalid("after", "is not a cursor of this list", "pass the `next` of the page before").into())
+        }
+        _ => Ok(after),
+    }
+}
+
+/// Cuts the extra item off; returns the cursor of the next page.
+pub fn cut<T>(items: &mut Vec<T>, wanted: usize, cursor: impl Fn(&T) -> String) -> Option<String> {
+    if items.len() <= wanted {
+        return None;
+    }
+    items.truncate(wanted);
+    items.last().map(cursor)
+}
