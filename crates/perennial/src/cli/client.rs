@@ -156,10 +156,8 @@ impl Client {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Versioned<T>, Failure> {
-        let request = self.http.get(self.url(path)?).query(query);
-        let response = self.send(request).await?;
-        let etag = response.headers().get(ETAG).cloned();
-        Ok(Versioned { value: self.body(response).await?, etag })
+        let answer = self.send(self.http.get(self.url(path)?).query(query)).await?;
+        Ok(Versioned { etag: answer.headers.get(ETAG).cloned(), value: answer.parse()? })
     }
 
     /// Asks for all pages of a list.
@@ -233,8 +231,7 @@ impl Client {
             Some(body) => request.json(body),
             None => request,
         };
-        let response = self.send(request).await?;
-        self.body(response).await
+        self.send(request).await?.parse()
     }
 
     /// Opens the stream of events after `last`.
@@ -245,20 +242,26 @@ impl Client {
             request = request.header("Last-Event-ID", last.to_string());
         }
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        self.checked(response).await
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        Err(self.refused(status, &bytes))
     }
 
-    /// Sends a request, again when the connection broke after it was made.
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
-        let mut sent_before = 0;
+    /// Sends a request and reads the answer, again when the connection broke after it was made.
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
+        let mut repeats = 0;
         loop {
             let attempt = request
                 .try_clone()
                 .ok_or_else(|| Failure::internal("repeat a request whose body cannot be repeated"))?;
-            match attempt.send().await {
-                Ok(response) => return self.checked(response).await,
-                Err(error) if sent_before < REPEATS && (sent_before > 0 || !error.is_connect()) => {
-                    sent_before += 1;
+            match receive(attempt).await {
+                Ok(answer) if answer.status.is_success() => return Ok(answer),
+                Ok(answer) => return Err(self.refused(answer.status, &answer.bytes)),
+                Err(error) if repeats < REPEATS && (repeats > 0 || !error.is_connect()) => {
+                    repeats += 1;
                     tokio::time::sleep(self.pause).await;
                 }
                 Err(error) => return Err(self.unreachable(&error)),
@@ -266,16 +269,11 @@ impl Client {
         }
     }
 
-    /// Passes good answers on and turns the others into failures.
-    async fn checked(&self, response: Response) -> Result<Response, Failure> {
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
-        match serde_json::from_slice::<Problem>(&bytes) {
-            Ok(problem) => Err(problem.into()),
-            Err(_) => Err(self.foreign(status)),
+    /// Turns an answer that is not good into a failure.
+    fn refused(&self, status: StatusCode, bytes: &[u8]) -> Failure {
+        match serde_json::from_slice::<Problem>(bytes) {
+            Ok(problem) => problem.into(),
+            Err(_) => self.foreign(status),
         }
     }
 
@@ -294,18 +292,6 @@ impl Client {
         )
     }
 
-    async fn body<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
-        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
-        let mut json = serde_json::Deserializer::from_slice(&bytes);
-        serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            Failure::new(
-                Exit::Failed,
-                format!("the server's answer is not understood: {error}"),
-                "this client and the server may be of different versions: perennial doctor compares them",
-            )
-        })
-    }
-
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let (what, hint) = if error.is_connect() {
             ("cannot connect to", "is the server running? start it with: perennial serve")
@@ -316,6 +302,34 @@ impl Client {
         };
         Failure::new(Exit::Unavailable, format!("{what} {}: {}", self.base, causes(error)), hint)
     }
+}
+
+/// An answer that was read to its end.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    bytes: Vec<u8>,
+}
+
+impl Answer {
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        // Actions that answer nothing are read as null.
+        let bytes = if self.bytes.is_empty() { b"null" } else { self.bytes.as_slice() };
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            Failure::new(
+                Exit::Failed,
+                format!("the server's answer is not understood: {error}"),
+                "this client and the server may be of different versions: perennial doctor compares them",
+            )
+        })
+    }
+}
+
+async fn receive(request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let response = request.send().await?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    Ok(Answer { status, headers, bytes: response.bytes().await?.to_vec() })
 }
 
 /// The innermost cause: reqwest's own words repeat the address and say little else.
