@@ -45,7 +45,7 @@ use crate::config::ServeArgs;
 pub use args::{ClientCommand, Connection, Output};
 pub use failure::{Exit, Failure};
 pub use out::Out;
-pub use session::Session;
+pub use session::{Interrupt, Session};
 
 /// What `--help` says at its end.
 const AFTER_HELP: &str = "\

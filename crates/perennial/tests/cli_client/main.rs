@@ -1,0 +1,11 @@
+//! The command line against a scripted server: what is printed, what is sent, what the exit code is.
+//!
+//! The commands run in this process with their streams, clock and Ctrl-C passed in; the server is a real one on the
+//! loopback that answers from a script and remembers what it was asked.
+
+mod act;
+mod confirm;
+mod exits;
+mod fake;
+mod follow;
+mod show;
