@@ -5,8 +5,9 @@
 //! minutes. A lock is stale, and removed by whoever finds it, when it was not renewed for thirty minutes or when its
 //! process on this host is gone; so a crash never stops work for longer than that (P31).
 
+use std::collections::HashSet;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -112,9 +113,18 @@ impl Drop for LockGuard {
     }
 }
 
+/// The lock files that guards of this process stand for. A file of ours that is not among them was left behind by a
+/// removal that failed, and holds nobody's work up (incident P31).
+static HELD: LazyLock<Mutex<HashSet<Id>>> = LazyLock::new(Mutex::default);
+
+fn held() -> MutexGuard<'static, HashSet<Id>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn remove_lock(inner: &Inner, id: Id) {
+    held().remove(&id);
     if let Err(error) = inner.backend.remove(FileKind::Lock, id) {
-        // It becomes stale by itself: our process ends one day, and nobody renews it.
+        // It is stale already: whoever meets it next removes it.
         tracing::warn!(error = &error as &dyn std::error::Error, "remove repository lock");
     }
 }
@@ -130,20 +140,23 @@ fn write_lock(inner: &Inner, mode: LockMode) -> Result<(Id, Timestamp)> {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
     };
+    // Known before anybody can see it: written and noted in one go.
+    let mut held = held();
     let id = inner.save_json(FileKind::Lock, &lock)?;
+    held.insert(id);
     Ok((id, now))
 }
 
 /// New file first, then the old one goes: there is no moment without a lock.
-fn refresh(inner: &Inner, mode: LockMode, held: &Mutex<Held>) -> Result<()> {
-    let old = held.lock().unwrap_or_else(PoisonError::into_inner).id;
+fn refresh(inner: &Inner, mode: LockMode, mine: &Mutex<Held>) -> Result<()> {
+    let old = mine.lock().unwrap_or_else(PoisonError::into_inner).id;
     if inner.backend.size(FileKind::Lock, old)?.is_none() {
         // Somebody removed it and may rely on that; writing a new one would hide it from `ensure`.
         return Err(Error::LockLost);
     }
     let (id, refreshed) = write_lock(inner, mode)?;
-    *held.lock().unwrap_or_else(PoisonError::into_inner) = Held { id, refreshed };
-    inner.backend.remove(FileKind::Lock, old)?;
+    *mine.lock().unwrap_or_else(PoisonError::into_inner) = Held { id, refreshed };
+    remove_lock(inner, old);
     Ok(())
 }
 
@@ -167,7 +180,7 @@ fn refuse_conflicts(inner: &Inner, mode: LockMode, own: Option<Id>) -> Result<()
                 continue;
             }
         };
-        if is_stale(inner, &lock) {
+        if is_stale(inner, info.id, &lock) {
             tracing::info!(lock = %info.id, host = lock.hostname, pid = lock.pid, "remove stale repository lock");
             inner.backend.remove(FileKind::Lock, info.id)?;
         } else if lock.exclusive || mode == LockMode::Exclusive {
@@ -193,7 +206,7 @@ fn refuse_unreadable(inner: &Inner, id: Id) -> Result<()> {
     Err(Error::Locked { by: format!("an unreadable lock file {id}"), since })
 }
 
-fn is_stale(inner: &Inner, lock: &LockFile) -> bool {
+fn is_stale(inner: &Inner, id: Id, lock: &LockFile) -> bool {
     if Timestamp::now().duration_since(lock.time) > STALE_AFTER {
         return true;
     }
@@ -202,7 +215,7 @@ fn is_stale(inner: &Inner, lock: &LockFile) -> bool {
     }
     if lock.pid == i64::from(std::process::id()) {
         // In a container every start has the same process id, so an older lock is our predecessor's.
-        return lock.time < *STARTED;
+        return lock.time < *STARTED || !held().contains(&id);
     }
     let pid = i32::try_from(lock.pid).ok().and_then(rustix::process::Pid::from_raw);
     // A number that is no process id says nothing, and "not permitted" says that the process exists.

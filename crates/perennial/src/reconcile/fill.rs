@@ -1,6 +1,7 @@
 //! Filling a new volume set from its origin.
 
-use perennial_core::engine::{Fill, SetAccess, VolumePath};
+use perennial_core::engine::{Fill, Presence, SetAccess, VolumePath};
+use perennial_core::permit::DeletePermit;
 use perennial_core::plan;
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
@@ -25,6 +26,7 @@ impl Reconciler {
         self.ensure_image(view, progress).await?;
         let set = view.pod.set(number).ok_or_else(unknown_set)?.clone();
         let spec = set_spec(&view.pod, &set);
+        self.clear_earlier_try(view, &set).await?;
         match set.origin {
             Origin::Image => {
                 self.engine.set_prepare(&spec, Fill::Image).await?;
@@ -47,6 +49,17 @@ impl Reconciler {
         self.engine.set_complete(&spec).await?;
         let layer = plan::layer_of(&view.snapshots, set.origin);
         self.record(view, Record::SetCompleted { set: number, layer }).await
+    }
+
+    /// Removes what an earlier try of the same set left, even one that was finished and not recorded.
+    async fn clear_earlier_try(&self, view: &View, set: &VolumeSet) -> Result<(), StepError> {
+        if view.observed.set(set.number).is_none_or(|s| s.presence == Presence::Absent) {
+            return Ok(());
+        }
+        let permit = DeletePermit::never_started_set(&view.pod, set.number, &view.observed)
+            .map_err(|denied| retry("set-in-use", format!("set {} cannot be made again: {denied}", set.number)))?;
+        self.engine.set_delete(&set_spec(&view.pod, set), &permit).await?;
+        Ok(())
     }
 
     /// Looks whether the snapshot is there before anything is made for it.

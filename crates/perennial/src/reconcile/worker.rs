@@ -88,6 +88,8 @@ pub(super) struct View {
     pub(super) observed: ObservedPod,
     pub(super) snapshots: Vec<Snapshot>,
     pub(super) lease: Option<Lease>,
+    /// Whether the recorded retry counter is out of date and has to be written.
+    retry_cleared: bool,
 }
 
 impl View {
@@ -147,7 +149,13 @@ impl Reconciler {
 
     async fn step(&self, pod: Pod) -> Result<Passed, StepError> {
         let mut view = self.look(pod).await?;
-        let plan = self.plan(&view);
+        let mut plan = self.plan(&view);
+        if matches!(plan.next, Next::Settled { .. }) && view.pod.retry != Retry::default() {
+            // What failed was done all the same, or is no longer wanted: nothing is being retried.
+            view.pod.retry = Retry::default();
+            view.retry_cleared = true;
+            plan = self.plan(&view);
+        }
         match &plan.next {
             Next::Settled { wake } => {
                 self.show(&mut view, &plan).await?;
@@ -178,7 +186,7 @@ impl Reconciler {
         for id in plan::referenced_snapshots(&pod) {
             snapshots.extend(self.store.snapshot_fetch(id).await?);
         }
-        Ok(View { pod, observed, snapshots, lease: None })
+        Ok(View { pod, observed, snapshots, lease: None, retry_cleared: false })
     }
 
     pub(super) fn plan(&self, view: &View) -> Plan {
@@ -204,6 +212,8 @@ impl Reconciler {
             record::apply(&mut pod, &Record::DataSeen, now);
             changed = true;
         }
+        // The retry counter was cleared in memory; its condition goes with it.
+        changed |= view.retry_cleared;
         if changed {
             let change = Change { pod: Some(pod.clone()), lease: view.lease.clone(), ..Change::default() };
             self.store.commit(change).await?;
@@ -359,7 +369,8 @@ impl Reconciler {
         let Some(pod) = self.store.pod_fetch(id).await? else { return Ok(Passed::Gone) };
         tracing::warn!(pod = %id, code = found.code, problem = found.message, tries = pod.retry.count + 1, "a step failed");
         let lease = self.memory().leases.get(&id).map(|(lease, _)| lease.clone());
-        let mut view = View { pod, observed: ObservedPod::default(), snapshots: Vec::new(), lease };
+        let mut view =
+            View { pod, observed: ObservedPod::default(), snapshots: Vec::new(), lease, retry_cleared: false };
         let lasting = failure == Failure::Lasting || gives_up(&view.pod, &found);
         if lasting && let Some(end) = plan::failure_of(&view.pod, &found) {
             if let Ok(looked) = self.look(view.pod.clone()).await {

@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "every test binary uses its own part of the world")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+pub mod taps;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,266 @@
+//! The crash sweep: for every engine call, commit and repository access of a scenario, the server is killed before it,
+//! killed after it, refused, or robbed of its answer. Whatever happens, everything converges and no byte is lost.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use perennial::service::Outcome;
+use perennial_core::Error;
+use perennial_core::engine::{Engine, Owned};
+use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::pod::Phase;
+use perennial_core::snapshot::SnapshotState;
+use perennial_core::spec::Backend;
+use world::taps::{Blow, Striker};
+use world::{Server, World, files, small_spec};
+
+const BLOWS: [Blow; 4] = [Blow::KillBefore, Blow::KillAfter, Blow::FailBefore, Blow::LoseAnswer];
+
+/// What is asked for, after a running pod with data and one snapshot was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scenario {
+    Create,
+    Pause,
+    Stop,
+    StartAfterPause,
+    StartAfterStop,
+    Restart,
+    Snapshot,
+    Reset,
+    Restore,
+    Delete,
+    Purge,
+}
+
+/// What the world looked like before the scenario.
+struct Before {
+    pod: Option<PodId>,
+    snapshot: Option<SnapshotId>,
+    at_snapshot: BTreeMap<String, Vec<u8>>,
+    bytes: BTreeMap<String, Vec<u8>>,
+}
+
+async fn prepare(world: &World, scenario: Scenario, backend: Backend) -> Before {
+    let server = world.server().await;
+    if scenario == Scenario::Create {
+        return Before { pod: None, snapshot: None, at_snapshot: BTreeMap::new(), bytes: BTreeMap::new() };
+    }
+    let pod = server.running("dev", small_spec(backend)).await;
+    world.engine.write(pod, "/srv/kept", "1").unwrap();
+    world.engine.write(pod, "/tools/layer", "1").unwrap();
+    let at_snapshot = files(world, pod);
+    server.succeed(server.snapshot(pod).await).await;
+    let snapshot = server.snapshots(pod).await.pop().map(|s| s.id);
+    world.engine.write(pod, "/srv/later", "2").unwrap();
+    world.engine.write(pod, "/tools/later", "2").unwrap();
+    world.engine.remove(pod, "/srv/kept").unwrap();
+    let bytes = files(world, pod);
+    match scenario {
+        Scenario::StartAfterPause => server.succeed(server.pause(pod).await).await,
+        Scenario::StartAfterStop => server.succeed(server.stop(pod).await).await,
+        _ => {}
+    }
+    Before { pod: Some(pod), snapshot, at_snapshot, bytes }
+}
+
+async fn ask(server: &Server, scenario: Scenario, before: &Before, backend: Backend) -> Result<Outcome, Error> {
+    let Some(pod) = before.pod else { return server.create("dev", small_spec(backend)).await };
+    match scenario {
+        Scenario::Create => unreachable!("it has no pod yet"),
+        Scenario::Pause => server.pause(pod).await,
+        Scenario::Stop => server.stop(pod).await,
+        Scenario::StartAfterPause | Scenario::StartAfterStop => server.start(pod).await,
+        Scenario::Restart => server.restart(pod).await,
+        Scenario::Snapshot => server.snapshot(pod).await,
+        Scenario::Reset => server.reset(pod).await,
+        Scenario::Restore => server.restore(pod, before.snapshot.unwrap()).await,
+        Scenario::Delete => server.delete(pod).await,
+        Scenario::Purge => server.purge(pod).await,
+    }
+}
+
+/// Asks and works until everything rests or the server is dead.
+async fn live(server: &Server, striker: &Striker, scenario: Scenario, before: &Before, backend: Backend) {
+    let life = async {
+        if let Ok(outcome) = ask(server, scenario, before, backend).await {
+            server.settle(outcome.pod.id).await;
+        }
+    };
+    tokio::select! {
+        () = life => {}
+        () = striker.death() => {}
+    }
+}
+
+/// A new server on what is left: it has to bring everything to where it was asked to go.
+async fn converge(world: &World, scenario: Scenario, before: &Before, backend: Backend) -> Result<(), String> {
+    let server = world.server().await;
+    let known = server.app.store.pod_ids().await.unwrap();
+    for pod in &known {
+        server.settle(*pod).await;
+    }
+    let pod = match before.pod.or_else(|| known.first().copied()) {
+        Some(pod) => pod,
+        // The request itself was lost: nobody was told that it was accepted, so it is asked again.
+        None => {
+            let outcome = ask(&server, scenario, before, backend).await.map_err(|e| e.to_string())?;
+            server.settle(outcome.pod.id).await;
+            outcome.pod.id
+        }
+    };
+    let asked = match server.app.store.pod_fetch(pod).await.unwrap() {
+        None => scenario == Scenario::Purge,
+        Some(_) => server
+            .app
+            .store
+            .operation_list(pod, &perennial::store::Page { after: None, limit: 1 })
+            .await
+            .unwrap()
+            .first()
+            .is_some_and(|o| o.kind.as_str() == kind_of(scenario)),
+    };
+    if !asked && scenario != Scenario::Create {
+        let outcome = ask(&server, scenario, before, backend).await.map_err(|e| e.to_string())?;
+        server.settle(outcome.pod.id).await;
+    }
+    check(world, &server, scenario, before, pod).await
+}
+
+fn kind_of(scenario: Scenario) -> &'static str {
+    match scenario {
+        Scenario::Create => "create",
+        Scenario::Pause => "pause",
+        Scenario::Stop => "stop",
+        Scenario::StartAfterPause | Scenario::StartAfterStop => "start",
+        Scenario::Restart => "restart",
+        Scenario::Snapshot => "snapshot",
+        Scenario::Reset => "reset",
+        Scenario::Restore => "restore",
+        Scenario::Delete => "delete",
+        Scenario::Purge => "purge",
+    }
+}
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+
+/// Bytes equal, no orphan, every operation terminal, no law broken.
+async fn check(world: &World, server: &Server, scenario: Scenario, before: &Before, pod: PodId) -> Result<(), String> {
+    let violations = world.engine.violations();
+    ensure!(violations.is_empty(), "violations: {violations:?}");
+    let unfinished = server.app.store.operations_unfinished(pod).await.unwrap();
+    ensure!(unfinished.is_empty(), "unfinished: {unfinished:?}");
+    let owned = world.engine.list_owned().await.unwrap();
+    if scenario == Scenario::Purge {
+        ensure!(owned.is_empty(), "left after the purge: {owned:?}");
+        ensure!(server.app.store.pod_fetch(pod).await.unwrap().is_none(), "the purged pod is still there");
+        return Ok(());
+    }
+    let record = server.pod(pod).await;
+    let phase = match scenario {
+        Scenario::Pause => Phase::Paused,
+        Scenario::Stop => Phase::Stopped,
+        Scenario::Delete => Phase::Deleted,
+        _ => Phase::Running,
+    };
+    ensure!(record.phase == phase, "phase {:?} instead of {phase:?}: {record:?}", record.phase);
+    for thing in &owned {
+        let known = match thing {
+            Owned::Container { id, .. } => record.container.as_ref().is_some_and(|c| &c.id == id),
+            Owned::Set { number, .. } => record.current == Some(*number),
+        };
+        ensure!(known, "orphan {thing:?}: {record:?}");
+    }
+    if matches!(scenario, Scenario::Stop | Scenario::Delete) {
+        ensure!(owned.is_empty(), "left on the host: {owned:?}");
+        server.succeed(if scenario == Scenario::Delete { server.undelete(pod).await } else { server.start(pod).await }).await;
+    }
+    if matches!(scenario, Scenario::Pause | Scenario::Delete) {
+        server.succeed(server.start(pod).await).await;
+    }
+    let now = files(world, pod);
+    let expected = match scenario {
+        Scenario::Create => now.clone(),
+        Scenario::Restore => before.at_snapshot.clone(),
+        Scenario::Reset => {
+            let kept = now.keys().any(|k| k.starts_with("/srv/later") || k.starts_with("/tools"));
+            ensure!(!kept, "the reset kept {now:?}");
+            let safety = server.snapshots(pod).await.into_iter().find(|s| s.state == SnapshotState::Verified).unwrap();
+            server.succeed(server.restore(pod, safety.id).await).await;
+            before.bytes.clone()
+        }
+        _ => before.bytes.clone(),
+    };
+    let now = files(world, pod);
+    ensure!(now == expected, "bytes differ: {:?} instead of {:?}", now.keys(), expected.keys());
+    let pending = server.snapshots(pod).await.into_iter().find(|s| s.state == SnapshotState::Pending);
+    ensure!(pending.is_none(), "a snapshot is pending for ever: {pending:?}");
+    Ok(())
+}
+
+async fn sweep(scenario: Scenario, backend: Backend) {
+    let count = {
+        let world = World::new(1);
+        let before = prepare(&world, scenario, backend).await;
+        let striker = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
+        let server = world.server_with(Arc::clone(&striker) as _).await;
+        live(&server, &striker, scenario, &before, backend).await;
+        converge(&world, scenario, &before, backend).await.unwrap();
+        striker.passed().len()
+    };
+    let mut violations = Vec::new();
+    for at in 0..count {
+        for blow in BLOWS {
+            let world = World::new(1);
+            let before = prepare(&world, scenario, backend).await;
+            let striker = Arc::new(Striker::new(blow, at));
+            let server = world.server_with(Arc::clone(&striker) as _).await;
+            live(&server, &striker, scenario, &before, backend).await;
+            drop(server);
+            if let Err(violation) = converge(&world, scenario, &before, backend).await {
+                let site = striker.passed().get(at).cloned().unwrap_or_default();
+                violations.push(format!("{blow:?} at {at} ({site}): {violation}"));
+            }
+        }
+    }
+    println!("{scenario:?} on {backend:?}: {} points swept, {} violations", count * BLOWS.len(), violations.len());
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+macro_rules! sweeps {
+    ($($name:ident: $scenario:ident on $backend:ident;)+) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                sweep(Scenario::$scenario, Backend::$backend).await;
+            }
+        )+
+    };
+}
+
+sweeps! {
+    sim_sweep_create: Create on Overlay;
+    sim_sweep_pause: Pause on Overlay;
+    sim_sweep_stop: Stop on Overlay;
+    sim_sweep_start_after_pause: StartAfterPause on Overlay;
+    sim_sweep_start_after_stop: StartAfterStop on Overlay;
+    sim_sweep_restart: Restart on Overlay;
+    sim_sweep_snapshot: Snapshot on Overlay;
+    sim_sweep_reset: Reset on Overlay;
+    sim_sweep_restore: Restore on Overlay;
+    sim_sweep_delete: Delete on Overlay;
+    sim_sweep_purge: Purge on Overlay;
+    sim_sweep_stop_on_engine_volumes: Stop on Engine;
+    sim_sweep_start_on_engine_volumes: StartAfterStop on Engine;
+    sim_sweep_restore_on_engine_volumes: Restore on Engine;
+}
+
