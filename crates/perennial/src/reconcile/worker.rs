@@ -89,7 +89,7 @@ pub(super) struct View {
     pub(super) snapshots: Vec<Snapshot>,
     pub(super) lease: Option<Lease>,
     /// Whether the recorded retry counter is out of date and has to be written.
-    retry_cleared: bool,
+    pub(super) retry_cleared: bool,
 }
 
 impl View {
