@@ -1,6 +1,6 @@
 //! Requests to the API: tokens, retries, idempotency keys, pages, problems.
 //!
-//! A POST carries a random `Idempotency-Key`, so a connection that breaks after the request was sent is repeated
+//! A POST or DELETE carries a random `Idempotency-Key`, so a connection that breaks after the request was sent is repeated
 //! without doing anything twice. A server that cannot be reached at all is reported at once: nothing was sent, and a
 //! person who forgot to start it should not wait.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_MATCH};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -194,9 +194,7 @@ impl Client {
 
     /// Asks for something to be done, once, however often it has to be sent.
     pub async fn post<T: DeserializeOwned>(&self, path: &[&str], body: Option<&impl Serialize>) -> Result<T, Failure> {
-        let request =
-            self.http.post(self.url(path)?).header("Idempotency-Key", hex::encode(rand::random::<[u8; 16]>()));
-        self.act(request, body).await
+        self.act(once(self.http.post(self.url(path)?)), body).await
     }
 
     /// Asks for something to be deleted, once, however often it has to be sent.
@@ -205,7 +203,7 @@ impl Client {
         path: &[&str],
         body: Option<&impl Serialize>,
     ) -> Result<T, Failure> {
-        self.act(self.http.request(Method::DELETE, self.url(path)?), body).await
+        self.act(once(self.http.delete(self.url(path)?)), body).await
     }
 
     /// Changes something that still is as it was read.
@@ -302,6 +300,11 @@ impl Client {
         };
         Failure::new(Exit::Unavailable, format!("{what} {}: {}", self.base, causes(error)), hint)
     }
+}
+
+/// Makes a request repeatable: the server does it once, however often it arrives.
+fn once(request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    request.header("Idempotency-Key", hex::encode(rand::random::<[u8; 16]>()))
 }
 
 /// An answer that was read to its end.

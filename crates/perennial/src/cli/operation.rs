@@ -1,10 +1,18 @@
 //! `perennial op …`.
 
+use serde::Deserialize;
+
 use super::args::{OpCommand, WaitArgs};
 use super::failure::Failure;
 use super::session::Context;
 use super::{Output, snapshot, view, wait};
 use crate::api::wire::Operation;
+
+/// The answer to a cancellation: an operation beside its pod or its snapshot, which do not matter here.
+#[derive(Deserialize)]
+struct Cancelled {
+    operation: Operation,
+}
 
 /// Runs a command on operations.
 pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Failure> {
@@ -32,8 +40,8 @@ pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Fa
             failed
         }
         OpCommand::Cancel { operation } => {
-            let operation: Operation = context.client.post(&["operations", &operation, "cancel"], None::<&()>).await?;
-            context.show(&operation, view::operation)
+            let cancelled: Cancelled = context.client.post(&["operations", &operation, "cancel"], None::<&()>).await?;
+            context.show(&cancelled.operation, view::operation)
         }
     }
 }

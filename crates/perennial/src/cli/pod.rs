@@ -14,7 +14,7 @@ use super::view;
 use super::wait;
 use crate::api::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, Operation, OperationKind, OperationState, Pod, PodOperation, PodStatus,
-    PodVolume, PrivilegeEscalation, Resources, RestoreRequest, Snapshot, SnapshotState, VolumeState,
+    PodVolume, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotState, VolumeState,
 };
 
 /// No body at all.
@@ -229,7 +229,7 @@ async fn purge(context: &mut Context<'_>, args: PurgeArgs) -> Result<(), Failure
             return Ok(());
         }
     }
-    let body = ConfirmRequest { confirm: pod.name.clone(), accept_loss: None };
+    let body = PurgeRequest { confirm: pod.name.clone() };
     let answer = context.client.post(&["pods", &pod.id, "purge"], Some(&body)).await?;
     follow(context, answer, args.wait).await
 }

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
 
 use super::args::Limits;
 use super::client::Versioned;
@@ -107,19 +106,11 @@ pub enum Field {
     PrivilegeEscalation,
 }
 
-/// A pod, alone or beside the operation that every action answers with.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Changed {
-    Beside { pod: Box<Pod> },
-    Alone(Box<Pod>),
-}
-
 /// Runs `pod set`.
 pub async fn run(context: &mut Context<'_>, args: SetArgs) -> Result<(), Failure> {
     let found = target::pod(&context.client, &args.pod, Among::Living).await?;
     let mut merges = 0;
-    let changed = loop {
+    let pod: Pod = loop {
         let Versioned { value: pod, etag } = context.client.get_versioned::<Pod>(&["pods", &found.id], &[]).await?;
         let patch = args.patch(&pod);
         if patch == PatchPod::default() {
@@ -136,9 +127,6 @@ pub async fn run(context: &mut Context<'_>, args: SetArgs) -> Result<(), Failure
             }
             result => break result?,
         }
-    };
-    let pod = match changed {
-        Changed::Beside { pod } | Changed::Alone(pod) => *pod,
     };
     context.show(&pod, |pod, _, _| {
         let mut text = format!("pod {} is changed (specification {})", clean(&pod.name), pod.spec_generation);

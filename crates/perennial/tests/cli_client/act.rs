@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use perennial::api::wire::{
-    List, OperationKind, OperationState, PatchPod, Problem, SnapshotKind, SnapshotOperation, SnapshotState,
+    List, OperationKind, OperationState, PatchPod, PodOperation, Problem, SnapshotKind, SnapshotOperation,
+    SnapshotState,
 };
 use perennial::cli::{Exit, Interrupt};
 use serde_json::json;
@@ -115,8 +116,6 @@ async fn an_id_is_taken_as_it_is_and_a_name_that_looks_like_one_is_found() {
     assert_eq!(fake.run(&["pod", "start", POD]).await.exit, Exit::Done);
     assert!(fake.asked_for("GET /api/v1/pods?").is_empty());
 
-    let fake = with_action(&post, OperationKind::Start, &pod("dev"));
-    fake.reply("GET /api/v1/pods", []);
     let named_like_an_id = Fake::default();
     named_like_an_id
         .pods(&[pod(OTHER)])
@@ -141,7 +140,6 @@ async fn no_wait_returns_what_was_recorded() {
 
 #[tokio::test]
 async fn a_failed_operation_is_told_and_its_json_is_printed() {
-    let fake = with_action(&format!("POST /api/v1/pods/{POD}/stop"), OperationKind::Stop, &pod("dev"));
     let failing = Fake::default();
     failing
         .pods(&[pod("dev")])
@@ -158,7 +156,6 @@ async fn a_failed_operation_is_told_and_its_json_is_printed() {
     let ran = failing.run(&["pod", "stop", "dev", "-o", "json"]).await;
     assert_eq!(ran.exit, Exit::Failed);
     assert_eq!(ran.json()["operation"]["error"]["code"], "repository-full");
-    drop(fake);
 }
 
 #[tokio::test]
@@ -281,6 +278,7 @@ async fn a_deleted_pod_says_until_when_it_can_come_back() {
         )
     );
     assert_eq!(fake.asked_for("DELETE")[0].body, None);
+    assert_eq!(fake.asked_for("DELETE")[0].headers["idempotency-key"].len(), 32);
 }
 
 #[tokio::test]
@@ -369,10 +367,11 @@ async fn everything_of_everybody_is_collected_from_pages() {
 #[tokio::test]
 async fn cancelling_an_operation() {
     let fake = Fake::default();
-    fake.on(
-        &format!("POST /api/v1/operations/{OP}/cancel"),
-        [operation(OperationKind::Stop, OperationState::Cancelled, "first pass")],
-    );
+    let cancelled = PodOperation {
+        pod: pod("dev"),
+        operation: operation(OperationKind::Stop, OperationState::Cancelled, "first pass"),
+    };
+    fake.on(&format!("POST /api/v1/operations/{OP}/cancel"), [cancelled]);
     let ran = fake.run(&["op", "cancel", OP]).await;
     assert_eq!(ran.exit, Exit::Done);
     assert!(ran.stdout.contains("State         cancelled\n"), "{}", ran.stdout);

@@ -3,6 +3,8 @@
 //! The commands run in this process with their streams, clock and Ctrl-C passed in; the server is a real one on the
 //! loopback that answers from a script and remembers what it was asked.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod act;
 mod confirm;
 mod exits;
