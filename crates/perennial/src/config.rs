@@ -1,11 +1,380 @@
 //! Configuration: `perennial.toml`, then environment, then flags; the later wins.
+//!
+//! Unknown keys are refused by name and every value is checked before anything is touched. `perennial config show`
+//! prints what would be used, secrets hidden.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
-/// Flags of `perennial serve`.
-#[derive(Debug, Clone, Default, clap::Args)]
+use clap::{Args, ValueEnum};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use serde::{Deserialize, Serialize};
+
+/// Longest undelete window, in days: ten years; longer ones are typing mistakes.
+const WINDOW_MAX_DAYS: i64 = 3653;
+
+/// Flags of `perennial serve`. The data directory is the global option `--data-dir`.
+#[derive(Debug, Clone, Default, Args)]
 pub struct ServeArgs {
+    /// Configuration file; `perennial.toml` in the data directory when it exists
+    #[arg(long, env = "PERENNIAL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Address to listen on; port 0 picks a free one [default: 127.0.0.1:7117]
+    #[arg(long, env = "PERENNIAL_LISTEN", value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// What runs containers [default: docker]
+    #[arg(long, env = "PERENNIAL_ENGINE", value_name = "ENGINE")]
+    pub engine: Option<EngineKind>,
+    /// Form of the log on standard error [default: text]
+    #[arg(long, env = "PERENNIAL_LOG", value_name = "FORM")]
+    pub log: Option<LogForm>,
+    /// Where volumes and image trees live on the host [default: storage in the data directory]
+    #[arg(long, env = "PERENNIAL_STORAGE_ROOT", value_name = "DIR")]
+    pub storage_root: Option<PathBuf>,
+    /// Database, sqlite:PATH or postgres://… [default: perennial.db in the data directory]
+    #[arg(long, env = "PERENNIAL_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub database: Option<String>,
+    /// Address of the Docker Engine [default: DOCKER_HOST, else the local socket]
+    #[arg(long, env = "PERENNIAL_DOCKER_HOST", value_name = "URL")]
+    pub docker_host: Option<String>,
+    /// The runtime of pods that name none [default: the engine's]
+    #[arg(long, env = "PERENNIAL_DEFAULT_RUNTIME", value_name = "NAME")]
+    pub default_runtime: Option<String>,
+    /// A runtime that pods may ask for; repeatable [default: all the engine has]
+    #[arg(long = "runtime", env = "PERENNIAL_RUNTIMES", value_delimiter = ',', value_name = "NAME")]
+    pub runtimes: Option<Vec<String>>,
+    /// Prefix of volume names on the engine [default: perennial-vol-]
+    #[arg(long, env = "PERENNIAL_VOLUME_PREFIX", value_name = "TEXT")]
+    pub volume_prefix: Option<String>,
+    /// Addresses the tenants' networks are cut from [default: 10.214.0.0/16]
+    #[arg(long, env = "PERENNIAL_SUBNET_POOL", value_name = "CIDR")]
+    pub subnet_pool: Option<String>,
+    /// How long a deleted pod can be brought back, such as "7d" [default: 7d]
+    #[arg(long, env = "PERENNIAL_UNDELETE_WINDOW", value_name = "TIME")]
+    pub undelete_window: Option<String>,
+    /// Listen without TLS on an address that others can reach, because a proxy in front does TLS
+    #[arg(long, env = "PERENNIAL_ALLOW_PLAINTEXT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_plaintext: Option<bool>,
+}
+
+/// What runs containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// A Docker Engine.
+    #[default]
+    Docker,
+    /// The simulator: nothing runs, data is real.
+    Sim,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogForm {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `perennial.toml`: every key may be left out.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    engine: Option<EngineKind>,
+    log: Option<LogForm>,
+    storage_root: Option<PathBuf>,
+    database: Option<String>,
+    docker_host: Option<String>,
+    default_runtime: Option<String>,
+    runtimes: Option<Vec<String>>,
+    volume_prefix: Option<String>,
+    subnet_pool: Option<String>,
+    undelete_window: Option<String>,
+    allow_plaintext: Option<bool>,
+}
+
+/// The configuration of a server, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
     /// Where all state lives.
-    #[arg(long)]
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// What runs containers.
+    pub engine: EngineKind,
+    /// Form of the log.
+    pub log: LogForm,
+    /// Where volumes and image trees live.
+    pub storage_root: PathBuf,
+    /// The database's URL; may hold a password.
+    pub database: String,
+    /// Address of the Docker Engine; `None` for `DOCKER_HOST`, else the local socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_host: Option<String>,
+    /// The runtime of pods that name none; `None` for the engine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_runtime: Option<String>,
+    /// Runtimes that pods may ask for; empty for all.
+    pub runtimes: Vec<String>,
+    /// Prefix of volume names.
+    pub volume_prefix: String,
+    /// Addresses the tenants' networks are cut from.
+    pub subnet_pool: String,
+    /// How long a deleted pod can be brought back, as written.
+    pub undelete_window: String,
+    /// Whether plaintext is allowed on addresses others can reach.
+    pub allow_plaintext: bool,
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    Unreadable {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file holds something that is not known, or not what is expected.
+    #[error("{path}: {problem}")]
+    File {
+        /// Which.
+        path: String,
+        /// What, with its place.
+        problem: String,
+    },
+    /// A value cannot be used.
+    #[error("{key}: {problem}")]
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What to write instead.
+        hint: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// How to go on.
+    #[must_use]
+    pub fn hint(&self) -> &str {
+        match self {
+            Self::Unreadable { .. } => "check the path given by --config",
+            Self::File { .. } => "perennial.example.toml shows every key",
+            Self::Value { hint, .. } => hint,
+        }
+    }
+}
+
+fn value(key: &'static str, problem: impl Into<String>, hint: &'static str) -> ConfigError {
+    ConfigError::Value { key, problem: problem.into(), hint }
+}
+
+impl Config {
+    /// Reads the file, puts environment and flags over it, and checks everything.
+    ///
+    /// `data_dir` is the global option, which the environment may have set.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the key.
+    pub fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let home = data_dir.map(Path::to_owned).or_else(default_data_dir);
+        let file = match (&args.config, &home) {
+            (Some(path), _) => read(path)?,
+            (None, Some(home)) if home.join("perennial.toml").exists() => read(&home.join("perennial.toml"))?,
+            (None, _) => File::default(),
+        };
+        let data_dir = data_dir.map(Path::to_owned).or(file.data_dir).or(home);
+        let data_dir = data_dir.ok_or_else(|| value("data_dir", "HOME is not set", "pass --data-dir DIR"))?;
+        let data_dir =
+            std::path::absolute(&data_dir).map_err(|e| value("data_dir", e.to_string(), "pass --data-dir DIR"))?;
+        let storage_root = args.storage_root.clone().or(file.storage_root);
+        let storage_root = storage_root.unwrap_or_else(|| data_dir.join("storage"));
+        let database = args.database.clone().or(file.database);
+        let config = Self {
+            listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7117))),
+            engine: args.engine.or(file.engine).unwrap_or_default(),
+            log: args.log.or(file.log).unwrap_or_default(),
+            storage_root: std::path::absolute(&storage_root)
+                .map_err(|e| value("storage_root", e.to_string(), "pass --storage-root DIR"))?,
+            database: database.unwrap_or_else(|| format!("sqlite:{}", data_dir.join("perennial.db").display())),
+            docker_host: args.docker_host.clone().or(file.docker_host),
+            default_runtime: args.default_runtime.clone().or(file.default_runtime),
+            runtimes: args.runtimes.clone().or(file.runtimes).unwrap_or_default(),
+            volume_prefix: args
+                .volume_prefix
+                .clone()
+                .or(file.volume_prefix)
+                .unwrap_or_else(|| "perennial-vol-".to_owned()),
+            subnet_pool: args.subnet_pool.clone().or(file.subnet_pool).unwrap_or_else(|| "10.214.0.0/16".to_owned()),
+            undelete_window: args.undelete_window.clone().or(file.undelete_window).unwrap_or_else(|| "7d".to_owned()),
+            allow_plaintext: args.allow_plaintext.or(file.allow_plaintext).unwrap_or_default(),
+            data_dir,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
+            return Err(value(
+                "listen",
+                format!("{} can be reached by others, and there is no TLS", self.listen),
+                "listen on 127.0.0.1, or set allow_plaintext = true when a proxy in front does TLS",
+            ));
+        }
+        let known = ["sqlite:", "postgres://", "postgresql://"];
+        if !known.iter().any(|scheme| self.database.starts_with(scheme)) {
+            return Err(value("database", "is neither SQLite nor Postgres", "write sqlite:PATH or postgres://…"));
+        }
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_' || c == '.';
+        let prefix = &self.volume_prefix;
+        if prefix.is_empty()
+            || prefix.len() > 40
+            || !prefix.chars().all(good)
+            || !prefix.starts_with(|c: char| c.is_ascii_lowercase())
+        {
+            return Err(value(
+                "volume_prefix",
+                format!("{prefix:?} cannot begin a volume name"),
+                "use 1 to 40 lower-case letters, digits, - _ and ., beginning with a letter",
+            ));
+        }
+        if let Some(runtime) = &self.default_runtime
+            && !self.runtimes.is_empty()
+            && !self.runtimes.contains(runtime)
+        {
+            return Err(value("default_runtime", format!("{runtime:?} is not among runtimes"), "add it to runtimes"));
+        }
+        self.undelete_window().map(drop)
+    }
+
+    /// The undelete window.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] when it is not a time, negative, or longer than ten years.
+    pub fn undelete_window(&self) -> Result<SignedDuration, ConfigError> {
+        let hint = "write days and hours, such as \"7d\" or \"12h\"";
+        let wrong = |problem: String| value("undelete_window", problem, hint);
+        let span: Span = self.undelete_window.parse().map_err(|e: jiff::Error| wrong(e.to_string()))?;
+        let window = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|e| wrong(e.to_string()))?;
+        if window.is_negative() || window > SignedDuration::from_hours(24 * WINDOW_MAX_DAYS) {
+            return Err(wrong(format!("{} is out of range", self.undelete_window)));
+        }
+        Ok(window)
+    }
+
+    /// As TOML, with the password of the database hidden.
+    #[must_use]
+    pub fn show(&self) -> String {
+        let shown = Self { database: hide_password(&self.database), ..self.clone() };
+        toml::to_string(&shown).unwrap_or_default()
+    }
+}
+
+/// Replaces the password in `scheme://user:password@host/…`.
+fn hide_password(url: &str) -> String {
+    let hidden = || {
+        let (scheme, rest) = url.split_once("://")?;
+        let (credentials, host) = rest.rsplit_once('@')?;
+        let (user, _) = credentials.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{host}"))
+    };
+    hidden().unwrap_or_else(|| url.to_owned())
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let shown = path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: shown.clone(), source })?;
+    toml::from_str(&text).map_err(|error| ConfigError::File { path: shown, problem: error.to_string() })
+}
+
+/// Where a server keeps its state when nobody says otherwise; the command line looks there for the token.
+#[must_use]
+pub fn default_data_dir() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("perennial"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, args: &ServeArgs) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().expect("make a directory");
+        let path = directory.path().join("perennial.toml");
+        std::fs::write(&path, text).expect("write the file");
+        Config::load(&ServeArgs { config: Some(path), ..args.clone() }, Some(Path::new("/data")))
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let args = ServeArgs { engine: Some(EngineKind::Sim), ..ServeArgs::default() };
+        let config = load("engine = \"docker\"\nlisten = \"127.0.0.1:1\"\n", &args).expect("load");
+        assert_eq!((config.engine, config.listen.port()), (EngineKind::Sim, 1));
+        assert_eq!(config.storage_root, Path::new("/data/storage"));
+        assert_eq!(config.database, "sqlite:/data/perennial.db");
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_are_refused_by_name() {
+        let bad = [
+            ("lisen = \"127.0.0.1:1\"", "lisen"),
+            ("listen = \"0.0.0.0:7117\"", "listen"),
+            ("listen = \"nonsense\"", "listen"),
+            ("engine = \"podman\"", "engine"),
+            ("database = \"mysql://x\"", "database"),
+            ("volume_prefix = \"../x\"", "volume_prefix"),
+            ("undelete_window = \"-1d\"", "undelete_window"),
+            ("undelete_window = \"soon\"", "undelete_window"),
+            ("runtimes = [\"runc\"]\ndefault_runtime = \"runsc\"", "default_runtime"),
+        ];
+        for (text, key) in bad {
+            let error = load(text, &ServeArgs::default()).expect_err(text).to_string();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn plaintext_for_others_needs_a_word() {
+        let text = "listen = \"0.0.0.0:7117\"\nallow_plaintext = true";
+        assert!(load(text, &ServeArgs::default()).is_ok());
+    }
+
+    #[test]
+    fn the_example_shows_every_key_and_loads() {
+        let example = include_str!("../../../perennial.example.toml");
+        let text: String = example
+            .lines()
+            .map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l))
+            .fold(String::new(), |mut all, line| {
+                all.push_str(line);
+                all.push('\n');
+                all
+            });
+        load(&text, &ServeArgs::default()).expect("every key of the example is known");
+        let shown = load(&text, &ServeArgs::default()).expect("load").show();
+        for line in shown.lines() {
+            let key = line.split(" = ").next().unwrap_or_default();
+            assert!(text.lines().any(|l| l.starts_with(&format!("{key} = "))), "{key} is missing from the example");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let args = ServeArgs { database: Some("postgres://p:secret@host/db".into()), ..ServeArgs::default() };
+        let shown = load("", &args).expect("load").show();
+        assert!(shown.contains("postgres://p:***@host/db") && !shown.contains("secret"), "{shown}");
+    }
 }

@@ -1,2 +1,97 @@
-//! Placeholder.
-fn main() {}
+//! The `perennial` program: reads arguments and hands over.
+
+use std::error::Error as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use perennial::cli::{self, Cli, Command, ConfigCommand, Exit, Failure, Out, RepositoryCommand};
+use perennial::config::{Config, ConfigError, LogForm, ServeArgs};
+use perennial::reconcile::repositories::key_path;
+use perennial::serve;
+use perennial_core::spec::TenantId;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let Cli { connection, command } = Cli::parse();
+    let data_dir = connection.data_dir.as_deref();
+    let mut out = Out::process();
+    let done = match command {
+        Command::Client(command) => return cli::run(&connection, command),
+        Command::Serve(args) => run_server(&args, data_dir, &mut out),
+        Command::Config { command: ConfigCommand::Check(args) } => load(&args, data_dir).map(drop),
+        Command::Config { command: ConfigCommand::Show(args) } => {
+            load(&args, data_dir).and_then(|config| out.data(config.show().as_bytes()))
+        }
+        Command::Repository { command: RepositoryCommand::Password { tenant } } => {
+            password(&tenant, data_dir).and_then(|password| out.line(&password))
+        }
+        Command::Mover => Err(Failure::internal("this build has no mover")),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            out.failure(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Config, Failure> {
+    Config::load(args, data_dir).map_err(|error| refused(&error))
+}
+
+fn refused(error: &ConfigError) -> Failure {
+    Failure::new(Exit::Invalid, error.to_string(), error.hint())
+}
+
+fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Result<(), Failure> {
+    let config = load(args, data_dir)?;
+    log_to_stderr(config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::internal(format!("start the runtime: {error}")))?;
+    let ready = |address: std::net::SocketAddr| {
+        // A supervisor that closed our output does not want to know.
+        let _ = out.line(&format!("{{\"listening\":\"http://{address}\"}}"));
+    };
+    let done = runtime.block_on(serve::run(&config, ready));
+    done.map_err(|error| {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        let exit = match &error {
+            serve::ServeError::Config(_) => Exit::Invalid,
+            serve::ServeError::Directory(serve::DirectoryError::Locked(_)) => Exit::Conflict,
+            _ => Exit::Unavailable,
+        };
+        Failure::new(exit, message, error.hint())
+    })
+}
+
+/// `RUST_LOG` selects what is logged; without it, everything from info on.
+fn log_to_stderr(form: LogForm) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match form {
+        LogForm::Text => builder.init(),
+        LogForm::Json => builder.json().flatten_event(true).init(),
+    }
+}
+
+/// Reads the password of a tenant's repository, which needs no server.
+fn password(tenant: &str, data_dir: Option<&Path>) -> Result<String, Failure> {
+    let wrong = |error: perennial_core::Error| Failure::new(Exit::Invalid, error.to_string(), "");
+    let tenant = TenantId::parse(tenant).map_err(wrong)?;
+    let config = load(&ServeArgs::default(), data_dir)?;
+    let path = key_path(&config.data_dir, &tenant);
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        let hint = "a repository gets its key with its first snapshot; --data-dir chooses the directory";
+        Failure::new(Exit::NotFound, format!("read the key {}: {error}", path.display()), hint)
+    })?;
+    Ok(text.trim().to_owned())
+}

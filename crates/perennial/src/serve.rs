@@ -1,1 +1,296 @@
-//! Placeholder.
+//! `perennial serve`: puts the parts together, listens, and stops in order.
+//!
+//! Start: data directory, lock, token, database, engine, reconciler, listener, ready line. Stop (SIGTERM, SIGINT):
+//! waiting requests are answered, running ones drained, passes in work finished, leases given back. kill -9 is
+//! equally fine: nothing here has to be undone.
+
+mod directory;
+
+use std::future::{Future, IntoFuture as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use perennial_core::clock::{Clock, IdSource};
+use perennial_core::engine::{Engine, EngineError};
+use perennial_core::fault::Tap;
+use perennial_core::id::{InstallationId, OperationId, SnapshotId};
+use perennial_core::plan::Policy;
+use perennial_drivers::docker::{DockerConfig, DockerEngine, Subnet};
+use perennial_drivers::sim::{ImagePolicy, SimEngine, SimOptions};
+use perennial_drivers::tapped::Tapped;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::api::{self, Tokens};
+use crate::config::{Config, ConfigError, EngineKind};
+use crate::fault::process_tap;
+use crate::reconcile::controller::Waker;
+use crate::reconcile::progress::ProgressBoard;
+use crate::reconcile::repositories::Repositories;
+use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
+use crate::service::{App, AppSettings, SnapshotRemover};
+use crate::store::{Store, StoreError};
+
+pub use directory::{DataDir, DirectoryError};
+
+/// How long requests may go on after the server was asked to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long the server waits for an engine that does not answer yet, such as one that starts with the machine.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(15);
+/// Pause between two tries.
+const ENGINE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why the server did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The database cannot be used.
+    #[error("open the database")]
+    Store(#[from] StoreError),
+    /// The engine cannot be used.
+    #[error("connect to the engine")]
+    Engine(#[from] EngineError),
+    /// The simulated engine's directory cannot be used.
+    #[error("open the simulated engine")]
+    Simulator(#[source] std::io::Error),
+    /// Nothing can be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl ServeError {
+    /// How to go on.
+    #[must_use]
+    pub fn hint(&self) -> &str {
+        match self {
+            Self::Config(error) => error.hint(),
+            Self::Directory(error) => error.hint(),
+            Self::Store(StoreError::NewerDatabase { .. }) => "run the newer version of perennial again",
+            Self::Store(_) => "check the path or the URL of the database; `perennial config show` prints it",
+            Self::Engine(_) => "start Docker, or set DOCKER_HOST to where it listens; --engine sim needs none",
+            Self::Simulator(_) => "check --storage-root",
+            Self::Listen { .. } => "another server may run already; choose another --listen address",
+        }
+    }
+}
+
+/// Real time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// Randomness of the operating system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemIds;
+
+impl IdSource for SystemIds {
+    fn random(&self) -> [u8; 10] {
+        rand::random()
+    }
+}
+
+/// Deletes snapshots in the background.
+///
+/// Until the tasks do it, the recorded operation stays pending and is found again by them.
+struct LaterRemover;
+
+impl SnapshotRemover for LaterRemover {
+    fn snapshot_remove(&self, operation: OperationId, snapshot: SnapshotId) {
+        tracing::info!(%operation, %snapshot, "the deletion of a snapshot waits for the tasks");
+    }
+}
+
+/// A server that was started.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The data directory; locked as long as this lives.
+    pub directory: DataDir,
+    store: Store,
+    stop: watch::Sender<bool>,
+    http: tokio::task::JoinHandle<std::io::Result<()>>,
+    controller: ControllerHandle,
+}
+
+impl Running {
+    /// Starts a server: when this returns, it answers.
+    ///
+    /// # Errors
+    /// [`ServeError`] saying what could not be used; nothing is left behind that the next start does not take over.
+    pub async fn start(config: &Config) -> Result<Self, ServeError> {
+        let window = config.undelete_window()?;
+        let directory = DataDir::open(&config.data_dir)?;
+        let tap = process_tap();
+        let store = Store::open(&config.database, Arc::clone(&tap)).await?;
+        let listener = listen(config.listen).await?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ids: Arc<dyn IdSource> = Arc::new(SystemIds);
+        let engine = engine(config, store.installation(), &clock, Arc::clone(&tap)).await?;
+        let board = ProgressBoard::default();
+        let waker = Waker::default();
+        let reconciler = Reconciler::new(
+            store.clone(),
+            Arc::clone(&engine),
+            Repositories::in_directory(directory.path(), tap),
+            (Arc::clone(&clock), Arc::clone(&ids)),
+            board.clone(),
+            Settings {
+                policy: Policy::default(),
+                scratch: directory.path().join("scratch"),
+                holder: directory.server_id().to_owned(),
+                installation: store.installation().to_string(),
+            },
+        );
+        let app = App {
+            store: store.clone(),
+            engine,
+            clock,
+            ids,
+            waker: Arc::new({
+                let waker = waker.clone();
+                move |pod| waker.wake(pod)
+            }),
+            remover: Arc::new(LaterRemover),
+            settings: Arc::new(AppSettings {
+                undelete_window: window,
+                data_dir: directory.path().to_owned(),
+                volume_prefix: config.volume_prefix.clone(),
+                runtimes: config.runtimes.clone(),
+            }),
+        };
+        let (stop, stopping) = watch::channel(false);
+        let tokens = Tokens::admin(directory.admin_token());
+        let router = api::router(app, board, tokens, stopping.clone());
+        let controller = Controller::start(Arc::new(reconciler), waker);
+        let http = axum::serve(listener, router).with_graceful_shutdown(asked_to_stop(stopping));
+        let http = tokio::spawn(http.into_future());
+        Ok(Self { address, directory, store, stop, http, controller })
+    }
+
+    /// Stops in order: requests first, then the passes in work, then the database.
+    pub async fn stop(self) {
+        let Self { stop, mut http, controller, store, directory, .. } = self;
+        let _ = stop.send(true);
+        if tokio::time::timeout(DRAIN, &mut http).await.is_err() {
+            tracing::warn!("some requests did not end in time");
+            http.abort();
+        }
+        controller.shutdown().await;
+        store.close().await;
+        drop(directory);
+    }
+}
+
+async fn asked_to_stop(mut stopping: watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+async fn engine(
+    config: &Config,
+    installation: InstallationId,
+    clock: &Arc<dyn Clock>,
+    tap: Arc<dyn Tap>,
+) -> Result<Arc<dyn Engine>, ServeError> {
+    match config.engine {
+        EngineKind::Sim => {
+            let options = SimOptions { images: ImagePolicy::AcceptAny, ..SimOptions::default() };
+            let root: PathBuf = config.storage_root.join("sim");
+            let engine = SimEngine::open(root, Arc::clone(clock), options).map_err(ServeError::Simulator)?;
+            Ok(Arc::new(Tapped::new(Arc::new(engine), tap)))
+        }
+        EngineKind::Docker => {
+            let engine = docker(config, installation).await?;
+            Ok(Arc::new(Tapped::new(Arc::new(engine), tap)))
+        }
+    }
+}
+
+/// Connects, with patience for an engine that is only starting.
+async fn docker(config: &Config, installation: InstallationId) -> Result<DockerEngine, EngineError> {
+    let docker = DockerConfig {
+        volume_prefix: config.volume_prefix.clone(),
+        subnet_pool: Subnet::parse(&config.subnet_pool)?,
+        allowed_runtimes: Some(config.runtimes.clone()).filter(|r| !r.is_empty()),
+        default_runtime: config.default_runtime.clone(),
+        docker_host: config.docker_host.clone(),
+        mover_binary: std::env::current_exe().ok(),
+        ..DockerConfig::new(installation, &config.storage_root)?
+    };
+    let give_up = tokio::time::Instant::now() + ENGINE_PATIENCE;
+    loop {
+        match DockerEngine::connect(docker.clone()).await {
+            Err(error @ (EngineError::Transient { .. } | EngineError::OutcomeUnknown { .. }))
+                if tokio::time::Instant::now() < give_up =>
+            {
+                tracing::warn!(%error, "the engine does not answer yet");
+                tokio::time::sleep(ENGINE_AGAIN).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Runs a server until it is asked to stop; `ready` is told where it listens.
+///
+/// # Errors
+/// [`ServeError`] when it could not start.
+pub async fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+    // Before anything else, so that a signal during a slow start is not lost.
+    let stop = stop_signal();
+    let running = Running::start(config).await?;
+    tracing::info!(address = %running.address, data = %config.data_dir.display(), "ready");
+    if running.directory.is_new() {
+        tracing::warn!(
+            "first start: snapshots are encrypted with the keys in {}; keep a copy of that directory off this host",
+            running.directory.path().join("keys").display()
+        );
+    }
+    ready(running.address);
+    stop.await;
+    tracing::info!("stopping");
+    running.stop().await;
+    Ok(())
+}
+
+/// Ends with the first SIGTERM or SIGINT. The handlers are in place when this returns.
+fn stop_signal() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listeners = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        match listeners {
+            (Ok(mut terminate), Ok(mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%error, "signals cannot be handled; only SIGKILL ends this server");
+                std::future::pending().await
+            }
+        }
+    }
+}

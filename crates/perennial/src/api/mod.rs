@@ -28,6 +28,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
+use perennial_core::operation::Operation;
 use tokio::sync::watch;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
@@ -37,6 +38,7 @@ use utoipa_axum::routes;
 
 pub use auth::Tokens;
 
+use crate::reconcile::progress::ProgressBoard;
 use crate::service::App;
 use problem::ApiError;
 
@@ -50,11 +52,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct ApiState {
     /// The use cases.
     pub app: App,
+    /// How far running operations are.
+    board: ProgressBoard,
     openapi: Arc<str>,
     stopping: watch::Receiver<bool>,
 }
 
 impl ApiState {
+    /// An operation as it is shown: the step being worked on is known to this process only.
+    pub(crate) fn shown(&self, operation: &Operation) -> wire::Operation {
+        let mut shown = convert::operation(operation);
+        if let Some((step, reading)) = self.board.read(operation.id).filter(|_| !operation.state.is_terminal()) {
+            shown.progress = wire::Progress { step, bytes_done: reading.bytes_done, bytes_total: reading.bytes_total };
+        }
+        shown
+    }
+
     /// Whether the server is stopping: nothing waits any longer.
     pub(crate) fn stopping(&self) -> bool {
         *self.stopping.borrow()
@@ -134,8 +147,8 @@ pub fn openapi() -> String {
 
 /// Builds the router. Handlers that wait end when `stopping` becomes true.
 #[must_use]
-pub fn router(app: App, tokens: Tokens, stopping: watch::Receiver<bool>) -> Router {
-    let state = ApiState { app, openapi: openapi().into(), stopping };
+pub fn router(app: App, board: ProgressBoard, tokens: Tokens, stopping: watch::Receiver<bool>) -> Router {
+    let state = ApiState { app, board, openapi: openapi().into(), stopping };
     let (router, _) = routes().split_for_parts();
     router
         .fallback(unknown_route)

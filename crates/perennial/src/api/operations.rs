@@ -12,13 +12,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 use utoipa::IntoParams;
 
+use super::ApiState;
 use super::action::Action;
 use super::auth::Caller;
 use super::extract::{Id, Query, cursor, cut, page};
 use super::problem::ApiError;
 use super::snapshots::PageQuery;
 use super::wire::{List, Nothing, Operation, PodOperation, Problem};
-use super::{ApiState, convert};
 use crate::service;
 
 /// Longest wait, in seconds: below what proxies usually allow.
@@ -66,7 +66,7 @@ pub async fn show(
     });
     let wait = wait.transpose()?.unwrap_or_default();
     let operation = ended(&state, &caller, id, Instant::now() + wait).await?;
-    Ok(axum::Json(convert::operation(&operation)))
+    Ok(axum::Json(state.shown(&operation)))
 }
 
 /// The operation when it has ended, or as it stands when the time is over.
@@ -111,7 +111,7 @@ pub async fn list(
     let (page, wanted) = page(cursor::<OperationId>(query.after)?, query.limit)?;
     let mut found = state.app.operations(&caller, id, &page).await?;
     let next = cut(&mut found, wanted, |o| o.id.to_string());
-    Ok(axum::Json(List { items: found.iter().map(convert::operation).collect(), next }))
+    Ok(axum::Json(List { items: found.iter().map(|o| state.shown(o)).collect(), next }))
 }
 
 /// Cancels an operation that has not passed its point of no return.
@@ -128,6 +128,10 @@ pub async fn cancel(
         return Ok(answer);
     }
     let done = state.app.cancel(action.request(), id).await;
+    if done.is_ok() {
+        // It is cancelled by the record; this only ends the work in hand sooner.
+        state.board.cancel(id);
+    }
     action.answer(&state, done).await
 }
 

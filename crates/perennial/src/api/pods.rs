@@ -266,7 +266,7 @@ pub async fn status(
         phase: pod.phase.into(),
         conditions: convert::conditions(&pod),
         container: convert::container(&pod),
-        operations: work.iter().map(convert::operation).collect(),
+        operations: work.iter().map(|o| state.shown(o)).collect(),
         crashes: pod.crash.count,
         exit_code: pod.crash.exit_code,
         out_of_memory: pod.crash.oom,

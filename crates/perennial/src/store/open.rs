@@ -87,7 +87,7 @@ impl Store {
                     .open(path)
                     .map_err(|source| StoreError::File { path: path.to_owned(), source })?;
                 // SQLite gives its -wal and -shm files the mode of the database.
-                let url = format!("sqlite://{path}");
+                let url = format!("sqlite://{}", path.replace('%', "%25").replace('?', "%3F").replace('#', "%23"));
                 (sqlite(1).connect(&url).await?, sqlite(SQLITE_READERS).connect(&url).await?)
             }
             Place::Server => {
