@@ -293,3 +293,36 @@ async fn sim_a_start_cancels_a_stop_before_its_commit() {
     assert_eq!(server.pod(pod).await.phase, Phase::Running);
     assert_eq!(world.engine.read(pod, "/srv/a").unwrap().unwrap(), b"1");
 }
+
+#[tokio::test]
+async fn sim_the_end_of_the_undelete_window_purges_and_not_before() {
+    let world = World::new(16);
+    let server = world.server().await;
+    let pod = server.running("dev", small_spec(Backend::Overlay)).await;
+    world.engine.write(pod, "/srv/a", "1").unwrap();
+    server.succeed(server.delete(pod).await).await;
+    let mut housekeeper = server.housekeeper();
+    world.clock.advance(jiff::SignedDuration::from_hours(7 * 24 - 1));
+    housekeeper.run_due().await;
+    server.settle(pod).await;
+    assert_eq!(server.pod(pod).await.phase, Phase::Deleted);
+    world.clock.advance(jiff::SignedDuration::from_hours(2));
+    housekeeper.run_due().await;
+    assert_eq!(server.settle(pod).await, world::Ended::Gone);
+    assert_eq!(server.snapshots(pod).await.len(), 0);
+}
+
+#[tokio::test]
+async fn sim_a_changed_layer_is_captured_every_few_minutes_and_put_back_after_a_loss() {
+    let world = World::new(17);
+    let server = world.server().await;
+    let pod = server.running("dev", universal_spec(Backend::Engine)).await;
+    world.engine.write(pod, "/tools/x", "layer").unwrap();
+    world.clock.advance(jiff::SignedDuration::from_mins(6));
+    server.settle(pod).await;
+    let captured = server.pod(pod).await.layer.unwrap();
+    assert!(captured.repository_id.is_some() && !captured.after_stop);
+    world.engine.kill_container_outside(pod).unwrap();
+    server.settle(pod).await;
+    assert_eq!(world.engine.read(pod, "/tools/x").unwrap().unwrap(), b"layer");
+}

@@ -2,6 +2,7 @@
 
 use perennial_core::engine::{SetAccess, VolumePath};
 use perennial_core::id::SnapshotId;
+use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotState, SnapshotVolume, WriterStamp};
 use perennial_core::volume::{SetNumber, VolumeSet};
@@ -12,7 +13,7 @@ use perennial_snapshots::{
 use super::images::blocking;
 use super::layer::{LayerSource, parse_id};
 use super::podfile::PodFile;
-use super::step::{StepError, definite, retry};
+use super::step::{StepError, definite, problem, retry};
 use super::worker::{Reconciler, View, current_operation, set_spec, unknown_set};
 use crate::store::{Change, Page, SnapshotScope};
 
@@ -340,6 +341,33 @@ impl Reconciler {
                 return Ok(ids);
             }
             ids.extend(page.iter().map(|s| s.id));
+        }
+    }
+
+    /// Forgets one snapshot in its repository and prunes what nobody else needs.
+    ///
+    /// # Errors
+    /// A problem to be shown; the same call again finishes what was begun.
+    pub async fn forget_snapshot(&self, row: &Snapshot) -> Result<(), Problem> {
+        let (repositories, tenant) = (self.repositories.clone(), row.tenant.clone());
+        let tag = snapshot_tag(row.id);
+        let forgotten = blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
+            if ids.is_empty() {
+                return Ok(());
+            }
+            repository.forget(&ids)?;
+            match repository.prune(Mode::Execute, &Progress::default()) {
+                // Somebody works on the repository: the next prune gets the space.
+                Err(perennial_snapshots::Error::Locked { .. }) => Ok(()),
+                other => Ok(other.map(drop)?),
+            }
+        });
+        match forgotten.await {
+            Ok(()) => Ok(()),
+            Err(StepError::Retry(found) | StepError::Definite(found)) => Err(found),
+            Err(StepError::Overtaken | StepError::Cancelled) => Err(problem("internal", "the deletion was interrupted", "")),
         }
     }
 

@@ -69,7 +69,7 @@ pub struct World {
 /// One life of the server.
 pub struct Server {
     pub app: App,
-    pub reconciler: Reconciler,
+    pub reconciler: Arc<Reconciler>,
     clock: Arc<VirtualClock>,
 }
 
@@ -142,7 +142,7 @@ impl World {
                 runtimes: Vec::new(),
             }),
         };
-        Server { app, reconciler, clock: Arc::clone(&self.clock) }
+        Server { app, reconciler: Arc::new(reconciler), clock: Arc::clone(&self.clock) }
     }
 }
 
@@ -221,6 +221,10 @@ impl Server {
             }
         }
         panic!("pod {pod} spins");
+    }
+
+    pub fn housekeeper(&self) -> perennial::tasks::Housekeeper {
+        perennial::tasks::Housekeeper::new(self.app.clone(), Arc::clone(&self.reconciler))
     }
 
     /// Does what was asked and lets it end.
