@@ -186,7 +186,7 @@ async fn overlay_rule_5_one_writer() {
         ..ContainerCreateBody::default()
     };
     let other = bench.docker.create_container(None::<CreateContainerOptions>, body).await.unwrap().id;
-    assert_eq!(bench.observe(&pod).await.foreign, [other.clone()]);
+    assert_eq!(bench.observe(&pod).await.foreign, std::slice::from_ref(&other));
     assert!(matches!(bench.start(&mut pod, &id).await, Err(EngineError::Conflict { .. })));
     let force = RemoveContainerOptionsBuilder::default().force(true).build();
     bench.docker.remove_container(&other, Some(force)).await.unwrap();

@@ -190,7 +190,6 @@ impl DockerEngine {
             return Err(rejected(format!("the permit ({permit}) does not cover container {}", seen.id)));
         }
         let seen = self.ours(&seen.id).await?;
-        let _held = self.networks.lock().await;
         // Not forced: a container that runs is not removed. Its volumes are named, so `v` would not touch them either.
         let options = RemoveContainerOptionsBuilder::default().v(false).build();
         match self.docker.remove_container(&seen.id, Some(options)).await {
@@ -198,10 +197,8 @@ impl DockerEngine {
             Err(e) if not_found(&e) => {}
             Err(e) => return Err(fail("remove the container", e)),
         }
-        if let Some(tenant) = seen.labels.get(labels::TENANT)
-            && let Err(e) = self.drop_unused_network(tenant).await
-        {
-            tracing::debug!(tenant, error = %e, "the tenant's network stays");
+        if let Some(tenant) = seen.labels.get(labels::TENANT) {
+            self.tidy_network(tenant).await;
         }
         Ok(Effect::Removed)
     }
@@ -220,9 +217,7 @@ impl DockerEngine {
         let definitions = self.definitions(set).await?;
         self.define_volumes(&definitions).await?;
         self.check_mounts(&seen.id, &definitions).await?;
-        let held = self.networks.lock().await;
-        self.ensure_network(&set.tenant).await?;
-        drop(held);
+        self.rejoin_network(&seen, &set.tenant).await?;
         if set.backend == Backend::Overlay {
             self.provide_mtab(set).await?;
             let (storage, set) = (self.storage.clone(), set.clone());

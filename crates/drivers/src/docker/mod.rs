@@ -251,10 +251,15 @@ impl Engine for DockerEngine {
                 set.number, set.pod
             )));
         }
-        match set.backend {
-            Backend::Overlay => self.overlay_delete(set).await,
-            Backend::Engine => self.volumes_delete(set).await,
+        let effect = match set.backend {
+            Backend::Overlay => self.overlay_delete(set).await?,
+            Backend::Engine => self.volumes_delete(set).await?,
+        };
+        if effect == Effect::Removed {
+            // The container may have been removed by somebody else, who left the tenant's network.
+            self.tidy_network(set.tenant.as_str()).await;
         }
+        Ok(effect)
     }
 
     async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError> {

@@ -15,7 +15,7 @@ use tokio_util::io::SyncIoBridge;
 
 use super::client::{fail, rejected};
 use super::scratch::{ScratchRun, Stdin, token};
-use super::tiny::TinyFile;
+use super::tiny::{Role, TinyFile};
 use super::{DockerEngine, overlay};
 
 impl DockerEngine {
@@ -23,8 +23,11 @@ impl DockerEngine {
         let Some(binary) = self.config.mover_binary.clone() else {
             return Err(rejected("no static executable for helper containers is configured"));
         };
-        let image = self.tiny_image(vec![TinyFile { host: binary, inside: PathBuf::from("/perennial") }]).await?;
+        let files = vec![TinyFile { host: binary, inside: PathBuf::from("/perennial") }];
+        let image = self.tiny_image(Role::Mover, files).await?;
         let definitions = self.definitions(set).await?;
+        // A definition that is missing would become an empty volume.
+        self.define_volumes(&definitions).await?;
         let mounts = set.volumes.iter().zip(&definitions).map(|(volume, definition)| {
             let mut mount: Mount = overlay::Definition::mount(definition);
             mount.target = Some(format!("/volumes/{}", volume.name));

@@ -3,13 +3,16 @@
 use std::net::Ipv4Addr;
 
 use bollard::errors::Error as Bollard;
-use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListNetworksOptions};
+use bollard::models::{
+    Ipam, IpamConfig, Network, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
+};
+use bollard::query_parameters::{InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptions};
 use perennial_core::engine::EngineError;
 use perennial_core::spec::TenantId;
 use sha2::{Digest, Sha256};
 
 use super::client::{conflict, fail, look, rejected, transient};
+use super::container::Seen;
 use super::{DockerEngine, firewall, labels};
 
 /// Prefix of the bridges' names on the host; the firewall's rules match it.
@@ -139,8 +142,38 @@ impl DockerEngine {
         listed.map_err(|e| look("list the networks", e))
     }
 
-    /// Removes the tenant's network when no container refers to it. The caller holds the networks' lock.
-    pub(super) async fn drop_unused_network(&self, tenant: &str) -> Result<(), EngineError> {
+    /// Connects a container that does not run to its tenant's network again, if that was removed and made anew: the
+    /// container remembers the old one's id.
+    pub(super) async fn rejoin_network(&self, seen: &Seen, tenant: &TenantId) -> Result<(), EngineError> {
+        let _held = self.networks.lock().await;
+        let name = self.ensure_network(tenant).await?;
+        let network = self.docker.inspect_network(&name, None::<InspectNetworkOptions>).await;
+        let network = network.map_err(|e| look("look at the tenant's network", e))?;
+        let settings = seen.inspected.network_settings.as_ref().and_then(|s| s.networks.as_ref());
+        let joined = settings.and_then(|n| n.get(&name));
+        // A container that never ran has joined by name only.
+        let remembered = joined.and_then(|j| j.network_id.clone()).filter(|id| !id.is_empty());
+        if joined.is_some() && remembered.is_none_or(|id| Some(&id) == network.id.as_ref()) {
+            return Ok(());
+        }
+        if joined.is_some() {
+            let request = NetworkDisconnectRequest { container: seen.id.clone(), force: Some(true) };
+            let left = self.docker.disconnect_network(&name, request).await;
+            left.map_err(|e| fail("leave the old network", e))?;
+        }
+        let request = NetworkConnectRequest { container: seen.id.clone(), ..NetworkConnectRequest::default() };
+        self.docker.connect_network(&name, request).await.map_err(|e| fail("join the tenant's network", e))
+    }
+
+    /// Removes the tenant's network when no container refers to it; one that stays does no harm.
+    pub(super) async fn tidy_network(&self, tenant: &str) {
+        let _held = self.networks.lock().await;
+        if let Err(e) = self.drop_unused_network(tenant).await {
+            tracing::debug!(tenant, error = %e, "the tenant's network stays");
+        }
+    }
+
+    async fn drop_unused_network(&self, tenant: &str) -> Result<(), EngineError> {
         let name = self.network_name(tenant);
         let networks = self.networks_list().await?;
         let Some(network) = networks.into_iter().find(|n| n.name.as_ref() == Some(&name)) else { return Ok(()) };

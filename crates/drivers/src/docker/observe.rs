@@ -1,9 +1,10 @@
 //! What the engine shows of a pod, and of everything that is ours.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bollard::models::ContainerStateStatusEnum;
-use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptionsBuilder};
+use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder};
+use futures::StreamExt;
 use jiff::Timestamp;
 use perennial_core::engine::{
     ContainerState, EngineError, ObservedContainer, ObservedPod, ObservedSet, Owned, SetSpec,
@@ -14,6 +15,9 @@ use perennial_core::spec::Backend;
 use super::client::{blocking, look, transient};
 use super::container::{Seen, container_name};
 use super::{DockerEngine, labels};
+
+/// Exit code of a process that SIGKILL ended.
+const KILLED: i64 = 137;
 
 impl DockerEngine {
     pub(super) async fn observe_pod(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError> {
@@ -27,7 +31,9 @@ impl DockerEngine {
         if let Some(seen) = own
             && labels::pod_of(&seen.labels, self.config.installation) == Some(pod)
         {
-            observed.container = Some(container(&seen)?);
+            let mut container = container(&seen)?;
+            self.look_for_oom(&seen, &mut container).await?;
+            observed.container = Some(container);
         }
         let own = observed.container.as_ref().map(|c| c.id.as_str());
         for container in self.all_containers().await? {
@@ -40,6 +46,23 @@ impl DockerEngine {
             observed.sets.push(self.observe_set(set).await?);
         }
         Ok(observed)
+    }
+
+    /// Corrects the engine's word on a memory kill: when the notice comes in after the end of the process, the engine
+    /// only makes an event of it.
+    async fn look_for_oom(&self, seen: &Seen, container: &mut ObservedContainer) -> Result<(), EngineError> {
+        let limited = seen.inspected.host_config.as_ref().is_some_and(|h| h.memory.unwrap_or(0) > 0);
+        let killed = ContainerState::Exited { code: Some(KILLED), oom: false };
+        let Some(since) = container.started_at.filter(|_| limited && container.state == killed) else { return Ok(()) };
+        let filters = HashMap::from([("container", vec![seen.id.as_str()]), ("event", vec!["oom"])]);
+        let (since, until) = (since.as_second().to_string(), Timestamp::now().as_second().to_string());
+        let options = EventsOptionsBuilder::default().since(&since).until(&until).filters(&filters).build();
+        let events: Vec<_> = self.docker.events(Some(options)).collect().await;
+        for event in events {
+            event.map_err(|e| look("look for memory kills", e))?;
+            container.state = ContainerState::Exited { code: Some(KILLED), oom: true };
+        }
+        Ok(())
     }
 
     async fn observe_set(&self, set: &SetSpec) -> Result<ObservedSet, EngineError> {

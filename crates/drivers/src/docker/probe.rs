@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::client::{blocking, fail, io, look, transient};
 use super::overlay::{Definition, options};
 use super::scratch::{ScratchRun, Stdin, token};
-use super::tiny::TinyFile;
+use super::tiny::{Role, TinyFile};
 use super::{DockerEngine, labels, tree};
 
 const FILE: &str = "probe.json";
@@ -157,7 +157,7 @@ impl DockerEngine {
             notes.push("nothing could be probed: this host has neither busybox nor sh and rm".to_owned());
             return Ok(None);
         }
-        self.tiny_image(files).await.map(Some)
+        self.tiny_image(Role::Probe, files).await.map(Some)
     }
 
     async fn probe_runtime(&self, runtime: &str, image: &str) -> Result<RememberedRuntime, EngineError> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bollard::query_parameters::RemoveImageOptions;
 use perennial_core::engine::EngineError;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -19,25 +20,46 @@ pub(super) struct TinyFile {
 }
 
 impl DockerEngine {
-    /// Loads an image with these files and returns its id. The same files make the same image, which is kept.
-    pub(super) async fn tiny_image(&self, files: Vec<TinyFile>) -> Result<String, EngineError> {
-        let label = self.config.installation.to_string();
-        let (id, archive) =
-            blocking(move || pack(&files, &label).map_err(|e| transient(format!("pack a helper image: {e}")))).await?;
+    /// Loads an image with these files and returns its id. The same files make the same image, which is kept; the one
+    /// that had the name before goes.
+    pub(super) async fn tiny_image(&self, role: Role, files: Vec<TinyFile>) -> Result<String, EngineError> {
+        let packed = blocking(move || pack(role, &files).map_err(|e| transient(format!("pack a helper image: {e}"))));
+        let (id, archive) = packed.await?;
         if found("look at the helper image", self.docker.inspect_image(&id).await)?.is_some() {
             return Ok(id);
         }
+        let before = found("look at the helper image", self.docker.inspect_image(role.name()).await)?;
         self.load(futures::stream::iter([Ok(archive.into())])).await?;
+        if let Some(old) = before.and_then(|i| i.id)
+            && old != id
+            // Not forced: another installation's container may be using it.
+            && let Err(e) = self.docker.remove_image(&old, None::<RemoveImageOptions>, None).await
+        {
+            tracing::debug!(image = old, error = %e, "an old helper image stays");
+        }
         // An engine with another image store gives another id; the name finds it.
         match found("look at the helper image", self.docker.inspect_image(&id).await)? {
             Some(_) => Ok(id),
-            None => Ok(format!("perennial-internal/helper:{}", short(&id))),
+            None => Ok(role.name().to_owned()),
         }
     }
 }
 
-fn short(id: &str) -> String {
-    id.trim_start_matches("sha256:").chars().take(16).collect()
+/// What a helper image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Probe,
+    Mover,
+}
+
+impl Role {
+    /// Names below `perennial-internal/` can be no pod's image (D39).
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Probe => "perennial-internal/probe:1",
+            Self::Mover => "perennial-internal/mover:1",
+        }
+    }
 }
 
 fn header(kind: EntryType, size: u64, mode: u32) -> Header {
@@ -52,7 +74,7 @@ fn header(kind: EntryType, size: u64, mode: u32) -> Header {
 }
 
 /// The archive that `docker load` reads, and the image's id: the hash of its configuration.
-fn pack(files: &[TinyFile], installation: &str) -> io::Result<(String, Vec<u8>)> {
+fn pack(role: Role, files: &[TinyFile]) -> io::Result<(String, Vec<u8>)> {
     let mut layer = Builder::new(Vec::new());
     let mut made: Vec<PathBuf> = Vec::new();
     for file in files {
@@ -77,14 +99,13 @@ fn pack(files: &[TinyFile], installation: &str) -> io::Result<(String, Vec<u8>)>
     };
     let config = json!({
         "architecture": architecture, "os": "linux", "created": "1970-01-01T00:00:00Z",
-        "config": {"Labels": {labels::INSTALLATION: installation, labels::SCRATCH: "helper"}},
+        "config": {"Labels": {labels::SCRATCH: "helper"}},
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "perennial"}],
     })
     .to_string();
     let id = format!("sha256:{}", hex::encode(Sha256::digest(config.as_bytes())));
-    let tag = format!("perennial-internal/helper:{}", short(&id));
-    let manifest = json!([{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]).to_string();
+    let manifest = json!([{"Config": "config.json", "RepoTags": [role.name()], "Layers": ["layer.tar"]}]).to_string();
     let mut archive = Builder::new(Vec::new());
     let parts = [("manifest.json", manifest.as_bytes()), ("config.json", config.as_bytes()), ("layer.tar", &layer[..])];
     for (name, content) in parts {
