@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, EngineError};
 use perennial_core::fault::Tap;
-use perennial_core::id::{InstallationId, OperationId, SnapshotId};
+use perennial_core::id::InstallationId;
 use perennial_core::plan::Policy;
 use perennial_drivers::docker::{DockerConfig, DockerEngine, Subnet};
 use perennial_drivers::sim::{ImagePolicy, SimEngine, SimOptions};
@@ -31,8 +31,9 @@ use crate::reconcile::controller::Waker;
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
-use crate::service::{App, AppSettings, SnapshotRemover};
+use crate::service::{App, AppSettings};
 use crate::store::{Store, StoreError};
+use crate::tasks::{self, Housekeeper};
 
 pub use directory::{DataDir, DirectoryError};
 
@@ -107,17 +108,6 @@ impl IdSource for SystemIds {
     }
 }
 
-/// Deletes snapshots in the background.
-///
-/// Until the tasks do it, the recorded operation stays pending and is found again by them.
-struct LaterRemover;
-
-impl SnapshotRemover for LaterRemover {
-    fn snapshot_remove(&self, operation: OperationId, snapshot: SnapshotId) {
-        tracing::info!(%operation, %snapshot, "the deletion of a snapshot waits for the tasks");
-    }
-}
-
 /// A server that was started.
 pub struct Running {
     /// Where it listens.
@@ -128,6 +118,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     http: tokio::task::JoinHandle<std::io::Result<()>>,
     controller: ControllerHandle,
+    housekeeper: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -147,7 +138,8 @@ impl Running {
         let engine = engine(config, store.installation(), &clock, Arc::clone(&tap)).await?;
         let board = ProgressBoard::default();
         let waker = Waker::default();
-        let reconciler = Reconciler::new(
+        let (deletions, inbox) = tasks::deletions();
+        let reconciler = Arc::new(Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
             Repositories::in_directory(directory.path(), tap),
@@ -159,7 +151,7 @@ impl Running {
                 holder: directory.server_id().to_owned(),
                 installation: store.installation().to_string(),
             },
-        );
+        ));
         let app = App {
             store: store.clone(),
             engine,
@@ -169,7 +161,7 @@ impl Running {
                 let waker = waker.clone();
                 move |pod| waker.wake(pod)
             }),
-            remover: Arc::new(LaterRemover),
+            remover: Arc::new(deletions),
             settings: Arc::new(AppSettings {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),
@@ -179,22 +171,26 @@ impl Running {
         };
         let (stop, stopping) = watch::channel(false);
         let tokens = Tokens::admin(directory.admin_token());
+        let housekeeper = Housekeeper::new(app.clone(), Arc::clone(&reconciler)).start(inbox, stopping.clone());
         let router = api::router(app, board, tokens, stopping.clone());
-        let controller = Controller::start(Arc::new(reconciler), waker);
+        let controller = Controller::start(reconciler, waker);
         let http = axum::serve(listener, router).with_graceful_shutdown(asked_to_stop(stopping));
         let http = tokio::spawn(http.into_future());
-        Ok(Self { address, directory, store, stop, http, controller })
+        Ok(Self { address, directory, store, stop, http, controller, housekeeper })
     }
 
     /// Stops in order: requests first, then the passes in work, then the database.
     pub async fn stop(self) {
-        let Self { stop, mut http, controller, store, directory, .. } = self;
+        let Self { stop, mut http, controller, housekeeper, store, directory, .. } = self;
         let _ = stop.send(true);
         if tokio::time::timeout(DRAIN, &mut http).await.is_err() {
             tracing::warn!("some requests did not end in time");
             http.abort();
         }
         controller.shutdown().await;
+        if let Err(error) = housekeeper.await {
+            tracing::warn!(%error, "the housekeeper ended abnormally");
+        }
         store.close().await;
         drop(directory);
     }
