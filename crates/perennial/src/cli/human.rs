@@ -30,6 +30,12 @@ pub fn maybe_size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| UNKNOWN.to_owned(), size)
 }
 
+/// A time to the second.
+#[must_use]
+pub fn instant(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 /// A time relative to now, such as `5 min ago` or `in 6 d`.
 #[must_use]
 pub fn ago(time: Timestamp, now: Timestamp) -> String {
@@ -109,6 +115,11 @@ mod tests {
         for (time, text) in table {
             assert_eq!(ago(time.parse().unwrap(), now), text);
         }
+    }
+
+    #[test]
+    fn an_instant_has_no_fractions() {
+        assert_eq!(instant("2026-01-10T12:00:00.987654321Z".parse().unwrap()), "2026-01-10T12:00:00Z");
     }
 
     #[test]

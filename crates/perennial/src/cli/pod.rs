@@ -6,7 +6,7 @@ use super::args::{AcceptArgs, ActionArgs, CreateArgs, DestroyArgs, PodCommand, P
 use super::confirm::{Consent, Consequences, Verdict};
 use super::events;
 use super::failure::{Exit, Failure};
-use super::human::{maybe_size, size};
+use super::human::{instant, maybe_size, size};
 use super::out::clean;
 use super::session::Context;
 use super::target::{self, Among};
@@ -195,7 +195,7 @@ async fn remove(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Fail
     let mut plan = Consequences::new("delete", &pod);
     let verified = "a verified final snapshot holds the data before this happens";
     if let Some(container) = &pod.container {
-        plan.effect(format!("container {}", container.id), "removed", verified);
+        plan.effect(format!("container {}", view::short(&container.id)), "removed", verified);
     }
     if let Some(volumes) = on_host(&pod) {
         plan.effect(volumes, "deleted from the host", verified);
@@ -238,7 +238,7 @@ fn purge_plan(pod: &Pod, snapshots: &[Snapshot]) -> Consequences {
     let why = "purge destroys everything of the pod";
     let mut plan = Consequences::new("purge", pod);
     if let Some(container) = &pod.container {
-        plan.effect(format!("container {}", container.id), "removed", why);
+        plan.effect(format!("container {}", view::short(&container.id)), "removed", why);
     }
     if let Some(volumes) = on_host(pod) {
         plan.effect(volumes, "deleted from the host, without a snapshot", why);
@@ -261,7 +261,11 @@ fn purge_plan(pod: &Pod, snapshots: &[Snapshot]) -> Consequences {
 /// The effects of replacing a pod's data.
 fn replaced(plan: &mut Consequences, pod: &Pod, source: &str, why: &str) {
     if let Some(container) = &pod.container {
-        plan.effect(format!("container {}", container.id), "removed and created again", "its volumes are replaced");
+        plan.effect(
+            format!("container {}", view::short(&container.id)),
+            "removed and created again",
+            "its volumes are replaced",
+        );
     }
     match on_host(pod) {
         Some(volumes) => plan.effect(volumes, format!("replaced by {source}"), why),
@@ -348,7 +352,7 @@ fn sentence(outcome: &Outcome, name: &str) -> String {
         text = format!("{text}, {} new)", maybe_size(snapshot.new_bytes));
     }
     if let Some(at) = pod.purge_at {
-        text = format!("{text}; perennial pod undelete {name} brings it back until {at}");
+        text = format!("{text}; perennial pod undelete {name} brings it back until {}", instant(at));
     }
     for condition in &pod.conditions {
         text = format!("{text}\n{}: {}", clean(&condition.kind), clean(&condition.message));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::human::{UNKNOWN, ago, maybe_ago, maybe_size, size};
+use super::human::{UNKNOWN, ago, instant, maybe_ago, maybe_size, size};
 use super::out::{Colour, Out, clean};
 use super::table::{Facts, Rows};
 use crate::api::wire::{
@@ -72,7 +72,7 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         .fact("Image", &pod.image)
         .maybe("Image digest", pod.image_digest.as_ref())
         .fact("Runtime", pod.runtime.as_deref().unwrap_or("default"))
-        .fact("Container", pod.container.as_ref().map_or(UNKNOWN, |container| &container.id));
+        .fact("Container", pod.container.as_ref().map_or(UNKNOWN, |container| short(&container.id)));
     facts.maybe("Command", pod.spec.command.as_ref().map(|words| words.join(" ")));
     facts.maybe("Limits", limits(&pod.spec.resources));
     facts.maybe("Ports", ports(pod));
@@ -92,9 +92,9 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         )
         .maybe("System layer", pod.system_layer_captured_at.map(|at| format!("captured {}", ago(at, now))))
         .fact("Latest snapshot", pod.latest_snapshot.as_ref().map_or(UNKNOWN.to_owned(), |s| brief(s, now)))
-        .fact("Created", format!("{} ({})", pod.created_at, ago(pod.created_at, now)))
+        .fact("Created", format!("{} ({})", instant(pod.created_at), ago(pod.created_at, now)))
         .maybe("Hidden since", pod.deleted_at.map(|at| ago(at, now)))
-        .maybe("Destroyed", pod.purge_at.map(|at| format!("{at} ({})", ago(at, now))));
+        .maybe("Destroyed", pod.purge_at.map(|at| format!("{} ({})", instant(at), ago(at, now))));
     let mut text = facts.render(out);
     if !pod.volumes.is_empty() {
         text = format!("{text}\n\n{}", volumes(&pod.volumes, out));
@@ -103,6 +103,11 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         text = format!("{text}\n\n{}", conditions(&pod.conditions, out, now));
     }
     text
+}
+
+/// An engine's id as its own tools shorten it.
+pub fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
 }
 
 const fn backend(backend: Backend) -> &'static str {
@@ -180,7 +185,7 @@ pub fn status(status: &PodStatus, out: &Out, now: Timestamp) -> String {
     facts
         .fact("Phase", status.phase.as_str())
         .fact("Asked for", status.desired.as_str())
-        .fact("Container", status.container.as_ref().map_or(UNKNOWN, |container| &container.id))
+        .fact("Container", status.container.as_ref().map_or(UNKNOWN, |container| short(&container.id)))
         .fact("Data seen", maybe_ago(status.data_seen_at, now))
         .fact("System layer", maybe_ago(status.system_layer_captured_at, now));
     if status.crashes > 0 {
@@ -263,8 +268,8 @@ pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
         .fact(
             "Shows",
             match (snapshot.consistency.captured_at, snapshot.consistency.grade) {
-                (Some(at), Some(grade)) => format!("{at} ({}), {grade}", ago(at, now)),
-                (Some(at), None) => format!("{at} ({})", ago(at, now)),
+                (Some(at), Some(grade)) => format!("{} ({}), {grade}", instant(at), ago(at, now)),
+                (Some(at), None) => format!("{} ({})", instant(at), ago(at, now)),
                 (None, _) => UNKNOWN.to_owned(),
             },
         )
@@ -335,8 +340,8 @@ pub fn operation(operation: &Operation, out: &Out, now: Timestamp) -> String {
         .maybe("Snapshot", operation.snapshot_id.as_ref())
         .maybe("Step", step(operation))
         .fact("Asked for by", &operation.actor)
-        .fact("Created", format!("{} ({})", operation.created_at, ago(operation.created_at, now)))
-        .maybe("Finished", operation.finished_at.map(|at| format!("{at} ({})", ago(at, now))));
+        .fact("Created", format!("{} ({})", instant(operation.created_at), ago(operation.created_at, now)))
+        .maybe("Finished", operation.finished_at.map(|at| format!("{} ({})", instant(at), ago(at, now))));
     if let Some(error) = &operation.error {
         let name = if operation.state.is_terminal() { "Error" } else { "Last failure" };
         facts.fact(name, format!("{} ({})", error.detail, error.code)).maybe("Hint", error.hint.as_ref());
@@ -360,7 +365,7 @@ pub fn step(operation: &Operation) -> Option<String> {
 
 /// One line of the audit trail.
 pub fn event(event: &Event) -> String {
-    let mut line = format!("{}  {:>6}  {}  {}", event.at, event.id, clean(&event.kind), clean(&event.message));
+    let mut line = format!("{}  {:>6}  {}  {}", instant(event.at), event.id, clean(&event.kind), clean(&event.message));
     line.push_str(&format!("  by {}", clean(&event.actor)));
     if let Some(pod) = &event.pod_id {
         line.push_str(&format!("  pod {}", clean(pod)));
