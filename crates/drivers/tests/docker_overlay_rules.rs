@@ -322,3 +322,31 @@ async fn overlay_rule_8_separate_mounts_nest_and_packages_work() {
         bench.remove_container(&pod, &id).await;
     }
 }
+
+/// Another engine of the tests, which goes with this value.
+struct OtherEngine(&'static str);
+
+fn engine_script(words: &[&str]) -> std::process::Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/engine.sh");
+    std::process::Command::new("bash").arg(script).args(words).output().unwrap()
+}
+
+impl Drop for OtherEngine {
+    fn drop(&mut self) {
+        engine_script(&["wipe", self.0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlay_rule_5_backend_is_not_offered_with_live_restore() {
+    let engine = OtherEngine("liverest");
+    let started = engine_script(&["start", engine.0, r#"{"live-restore": true}"#]);
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    let socket = format!("unix://{}", String::from_utf8(started.stdout).unwrap().trim());
+    let bench = Bench::with(&["runc"], |c| c.docker_host = Some(socket)).await;
+    let capabilities = bench.engine.capabilities().await.unwrap();
+    assert_eq!(capabilities.backends, [Backend::Engine]);
+    assert!(capabilities.notes.iter().any(|n| n.contains("live-restore")), "{:?}", capabilities.notes);
+    // The runtime itself is fine.
+    assert!(capabilities.runtime(Some("runc")).unwrap().overlay_volumes);
+}

@@ -116,14 +116,13 @@ fn plain(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Calls `see` with every mount of every mount namespace that this process may look into.
-fn each_mount(mut see: impl FnMut(&MountLine<'_>) -> Result<(), EngineError>) -> Result<(), EngineError> {
+/// Calls `see` with every mount of every mount namespace, and with the number of a process that is in it.
+fn each_mount(mut see: impl FnMut(&MountLine<'_>, &str) -> Result<(), EngineError>) -> Result<(), EngineError> {
     let mut seen = HashSet::new();
     let processes = std::fs::read_dir("/proc").map_err(|e| transient(format!("list the processes: {e}")))?;
     for process in processes.flatten() {
-        if !process.file_name().to_str().is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())) {
-            continue;
-        }
+        let name = process.file_name();
+        let Some(number) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
         let dir = process.path();
         // One look for each namespace. Which one it is needs more rights than what is mounted in it: where the kernel
         // does not tell, the table is read once more than needed.
@@ -147,7 +146,7 @@ fn each_mount(mut see: impl FnMut(&MountLine<'_>) -> Result<(), EngineError>) ->
         }
         seen.extend(namespace);
         for line in text.lines().filter_map(parse) {
-            see(&line)?;
+            see(&line, number)?;
         }
     }
     Ok(())
@@ -155,12 +154,13 @@ fn each_mount(mut see: impl FnMut(&MountLine<'_>) -> Result<(), EngineError>) ->
 
 /// Refuses when any namespace has an overlay with one of these uppers.
 fn check_no_upper(uppers: &[PathBuf]) -> Result<(), EngineError> {
-    each_mount(|mount| {
+    each_mount(|mount, process| {
         for option in mount.options.split(',') {
             let Some(upper) = option.strip_prefix("upperdir=") else { continue };
             let upper = plain(upper);
             if uppers.iter().any(|u| u == Path::new(&upper)) {
-                return Err(conflict(format!("{upper} is mounted at {}", plain(mount.target))));
+                let at = plain(mount.target);
+                return Err(conflict(format!("{upper} is mounted at {at}, as process {process} sees it")));
             }
         }
         Ok(())
@@ -169,9 +169,10 @@ fn check_no_upper(uppers: &[PathBuf]) -> Result<(), EngineError> {
 
 /// Refuses when anything is mounted at this path in any namespace.
 pub(super) fn check_unmounted(target: &Path) -> Result<(), EngineError> {
-    each_mount(|mount| {
+    each_mount(|mount, process| {
         if Path::new(&plain(mount.target)) == target {
-            return Err(conflict(format!("{} is still mounted", target.display())));
+            let at = target.display();
+            return Err(conflict(format!("{at} is still mounted, as process {process} sees it")));
         }
         Ok(())
     })
