@@ -16,6 +16,7 @@ use super::args::Connection;
 use super::failure::{Exit, Failure};
 use super::session::Session;
 use crate::api::wire::{List, Problem};
+use crate::config::default_data_dir;
 
 /// Longest time to reach the server.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -65,18 +66,12 @@ impl Connection {
         if let Some(token) = session.token.as_deref().map(str::trim).filter(|token| !token.is_empty()) {
             return Ok((token.to_owned(), TokenSource::Environment));
         }
-        let file = self.data_dir.clone().map_or_else(default_data_dir, Ok)?.join("admin-token");
+        let directory = self.data_dir.clone().or_else(default_data_dir);
+        let directory =
+            directory.ok_or_else(|| Failure::usage("HOME is not set", "pass --token-file FILE or --data-dir DIR"))?;
+        let file = directory.join("admin-token");
         Ok((read_token(&file)?, TokenSource::File(file)))
     }
-}
-
-/// Where a server on this machine keeps its state when nobody says otherwise.
-fn default_data_dir() -> Result<PathBuf, Failure> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_DATA_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
-        .map(|data| data.join("perennial"))
-        .ok_or_else(|| Failure::usage("HOME is not set", "pass --token-file FILE or --data-dir DIR"))
 }
 
 fn read_token(file: &Path) -> Result<String, Failure> {
