@@ -1,1 +1,401 @@
+//! The table of verbs, and what holds for every verb on every state.
 
+use super::*;
+use crate::id::PodId;
+use crate::operation::Problem;
+use crate::snapshot::SnapshotState;
+use crate::spec::{Backend, PodName, TenantId};
+use crate::volume::{Volume, VolumeSet};
+
+fn now() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().expect("a time")
+}
+
+fn op(n: u8) -> OperationId {
+    OperationId::from_parts(u64::from(n), [n; 10])
+}
+
+fn snap(n: u8) -> SnapshotId {
+    SnapshotId::from_parts(u64::from(n), [n; 10])
+}
+
+/// The id of the goal that is in work in a state.
+const GOAL: u8 = 1;
+/// The id of the task that is in work in a state.
+const TASK: u8 = 2;
+/// The id of the request under test.
+const NEW: u8 = 9;
+
+fn order() -> Order {
+    Order { operation: op(NEW), actor: "ann".into(), now: now() }
+}
+
+fn base() -> Pod {
+    let name = PodName::parse("dev").expect("a name");
+    Pod::new(
+        PodId::from_parts(0, [0; 10]),
+        TenantId::default_tenant(),
+        name,
+        PodSpec::new("debian:12"),
+        op(GOAL),
+        now(),
+    )
+}
+
+/// A pod whose data is on the host.
+fn on_host(desired: Desired, phase: Phase) -> Pod {
+    let set = VolumeSet {
+        number: 1,
+        backend: Backend::Overlay,
+        origin: Origin::Image,
+        state: SetState::Complete,
+        attached: Some(1),
+        marked: Some(1),
+        proof: None,
+        volumes: vec![Volume { name: "home".into(), mount_path: "/home".into() }],
+    };
+    Pod {
+        desired,
+        phase,
+        goal: None,
+        sets: vec![set],
+        current: Some(1),
+        last_set: 1,
+        source: None,
+        data_generation: 1,
+        version: 7,
+        ..base()
+    }
+}
+
+/// A pod whose data is in the repository.
+fn released(desired: Desired, phase: Phase) -> Pod {
+    Pod { current: None, source: Some(Origin::Snapshot(snap(1))), sets: Vec::new(), ..on_host(desired, phase) }
+}
+
+fn towards(pod: Pod, kind: OperationKind, previous: Desired) -> Pod {
+    Pod { goal: Some(Goal { operation: op(GOAL), kind, previous, accepted: None }), ..pod }
+}
+
+fn with_task(mut pod: Pod, work: Work) -> Pod {
+    pod.tasks.push(Task { operation: op(TASK), work });
+    pod
+}
+
+fn trashed(mut pod: Pod, purge: bool) -> Pod {
+    let purge_at = purge.then(|| now() + SignedDuration::from_hours(1));
+    pod.trash = Some(Trash { deleted_at: now(), purge_at, actor: "bob".into() });
+    pod
+}
+
+fn replace_work(switched: bool) -> Work {
+    Work::Replace { origin: Origin::Image, safety: None, old: None, new: None, switched, accepted: None }
+}
+
+/// Every state a verb can meet.
+fn states() -> Vec<(&'static str, Pod)> {
+    use Desired::{Archived, Deleted, Paused, Running, Stopped};
+    use OperationKind as K;
+    let purge = Work::Purge { actor: "bob".into(), at: now() };
+    vec![
+        ("creating", base()),
+        ("running", on_host(Running, Phase::Running)),
+        ("broken", on_host(Running, Phase::Error)),
+        ("pausing", towards(on_host(Paused, Phase::Pausing), K::Pause, Running)),
+        ("paused", on_host(Paused, Phase::Paused)),
+        ("resuming", towards(on_host(Running, Phase::Starting), K::Start, Paused)),
+        ("stopping", towards(on_host(Stopped, Phase::Stopping), K::Stop, Running)),
+        ("released", towards(released(Stopped, Phase::Stopping), K::Stop, Running)),
+        ("stopped", released(Stopped, Phase::Stopped)),
+        ("starting", towards(released(Running, Phase::Starting), K::Start, Stopped)),
+        ("archiving", trashed(towards(on_host(Archived, Phase::Stopping), K::Archive, Running), false)),
+        ("archived", trashed(released(Archived, Phase::Archived), false)),
+        ("deleting", trashed(towards(on_host(Deleted, Phase::Deleting), K::Delete, Running), true)),
+        ("deleted", trashed(released(Deleted, Phase::Deleted), true)),
+        ("resetting", with_task(on_host(Running, Phase::Resetting), replace_work(false))),
+        ("purging", trashed(with_task(released(Deleted, Phase::Deleting), purge), true)),
+    ]
+}
+
+fn verified() -> Snapshot {
+    let mut row = Snapshot::pending(snap(3), base().id, TenantId::default_tenant(), SnapshotKind::Manual, now());
+    row.state = SnapshotState::Verified;
+    row.repository_id = Some("abc".into());
+    row
+}
+
+type Verb = fn(&Pod) -> Result<Decision, Error>;
+
+const VERBS: [(&str, Verb); 11] = [
+    ("start", |p| start(p, &order())),
+    ("pause", |p| pause(p, &order())),
+    ("stop", |p| stop(p, None, &order())),
+    ("restart", |p| restart(p, &order())),
+    ("reset", |p| reset(p, None, &order())),
+    ("restore", |p| restore(p, &verified(), None, &order())),
+    ("archive", |p| archive(p, None, &order())),
+    ("delete", |p| delete(p, SignedDuration::from_hours(168), None, &order())),
+    ("undelete", |p| undelete(p, &order())),
+    ("snapshot", |p| snapshot(p, snap(4), None, &order())),
+    ("purge", |p| purge(p, &order())),
+];
+
+/// What a verb did, in one word.
+fn outcome(result: &Result<Decision, Error>) -> String {
+    match result {
+        Err(Error::Conflict { code, .. }) => (*code).to_owned(),
+        Err(other) => format!("{other:?}"),
+        Ok(decision) => match &decision.answer {
+            Answer::Join(_) => "join".to_owned(),
+            Answer::New(operation) if operation.state == OperationState::Succeeded => "done".to_owned(),
+            Answer::New(_) => match decision.superseded.as_slice() {
+                [] => "new".to_owned(),
+                [one] if one.state == OperationState::Succeeded => "after".to_owned(),
+                _ => "instead".to_owned(),
+            },
+        },
+    }
+}
+
+/// new: begins · done: nothing to do · join: already in work · instead: cancels what was in work · after: what was in
+/// work has succeeded · else the code of the conflict.
+const TABLE: &str = "
+state      start     pause       stop     restart         reset  restore archive  delete  undelete        snapshot     purge
+creating   join      instead     instead  new             new    new     instead  instead pod-not-deleted new          instead
+running    done      new         new      new             new    new     new      new     pod-not-deleted new          new
+broken     new       new         new      new             new    new     new      new     pod-not-deleted new          new
+pausing    instead   join        instead  pod-not-running new    new     instead  instead pod-not-deleted new          instead
+paused     new       done        new      pod-not-running new    new     new      new     pod-not-deleted new          new
+resuming   join      instead     instead  new             new    new     instead  instead pod-not-deleted new          instead
+stopping   instead   instead     join     pod-not-running new    new     instead  instead pod-not-deleted pod-released instead
+released   after     pod-stopped join     pod-not-running new    new     after    after   pod-not-deleted pod-released instead
+stopped    new       pod-stopped done     pod-not-running new    new     new      new     pod-not-deleted pod-released new
+starting   join      instead     instead  new             new    new     instead  instead pod-not-deleted new          instead
+archiving  pod-archived pod-archived pod-archived pod-archived pod-archived pod-archived join instead instead pod-archived instead
+archived   pod-archived pod-archived pod-archived pod-archived pod-archived pod-archived done new     new     pod-archived new
+deleting   pod-deleted pod-deleted pod-deleted pod-deleted pod-deleted pod-deleted pod-deleted join instead pod-deleted instead
+deleted    pod-deleted pod-deleted pod-deleted pod-deleted pod-deleted pod-deleted pod-deleted done new     pod-deleted new
+resetting  new       new         new      new             new    new     new      new     pod-not-deleted new          instead
+purging    pod-being-purged pod-being-purged pod-being-purged pod-being-purged pod-being-purged pod-being-purged pod-being-purged pod-being-purged pod-being-purged pod-being-purged join
+";
+
+#[test]
+fn the_table_is_total_and_as_written() {
+    let mut lines = TABLE.trim().lines();
+    let head: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().skip(1).collect();
+    assert_eq!(head, VERBS.map(|(name, _)| name));
+    let rows: Vec<Vec<&str>> = lines.map(|l| l.split_whitespace().collect()).collect();
+    let states = states();
+    assert_eq!(rows.len(), states.len());
+    for (row, (state, pod)) in rows.iter().zip(&states) {
+        assert_eq!(row[0], *state);
+        for ((verb, act), expected) in VERBS.iter().zip(&row[1..]) {
+            assert_eq!(outcome(&act(pod)), **expected, "{verb} of a {state} pod");
+        }
+    }
+}
+
+/// A verb never touches data, and what it says it did is what the pod says.
+#[test]
+fn every_verb_keeps_its_promises_on_every_state() {
+    for (state, pod) in states() {
+        for (verb, act) in VERBS {
+            let Ok(decision) = act(&pod) else { continue };
+            let case = format!("{verb} of a {state} pod");
+            let next = &decision.pod;
+            assert_eq!((&next.sets, next.current, next.source), (&pod.sets, pod.current, pod.source), "{case}");
+            assert_eq!(
+                (next.data_generation, next.spec_generation),
+                (pod.data_generation, pod.spec_generation),
+                "{case}"
+            );
+            assert_eq!(
+                (next.version, &next.container, &next.layer),
+                (pod.version, &pod.container, &pod.layer),
+                "{case}"
+            );
+            let waits = |id| {
+                next.goal.as_ref().is_some_and(|g| g.operation == id) || next.tasks.iter().any(|t| t.operation == id)
+            };
+            match &decision.answer {
+                Answer::New(operation) => {
+                    assert_eq!(operation.id, op(NEW), "{case}");
+                    assert_eq!(waits(op(NEW)), !operation.state.is_terminal(), "{case}");
+                }
+                Answer::Join(id) => assert!(waits(*id), "{case}"),
+            }
+            for ended in &decision.superseded {
+                assert!(ended.state.is_terminal() && !waits(ended.operation), "{case}");
+            }
+            // Nobody who waited is forgotten.
+            let before = pod.goal.iter().map(|g| g.operation).chain(pod.tasks.iter().map(|t| t.operation));
+            for id in before {
+                let ended = decision.superseded.iter().any(|s| s.operation == id);
+                assert!(waits(id) != ended, "{case}: {id:?}");
+            }
+            let hidden = matches!(next.desired, Desired::Archived | Desired::Deleted);
+            assert_eq!(next.trash.is_some(), hidden, "{case}");
+            assert!(next.failed.is_none() && next.retry == Retry::default(), "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_start_before_the_commit_cancels_the_stop_and_goes_back_on_failure() {
+    let stopping = towards(on_host(Desired::Stopped, Phase::Stopping), OperationKind::Stop, Desired::Running);
+    let decision = start(&stopping, &order()).expect("start");
+    assert_eq!(decision.superseded, [Superseded { operation: op(GOAL), state: OperationState::Cancelled }]);
+    assert_eq!(decision.pod.goal.map(|g| g.previous), Some(Desired::Running));
+}
+
+#[test]
+fn a_start_after_the_commit_lets_the_stop_succeed() {
+    let done = towards(released(Desired::Stopped, Phase::Stopping), OperationKind::Stop, Desired::Running);
+    let decision = start(&done, &order()).expect("start");
+    assert_eq!(decision.superseded, [Superseded { operation: op(GOAL), state: OperationState::Succeeded }]);
+    assert_eq!(decision.pod.goal.map(|g| g.previous), Some(Desired::Stopped));
+    assert_eq!(decision.pod.source, Some(Origin::Snapshot(snap(1))));
+}
+
+#[test]
+fn a_start_forgets_crashes() {
+    let mut pod = on_host(Desired::Running, Phase::Starting);
+    pod.crash.count = 5;
+    pod.crash.not_before = Some(now());
+    pod.failed = Some(Problem { code: "x".into(), message: "x".into(), hint: String::new() });
+    let decision = start(&pod, &order()).expect("start");
+    assert_eq!((decision.pod.crash.count, decision.pod.crash.not_before), (0, None));
+    assert_eq!(outcome(&Ok(decision)), "new");
+}
+
+#[test]
+fn stop_of_a_pod_that_stops_by_pausing_pauses() {
+    let mut pod = on_host(Desired::Running, Phase::Running);
+    pod.spec.on_stop = OnStop::Pause;
+    let decision = stop(&pod, None, &order()).expect("stop");
+    assert_eq!(decision.pod.desired, Desired::Paused);
+    assert_eq!(decision.pod.goal.map(|g| g.kind), Some(OperationKind::Stop));
+    // The data is in the repository already: there is nothing to pause.
+    let mut pod = released(Desired::Stopped, Phase::Stopped);
+    pod.spec.on_stop = OnStop::Pause;
+    assert_eq!(outcome(&stop(&pod, None, &order())), "done");
+}
+
+#[test]
+fn work_that_a_stop_makes_pointless_ends_with_it() {
+    let pod =
+        with_task(on_host(Desired::Running, Phase::Running), Work::Snapshot { snapshot: snap(5), accepted: None });
+    let decision = stop(&pod, None, &order()).expect("stop");
+    assert_eq!(decision.dropped, [snap(5)]);
+    assert!(decision.pod.tasks.is_empty());
+    let decision = pause(&pod, &order()).expect("pause");
+    assert_eq!(decision.pod.tasks.len(), 1, "a paused pod can be captured");
+    let pod = with_task(on_host(Desired::Running, Phase::Running), Work::Restart { before: None });
+    assert!(pause(&pod, &order()).expect("pause").pod.tasks.is_empty());
+}
+
+#[test]
+fn the_undelete_window_is_a_column_set_by_the_delete() {
+    let window = SignedDuration::from_hours(168);
+    let decision = delete(&on_host(Desired::Running, Phase::Running), window, None, &order()).expect("delete");
+    assert_eq!(decision.pod.trash.and_then(|t| t.purge_at), Some(now() + window));
+    let decision = archive(&on_host(Desired::Running, Phase::Running), None, &order()).expect("archive");
+    assert_eq!(decision.pod.trash.map(|t| t.purge_at), Some(None));
+    // Deleting again does not prolong it.
+    let (_, deleted) = states().into_iter().find(|(name, _)| *name == "deleted").expect("in the list");
+    let again = delete(&deleted, SignedDuration::from_hours(1000), None, &order()).expect("delete again");
+    assert_eq!(again.pod.trash, deleted.trash);
+}
+
+#[test]
+fn accepted_losses_reach_a_stop_that_is_in_work() {
+    let stopping = towards(on_host(Desired::Stopped, Phase::Stopping), OperationKind::Stop, Desired::Running);
+    let accepted = Acceptance { paths: vec!["/volumes/home/x".into()], actor: "ann".into() };
+    let decision = stop(&stopping, Some(accepted.clone()), &order()).expect("stop");
+    assert_eq!(decision.answer, Answer::Join(op(GOAL)));
+    assert_eq!(decision.pod.goal.and_then(|g| g.accepted), Some(accepted));
+}
+
+#[test]
+fn only_verified_snapshots_of_the_tenant_are_restored() {
+    let pod = on_host(Desired::Running, Phase::Running);
+    let pending = Snapshot { state: SnapshotState::Uploaded, ..verified() };
+    assert_eq!(outcome(&restore(&pod, &pending, None, &order())), "snapshot-not-restorable");
+    let foreign = Snapshot { tenant: TenantId::parse("other").expect("a tenant"), ..verified() };
+    assert!(matches!(restore(&pod, &foreign, None, &order()), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn the_queue_is_bounded() {
+    let mut pod = on_host(Desired::Running, Phase::Running);
+    for _ in 0..TASKS_MAX {
+        pod.tasks.push(Task { operation: op(TASK), work: Work::Restart { before: None } });
+    }
+    assert_eq!(outcome(&restart(&pod, &order())), "too-much-queued");
+}
+
+fn running(id: OperationId, kind: OperationKind) -> Operation {
+    Operation { state: OperationState::Running, ..operation(&base(), kind, &Order { operation: id, ..order() }) }
+}
+
+#[test]
+fn cancel_goes_back_until_the_point_of_no_return() {
+    let code = |result: Result<Cancelled, Error>| match result {
+        Err(Error::Conflict { code, .. }) => code,
+        other => panic!("{other:?}"),
+    };
+    let stopping = towards(on_host(Desired::Stopped, Phase::Stopping), OperationKind::Stop, Desired::Running);
+    let stop = running(op(GOAL), OperationKind::Stop);
+    assert_eq!(cancel(&stopping, &stop, now()).expect("cancel").pod.desired, Desired::Running);
+    let done = towards(released(Desired::Stopped, Phase::Stopping), OperationKind::Stop, Desired::Running);
+    assert_eq!(code(cancel(&done, &stop, now())), "operation-committed");
+    let ended = Operation { state: OperationState::Succeeded, ..stop };
+    assert_eq!(code(cancel(&stopping, &ended, now())), "operation-ended");
+
+    let create = running(op(GOAL), OperationKind::Create);
+    assert_eq!(cancel(&base(), &create, now()).expect("cancel").pod.desired, Desired::Stopped);
+
+    let deleting =
+        trashed(towards(on_host(Desired::Deleted, Phase::Deleting), OperationKind::Delete, Desired::Running), true);
+    let cancelled = cancel(&deleting, &running(op(GOAL), OperationKind::Delete), now()).expect("cancel").pod;
+    assert_eq!((cancelled.desired, cancelled.trash), (Desired::Running, None));
+
+    let reset = running(op(TASK), OperationKind::Reset);
+    let pod = with_task(on_host(Desired::Running, Phase::Resetting), replace_work(false));
+    assert!(cancel(&pod, &reset, now()).expect("cancel").pod.tasks.is_empty());
+    let pod = with_task(on_host(Desired::Running, Phase::Resetting), replace_work(true));
+    assert_eq!(code(cancel(&pod, &reset, now())), "operation-committed");
+    let pod = with_task(on_host(Desired::Running, Phase::Running), Work::Purge { actor: "a".into(), at: now() });
+    assert_eq!(code(cancel(&pod, &running(op(TASK), OperationKind::Purge), now())), "operation-committed");
+}
+
+#[test]
+fn a_patch_counts_and_keeps_what_the_data_depends_on() {
+    let pod = on_host(Desired::Running, Phase::Running);
+    assert_eq!(patch(&pod, pod.spec.clone(), now()), Ok(None));
+    let spec = PodSpec { stop_timeout: 30, ..pod.spec.clone() };
+    let next = patch(&pod, spec, now()).expect("patch").expect("a change");
+    assert_eq!((next.spec_generation, next.version), (pod.spec_generation + 1, pod.version));
+    let image = PodSpec { image: "debian:13".into(), ..pod.spec.clone() };
+    assert!(matches!(patch(&pod, image, now()), Err(Error::Conflict { code: "spec-field-fixed", .. })));
+    let wrong = PodSpec { stop_timeout: 999_999, ..pod.spec.clone() };
+    assert!(matches!(patch(&pod, wrong, now()), Err(Error::InvalidInput { .. })));
+}
+
+#[test]
+fn the_copy_a_pod_lives_from_is_depended_on() {
+    assert!(depends_on(&released(Desired::Stopped, Phase::Stopped), snap(1)));
+    assert!(!depends_on(&released(Desired::Stopped, Phase::Stopped), snap(2)));
+    let work = Work::Replace {
+        origin: Origin::Snapshot(snap(3)),
+        safety: Some(snap(4)),
+        old: None,
+        new: None,
+        switched: false,
+        accepted: None,
+    };
+    let pod = with_task(on_host(Desired::Running, Phase::Running), work);
+    assert!(depends_on(&pod, snap(3)) && depends_on(&pod, snap(4)));
+    let pod = Pod { capture: Some(snap(6)), ..on_host(Desired::Stopped, Phase::Stopping) };
+    assert!(depends_on(&pod, snap(6)));
+}
