@@ -328,7 +328,7 @@ struct OtherEngine(&'static str);
 
 fn engine_script(words: &[&str]) -> std::process::Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/engine.sh");
-    std::process::Command::new("bash").arg(script).args(words).output().unwrap()
+    std::process::Command::new("bash").arg(script).args(words).output().expect("run the script")
 }
 
 impl Drop for OtherEngine {

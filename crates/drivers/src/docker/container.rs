@@ -170,7 +170,7 @@ impl DockerEngine {
                 return Err(rejected(format!("the container would have a mount at {at} that is none of the pod's")));
             }
         }
-        for definition in wanted {
+        let checks = wanted.iter().map(|definition| async {
             let mounted = mounts.iter().any(|m| m.name.as_ref() == Some(&definition.name) && m.rw == Some(true));
             if !mounted {
                 return Err(conflict(format!("the container does not mount {}", definition.name)));
@@ -180,8 +180,9 @@ impl DockerEngine {
             if !volume.is_some_and(|v| definition.matches(&v)) {
                 return Err(conflict(format!("the volume {} is not as it was asked for", definition.name)));
             }
-        }
-        Ok(())
+            Ok(())
+        });
+        futures::future::try_join_all(checks).await.map(|_| ())
     }
 
     pub(super) async fn remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError> {

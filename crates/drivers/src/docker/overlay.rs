@@ -146,31 +146,33 @@ impl DockerEngine {
 
     /// Makes the definitions that the engine lacks, and replaces an outdated one that nobody uses.
     pub(super) async fn define_volumes(&self, wanted: &[Definition]) -> Result<(), EngineError> {
-        for definition in wanted {
-            let inspected = self.docker.inspect_volume(&definition.name).await;
-            if let Some(volume) = found("look at the volume", inspected)? {
-                if definition.matches(&volume) {
-                    continue;
-                }
-                if !definition.owns(&volume) || volume.options.is_empty() {
-                    return Err(conflict(format!("a volume {} exists that is not this pod's", definition.name)));
-                }
-                self.remove_definition(&volume).await?;
+        futures::future::try_join_all(wanted.iter().map(|d| self.define_volume(d))).await.map(|_| ())
+    }
+
+    async fn define_volume(&self, definition: &Definition) -> Result<(), EngineError> {
+        let inspected = self.docker.inspect_volume(&definition.name).await;
+        if let Some(volume) = found("look at the volume", inspected)? {
+            if definition.matches(&volume) {
+                return Ok(());
             }
-            let request = VolumeCreateRequest {
-                name: Some(definition.name.clone()),
-                driver: Some("local".to_owned()),
-                driver_opts: Some(definition.options.clone()),
-                labels: Some(definition.labels.clone()),
-                ..VolumeCreateRequest::default()
-            };
-            let made = self.docker.create_volume(request).await.map_err(|e| fail("make the volume", e))?;
-            // Somebody may have made another one of this name a moment earlier: then the engine returns that.
-            if !definition.matches(&made) {
-                return Err(conflict(format!("the volume {} is not as it was asked for", definition.name)));
+            if !definition.owns(&volume) || volume.options.is_empty() {
+                return Err(conflict(format!("a volume {} exists that is not this pod's", definition.name)));
             }
+            self.remove_definition(&volume).await?;
         }
-        Ok(())
+        let request = VolumeCreateRequest {
+            name: Some(definition.name.clone()),
+            driver: Some("local".to_owned()),
+            driver_opts: Some(definition.options.clone()),
+            labels: Some(definition.labels.clone()),
+            ..VolumeCreateRequest::default()
+        };
+        let made = self.docker.create_volume(request).await.map_err(|e| fail("make the volume", e))?;
+        // Somebody may have made another one of this name a moment earlier: then the engine returns that.
+        if definition.matches(&made) {
+            return Ok(());
+        }
+        Err(conflict(format!("the volume {} is not as it was asked for", definition.name)))
     }
 
     /// Removes the definition of an overlay volume, once its mount point is proven unmounted (rule 6).

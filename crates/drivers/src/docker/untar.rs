@@ -204,6 +204,8 @@ mod tests {
         header.set_size(size);
         header.set_mode(0o640);
         header.set_mtime(1_600_000_000);
+        header.set_uid(rustix::process::getuid().as_raw().into());
+        header.set_gid(rustix::process::getgid().as_raw().into());
         header
     }
 
