@@ -66,6 +66,6 @@ assert 'the container did not come back' wait_for 60 came_back
 everything_is_back
 
 step 'Delete'
-perennial pod delete "$pod"
+perennial pod rm "$pod" --yes
 assert 'the deleted pod still has volumes' [ -z "$(engine_volumes)" ]
 printf '\nThe pod outlived its container, its volumes and its package manager.\n'

@@ -182,7 +182,9 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
     }
     if matches!(scenario, Scenario::Stop | Scenario::Delete) {
         ensure!(owned.is_empty(), "left on the host: {owned:?}");
-        server.succeed(if scenario == Scenario::Delete { server.undelete(pod).await } else { server.start(pod).await }).await;
+        server
+            .succeed(if scenario == Scenario::Delete { server.undelete(pod).await } else { server.start(pod).await })
+            .await;
     }
     if matches!(scenario, Scenario::Pause | Scenario::Delete) {
         server.succeed(server.start(pod).await).await;
@@ -263,4 +265,3 @@ sweeps! {
     sim_sweep_start_on_engine_volumes: StartAfterStop on Engine;
     sim_sweep_restore_on_engine_volumes: Restore on Engine;
 }
-

@@ -367,7 +367,9 @@ impl Reconciler {
         match forgotten.await {
             Ok(()) => Ok(()),
             Err(StepError::Retry(found) | StepError::Definite(found)) => Err(found),
-            Err(StepError::Overtaken | StepError::Cancelled) => Err(problem("internal", "the deletion was interrupted", "")),
+            Err(StepError::Overtaken | StepError::Cancelled) => {
+                Err(problem("internal", "the deletion was interrupted", ""))
+            }
         }
     }
 
