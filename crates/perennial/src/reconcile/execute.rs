@@ -18,7 +18,11 @@ use crate::store::Change;
 impl Reconciler {
     pub(super) async fn execute(&self, mut view: View, action: Action) -> Result<(), StepError> {
         let operation = current_operation(&view.pod);
-        let progress = self.board.begin(operation, step_name(&action));
+        let progress = match &action {
+            // Written in no time: people go on seeing the step before.
+            Action::Record(_) => Progress::default(),
+            _ => self.board.begin(operation, step_name(&action)),
+        };
         tracing::debug!(pod = %view.pod.id, step = step_name(&action), "step");
         match action {
             Action::Record(fact) => self.record(&mut view, fact).await,
@@ -113,16 +117,7 @@ impl Reconciler {
 
     async fn make_container(&self, view: &mut View, set: SetNumber, progress: &Progress) -> Result<(), StepError> {
         self.ensure_image(view, progress).await?;
-        let recorded = view.pod.set(set).ok_or_else(unknown_set)?;
-        let spec = ContainerSpec {
-            pod: view.pod.id,
-            tenant: view.pod.tenant.clone(),
-            name: view.pod.name.clone(),
-            set: set_spec(&view.pod, recorded),
-            spec: view.pod.spec.clone(),
-            spec_generation: view.pod.spec_generation,
-        };
-        let (id, _) = self.engine.container_ensure(&spec).await?;
+        let (id, _) = self.engine.container_ensure(&container_spec(view, set)?).await?;
         self.put_layer_back(view, &id, progress).await?;
         let ready = ReadyContainer { id, set, spec_generation: view.pod.spec_generation };
         self.record(view, Record::ContainerReady(ready)).await
@@ -134,7 +129,14 @@ impl Reconciler {
         self.record(view, Record::Attached { set }).await?;
         let attached = view.pod.set(set).ok_or_else(unknown_set)?;
         let spec = set_spec(&view.pod, attached);
-        let started = self.engine.container_start(container, &spec, view.pod.data_generation).await;
+        let generation = view.pod.data_generation;
+        let mut started = self.engine.container_start(container, &spec, generation).await;
+        if let Err(EngineError::Conflict { problem }) = &started {
+            // Definitions of volumes are derived: what somebody removed is made again.
+            tracing::info!(pod = %view.pod.id, problem, "start again after a look at the container's volumes");
+            self.engine.container_ensure(&container_spec(view, set)?).await?;
+            started = self.engine.container_start(container, &spec, generation).await;
+        }
         if let Err(error) = started {
             // A refused start of a set that never ran leaves it as it was: nobody wrote.
             if matches!(error, EngineError::Rejected { .. }) && before.attached.is_none() {
@@ -248,6 +250,19 @@ impl Reconciler {
     pub(super) fn pinned<'a>(&self, view: &'a View) -> Result<&'a PinnedImage, StepError> {
         view.pod.image.as_ref().ok_or_else(|| retry("image-unpinned", "the image is not pinned"))
     }
+}
+
+/// The container as the engine has to make it.
+fn container_spec(view: &View, set: SetNumber) -> Result<ContainerSpec, StepError> {
+    let recorded = view.pod.set(set).ok_or_else(unknown_set)?;
+    Ok(ContainerSpec {
+        pod: view.pod.id,
+        tenant: view.pod.tenant.clone(),
+        name: view.pod.name.clone(),
+        set: set_spec(&view.pod, recorded),
+        spec: view.pod.spec.clone(),
+        spec_generation: view.pod.spec_generation,
+    })
 }
 
 fn image_missing(reference: &str) -> StepError {
