@@ -302,8 +302,12 @@ async fn clean(docker: &Docker, filters: &HashMap<String, Vec<String>>) {
     }
     let options = ListVolumesOptionsBuilder::default().filters(filters).build();
     for volume in docker.list_volumes(Some(options)).await.unwrap().volumes.unwrap_or_default() {
-        let options = RemoveVolumeOptionsBuilder::default().build();
-        let _ = docker.remove_volume(&volume.name, Some(options)).await;
+        // A helper container that removes itself may still hold it.
+        eventually("the removal of a volume", async || {
+            let options = RemoveVolumeOptionsBuilder::default().build();
+            docker.remove_volume(&volume.name, Some(options)).await.is_ok()
+        })
+        .await;
     }
     let options = ListNetworksOptionsBuilder::default().filters(filters).build();
     for network in docker.list_networks(Some(options)).await.unwrap() {
