@@ -1,0 +1,86 @@
+//! The store, every test on a SQLite file and on a throw-away Postgres.
+//!
+//! Postgres comes from `scripts/postgres.sh`; a machine without it fails the test, it is never skipped. One cluster
+//! serves all cases, each in a database of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod any;
+mod cases;
+mod databases;
+
+use databases::{Cluster, Database};
+
+/// Runs every case on SQLite as a test of its own, and all of them on Postgres.
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::cases::$name(&super::Database::sqlite()).await;
+                }
+            )*
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn every_case_on_postgres() {
+            let cluster = Cluster::start();
+            $(
+                // Shown when the case fails.
+                println!("postgres: {}", stringify!($name));
+                cases::$name(&cluster.database(stringify!($name)).await).await;
+            )*
+        }
+    };
+}
+
+cases!(
+    a_change_is_written_whole,
+    a_change_that_fails_leaves_nothing,
+    a_stale_pod_is_refused,
+    an_insert_is_done_once,
+    names_are_unique_among_living_pods,
+    leases_are_exclusive_and_fenced,
+    a_lost_lease_writes_nothing,
+    documents_round_trip,
+    events_are_numbered_in_commit_order,
+    events_of_concurrent_commits_are_never_missed,
+    an_ended_operation_stays_ended,
+    lists_are_filtered_and_paged,
+    the_newest_verified_snapshot_comes_along,
+    what_depends_on_a_snapshot_is_found,
+    a_purged_pod_takes_its_snapshots_along,
+    pods_due_for_purge_are_found,
+    idempotency_keys_are_used_once,
+    images_are_remembered_per_tenant,
+    taps_stop_lose_and_kill_commits,
+    commits_are_announced,
+    opening_again_keeps_everything,
+    a_newer_database_is_refused,
+);
+
+#[tokio::test]
+async fn memory_is_a_store_of_its_own() {
+    let one = Database::memory();
+    let two = Database::memory();
+    let (a, b) = (one.open().await, two.open().await);
+    assert_ne!(a.installation(), b.installation());
+    cases::a_change_is_written_whole(&one).await;
+}
+
+#[test]
+fn a_database_file_is_closed_to_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let database = Database::sqlite();
+        let store = database.open().await;
+        let pod = any::Any::new(1).pod();
+        store.commit(perennial::store::Change { pod: Some(pod), ..Default::default() }).await.unwrap();
+        for entry in std::fs::read_dir(database.directory().unwrap()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
+        }
+    });
+}
