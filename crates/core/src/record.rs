@@ -379,7 +379,9 @@ fn switch(pod: &mut Pod, layer: Option<LayerCapture>) -> Consequences {
     pod.crash = CrashLoop::default();
     if let Some(old) = old {
         with_set(pod, old, |s| {
-            s.state = if safety.is_some() { SetState::Retired } else { SetState::Quarantined };
+            // One that never ran needs no proof: what it was made from is still there.
+            let provable = safety.is_some() || s.attached.is_none();
+            s.state = if provable { SetState::Retired } else { SetState::Quarantined };
             s.proof = safety;
         });
     }

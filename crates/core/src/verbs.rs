@@ -177,13 +177,7 @@ fn aim(pod: &Pod, desired: Desired, kind: OperationKind, accepted: Option<Accept
 }
 
 /// Asks for a desired state: nothing to do when it is reached, joins when it is on its way.
-fn reach(
-    pod: &Pod,
-    desired: Desired,
-    kind: OperationKind,
-    accepted: Option<Acceptance>,
-    order: &Order,
-) -> Decision {
+fn reach(pod: &Pod, desired: Desired, kind: OperationKind, accepted: Option<Acceptance>, order: &Order) -> Decision {
     if pod.desired != desired {
         return aim(pod, desired, kind, accepted, order);
     }
@@ -354,12 +348,7 @@ pub fn reset(pod: &Pod, accepted: Option<Acceptance>, order: &Order) -> Result<D
 /// # Errors
 /// [`Error::Conflict`] when the snapshot cannot be restored, or the pod is archived, deleted or being purged;
 /// [`Error::NotFound`] when the snapshot is another tenant's.
-pub fn restore(
-    pod: &Pod,
-    snapshot: &Snapshot,
-    accepted: Option<Acceptance>,
-    order: &Order,
-) -> Result<Decision, Error> {
+pub fn restore(pod: &Pod, snapshot: &Snapshot, accepted: Option<Acceptance>, order: &Order) -> Result<Decision, Error> {
     require_restorable(pod, snapshot)?;
     replace(pod, OperationKind::Restore, Origin::Snapshot(snapshot.id), accepted, order)
 }
@@ -388,12 +377,7 @@ pub fn not_restorable(snapshot: &Snapshot) -> Error {
 ///
 /// # Errors
 /// [`Error::Conflict`] when the host is, or is about to be, released: the final snapshot holds the data then.
-pub fn snapshot(
-    pod: &Pod,
-    id: SnapshotId,
-    accepted: Option<Acceptance>,
-    order: &Order,
-) -> Result<Decision, Error> {
+pub fn snapshot(pod: &Pod, id: SnapshotId, accepted: Option<Acceptance>, order: &Order) -> Result<Decision, Error> {
     require_living(pod)?;
     if pod.desired.releases_host() {
         return Err(Error::conflict(

@@ -90,7 +90,7 @@ pub struct ImageLayout {
 /// Decides which volumes a new set has.
 ///
 /// Universal volumes come first; on overlay every other real top-level directory of the image follows, and then every
-/// path the image declares as `VOLUME` that no volume holds yet.
+/// path the image declares as `VOLUME` where no volume is mounted yet.
 #[must_use]
 pub fn layout(profile: &Profile, backend: Backend, image: &ImageLayout) -> Vec<Volume> {
     let mut volumes: Vec<Volume> = Vec::new();
@@ -122,9 +122,9 @@ pub fn layout(profile: &Profile, backend: Backend, image: &ImageLayout) -> Vec<V
     for path in &image.declared {
         let path = normal(path);
         let never = NEVER_PERSISTED.iter().any(|n| is_at_or_below(&path, &format!("/{n}")));
-        // Below a universal volume the path persists already; a declared profile persists exactly what it names, but
-        // a mount that nobody owns would be an anonymous volume, so it becomes one of the pod's.
-        let held = volumes.iter().any(|v| is_at_or_below(&path, &v.mount_path));
+        // Docker mounts something there whatever we do: an anonymous volume, unless it is one of the pod's. That the
+        // path lies below another volume does not help.
+        let held = volumes.iter().any(|v| v.mount_path == path);
         if !never && !held && path != "/" && !is_link(&path) {
             volumes.push(Volume { name: unique_name(&volumes, &path), mount_path: path });
         }
@@ -192,12 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn declared_image_volumes_get_volumes_unless_held() {
+    fn paths_the_image_declares_get_volumes_of_the_pod_even_below_others() {
         let declared =
             Profile::Declared(vec![DeclaredVolume { name: "data".into(), mount_path: "/data".into(), size: None }]);
         let volumes = layout(&declared, Backend::Engine, &image(&[], &[], &["/data/sub", "/cache/", "/tmp/x"]));
         let paths: Vec<&str> = volumes.iter().map(|v| v.mount_path.as_str()).collect();
-        assert_eq!(paths, ["/data", "/cache"]);
+        assert_eq!(paths, ["/data", "/data/sub", "/cache"]);
     }
 
     #[test]

@@ -149,6 +149,13 @@ pub(super) fn pause(input: &Input<'_>) -> Next {
     if let Some(step) = stop_live(input) {
         return step;
     }
+    // Paused on its way from stopped or new: the data belongs on the host all the same.
+    if input.pod.image.is_none() {
+        return Next::Act(Action::PinImage);
+    }
+    if input.pod.current.is_none() {
+        return make_set(input);
+    }
     // Captured while the container still exists, so that even `docker rm` of a paused pod loses nothing.
     if let (Some(container), Some(set)) = (&input.observed.container, input.pod.current_set())
         && container.set == set.number

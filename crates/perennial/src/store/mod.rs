@@ -158,6 +158,14 @@ pub struct Store {
     installation: InstallationId,
 }
 
+impl Store {
+    /// The same open database, with another tap around its commits: what a server that takes over sees.
+    #[must_use]
+    pub fn with_tap(&self, tap: Arc<dyn Tap>) -> Self {
+        Self { tap, ..self.clone() }
+    }
+}
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("installation", &self.installation).finish_non_exhaustive()

@@ -64,6 +64,7 @@ pub struct World {
     pub repositories: MemoryRepositories,
     pub directory: tempfile::TempDir,
     pub database: String,
+    store: tokio::sync::OnceCell<Store>,
 }
 
 /// One life of the server.
@@ -95,8 +96,16 @@ impl World {
         let options = SimOptions { seed, ..SimOptions::default() };
         let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
         engine.add_image(IMAGE, image).unwrap();
-        let database = format!("sqlite://{}", directory.path().join("perennial.db").display());
-        Self { clock, ids: Arc::default(), engine, repositories: MemoryRepositories::default(), directory, database }
+        let database = "sqlite::memory:".to_owned();
+        Self {
+            clock,
+            ids: Arc::default(),
+            engine,
+            repositories: MemoryRepositories::default(),
+            directory,
+            database,
+            store: tokio::sync::OnceCell::new(),
+        }
     }
 
     /// Starts a server without faults.
@@ -106,8 +115,10 @@ impl World {
 
     /// Starts a server whose every engine call, commit and repository write asks the tap.
     pub async fn server_with(&self, tap: Arc<dyn Tap>) -> Server {
-        let store = Store::open(&self.database, Arc::clone(&tap)).await.unwrap();
-        self.server_on(store, tap)
+        // The database is another thing than the server: it stays open when a server dies, and what the server had
+        // not committed is gone with it.
+        let opened = self.store.get_or_init(async || Store::open(&self.database, Arc::new(NoTap)).await.unwrap()).await;
+        self.server_on(opened.with_tap(Arc::clone(&tap)), tap)
     }
 
     pub fn server_on(&self, store: Store, tap: Arc<dyn Tap>) -> Server {
