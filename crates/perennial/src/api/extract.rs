@@ -16,7 +16,7 @@ const LIMIT_DEFAULT: u32 = 100;
 /// Most items of a page.
 const LIMIT_MAX: u32 = 1000;
 
-/// A JSON body and its bytes; an empty one is `{}`.
+/// A JSON body and its bytes; none at all is `{}`.
 #[derive(Debug)]
 pub struct Json<T> {
     /// What it says.
@@ -36,7 +36,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             return Err(ApiError::new(status, "not-json", "the body is not declared as JSON")
                 .hint("send Content-Type: application/json"));
         }
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // A body that may be left out may also be null.
+        let text: &[u8] = if bytes.is_empty() || bytes == "null" { b"{}" } else { &bytes };
         Ok(Self { value: parse(text)?, bytes })
     }
 }

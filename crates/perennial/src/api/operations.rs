@@ -116,7 +116,7 @@ pub async fn list(
 
 /// Cancels an operation that has not passed its point of no return.
 #[utoipa::path(post, path = "/api/v1/operations/{id}/cancel", operation_id = "operation_cancel", tag = "operations",
-    request_body = Nothing,
+    request_body = Option<Nothing>,
     params(("id" = String, Path, description = "The operation's id.")),
     responses((status = 202, body = PodOperation), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn cancel(

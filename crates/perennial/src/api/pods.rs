@@ -168,10 +168,10 @@ fn confirming(body: &ConfirmRequest) -> Consent {
 
 /// Defines the route of a verb: replay, do, answer.
 macro_rules! verb {
-    ($(#[$doc:meta])* $method:ident $path:literal $id:literal $name:ident($body:ty) |$state:ident, $pod:ident, $action:ident| $done:expr) => {
+    ($(#[$doc:meta])* $method:ident $path:literal $id:literal $name:ident($body:ty => $shown:ty) |$state:ident, $pod:ident, $action:ident| $done:expr) => {
         $(#[$doc])*
         #[utoipa::path($method, path = $path, operation_id = $id, tag = "pods",
-            request_body(content = $body),
+            request_body(content = $shown),
             params(("id" = String, Path, description = "The pod's id."),
                 ("Idempotency-Key" = Option<String>, Header, description = "Makes the request repeatable.")),
             responses((status = 202, body = PodOperation), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
@@ -191,47 +191,47 @@ macro_rules! verb {
 
 verb! {
     /// Starts a paused or stopped pod.
-    post "/api/v1/pods/{id}/start" "pod_start" start(wire::Nothing)
+    post "/api/v1/pods/{id}/start" "pod_start" start(wire::Nothing => Option<wire::Nothing>)
     |state, id, action| state.app.start(action.request(), id)
 }
 verb! {
     /// Stops the container and keeps everything on the host.
-    post "/api/v1/pods/{id}/pause" "pod_pause" pause(wire::Nothing)
+    post "/api/v1/pods/{id}/pause" "pod_pause" pause(wire::Nothing => Option<wire::Nothing>)
     |state, id, action| state.app.pause(action.request(), id)
 }
 verb! {
     /// Stops and starts the container; a changed specification is applied.
-    post "/api/v1/pods/{id}/restart" "pod_restart" restart(wire::Nothing)
+    post "/api/v1/pods/{id}/restart" "pod_restart" restart(wire::Nothing => Option<wire::Nothing>)
     |state, id, action| state.app.restart(action.request(), id)
 }
 verb! {
     /// Captures, verifies, then releases the host.
-    post "/api/v1/pods/{id}/stop" "pod_stop" stop(AcceptRequest)
+    post "/api/v1/pods/{id}/stop" "pod_stop" stop(AcceptRequest => Option<AcceptRequest>)
     |state, id, action| state.app.stop(action.request(), id, &accepting(&action.body))
 }
 verb! {
     /// Stops and hides the pod, kept without a clock.
-    post "/api/v1/pods/{id}/archive" "pod_archive" archive(AcceptRequest)
+    post "/api/v1/pods/{id}/archive" "pod_archive" archive(AcceptRequest => Option<AcceptRequest>)
     |state, id, action| state.app.archive(action.request(), id, &accepting(&action.body))
 }
 verb! {
     /// Stops and hides the pod; it can be brought back until the undelete window ends.
-    delete "/api/v1/pods/{id}" "pod_delete" delete(AcceptRequest)
+    delete "/api/v1/pods/{id}" "pod_delete" delete(AcceptRequest => Option<AcceptRequest>)
     |state, id, action| state.app.delete(action.request(), id, &accepting(&action.body))
 }
 verb! {
     /// Brings an archived or deleted pod back to stopped.
-    post "/api/v1/pods/{id}/undelete" "pod_undelete" undelete(wire::Nothing)
+    post "/api/v1/pods/{id}/undelete" "pod_undelete" undelete(wire::Nothing => Option<wire::Nothing>)
     |state, id, action| state.app.undelete(action.request(), id)
 }
 verb! {
     /// Replaces the data set by a fresh one, after a safety snapshot.
-    post "/api/v1/pods/{id}/reset" "pod_reset" reset(ConfirmRequest)
+    post "/api/v1/pods/{id}/reset" "pod_reset" reset(ConfirmRequest => ConfirmRequest)
     |state, id, action| state.app.reset(action.request(), id, &confirming(&action.body))
 }
 verb! {
     /// Destroys the pod, its data and its snapshots.
-    post "/api/v1/pods/{id}/purge" "pod_purge" purge(wire::PurgeRequest)
+    post "/api/v1/pods/{id}/purge" "pod_purge" purge(wire::PurgeRequest => wire::PurgeRequest)
     |state, id, action| async {
         let consent = Consent { confirm: Some(action.body.confirm.clone()), accept_loss: None };
         state.app.purge(action.request(), id, &consent).await
@@ -239,7 +239,7 @@ verb! {
 }
 verb! {
     /// Replaces the data set by a snapshot, after a safety snapshot.
-    post "/api/v1/pods/{id}/restore" "pod_restore" restore(RestoreRequest)
+    post "/api/v1/pods/{id}/restore" "pod_restore" restore(RestoreRequest => RestoreRequest)
     |state, id, action| async {
         let body = &action.body;
         let snapshot = body.snapshot_id.parse::<SnapshotId>().map_err(|e| {

@@ -28,7 +28,7 @@ pub struct PageQuery {
 
 /// Takes a snapshot.
 #[utoipa::path(post, path = "/api/v1/pods/{id}/snapshots", operation_id = "snapshot_create", tag = "snapshots",
-    request_body = AcceptRequest,
+    request_body = Option<AcceptRequest>,
     params(("id" = String, Path, description = "The pod's id."),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes the request repeatable.")),
     responses((status = 202, body = SnapshotOperation), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]

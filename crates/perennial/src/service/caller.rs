@@ -59,3 +59,30 @@ impl Caller {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::parse(name).expect("a tenant")
+    }
+
+    #[test]
+    fn a_tenant_sees_its_own_and_nothing_else() {
+        let caller = Caller { actor: "ann".into(), scope: Scope::Tenant(tenant("acme")) };
+        assert!(caller.may_see(&tenant("acme")) && !caller.may_see(&tenant("default")));
+        assert_eq!(caller.home(), tenant("acme"));
+        assert_eq!(caller.restrict(None), Ok(Some(tenant("acme"))));
+        assert_eq!(caller.restrict(Some(tenant("acme"))), Ok(Some(tenant("acme"))));
+        assert!(matches!(caller.restrict(Some(tenant("default"))), Err(Error::NotFound { .. })));
+    }
+
+    #[test]
+    fn an_administrator_sees_everything() {
+        let caller = Caller::admin();
+        assert!(caller.may_see(&tenant("acme")));
+        assert_eq!(caller.restrict(None), Ok(None));
+        assert_eq!(caller.restrict(Some(tenant("acme"))), Ok(Some(tenant("acme"))));
+    }
+}

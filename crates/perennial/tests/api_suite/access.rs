@@ -1,0 +1,241 @@
+//! Who may ask what: every route of the OpenAPI document, and nothing beside it.
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use serde_json::Value;
+
+use crate::server::{Server, TOKEN, read};
+
+/// What a route lets pass without a token.
+#[derive(Debug, PartialEq, Eq)]
+enum Access {
+    Open,
+    Token,
+}
+
+/// Every route there is. A route that is missing here fails the test, so that nobody forgets to decide.
+const ROUTES: &[(&str, &str, Access)] = &[
+    ("GET", "/healthz", Access::Open),
+    ("GET", "/readyz", Access::Open),
+    ("GET", "/docs", Access::Token),
+    ("GET", "/openapi.json", Access::Token),
+    ("POST", "/api/v1/pods", Access::Token),
+    ("GET", "/api/v1/pods", Access::Token),
+    ("GET", "/api/v1/pods/{id}", Access::Token),
+    ("PATCH", "/api/v1/pods/{id}", Access::Token),
+    ("DELETE", "/api/v1/pods/{id}", Access::Token),
+    ("POST", "/api/v1/pods/{id}/start", Access::Token),
+    ("POST", "/api/v1/pods/{id}/stop", Access::Token),
+    ("POST", "/api/v1/pods/{id}/pause", Access::Token),
+    ("POST", "/api/v1/pods/{id}/restart", Access::Token),
+    ("POST", "/api/v1/pods/{id}/reset", Access::Token),
+    ("POST", "/api/v1/pods/{id}/restore", Access::Token),
+    ("POST", "/api/v1/pods/{id}/archive", Access::Token),
+    ("POST", "/api/v1/pods/{id}/undelete", Access::Token),
+    ("POST", "/api/v1/pods/{id}/purge", Access::Token),
+    ("GET", "/api/v1/pods/{id}/status", Access::Token),
+    ("GET", "/api/v1/pods/{id}/volumes", Access::Token),
+    ("GET", "/api/v1/pods/{id}/events", Access::Token),
+    ("GET", "/api/v1/pods/{id}/operations", Access::Token),
+    ("GET", "/api/v1/pods/{id}/snapshots", Access::Token),
+    ("POST", "/api/v1/pods/{id}/snapshots", Access::Token),
+    ("GET", "/api/v1/snapshots/{id}", Access::Token),
+    ("DELETE", "/api/v1/snapshots/{id}", Access::Token),
+    ("GET", "/api/v1/operations/{id}", Access::Token),
+    ("POST", "/api/v1/operations/{id}/cancel", Access::Token),
+    ("GET", "/api/v1/events", Access::Token),
+    ("GET", "/api/v1/events/stream", Access::Token),
+    ("GET", "/api/v1/system", Access::Token),
+];
+
+fn document() -> Value {
+    serde_json::from_str(&perennial::api::openapi()).unwrap()
+}
+
+#[test]
+fn every_route_of_the_document_is_decided_on() {
+    let document = document();
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            found.push((method.to_uppercase(), path.clone()));
+        }
+    }
+    let mut listed: Vec<(String, String)> = ROUTES.iter().map(|(m, p, _)| ((*m).into(), (*p).into())).collect();
+    found.sort();
+    listed.sort();
+    assert_eq!(found, listed);
+}
+
+async fn status(server: &Server, method: &str, path: &str, authorization: Option<&str>) -> StatusCode {
+    let path = path.replace("{id}", "00000000000000000000000000");
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    let response = server.send(request.body(Body::empty()).unwrap()).await;
+    let status = response.status();
+    if status == StatusCode::UNAUTHORIZED {
+        assert!(response.headers().contains_key("www-authenticate"));
+        assert_eq!(read(response).await.problem().0, "unauthorized");
+    }
+    status
+}
+
+#[tokio::test]
+async fn nothing_but_health_answers_without_a_good_token() {
+    let server = Server::start().await;
+    let good = format!("Bearer {TOKEN}");
+    let bad = [
+        None,
+        Some("Bearer wrong".to_owned()),
+        Some("Bearer ".to_owned()),
+        Some(TOKEN.to_owned()),
+        Some(format!("Bearer {TOKEN}x")),
+        Some(format!("Basic {TOKEN}")),
+        Some(format!("Token {TOKEN}")),
+    ];
+    for (method, path, access) in ROUTES {
+        for value in &bad {
+            let status = status(&server, method, path, value.as_deref()).await;
+            let expected = *access == Access::Token;
+            assert_eq!(status == StatusCode::UNAUTHORIZED, expected, "{method} {path} with {value:?}: {status}");
+        }
+        let status = status(&server, method, path, Some(&good)).await;
+        assert_ne!(status, StatusCode::UNAUTHORIZED, "{method} {path}");
+    }
+    // What does not exist is not told apart from what does.
+    assert_eq!(status(&server, "GET", "/api/v1/nonsense", None).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(status(&server, "POST", "/healthz/x", None).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(status(&server, "GET", "/api/v1/nonsense", Some(&good)).await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_browser_sends_the_token_as_a_password_and_only_for_the_pages() {
+    use base64::Engine as _;
+    let server = Server::start().await;
+    let encode = |text: &str| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(text));
+    let basic = encode(&format!("me:{TOKEN}"));
+    assert_eq!(status(&server, "GET", "/docs", Some(&basic)).await, StatusCode::OK);
+    assert_eq!(status(&server, "GET", "/openapi.json", Some(&basic)).await, StatusCode::OK);
+    assert_eq!(status(&server, "GET", "/docs", Some(&encode("me:x"))).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(status(&server, "GET", "/api/v1/pods", Some(&basic)).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(status(&server, "POST", "/docs", Some(&basic)).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn what_nobody_has_is_not_found_everywhere() {
+    let server = Server::start().await;
+    for id in ["00000000000000000000000000", "x", "..%2f..%2fetc%2fpasswd", "%00"] {
+        for path in [
+            "pods/{}",
+            "pods/{}/status",
+            "pods/{}/volumes",
+            "pods/{}/events",
+            "pods/{}/operations",
+            "pods/{}/snapshots",
+            "snapshots/{}",
+            "operations/{}",
+        ] {
+            let answer = server.get(&format!("/api/v1/{}", path.replace("{}", id))).await;
+            assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path} {id}: {answer:?}");
+            answer.problem();
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_answer_names_its_request() {
+    let server = Server::start().await;
+    let given = server.ask(Method::GET, "/healthz", &[("x-request-id", "my-id.1")], Body::empty()).await;
+    assert_eq!(given.headers["x-request-id"], "my-id.1");
+    let long = "x".repeat(65);
+    for bad in ["", "a b", "<script>", long.as_str()] {
+        let answer = server.ask(Method::GET, "/nonsense", &[("x-request-id", bad)], Body::empty()).await;
+        assert_ne!(answer.headers["x-request-id"], bad);
+        answer.problem();
+    }
+}
+
+#[tokio::test]
+async fn wrong_methods_are_told_so() {
+    let server = Server::start().await;
+    let answer = server.ask(Method::PUT, "/api/v1/pods", &[], Body::empty()).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(answer.problem().0, "method-not-allowed");
+}
+
+/// `UPDATE=1 cargo test -p perennial --test api_suite` writes the file anew.
+#[test]
+fn the_golden_document_is_the_one_that_is_served() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi.json");
+    let served = perennial::api::openapi();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, &served).unwrap();
+    }
+    let golden = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(golden == served, "openapi.json is not what the code says: run with UPDATE=1 and look at the difference");
+}
+
+#[test]
+fn bodies_that_may_be_left_out_are_not_required() {
+    let document = document();
+    for (path, required) in [("stop", false), ("start", false), ("snapshots", false), ("reset", true), ("purge", true)]
+    {
+        let body = &document["paths"][format!("/api/v1/pods/{{id}}/{path}")]["post"]["requestBody"];
+        assert_eq!(body["required"].as_bool().unwrap_or_default(), required, "{path}: {body}");
+    }
+}
+
+#[test]
+fn the_document_is_3_1_and_describes_every_field_and_failure() {
+    let document = document();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1."));
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            assert!(operation["summary"].as_str().is_some_and(|s| !s.is_empty()), "{method} {path}");
+            assert!(operation["operationId"].is_string(), "{method} {path}");
+            if path.starts_with("/api/") {
+                assert!(operation["responses"]["4XX"].is_object(), "{method} {path}");
+            }
+        }
+    }
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        for (field, property) in schema["properties"].as_object().into_iter().flatten() {
+            // A nullable reference carries its description inside.
+            let inner = property["oneOf"].as_array().into_iter().flatten().any(|one| one["description"].is_string());
+            let described = inner || property["description"].is_string() || property["$ref"].is_string();
+            assert!(described || name.starts_with("List"), "{name}.{field}: {property}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_page_needs_nothing_from_elsewhere() {
+    let server = Server::start().await;
+    let page = server.get("/docs").await;
+    assert!(page.headers["content-type"].to_str().unwrap().starts_with("text/html"));
+    assert!(!page.text.contains("http://") && !page.text.contains("https://") && !page.text.contains("src="));
+    let served = server.get("/openapi.json").await;
+    assert_eq!(served.text, perennial::api::openapi());
+}
+
+#[tokio::test]
+async fn readiness_ends_when_the_server_stops() {
+    let server = Server::start().await;
+    assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
+    server.stop.send(true).unwrap();
+    assert_eq!(server.get("/readyz").await.problem().0, "stopping");
+    assert_eq!(server.get("/healthz").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_doctor_has_something_to_look_at() {
+    let server = Server::start().await;
+    let system = server.get("/api/v1/system").await.json();
+    let names: Vec<&str> = system["checks"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
+    for name in ["engine", "runtime", "database", "permissions", "repository", "disk", "clock"] {
+        assert!(names.contains(&name), "{name}: {names:?}");
+    }
+    assert_eq!(system["engine"]["defaultRuntime"], "runc");
+}

@@ -1,0 +1,9 @@
+//! The API, asked in process: a store in memory, the simulated engine, no reconciler; verbs are only recorded.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod access;
+mod actions;
+mod input;
+mod server;
+mod stream;
