@@ -383,6 +383,9 @@ impl Drop for Announce {
 
 #[test]
 fn sim_model_random_histories_lose_nothing() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    }
     let first = setting("PERENNIAL_MODEL_SEED", 0);
     let count = setting("PERENNIAL_MODEL_HISTORIES", HISTORIES);
     let next = AtomicU64::new(first);

@@ -107,7 +107,8 @@ impl Repository {
         if backend.size(FileKind::Config, FileKind::CONFIG_ID)?.is_some() {
             return Ok(true);
         }
-        for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index] {
+        // A key alone is what an `init` leaves that was interrupted; it opens nothing.
+        for kind in [FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
             // Before `init` the places need not exist, and their listing fails.
             if backend.list(kind).is_ok_and(|files| !files.is_empty()) {
                 return Err(Error::damaged(FileKind::Config, FileKind::CONFIG_ID, "missing, though other files exist"));

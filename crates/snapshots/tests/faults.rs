@@ -304,7 +304,9 @@ fn opening_tells_wrong_password_absence_and_damage_apart() {
     let again = Repository::init(Arc::new(backend.clone()), &password(), KeyCost::Test);
     assert!(matches!(again, Err(Error::AlreadyInitialized)));
     backend.remove(FileKind::Config, FileKind::CONFIG_ID).unwrap();
-    assert!(Repository::exists(&backend).is_err(), "keys without a config are damage");
+    assert!(!Repository::exists(&backend).unwrap(), "a key alone is what an interrupted init leaves");
+    backend.write(FileKind::Index, Id::of(b"index"), b"index").unwrap();
+    assert!(Repository::exists(&backend).is_err(), "an index without a config is damage");
 }
 
 #[test]

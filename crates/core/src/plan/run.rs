@@ -156,6 +156,13 @@ pub(super) fn pause(input: &Input<'_>) -> Next {
     if input.pod.current.is_none() {
         return make_set(input);
     }
+    // Half made by a start that was overtaken: nobody will start it.
+    if let Some(container) = &input.observed.container
+        && container.started_at.is_none()
+        && input.pod.container.as_ref().is_none_or(|ready| ready.id != container.id)
+    {
+        return leftovers::remove_container(input, container);
+    }
     // Captured while the container still exists, so that even `docker rm` of a paused pod loses nothing.
     if let (Some(container), Some(set)) = (&input.observed.container, input.pod.current_set())
         && container.set == set.number
@@ -164,7 +171,7 @@ pub(super) fn pause(input: &Input<'_>) -> Next {
     {
         return Next::Act(Action::CaptureLayer { container: container.id.clone() });
     }
-    Next::Settled { wake: None }
+    leftovers::remove(input, leftovers::Keep::OnlyCurrent).unwrap_or(Next::Settled { wake: None })
 }
 
 /// Whether the newest capture is of this very run, after it ended.

@@ -23,7 +23,7 @@ impl Reconciler {
             Action::Record(_) => Progress::default(),
             _ => self.board.begin(operation, step_name(&action)),
         };
-        tracing::debug!(pod = %view.pod.id, step = step_name(&action), "step");
+        tracing::debug!(pod = %view.pod.id, ?action, "step");
         match action {
             Action::Record(fact) => self.record(&mut view, fact).await,
             Action::PinImage => self.pin_image(&mut view, &progress).await,

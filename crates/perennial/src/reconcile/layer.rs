@@ -3,7 +3,7 @@
 //! It is always whole against the pinned image, because it is put back by writing it into the new container's own
 //! changes directory before the first start: what is captured later is again everything (docs/adr).
 
-use perennial_core::engine::LayerAccess;
+use perennial_core::engine::{LayerAccess, ObservedContainer};
 use perennial_core::pod::LayerCapture;
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
@@ -57,8 +57,13 @@ pub(super) fn parse_id(text: &str) -> Result<SnapshotFileId, StepError> {
 impl Reconciler {
     /// Where the layer of the pod is now: in its container, or else in its newest capture.
     pub(super) async fn layer_source(&self, view: &View, progress: &Progress) -> Result<LayerSource, StepError> {
+        // A container that was made and did not get ready has no layer yet: its pod's layer is the captured one.
+        let holds_layer = |c: &ObservedContainer| {
+            c.started_at.is_some() || view.pod.container.as_ref().is_some_and(|ready| ready.id == c.id)
+        };
         if let Some(container) = &view.observed.container
             && view.pod.current == Some(container.set)
+            && holds_layer(container)
         {
             return Ok(match self.engine.layer_access(&container.id).await? {
                 LayerAccess::Local { path, exclude } => LayerSource::Root(layer_root(path, exclude)),
