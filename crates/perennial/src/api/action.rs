@@ -20,6 +20,9 @@ use crate::service::{self, Once, Outcome, Request};
 /// Longest key.
 const KEY_MAX: usize = 255;
 
+/// Renders an answer: status and body.
+type Render = dyn Fn(&Outcome) -> (u16, String) + Send + Sync;
+
 /// A request that changes something.
 pub struct Action<T> {
     /// What it says.
@@ -27,7 +30,7 @@ pub struct Action<T> {
     caller: service::Caller,
     key: Option<String>,
     request_hash: String,
-    render: Box<dyn Fn(&Outcome) -> (u16, String) + Send + Sync>,
+    render: Box<Render>,
 }
 
 impl<T: DeserializeOwned> FromRequest<ApiState> for Action<T> {

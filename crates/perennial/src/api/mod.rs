@@ -146,7 +146,6 @@ pub fn openapi() -> String {
 }
 
 /// Builds the router. Handlers that wait end when `stopping` becomes true.
-#[must_use]
 pub fn router(app: App, board: ProgressBoard, tokens: Tokens, stopping: watch::Receiver<bool>) -> Router {
     let state = ApiState { app, board, openapi: openapi().into(), stopping };
     let (router, _) = routes().split_for_parts();

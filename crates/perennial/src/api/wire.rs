@@ -4,9 +4,11 @@
 //! unknown fields by name; answers may gain fields, so a client must not. The command line uses these same types.
 
 mod answer;
+mod names;
 mod request;
 mod size;
 
 pub use answer::*;
+pub use names::*;
 pub use request::*;
 pub use size::{Cpus, Size};

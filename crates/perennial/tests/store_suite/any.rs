@@ -74,7 +74,7 @@ impl Any {
 
     pub fn time(&mut self) -> Timestamp {
         let seconds = i64::try_from(self.below(7_000_000_000)).unwrap();
-        let nanos = i32::try_from(self.of(&[0, 1, 500_000_000, 999_999_999])).unwrap();
+        let nanos = self.of(&[0, 1, 500_000_000, 999_999_999]);
         Timestamp::new(seconds, nanos).unwrap()
     }
 

@@ -46,7 +46,7 @@ impl Size {
         if !fraction.is_empty() {
             let scale = 10u128.pow(u32::try_from(fraction.len()).map_err(|_| wrong())?);
             let part: u128 = fraction.parse().map_err(|_| wrong())?;
-            if (part * u128::from(unit)) % scale != 0 && unit == 1 {
+            if unit == 1 && part != 0 {
                 return Err(wrong());
             }
             bytes += part * u128::from(unit) / scale;

@@ -1,0 +1,199 @@
+//! Enums of names: the same in JSON, in `as_str` and in the OpenAPI document.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Makes an enum of names that are the same in JSON, in `as_str` and in the OpenAPI document.
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        pub enum $name {
+            $($(#[$vdoc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl $name {
+            /// The name in JSON.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+names! {
+    /// What was asked for.
+    Desired {
+        /// The container runs.
+        Running = "running",
+        /// Stopped, everything stays on the host.
+        Paused = "paused",
+        /// Captured, verified, released.
+        Stopped = "stopped",
+        /// Stopped and hidden.
+        Archived = "archived",
+        /// Stopped and hidden, purged when the undelete window ends.
+        Deleted = "deleted",
+    }
+}
+
+names! {
+    /// What is seen.
+    Phase {
+        /// Being made.
+        Creating = "creating",
+        /// On its way to running.
+        Starting = "starting",
+        /// Running.
+        Running = "running",
+        /// On its way to paused.
+        Pausing = "pausing",
+        /// Stopped, everything on the host.
+        Paused = "paused",
+        /// On its way to stopped.
+        Stopping = "stopping",
+        /// Released; the data is in the repository.
+        Stopped = "stopped",
+        /// Data being replaced by a snapshot.
+        Restoring = "restoring",
+        /// Data being replaced by a fresh set.
+        Resetting = "resetting",
+        /// Released and hidden.
+        Archived = "archived",
+        /// On its way to deleted.
+        Deleting = "deleting",
+        /// Waiting for the end of the undelete window.
+        Deleted = "deleted",
+        /// Needs a person; the conditions say what.
+        Error = "error",
+    }
+}
+
+names! {
+    /// Whether a volume's data is there.
+    VolumeState {
+        /// Nothing on the host, and nothing should be.
+        Absent = "absent",
+        /// Being filled.
+        Seeding = "seeding",
+        /// Whole.
+        Complete = "complete",
+        /// It should be there and is not.
+        Lost = "lost",
+        /// Some of the set is there and some is not.
+        Partial = "partial",
+    }
+}
+
+names! {
+    /// What an operation does.
+    OperationKind {
+        /// Makes a pod and starts it.
+        Create = "create",
+        /// Starts a paused or stopped pod.
+        Start = "start",
+        /// Captures, verifies, releases the host.
+        Stop = "stop",
+        /// Stops the container and keeps everything.
+        Pause = "pause",
+        /// Stops and starts.
+        Restart = "restart",
+        /// Replaces the data set by a fresh one.
+        Reset = "reset",
+        /// Replaces the data set by a snapshot.
+        Restore = "restore",
+        /// Takes a snapshot.
+        Snapshot = "snapshot",
+        /// Deletes a snapshot.
+        SnapshotDelete = "snapshot-delete",
+        /// Stops and hides.
+        Archive = "archive",
+        /// Stops and starts the undelete window.
+        Delete = "delete",
+        /// Brings an archived or deleted pod back to stopped.
+        Undelete = "undelete",
+        /// Destroys everything.
+        Purge = "purge",
+    }
+}
+
+names! {
+    /// How an operation stands.
+    OperationState {
+        /// Recorded, not begun.
+        Pending = "pending",
+        /// Being worked on, or waiting for the next try.
+        Running = "running",
+        /// Done.
+        Succeeded = "succeeded",
+        /// Ended without success.
+        Failed = "failed",
+        /// Ended on request or superseded.
+        Cancelled = "cancelled",
+    }
+}
+
+impl OperationState {
+    /// Whether it has ended.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+names! {
+    /// How far a snapshot has come.
+    SnapshotState {
+        /// Not complete in the repository.
+        Pending = "pending",
+        /// Complete, not yet read back.
+        Uploaded = "uploaded",
+        /// Read back and checked.
+        Verified = "verified",
+        /// Not usable.
+        Failed = "failed",
+    }
+}
+
+names! {
+    /// Why a snapshot was taken.
+    SnapshotKind {
+        /// Somebody asked.
+        Manual = "manual",
+        /// A schedule asked.
+        Scheduled = "scheduled",
+        /// A stop, archive or delete depends on it.
+        Final = "final",
+        /// What a reset or restore replaced.
+        Safety = "safety",
+    }
+}
+
+names! {
+    /// How consistent the captured instant is.
+    Grade {
+        /// The last writer had stopped.
+        Stopped = "stopped",
+        /// All writers were frozen.
+        Frozen = "frozen",
+    }
+}
+
+names! {
+    /// How a check went.
+    CheckStatus {
+        /// Good.
+        Ok = "ok",
+        /// Works, with a drawback.
+        Warning = "warning",
+        /// Does not work.
+        Failed = "failed",
+    }
+}
