@@ -1,1 +1,347 @@
-//! Tables and properties of the plan.
+//! The laws, tried on the plan and the permits one by one.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use super::*;
+use crate::engine::{ObservedContainer, ObservedSet};
+use crate::id::{OperationId, PodId};
+use crate::operation::OperationKind;
+use crate::permit::Denied;
+use crate::pod::{Acceptance, Goal, PinnedImage, ReadyContainer, Task};
+use crate::snapshot::{Loss, SnapshotState, WriterStamp};
+use crate::spec::{Backend, PodName, PodSpec, TenantId};
+use crate::volume::{ImageLayout, SetState, Volume};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn stamp() -> WriterStamp {
+    WriterStamp { container: "c1".into(), started_at: Some(at(0)) }
+}
+
+fn set(number: SetNumber, attached: Option<u64>) -> VolumeSet {
+    VolumeSet {
+        number,
+        backend: Backend::Overlay,
+        origin: Origin::Image,
+        state: SetState::Complete,
+        attached,
+        marked: attached,
+        proof: None,
+        volumes: vec![Volume { name: "data".into(), mount_path: "/data".into() }],
+    }
+}
+
+/// A pod that runs on set 1 with data generation 1.
+fn pod() -> Pod {
+    let operation = OperationId::from_parts(1, [1; 10]);
+    let name = PodName::parse("dev").unwrap();
+    let id = PodId::from_parts(1, [0; 10]);
+    let mut pod = Pod::new(id, TenantId::default_tenant(), name, PodSpec::new("image"), operation, at(0));
+    pod.goal = None;
+    pod.image = Some(PinnedImage { id: "sha256:1".into(), digest: None, layout: ImageLayout::default() });
+    pod.data_generation = 1;
+    pod.sets = vec![set(1, Some(1))];
+    pod.current = Some(1);
+    pod.last_set = 1;
+    pod.source = None;
+    pod.container = Some(ReadyContainer { id: "c1".into(), set: 1, spec_generation: 1 });
+    pod.data_seen_at = Some(at(0));
+    pod
+}
+
+fn container(state: ContainerState) -> ObservedContainer {
+    ObservedContainer { id: "c1".into(), state, started_at: Some(at(0)), set: 1, spec_generation: 1 }
+}
+
+const EXITED: ContainerState = ContainerState::Exited { code: Some(0), oom: false };
+
+fn whole(number: SetNumber) -> ObservedSet {
+    ObservedSet { number, presence: Presence::Whole, generation: Some(1) }
+}
+
+fn observed(state: Option<ContainerState>) -> ObservedPod {
+    ObservedPod { container: state.map(container), foreign: Vec::new(), sets: vec![whole(1)] }
+}
+
+fn stopping(mut pod: Pod) -> Pod {
+    pod.desired = Desired::Stopped;
+    let operation = OperationId::from_parts(2, [2; 10]);
+    pod.goal = Some(Goal { operation, kind: OperationKind::Stop, previous: Desired::Running, accepted: None });
+    pod.crash.last = Some(stamp());
+    pod
+}
+
+/// A verified final snapshot of the pod's data after the run `c1`.
+fn verified(pod: &Pod) -> Snapshot {
+    let id = SnapshotId::from_parts(3, [3; 10]);
+    Snapshot {
+        state: SnapshotState::Verified,
+        set: Some(1),
+        generation: 1,
+        grade: Some(Grade::Stopped),
+        writer: Some(stamp()),
+        repository_id: Some("aa".into()),
+        captured_at: Some(at(10)),
+        ..Snapshot::pending(id, pod.id, pod.tenant.clone(), SnapshotKind::Final, at(5))
+    }
+}
+
+fn next(pod: &Pod, observed: &ObservedPod, snapshots: &[Snapshot]) -> Next {
+    planned(pod, observed, snapshots).next
+}
+
+fn planned(pod: &Pod, observed: &ObservedPod, snapshots: &[Snapshot]) -> Plan {
+    let live_passed: Vec<SnapshotId> = snapshots.iter().map(|s| s.id).collect();
+    plan(Input {
+        pod,
+        observed,
+        snapshots,
+        live_passed: &live_passed,
+        layer_checked: Some(at(0)),
+        policy: &Policy::default(),
+        now: at(20),
+    })
+}
+
+fn deletes(next: &Next) -> bool {
+    matches!(
+        next,
+        Next::Act(Action::RemoveContainer { .. } | Action::DeleteSet { .. } | Action::PurgeEverything { .. })
+    )
+}
+
+#[test]
+fn law_1_every_missing_part_of_the_proof_denies_the_permit() {
+    let mut pod = pod();
+    pod.current = None;
+    let good = verified(&pod);
+    let quiet = observed(Some(EXITED));
+    assert!(DeletePermit::captured_set(&pod, 1, &good, &quiet).is_ok());
+    let denied = |snapshot: Snapshot| DeletePermit::captured_set(&pod, 1, &snapshot, &quiet).unwrap_err();
+    let loss = Loss { path: "/volumes/data/x".into(), reason: "unreadable".into() };
+    let other = PodId::from_parts(9, [9; 10]);
+    assert_eq!(denied(Snapshot { pod: other, ..good.clone() }), Denied::OtherPod);
+    for state in [SnapshotState::Pending, SnapshotState::Uploaded, SnapshotState::Failed] {
+        assert_eq!(denied(Snapshot { state, ..good.clone() }), Denied::NotVerified);
+    }
+    assert_eq!(denied(Snapshot { repository_id: None, ..good.clone() }), Denied::NotVerified);
+    assert_eq!(denied(Snapshot { losses: vec![loss], ..good.clone() }), Denied::HasLosses);
+    assert_eq!(denied(Snapshot { set: Some(2), ..good.clone() }), Denied::OtherGeneration);
+    assert_eq!(denied(Snapshot { generation: 0, ..good.clone() }), Denied::OtherGeneration);
+    assert_eq!(denied(Snapshot { grade: Some(Grade::Frozen), ..good.clone() }), Denied::WriterAlive);
+    let older = Some(WriterStamp { started_at: Some(at(-9)), ..stamp() });
+    assert_eq!(denied(Snapshot { writer: older, ..good.clone() }), Denied::WriterAlive);
+    let live = observed(Some(ContainerState::Running));
+    assert_eq!(DeletePermit::captured_set(&pod, 1, &good, &live), Err(Denied::WriterAlive));
+    let foreign = ObservedPod { foreign: vec!["x".into()], ..quiet.clone() };
+    assert_eq!(DeletePermit::captured_set(&pod, 1, &good, &foreign), Err(Denied::WriterAlive));
+    pod.current = Some(1);
+    assert_eq!(DeletePermit::captured_set(&pod, 1, &good, &quiet), Err(Denied::InUse));
+}
+
+#[test]
+fn law_1_what_ran_is_never_never_started() {
+    let pod = pod();
+    let quiet = observed(Some(EXITED));
+    assert_eq!(DeletePermit::never_started_set(&pod, 1, &quiet), Err(Denied::EverStarted));
+    assert_eq!(DeletePermit::never_started_container(&pod, &quiet), Err(Denied::EverStarted));
+    let mut fresh = pod.clone();
+    fresh.sets = vec![set(1, None)];
+    // The record says it never ran; the engine says that its container did.
+    assert_eq!(DeletePermit::never_started_set(&fresh, 1, &quiet), Err(Denied::EverStarted));
+    let created = ObservedPod {
+        container: Some(ObservedContainer { started_at: None, ..container(ContainerState::Created) }),
+        ..quiet
+    };
+    assert!(DeletePermit::never_started_set(&fresh, 1, &created).is_ok());
+}
+
+#[test]
+fn law_1_a_purge_needs_its_confirmed_task_and_a_layer_capture_its_run() {
+    let pod = pod();
+    let quiet = observed(Some(EXITED));
+    assert_eq!(DeletePermit::purged_set(&pod, 1), Err(Denied::NotConfirmed));
+    assert_eq!(DeletePermit::purged_snapshots(&pod), Err(Denied::NotConfirmed));
+    let layer = |after_stop, writer| LayerCapture { repository_id: None, captured_at: at(1), writer, after_stop };
+    let permit = |layer: LayerCapture| DeletePermit::layer_captured_container(&pod, &layer, &quiet);
+    assert!(permit(layer(true, Some(stamp()))).is_ok());
+    assert_eq!(permit(layer(false, Some(stamp()))), Err(Denied::WriterAlive));
+    assert_eq!(permit(layer(true, None)), Err(Denied::WriterAlive));
+}
+
+#[test]
+fn law_1_accepted_losses_cover_exactly_themselves() {
+    let mut pod = pod();
+    pod.current = None;
+    let loss = |path: &str| Loss { path: path.into(), reason: "unreadable".into() };
+    let damaged = Snapshot { losses: vec![loss("/volumes/data/a"), loss("/volumes/data/b")], ..verified(&pod) };
+    let quiet = observed(Some(EXITED));
+    let accepting = |paths: &[&str]| {
+        let accepted = Acceptance { paths: paths.iter().map(|p| (*p).to_owned()).collect(), actor: "owner".into() };
+        DeletePermit::accepted_set(&pod, 1, &damaged, &accepted, &quiet)
+    };
+    assert_eq!(accepting(&["/volumes/data/a"]), Err(Denied::HasLosses));
+    assert!(accepting(&["/volumes/data/a", "/volumes/data/b"]).is_ok());
+}
+
+#[test]
+fn law_1_nothing_is_deleted_before_the_commit_that_makes_the_snapshot_authoritative() {
+    let pod = stopping(pod());
+    let mut capturing = pod.clone();
+    let snapshot = verified(&pod);
+    capturing.capture = Some(snapshot.id);
+    for state in [SnapshotState::Pending, SnapshotState::Uploaded] {
+        let row = Snapshot { state, ..snapshot.clone() };
+        assert!(!deletes(&next(&capturing, &observed(Some(EXITED)), &[row])));
+    }
+    let committed = next(&capturing, &observed(Some(EXITED)), std::slice::from_ref(&snapshot));
+    assert_eq!(committed, Next::Act(Action::Record(Record::Released { snapshot: snapshot.id })));
+}
+
+#[test]
+fn law_1_a_write_after_the_capture_means_a_new_capture() {
+    let mut pod = stopping(pod());
+    let snapshot = verified(&pod);
+    pod.capture = Some(snapshot.id);
+    let again = ObservedPod {
+        container: Some(ObservedContainer { started_at: Some(at(15)), ..container(EXITED) }),
+        ..observed(None)
+    };
+    assert_eq!(next(&pod, &again, &[snapshot]), Next::Act(Action::BeginCapture { kind: SnapshotKind::Final }));
+}
+
+#[test]
+fn law_2_without_data_and_without_a_source_nothing_starts() {
+    let mut pod = pod();
+    pod.sets.clear();
+    pod.current = None;
+    let nothing = ObservedPod::default();
+    assert!(matches!(next(&pod, &nothing, &[]), Next::Act(Action::Record(Record::ContainerGone)) | Next::Blocked(_)));
+    pod.container = None;
+    assert!(matches!(next(&pod, &nothing, &[]), Next::Blocked(p) if p.code == "no-source"));
+}
+
+#[test]
+fn law_2_lost_volumes_start_nothing_and_say_since_when() {
+    let pod = pod();
+    for state in [None, Some(EXITED), Some(ContainerState::Running)] {
+        let mut gone = observed(state);
+        gone.sets[0].presence = Presence::Absent;
+        let plan = planned(&pod, &gone, &[]);
+        let Next::Blocked(problem) = &plan.next else { panic!("{:?}", plan.next) };
+        assert_eq!(problem.code, "volume-data-lost");
+        assert!(problem.message.contains(&at(0).to_string()));
+        assert_eq!(plan.phase, Phase::Error);
+    }
+}
+
+#[test]
+fn law_2_older_data_or_an_older_database_start_nothing() {
+    let mut pod = pod();
+    pod.data_generation = 5;
+    pod.sets[0].attached = Some(5);
+    pod.sets[0].marked = Some(5);
+    let with = |generation| {
+        let mut seen = observed(Some(EXITED));
+        seen.sets[0].generation = Some(generation);
+        next(&pod, &seen, &[])
+    };
+    assert!(matches!(with(4), Next::Blocked(p) if p.code == "data-older-than-recorded"));
+    assert!(matches!(with(6), Next::Blocked(p) if p.code == "database-older-than-data"));
+    assert!(!matches!(with(5), Next::Blocked(_)));
+}
+
+#[test]
+fn law_3_a_partial_set_is_a_repair_state() {
+    let mut partial = observed(None);
+    partial.sets[0].presence = Presence::Partial { missing: vec!["data".into()] };
+    assert!(matches!(next(&pod(), &partial, &[]), Next::Blocked(p) if p.code == "volume-data-partial"));
+}
+
+#[test]
+fn law_4_an_upload_is_verified_before_it_counts() {
+    let mut pod = stopping(pod());
+    let uploaded = Snapshot { state: SnapshotState::Uploaded, ..verified(&pod) };
+    pod.capture = Some(uploaded.id);
+    let step = next(&pod, &observed(Some(EXITED)), std::slice::from_ref(&uploaded));
+    assert_eq!(step, Next::Act(Action::Verify { snapshot: uploaded.id }));
+    assert!(!uploaded.is_restorable());
+}
+
+#[test]
+fn law_5_a_set_the_engine_did_not_tell_about_is_not_gone() {
+    let unknown = ObservedPod { sets: Vec::new(), ..observed(None) };
+    assert!(matches!(next(&pod(), &unknown, &[]), Next::Blocked(p) if p.code == "volume-state-unknown"));
+    // What is left over is deleted through the engine, never just forgotten.
+    let mut released = stopping(pod());
+    released.current = None;
+    released.container = None;
+    released.source = Some(Origin::Snapshot(verified(&released).id));
+    released.sets[0].state = SetState::Retired;
+    released.sets[0].proof = Some(verified(&released).id);
+    let step = next(&released, &unknown, &[verified(&released)]);
+    assert!(matches!(step, Next::Act(Action::DeleteSet { set: 1, .. })), "{step:?}");
+}
+
+#[test]
+fn law_6_a_foreign_container_stops_everything() {
+    for pod in [pod(), stopping(pod())] {
+        let foreign = ObservedPod { foreign: vec!["stranger".into()], ..observed(Some(EXITED)) };
+        let step = next(&pod, &foreign, &[]);
+        let ended = matches!(&step, Next::Act(Action::Record(Record::GoalFailed(p))) if p.code == "foreign-writer");
+        assert!(ended || matches!(&step, Next::Blocked(p) if p.code == "foreign-writer"), "{step:?}");
+    }
+}
+
+#[test]
+fn law_7_a_leftover_without_proof_is_quarantined() {
+    let mut pod = stopping(pod());
+    pod.current = None;
+    pod.container = None;
+    pod.source = Some(Origin::Image);
+    pod.sets[0].state = SetState::Retired;
+    assert_eq!(next(&pod, &observed(None), &[]), Next::Act(Action::Record(Record::SetQuarantined(1))));
+}
+
+#[test]
+fn a_stop_is_live_pass_then_stop_then_capture() {
+    let mut pod = stopping(pod());
+    pod.crash.last = None;
+    let running = observed(Some(ContainerState::Running));
+    assert_eq!(next(&pod, &running, &[]), Next::Act(Action::BeginCapture { kind: SnapshotKind::Final }));
+    let pending = Snapshot { state: SnapshotState::Pending, set: None, ..verified(&pod) };
+    pod.capture = Some(pending.id);
+    let step = |state, live_passed: &[SnapshotId]| {
+        plan(Input {
+            pod: &pod,
+            observed: &observed(Some(state)),
+            snapshots: std::slice::from_ref(&pending),
+            live_passed,
+            layer_checked: None,
+            policy: &Policy::default(),
+            now: at(20),
+        })
+        .next
+    };
+    assert!(matches!(step(ContainerState::Running, &[]), Next::Act(Action::LivePass { .. })));
+    assert!(matches!(step(ContainerState::Running, &[pending.id]), Next::Act(Action::Stop { .. })));
+    assert!(matches!(step(EXITED, &[pending.id]), Next::Act(Action::Capture { grade: Grade::Stopped, .. })));
+}
+
+#[test]
+fn a_settled_pod_stays_settled() {
+    let running = planned(&pod(), &observed(Some(ContainerState::Running)), &[]);
+    assert!(matches!(running.next, Next::Settled { .. }), "{:?}", running.next);
+    assert_eq!(running.phase, Phase::Running);
+}
+
+#[test]
+fn a_restart_waits_for_another_run() {
+    let mut pod = pod();
+    pod.tasks =
+        vec![Task { operation: OperationId::from_parts(4, [4; 10]), work: Work::Restart { before: Some(stamp()) } }];
+    let step = next(&pod, &observed(Some(ContainerState::Running)), &[]);
+    assert!(matches!(step, Next::Act(Action::Stop { .. })), "{step:?}");
+}
