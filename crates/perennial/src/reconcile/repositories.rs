@@ -85,9 +85,43 @@ impl Repositories {
         };
         let backend: Arc<dyn Backend> = Arc::new(TappedBackend::new(backend, Arc::clone(&self.tap)));
         if Repository::exists(&*backend)? {
-            return Ok(Repository::open(backend, &password)?);
+            let repository = Repository::open(backend, &password)?;
+            self.remember_made(tenant)?;
+            return Ok(repository);
         }
-        Ok(Repository::init(backend, &password, cost)?)
+        self.refuse_second(tenant)?;
+        let repository = Repository::init(backend, &password, cost)?;
+        self.remember_made(tenant)?;
+        Ok(repository)
+    }
+
+    /// A repository that was there and is not is a disk that is not mounted, or a loss: no empty one takes its place.
+    fn refuse_second(&self, tenant: &TenantId) -> Result<(), StepError> {
+        let Place::Directory(data) = &self.place else { return Ok(()) };
+        let marker = made_path(data, tenant);
+        match marker.try_exists() {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                let path = repository_path(data, tenant);
+                let message = format!(
+                    "the repository {} is not there, but it was (is its disk mounted?); if it is lost for good, \
+                     remove {} to begin a new one",
+                    path.display(),
+                    marker.display()
+                );
+                Err(retry("repository-missing", message))
+            }
+            Err(error) => Err(unreadable(&marker, &error)),
+        }
+    }
+
+    fn remember_made(&self, tenant: &TenantId) -> Result<(), StepError> {
+        let Place::Directory(data) = &self.place else { return Ok(()) };
+        let marker = made_path(data, tenant);
+        if marker.exists() {
+            return Ok(());
+        }
+        write_secret(&marker, b"the repository of this tenant was made").map_err(|e| unreadable(&marker, &e))
     }
 }
 
@@ -101,6 +135,11 @@ pub fn repository_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
 #[must_use]
 pub fn key_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
     data_dir.join("keys").join(tenant.as_str())
+}
+
+/// What says that a tenant's repository was made: beside its key, because the repository's disk may be another one.
+fn made_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
+    data_dir.join("keys").join(format!("{tenant}.made"))
 }
 
 /// Reads the key, or makes it durable before the repository that it opens exists.
