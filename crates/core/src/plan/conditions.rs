@@ -2,7 +2,8 @@
 
 use super::{Action, Finding, Input, Next};
 use crate::operation::{OperationKind, Problem};
-use crate::pod::{ConditionKind, Desired, Phase, Work};
+use crate::pod::{ConditionKind, Desired, Phase, Retry, Work};
+use crate::spec::Profile;
 use crate::volume::{Origin, SetState};
 
 /// Crashes in a row from which on a pod is said to loop.
@@ -46,14 +47,16 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
             format!("the container was lost at {}; what no volume holds was last captured: {captured}", gap.lost_at),
         );
     }
-    if let Some(problem) = &pod.retry.problem {
+    if input.layer_hidden && pod.spec.profile == Profile::Universal && pod.current.is_some() {
         add(
             &mut found,
-            ConditionKind::Retrying,
-            "last-try-failed",
-            format!("{} (tried {} times)", problem.message, pod.retry.count),
+            ConditionKind::SystemLayerNotCaptured,
+            "runtime-hides-it",
+            "this runtime keeps changes outside the volumes where they cannot be captured: they end with the container"
+                .to_owned(),
         );
     }
+    found.extend(retrying(&pod.retry));
     if let Some(problem) = &pod.failed {
         add(&mut found, ConditionKind::Failed, "operation-failed", problem.message.clone());
     }
@@ -73,6 +76,14 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
         );
     }
     found
+}
+
+/// What is shown while a failed step is being tried again.
+#[must_use]
+pub fn retrying(retry: &Retry) -> Option<Finding> {
+    let problem = retry.problem.as_ref()?;
+    let message = format!("{} (tried {} times)", problem.message, retry.count);
+    Some(Finding { kind: ConditionKind::Retrying, reason: "last-try-failed", message })
 }
 
 /// The condition a block is shown as.

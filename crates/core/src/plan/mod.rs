@@ -17,6 +17,8 @@ mod work;
 #[cfg(test)]
 mod tests;
 
+pub use conditions::retrying;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::engine::{ContainerState, ObservedPod, Presence};
@@ -41,6 +43,8 @@ pub struct Input<'a> {
     pub live_passed: &'a [SnapshotId],
     /// When the system layer was last looked at by this process.
     pub layer_checked: Option<Timestamp>,
+    /// Whether the pod's runtime hides changes outside volumes, so that nobody can capture them.
+    pub layer_hidden: bool,
     /// Knobs.
     pub policy: &'a Policy,
     /// The present time.

@@ -100,6 +100,7 @@ fn planned(pod: &Pod, observed: &ObservedPod, snapshots: &[Snapshot]) -> Plan {
         snapshots,
         live_passed: &live_passed,
         layer_checked: Some(at(0)),
+        layer_hidden: false,
         policy: &Policy::default(),
         now: at(20),
     })
@@ -320,6 +321,7 @@ fn a_stop_is_live_pass_then_stop_then_capture() {
             snapshots: std::slice::from_ref(&pending),
             live_passed,
             layer_checked: None,
+            layer_hidden: false,
             policy: &Policy::default(),
             now: at(20),
         })

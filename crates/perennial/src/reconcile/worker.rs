@@ -9,8 +9,8 @@ use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, ObservedPod, SetSpec};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, OperationKind, OperationState, Problem};
-use perennial_core::plan::{self, Action, Input, Next, Plan, Policy};
-use perennial_core::pod::{Condition, Pod, Retry, Work};
+use perennial_core::plan::{self, Action, Finding, Input, Next, Plan, Policy};
+use perennial_core::pod::{Condition, ConditionKind, Pod, Retry, Work};
 use perennial_core::record::{self, Record};
 use perennial_core::snapshot::{Snapshot, SnapshotState};
 use perennial_core::volume::VolumeSet;
@@ -90,6 +90,8 @@ pub(super) struct View {
     pub(super) lease: Option<Lease>,
     /// Whether the recorded retry counter is out of date and has to be written.
     pub(super) retry_cleared: bool,
+    /// Whether the pod's runtime hides changes outside volumes.
+    pub(super) layer_hidden: bool,
 }
 
 impl View {
@@ -186,7 +188,10 @@ impl Reconciler {
         for id in plan::referenced_snapshots(&pod) {
             snapshots.extend(self.store.snapshot_fetch(id).await?);
         }
-        Ok(View { pod, observed, snapshots, lease: None, retry_cleared: false })
+        // Known without asking anybody: the engine probed its runtimes when it was connected.
+        let capabilities = self.engine.capabilities().await?;
+        let layer_hidden = capabilities.runtime(pod.spec.runtime.as_deref()).is_some_and(|r| !r.root_changes);
+        Ok(View { pod, observed, snapshots, lease: None, retry_cleared: false, layer_hidden })
     }
 
     pub(super) fn plan(&self, view: &View) -> Plan {
@@ -198,6 +203,7 @@ impl Reconciler {
             snapshots: &view.snapshots,
             live_passed: &live_passed,
             layer_checked: memory.layers.get(&view.pod.id).copied(),
+            layer_hidden: view.layer_hidden,
             policy: &self.settings.policy,
             now: self.clock.now(),
         })
@@ -369,8 +375,14 @@ impl Reconciler {
         let Some(pod) = self.store.pod_fetch(id).await? else { return Ok(Passed::Gone) };
         tracing::warn!(pod = %id, code = found.code, problem = found.message, tries = pod.retry.count + 1, "a step failed");
         let lease = self.memory().leases.get(&id).map(|(lease, _)| lease.clone());
-        let mut view =
-            View { pod, observed: ObservedPod::default(), snapshots: Vec::new(), lease, retry_cleared: false };
+        let mut view = View {
+            pod,
+            observed: ObservedPod::default(),
+            snapshots: Vec::new(),
+            lease,
+            retry_cleared: false,
+            layer_hidden: false,
+        };
         let lasting = failure == Failure::Lasting || gives_up(&view.pod, &found);
         if lasting && let Some(end) = plan::failure_of(&view.pod, &found) {
             if let Ok(looked) = self.look(view.pod.clone()).await {
@@ -385,6 +397,9 @@ impl Reconciler {
         let now = self.now();
         view.pod.retry = Retry { count, not_before: until, problem: Some(found.clone()) };
         view.pod.updated_at = now;
+        let others = view.pod.conditions.iter().filter(|c| c.kind != ConditionKind::Retrying).cloned();
+        let shown = plan::retrying(&view.pod.retry).map(|found| condition(&view.pod, &found, now));
+        view.pod.conditions = others.chain(shown).collect();
         let mut change = Change { lease: view.lease.clone(), ..Change::default() };
         if let Some(operation) = current_operation(&view.pod)
             && let Some(mut row) = self.store.operation_fetch(operation).await?
@@ -457,21 +472,20 @@ pub(super) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
     }
 }
 
+/// The finding with its time, which stays while kind and reason do.
+fn condition(pod: &Pod, found: &Finding, now: Timestamp) -> Condition {
+    let same = pod.conditions.iter().find(|c| c.kind == found.kind && c.reason == found.reason);
+    Condition {
+        kind: found.kind,
+        reason: found.reason.to_owned(),
+        message: found.message.clone(),
+        since: same.map_or(now, |c| c.since),
+    }
+}
+
 /// Takes phase and conditions over; reports whether anything people see has changed.
 fn apply_status(pod: &mut Pod, plan: &Plan, now: Timestamp) -> bool {
-    let conditions: Vec<Condition> = plan
-        .conditions
-        .iter()
-        .map(|found| {
-            let same = pod.conditions.iter().find(|c| c.kind == found.kind && c.reason == found.reason);
-            Condition {
-                kind: found.kind,
-                reason: found.reason.to_owned(),
-                message: found.message.clone(),
-                since: same.map_or(now, |c| c.since),
-            }
-        })
-        .collect();
+    let conditions: Vec<Condition> = plan.conditions.iter().map(|found| condition(pod, found, now)).collect();
     let changed = pod.phase != plan.phase || pod.conditions != conditions;
     if changed {
         pod.phase = plan.phase;
