@@ -1,0 +1,399 @@
+//! The server dies, data and repository vanish, disks fill up: nothing is lost, and nothing starts empty.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod installation;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use installation::{BUSYBOX, Docker, Installation, Pod, Tree, assert_same, eventually, fill, tree};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+// ---- killed at named points ------------------------------------------------------------------------------------
+
+/// Points on the way of a stop.
+const STOP: [&str; 10] = [
+    "store.commit:after#3",
+    "repository.write:before",
+    "engine.container_stop:before",
+    "engine.container_stop:after",
+    "repository.write:after#2",
+    "engine.layer_access:after",
+    "engine.container_remove:before",
+    "engine.container_remove:after",
+    "engine.set_delete:before",
+    "engine.set_delete:after",
+];
+
+/// Points on the way of a start from the repository.
+const START: [&str; 9] = [
+    "store.commit:before#3",
+    "engine.set_prepare:before",
+    "engine.set_prepare:after",
+    "repository.read:after#2",
+    "engine.set_complete:before",
+    "engine.container_ensure:before",
+    "engine.container_ensure:after",
+    "engine.container_start:before",
+    "engine.container_start:after",
+];
+
+/// Points on the way of a restore of a running pod.
+const RESTORE: [&str; 10] = [
+    "store.commit:after#4",
+    "repository.write:after#2",
+    "engine.container_stop:after",
+    "engine.set_prepare:after",
+    "engine.set_complete:after",
+    "engine.container_remove:before",
+    "engine.container_remove:after",
+    "engine.container_ensure:after",
+    "engine.container_start:before",
+    "engine.set_delete:after",
+];
+
+/// Has the server kill itself at `point` of an action, starts another one, and waits until the action is done.
+fn dies_and_goes_on(installation: &mut Installation, pod: &Pod, point: &str, action: &str, body: &Value) {
+    let operations = |installation: &Installation| -> Vec<String> {
+        let list = installation.get(&format!("/api/v1/pods/{}/operations", pod.id));
+        list["items"].as_array().unwrap().iter().map(|o| o["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = operations(installation);
+    installation.kill_server();
+    installation.start_server_with_failpoint(point);
+    // The answer may be lost with the server.
+    let _ = installation.try_request(Method::POST, &format!("/api/v1/pods/{}/{action}", pod.id), Some(body));
+    installation.wait_for_death(&format!("{action}: {point}"));
+    installation.start_server();
+    let new: Vec<String> = operations(installation).into_iter().filter(|o| !before.contains(o)).collect();
+    match new.as_slice() {
+        [operation] => drop(installation.succeeded(operation)),
+        [] => installation.do_with(pod, action, body),
+        more => panic!("{action}: {point}: {more:?}"),
+    }
+}
+
+fn killed_during_stop(runtime: &str, points: &[&str]) {
+    let mut installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, runtime);
+    fill(&installation, &pod);
+    for point in points {
+        installation
+            .sh(&pod, &format!("echo '{point}' >/srv/now; cp /srv/now /data/now; cp /srv/now \"/home/$(date +%N)\""));
+        let before = tree(&installation, &pod);
+        dies_and_goes_on(&mut installation, &pod, point, "stop", &json!({}));
+        installation.assert_phase(&pod, "stopped");
+        installation.assert_released(&pod);
+        installation.run(&pod, "start");
+        compare(point, &before, &tree(&installation, &pod));
+    }
+}
+
+fn compare(point: &str, before: &Tree, after: &Tree) {
+    eprintln!("compared after {point}");
+    assert_same(before, after);
+}
+
+fn killed_during_start(runtime: &str, points: &[&str]) {
+    let mut installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, runtime);
+    fill(&installation, &pod);
+    for point in points {
+        installation.sh(&pod, &format!("echo '{point}' >/srv/now; cp /srv/now /data/now"));
+        let before = tree(&installation, &pod);
+        installation.run(&pod, "stop");
+        dies_and_goes_on(&mut installation, &pod, point, "start", &json!({}));
+        installation.assert_phase(&pod, "running");
+        compare(point, &before, &tree(&installation, &pod));
+    }
+}
+
+fn killed_during_restore(runtime: &str, points: &[&str]) {
+    let mut installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, runtime);
+    fill(&installation, &pod);
+    let then = tree(&installation, &pod);
+    let taken = installation.snapshot(&pod);
+    let body = json!({"snapshotId": taken["id"], "confirm": pod.name});
+    for point in points {
+        installation
+            .sh(&pod, &format!("rm -rf /opt/made; echo '{point}' >/srv/made/plain; echo '{point}' >/data/later"));
+        dies_and_goes_on(&mut installation, &pod, point, "restore", &body);
+        installation.assert_phase(&pod, "running");
+        compare(point, &then, &tree(&installation, &pod));
+        let sets = eventually("one set is left", || {
+            let sets = installation.sets(&pod);
+            (sets.len() == 1).then_some(sets)
+        });
+        assert!(sets[0].is_dir());
+        let safe =
+            installation.snapshots(&pod).iter().filter(|s| s["kind"] == "safety" && s["state"] == "verified").count();
+        assert!(safe > 0, "{point}: no safety snapshot");
+    }
+}
+
+#[test]
+fn runc_killed_at_every_point_of_a_stop() {
+    killed_during_stop("runc", &STOP);
+}
+
+#[test]
+fn runsc_killed_at_points_of_a_stop() {
+    killed_during_stop("runsc", &[STOP[3], STOP[4], STOP[7], STOP[9]]);
+}
+
+#[test]
+fn runc_killed_at_every_point_of_a_start() {
+    killed_during_start("runc", &START);
+}
+
+#[test]
+fn runsc_killed_at_points_of_a_start() {
+    killed_during_start("runsc", &[START[2], START[6], START[7], START[8]]);
+}
+
+#[test]
+fn runc_killed_at_every_point_of_a_restore() {
+    killed_during_restore("runc", &RESTORE);
+}
+
+#[test]
+fn runsc_killed_at_points_of_a_restore() {
+    killed_during_restore("runsc", &[RESTORE[2], RESTORE[4], RESTORE[6], RESTORE[9]]);
+}
+
+// ---- removed from outside --------------------------------------------------------------------------------------
+
+fn definitions_removed(runtime: &str) {
+    let mut installation = Installation::new();
+    let pod = installation.pod_with("dev", BUSYBOX, runtime, json!({"backend": "overlay"}));
+    fill(&installation, &pod);
+    let volumes_only = |mut tree: Tree| {
+        tree.retain(|path, _| !path.starts_with("/data"));
+        tree
+    };
+    let before = volumes_only(tree(&installation, &pod));
+    installation.kill_server();
+    let (containers, volumes) = installation.on_engine(&pod);
+    assert_eq!((containers.len(), volumes.len() >= 8), (1, true));
+    installation.docker.run(&["rm", "--force", &containers[0]]);
+    for volume in &volumes {
+        installation.docker.run(&["volume", "rm", volume]);
+    }
+    installation.start_server();
+    installation.replaced(&pod, &containers[0]);
+    assert_same(&before, &volumes_only(tree(&installation, &pod)));
+}
+
+#[test]
+fn runc_removed_volume_definitions_are_made_again() {
+    definitions_removed("runc");
+}
+
+#[test]
+fn runsc_removed_volume_definitions_are_made_again() {
+    definitions_removed("runsc");
+}
+
+fn data_removed(runtime: &str) {
+    let installation = Installation::new();
+    let pod = installation.pod_with("dev", BUSYBOX, runtime, json!({"backend": "overlay"}));
+    fill(&installation, &pod);
+    let before = tree(&installation, &pod);
+    installation.run(&pod, "pause");
+    let set = installation.set(&pod);
+    let aside = installation.directory.path().join("aside");
+    // Three of eight volumes there is a repair state, none is a loss, and neither starts.
+    for (what, code, condition) in
+        [(set.join("home"), "volume-data-partial", "DataPartial"), (set.clone(), "volume-data-lost", "DataLost")]
+    {
+        std::fs::rename(&what, &aside).unwrap();
+        assert_eq!(installation.refused(&pod, "start"), code);
+        installation.assert_phase(&pod, "error");
+        assert!(installation.has_condition(&pod, condition));
+        assert!(!what.exists(), "something was made in its place");
+        std::fs::rename(&aside, &what).unwrap();
+        installation.run(&pod, "start");
+        assert_same(&before, &tree(&installation, &pod));
+        installation.run(&pod, "pause");
+    }
+}
+
+#[test]
+fn p36_runc_removed_data_refuses_the_start_until_it_is_back() {
+    data_removed("runc");
+}
+
+#[test]
+fn p36_runsc_removed_data_refuses_the_start_until_it_is_back() {
+    data_removed("runsc");
+}
+
+#[test]
+fn p39_an_engine_volume_in_use_elsewhere_or_removed_outside_never_starts_empty() {
+    let installation = Installation::new();
+    let pod = installation.pod_with("dev", BUSYBOX, "runc", json!({"backend": "docker"}));
+    installation.sh(&pod, "echo mine >/srv/mine");
+    let taken = installation.snapshot(&pod);
+    installation.run(&pod, "pause");
+    let (containers, volumes) = installation.on_engine(&pod);
+    installation.docker.run(&["rm", "--force", &containers[0]]);
+    let srv = volumes.iter().find(|v| v.ends_with("srv") || v.contains("-srv")).unwrap();
+    installation.docker.run(&["volume", "rm", srv]);
+    assert_eq!(installation.refused(&pod, "start"), "volume-data-partial");
+    assert_eq!(installation.on_engine(&pod).1.len(), volumes.len() - 1, "a missing volume was made anew");
+    installation.restore(&pod, &taken);
+    installation.run(&pod, "start");
+    assert_eq!(installation.sh(&pod, "cat /srv/mine"), "mine\n");
+}
+
+// ---- the repository --------------------------------------------------------------------------------------------
+
+/// P11: a start whose backup is not found fails and says so; it never starts something else.
+#[test]
+fn p11_a_start_without_its_repository_fails_and_works_when_it_is_back() {
+    let mut installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, "runc");
+    fill(&installation, &pod);
+    let before = tree(&installation, &pod);
+    installation.run(&pod, "stop");
+    let aside = installation.directory.path().join("aside");
+    for restarted in [false, true] {
+        std::fs::rename(installation.repository(), &aside).unwrap();
+        if restarted {
+            installation.kill_server();
+            installation.start_server();
+        }
+        let operation = installation.ended(&installation.act(&pod, "start", &json!({})));
+        assert_eq!(operation["state"], "failed", "{operation:#}");
+        let code = operation["error"]["code"].as_str().unwrap();
+        assert!(code.starts_with("repository-"), "{operation:#}");
+        installation.assert_released(&pod);
+        assert!(!installation.repository().join("config").exists(), "another repository was made in its place");
+        std::fs::rename(&aside, installation.repository()).unwrap();
+    }
+    installation.run(&pod, "start");
+    assert_same(&before, &tree(&installation, &pod));
+}
+
+/// P11: what the stop wrote is damaged afterwards: the start says so, and works when the bytes are back.
+#[test]
+fn p11_a_start_from_a_damaged_snapshot_fails_and_works_when_it_is_mended() {
+    let installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, "runc");
+    fill(&installation, &pod);
+    let before = tree(&installation, &pod);
+    installation.run(&pod, "stop");
+    let aside = installation.directory.path().join("aside");
+    let packs = installation.repository().join("data");
+    std::fs::rename(&packs, &aside).unwrap();
+    let operation = installation.ended(&installation.act(&pod, "start", &json!({})));
+    assert_eq!(operation["state"], "failed", "{operation:#}");
+    assert!(operation["error"]["code"].as_str().unwrap().starts_with("repository-"), "{operation:#}");
+    assert_eq!(installation.on_engine(&pod).0, Vec::<String>::new());
+    let _ = std::fs::remove_dir_all(&packs);
+    std::fs::rename(&aside, &packs).unwrap();
+    installation.run(&pod, "start");
+    assert_same(&before, &tree(&installation, &pod));
+}
+
+/// A small file system in memory; unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn on(directory: &Path, size: &str) -> Self {
+        std::fs::create_dir_all(directory).unwrap();
+        Self::mount(&[
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={size},mode=700"),
+            "tmpfs",
+            &directory.display().to_string(),
+        ]);
+        Self(directory.to_owned())
+    }
+
+    fn grow(&self, size: &str) {
+        Self::mount(&["-o", &format!("remount,size={size}"), &self.0.display().to_string()]);
+    }
+
+    fn mount(arguments: &[&str]) {
+        assert!(Command::new("mount").args(arguments).status().unwrap().success(), "{arguments:?}");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// An installation whose repository has little room, a running pod, and more data in it than fits.
+fn little_room() -> (Installation, Small, Pod) {
+    let mut installation = Installation::prepared(Docker::shared(), &[]);
+    let small = Small::on(&installation.data().join("repositories"), "24m");
+    installation.start_server();
+    let pod = installation.pod(BUSYBOX, "runc");
+    fill(&installation, &pod);
+    installation.sh(&pod, "dd if=/dev/urandom of=/srv/big bs=1048576 count=40 2>/dev/null");
+    (installation, small, pod)
+}
+
+/// P13: the stop is not called done while the repository is full: the data stays, the operation says why.
+#[test]
+fn p13_a_full_repository_keeps_the_data_and_the_stop_succeeds_when_there_is_room() {
+    let (installation, small, pod) = little_room();
+    let before = tree(&installation, &pod);
+    let operation = installation.act(&pod, "stop", &json!({}));
+    let problem = eventually("the operation says why", || {
+        let shown = installation.operation(&operation);
+        assert_eq!(shown["finishedAt"], json!(null), "{shown:#}");
+        shown["error"]["detail"].as_str().or(shown["error"]["message"].as_str()).map(str::to_owned)
+    });
+    assert!(problem.to_lowercase().contains("space"), "{problem}");
+    let verified = |s: &Value| s["state"] == "verified";
+    assert!(!installation.snapshots(&pod).iter().any(verified));
+    let (containers, volumes) = installation.on_engine(&pod);
+    assert_eq!((containers.len(), volumes.len() >= 8), (1, true), "{containers:?} {volumes:?}");
+    assert!(installation.set(&pod).join("srv/upper/big").exists());
+    small.grow("300m");
+    installation.succeeded(&operation);
+    installation.assert_released(&pod);
+    installation.run(&pod, "start");
+    assert_same(&before, &tree(&installation, &pod));
+}
+
+/// P30: a snapshot that cannot be taken leaves the pod running.
+#[test]
+fn p30_a_failing_snapshot_leaves_the_pod_running() {
+    let (installation, small, pod) = little_room();
+    let container = installation.container(&pod);
+    let answer = installation.post(&format!("/api/v1/pods/{}/snapshots", pod.id), &json!({}));
+    let operation = answer["operation"]["id"].as_str().unwrap();
+    eventually("the operation says why", || installation.operation(operation)["error"].as_object().cloned());
+    // Not frozen, not stopped: it answers.
+    assert_eq!(installation.sh(&pod, "echo alive"), "alive\n");
+    assert_eq!(installation.container(&pod), container);
+    small.grow("300m");
+    let ended = installation.ended(operation);
+    assert_eq!(installation.sh(&pod, "echo alive"), "alive\n");
+    if ended["state"] == "failed" {
+        assert_eq!(installation.snapshot(&pod)["state"], "verified");
+    }
+    installation.assert_phase(&pod, "running");
+}
+
+// ---- servers ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_second_server_on_the_same_data_is_refused() {
+    let installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, "runc");
+    let (status, said) = installation.refused_server();
+    assert!(!status.success());
+    assert!(said.contains("another server uses"), "{said}");
+    assert_eq!(installation.sh(&pod, "echo alive"), "alive\n");
+}
