@@ -2,6 +2,7 @@
 //! killed after it, refused, or robbed of its answer. Whatever happens, everything converges and no byte is lost.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(clippy::print_stdout, reason = "the report says what was swept")]
 
 mod world;
 

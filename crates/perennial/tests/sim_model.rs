@@ -4,6 +4,7 @@
 //! steps, and the same seed repeats it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(clippy::print_stdout, reason = "the report says what was swept")]
 
 mod world;
 
