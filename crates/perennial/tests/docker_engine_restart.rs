@@ -1,0 +1,115 @@
+//! The engine is killed, restarted, and wiped: pods come back with their data.
+//!
+//! These tests have engines of their own, because they end them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod installation;
+
+use installation::{BUSYBOX, Installation, OwnEngine, assert_same, eventually, fill, tree};
+use serde_json::json;
+
+/// Waits until the pod answers from a container that the engine runs.
+fn answers(installation: &Installation, pod: &installation::Pod) {
+    eventually("the pod answers", || {
+        let (status, shown) =
+            installation.try_request(reqwest::Method::GET, &format!("/api/v1/pods/{}", pod.id), None).ok()?;
+        let id = shown["container"]["id"].as_str().filter(|_| status.is_success() && shown["phase"] == "running")?;
+        installation.docker.try_run(&["exec", id, "true"]).1.then_some(())
+    });
+}
+
+fn crashed(name: &'static str, runtime: &str) {
+    let own = OwnEngine::new(name);
+    own.load(BUSYBOX);
+    let installation = Installation::on(own.docker.clone(), &[]);
+    let overlay = installation.pod_with("overlay", BUSYBOX, runtime, json!({"backend": "overlay"}));
+    let docker = installation.pod_with("docker", BUSYBOX, runtime, json!({"backend": "docker"}));
+    let paused = installation.pod_with("paused", BUSYBOX, runtime, json!({"volumes": []}));
+    fill(&installation, &overlay);
+    installation.sh(&docker, "echo kept >/srv/kept; echo layer >/layer; sync");
+    installation.run(&paused, "pause");
+    let before = tree(&installation, &overlay);
+    // The daemon alone, then the host: everything that ran is gone, and its mounts with it.
+    for ending in ["kill", "crash"] {
+        own.engine(ending);
+        own.engine("start");
+        for pod in [&overlay, &docker] {
+            answers(&installation, pod);
+        }
+        assert_same(&before, &tree(&installation, &overlay));
+        assert_eq!(installation.sh(&docker, "cat /srv/kept /layer"), "kept\nlayer\n", "{ending}");
+        installation.assert_phase(&paused, "paused");
+    }
+    // And a stop after all that still captures everything.
+    installation.run(&overlay, "stop");
+    installation.assert_released(&overlay);
+    installation.run(&overlay, "start");
+    assert_same(&before, &tree(&installation, &overlay));
+}
+
+#[test]
+fn runc_pods_come_back_after_the_engine_was_killed() {
+    crashed("e2erc", "runc");
+}
+
+#[test]
+fn runsc_pods_come_back_after_the_engine_was_killed() {
+    crashed("e2ers", "runsc");
+}
+
+/// While the engine is away nothing is thought to be gone, and a stop waits for it.
+#[test]
+fn runc_an_engine_that_is_away_is_not_an_engine_without_pods() {
+    let own = OwnEngine::new("e2eaway");
+    own.load(BUSYBOX);
+    let mut installation = Installation::on(own.docker.clone(), &[]);
+    let pod = installation.pod(BUSYBOX, "runc");
+    installation.sh(&pod, "echo kept >/srv/kept");
+    own.engine("kill");
+    let stop = installation.act(&pod, "stop", &json!({}));
+    let problem = eventually("the operation says why", || {
+        installation.operation(&stop)["error"]["code"].as_str().map(str::to_owned)
+    });
+    assert!(problem.starts_with("engine-"), "{problem}");
+    assert!(installation.set(&pod).join("srv/upper/kept").exists());
+    // The server goes down as well, and comes up before the engine does.
+    installation.kill_server();
+    own.engine("start");
+    installation.start_server();
+    installation.succeeded(&stop);
+    installation.run(&pod, "start");
+    assert_eq!(installation.sh(&pod, "cat /srv/kept"), "kept\n");
+}
+
+fn wiped(name: &'static str, runtime: &str, backend: &str) {
+    let own = OwnEngine::new(name);
+    own.load(BUSYBOX);
+    let mut installation = Installation::on(own.docker.clone(), &[]);
+    let pod = installation.pod_with("dev", BUSYBOX, runtime, json!({"backend": backend}));
+    fill(&installation, &pod);
+    let before = tree(&installation, &pod);
+    installation.run(&pod, "stop");
+    installation.stop_server();
+    own.engine("wipe");
+    std::fs::remove_dir_all(installation.storage()).unwrap();
+    own.engine("start");
+    assert_eq!(own.docker.list(&["images", "--quiet"]), Vec::<String>::new());
+    installation.start_server();
+    installation.run(&pod, "start");
+    assert_same(&before, &tree(&installation, &pod));
+    // And as a complete pod: it can be stopped and started again.
+    installation.run(&pod, "stop");
+    installation.run(&pod, "start");
+    assert_same(&before, &tree(&installation, &pod));
+}
+
+#[test]
+fn runc_everything_comes_from_the_repository_after_the_engine_was_wiped() {
+    wiped("e2ewrc", "runc", "overlay");
+}
+
+#[test]
+fn runsc_everything_comes_from_the_repository_after_the_engine_was_wiped() {
+    wiped("e2ewrs", "runsc", "docker");
+}
