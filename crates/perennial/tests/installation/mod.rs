@@ -142,12 +142,13 @@ impl Installation {
         let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--engine", "docker"])
+            .args(["serve", "--engine", "docker"])
             .arg("--data-dir")
             .arg(self.data())
             .arg("--storage-root")
             .arg(self.storage())
             .args(["--docker-host", &self.docker.host])
+            .args(if self.arguments.iter().any(|a| a == "--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
             .args(&self.arguments)
             .env("RUST_LOG", "perennial=debug,perennial::api=info,info")
             .env_remove("PERENNIAL_FAILPOINT")
@@ -194,7 +195,8 @@ impl Installation {
                 panic!("the server is not ready: {line:?} {error} {status:?}\n{}", self.log());
             }
         };
-        self.server = Some(Server { child, url: ready["listening"].as_str().unwrap().to_owned() });
+        let url = ready["listening"].as_str().unwrap().replace("0.0.0.0", "127.0.0.1");
+        self.server = Some(Server { child, url });
         let system = self.get("/api/v1/system");
         self.label = Some(format!("io.perennial.installation={}", system["installation"].as_str().unwrap()));
     }
@@ -419,11 +421,26 @@ impl Installation {
         self.docker.try_run(&["exec", &self.container(pod), "sh", "-c", line])
     }
 
+    /// What a shell line in the pod wrote, when there is a container and it succeeded.
+    pub fn try_exec(&self, pod: &Pod, line: &str) -> Option<String> {
+        let id = self.show(pod)["container"]["id"].as_str()?.to_owned();
+        let (text, ok) = self.docker.try_run(&["exec", &id, "sh", "-c", line]);
+        ok.then_some(text)
+    }
+
     /// What the engine has of a pod: containers and volumes.
     pub fn on_engine(&self, pod: &Pod) -> (Vec<String>, Vec<String>) {
         let label = format!("label=io.perennial.pod={}", pod.id);
         let containers = self.docker.list(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &label]);
         (containers, self.docker.list(&["volume", "ls", "--quiet", "--filter", &label]))
+    }
+
+    /// Where the host sees a volume of a running pod.
+    pub fn mountpoint(&self, pod: &Pod, volume: &str) -> PathBuf {
+        let shown = self.show(pod);
+        let named = |v: &&Value| v["name"] == volume;
+        let name = shown["volumes"].as_array().unwrap().iter().find(named).unwrap()["engineName"].as_str().unwrap();
+        self.docker.run(&["volume", "inspect", "--format", "{{.Mountpoint}}", name]).trim().into()
     }
 
     pub fn assert_released(&self, pod: &Pod) {
