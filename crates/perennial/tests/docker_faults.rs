@@ -7,7 +7,7 @@ mod installation;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use installation::{BUSYBOX, Docker, Installation, Pod, Tree, assert_same, eventually, fill, tree};
+use installation::{BUSYBOX, Docker, Installation, Pod, Tree, assert_same, assert_same_when, eventually, fill, tree};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -87,13 +87,8 @@ fn killed_during_stop(runtime: &str, points: &[&str]) {
         installation.assert_phase(&pod, "stopped");
         installation.assert_released(&pod);
         installation.run(&pod, "start");
-        compare(point, &before, &tree(&installation, &pod));
+        assert_same_when(point, &before, &tree(&installation, &pod));
     }
-}
-
-fn compare(point: &str, before: &Tree, after: &Tree) {
-    eprintln!("compared after {point}");
-    assert_same(before, after);
 }
 
 fn killed_during_start(runtime: &str, points: &[&str]) {
@@ -106,7 +101,7 @@ fn killed_during_start(runtime: &str, points: &[&str]) {
         installation.run(&pod, "stop");
         dies_and_goes_on(&mut installation, &pod, point, "start", &json!({}));
         installation.assert_phase(&pod, "running");
-        compare(point, &before, &tree(&installation, &pod));
+        assert_same_when(point, &before, &tree(&installation, &pod));
     }
 }
 
@@ -122,7 +117,7 @@ fn killed_during_restore(runtime: &str, points: &[&str]) {
             .sh(&pod, &format!("rm -rf /opt/made; echo '{point}' >/srv/made/plain; echo '{point}' >/data/later"));
         dies_and_goes_on(&mut installation, &pod, point, "restore", &body);
         installation.assert_phase(&pod, "running");
-        compare(point, &then, &tree(&installation, &pod));
+        assert_same_when(point, &then, &tree(&installation, &pod));
         let sets = eventually("one set is left", || {
             let sets = installation.sets(&pod);
             (sets.len() == 1).then_some(sets)

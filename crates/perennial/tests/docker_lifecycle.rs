@@ -4,7 +4,7 @@
 
 mod installation;
 
-use installation::{BUSYBOX, DEBIAN, Installation, POSTGRES, Pod, fill, tree};
+use installation::{BUSYBOX, DEBIAN, Installation, Pod, fill, tree};
 use serde_json::json;
 
 /// One test on each runtime.
@@ -254,14 +254,4 @@ fn p09_stop_captures_whatever_state_the_container_is_in() {
         installation.run(&pod, "start");
         assert_eq!(installation.sh(&pod, &format!("cat /srv/{n}")), format!("{n}\n"), "{outside}");
     }
-}
-
-#[test]
-fn runc_an_image_with_more_layers_and_a_big_tree_starts_the_same() {
-    let installation = Installation::new();
-    let pod = installation.pod(POSTGRES, "runc");
-    installation.sh(&pod, "psql --version && echo kept >/srv/kept");
-    installation.run(&pod, "stop");
-    installation.run(&pod, "start");
-    assert_eq!(installation.sh(&pod, "psql --version | cut -c1-4; cat /srv/kept"), "psql\nkept\n");
 }

@@ -7,6 +7,7 @@
     dead_code,
     unused_imports,
     clippy::unwrap_used,
+    clippy::print_stderr,
     clippy::missing_panics_doc,
     missing_docs,
     reason = "every test uses another part of it"
@@ -26,7 +27,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 pub use engine::{Docker, OwnEngine};
-pub use tree::{Tree, assert_same, fill, fill_xattrs, tree};
+pub use tree::{Tree, assert_same, assert_same_when, fill, fill_xattrs, tree};
 
 pub const BUSYBOX: &str = "perennial-test/busybox:1";
 pub const DEBIAN: &str = "perennial-test/debian:12";
@@ -176,7 +177,9 @@ impl Installation {
     /// Starts a server that kills itself when it passes this point: `site:before`, `site:after`, then `#n` for the
     /// n-th time.
     pub fn start_server_with_failpoint(&mut self, point: &str) {
-        assert!(cfg!(feature = "failpoints"), "build with --features failpoints");
+        if !cfg!(feature = "failpoints") {
+            panic!("build with --features failpoints");
+        }
         let mut command = self.command();
         command.env("PERENNIAL_FAILPOINT", point);
         self.launch(command);

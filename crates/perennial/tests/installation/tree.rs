@@ -112,6 +112,10 @@ pub fn fill_xattrs(installation: &Installation, pod: &Pod) -> bool {
 
 /// Compares, and names what differs instead of printing everything.
 pub fn assert_same(before: &Tree, after: &Tree) {
+    assert_same_when("", before, after);
+}
+
+pub fn assert_same_when(when: &str, before: &Tree, after: &Tree) {
     let mut differences: Vec<String> = Vec::new();
     for path in before.keys().chain(after.keys().filter(|p| !before.contains_key(*p))) {
         if before.get(path) != after.get(path) {
@@ -120,7 +124,7 @@ pub fn assert_same(before: &Tree, after: &Tree) {
     }
     assert!(
         differences.is_empty(),
-        "{} paths differ:\n{}",
+        "{when}: {} paths differ:\n{}",
         differences.len(),
         differences[..differences.len().min(12)].join("\n")
     );

@@ -1,0 +1,185 @@
+//! Databases under write load: what was acknowledged is there after everything that happens to their pod.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod installation;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use installation::{Installation, POSTGRES, Pod, eventually};
+use serde_json::json;
+
+/// A client in the pod that writes ascending numbers; outside it is recorded which of them were acknowledged.
+struct Load {
+    client: Child,
+    acknowledged: Arc<AtomicU64>,
+    reader: JoinHandle<()>,
+}
+
+impl Load {
+    /// Starts writing after `from`; `client` turns numbers on its standard input into acknowledged ones.
+    fn start(installation: &Installation, pod: &Pod, from: u64, client: &str) -> Self {
+        let line = format!("seq {} 100000000 | {client}", from + 1);
+        let mut client = installation
+            .docker
+            .command(&["exec", &installation.container(pod), "sh", "-c", &line])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(client.stdout.take().unwrap()).lines();
+        let acknowledged = Arc::new(AtomicU64::new(from));
+        let seen = Arc::clone(&acknowledged);
+        let reader = std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Ok(number) = line.parse() {
+                    seen.store(number, Ordering::SeqCst);
+                }
+            }
+        });
+        let load = Self { client, acknowledged, reader };
+        load.more(50);
+        load
+    }
+
+    fn now(&self) -> u64 {
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many more were acknowledged.
+    fn more(&self, count: u64) {
+        let until = self.now() + count;
+        eventually("writes are acknowledged", || (self.now() >= until).then_some(()));
+    }
+
+    /// The last acknowledged number, once the client has ended because its database went away.
+    fn end(mut self) -> u64 {
+        eventually("the client ends", || self.client.try_wait().unwrap());
+        self.reader.join().unwrap();
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+}
+
+/// A database in a pod, seen from outside.
+struct Database {
+    command: &'static str,
+    ready: &'static str,
+    make: &'static str,
+    client: &'static str,
+    /// Prints the count and the largest number.
+    count: &'static str,
+    /// Succeeds when nothing is damaged.
+    check: &'static str,
+}
+
+const POSTGRESQL: Database = Database {
+    command: "D=/var/lib/postgresql/perennial; PATH=$PATH:/usr/lib/postgresql/15/bin
+        [ -e $D/PG_VERSION ] || { install -d -o postgres -m 700 $D && runuser -u postgres -- initdb -A trust -D $D; }
+        exec runuser -u postgres -- postgres -D $D -c listen_addresses= -c unix_socket_directories=/tmp",
+    ready: "psql -qAt -h /tmp -U postgres -c 'select 1'",
+    make: "psql -qAt -h /tmp -U postgres -c 'create table numbers (n bigint primary key, filler text)'",
+    client: "sed 's/.*/insert into numbers values (&, repeat(md5(&::text), 8)) returning n;/' \
+        | psql -qAt -v ON_ERROR_STOP=1 -h /tmp -U postgres",
+    count: "psql -qAt -F ' ' -h /tmp -U postgres -c 'select count(*), max(n) from numbers'",
+    check: "/usr/lib/postgresql/15/bin/pg_amcheck -h /tmp -U postgres --install-missing --heapallindexed postgres \
+        && psql -qAt -h /tmp -U postgres -c 'select sum(length(filler)) from numbers'",
+};
+
+const SQLITE: Database = Database {
+    command: "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done",
+    ready: "true",
+    make: "sqlite3 /srv/db 'pragma journal_mode=wal; create table numbers (n integer primary key, filler text)'",
+    client: "sed 's/.*/insert into numbers values (&, hex(randomblob(200))); select &;/' \
+        | sed '1i pragma synchronous=full;' | stdbuf -oL sqlite3 -bail /srv/db",
+    count: "sqlite3 -separator ' ' /srv/db 'select count(*), max(n) from numbers'",
+    check: "[ \"$(sqlite3 /srv/db 'pragma integrity_check')\" = ok ] && [ \"$(sqlite3 /srv/db 'pragma journal_mode')\" = wal ]",
+};
+
+impl Database {
+    /// Waits for it to answer, and makes sure that everything up to `acknowledged` is in it and nothing is damaged.
+    fn verify(&self, installation: &Installation, pod: &Pod, acknowledged: u64, when: &str) -> u64 {
+        eventually("the database answers", || installation.try_exec(pod, self.ready));
+        let counted = installation.sh(pod, self.count);
+        let (count, last) = counted.trim().split_once(' ').unwrap_or_else(|| panic!("{when}: {counted}"));
+        let (count, last): (u64, u64) = (count.parse().unwrap(), last.parse().unwrap());
+        assert!(last >= acknowledged, "{when}: {acknowledged} was acknowledged, {last} is there");
+        // They were written in order, so a missing one in between would show here.
+        assert_eq!(count, last, "{when}: {} rows are missing", last - count);
+        installation.sh(pod, self.check);
+        last
+    }
+
+    fn under_load(&self, runtime: &str) {
+        let mut installation = Installation::new();
+        let more = json!({"command": ["sh", "-c", self.command], "stopSignal": if self.ready == "true" { "SIGTERM" } else { "SIGINT" }});
+        let pod = installation.pod_with("db", POSTGRES, runtime, more);
+        eventually("the database answers", || installation.try_exec(&pod, self.ready));
+        installation.sh(&pod, self.make);
+
+        // Stopped and started.
+        let load = Load::start(&installation, &pod, 0, self.client);
+        installation.run(&pod, "stop");
+        let acknowledged = load.end();
+        installation.assert_released(&pod);
+        installation.run(&pod, "start");
+        let last = self.verify(&installation, &pod, acknowledged, "after stop and start");
+
+        // A snapshot in full work, then killed by somebody, then the container removed.
+        let load = Load::start(&installation, &pod, last, self.client);
+        let at_snapshot = load.now();
+        let taken = installation.snapshot(&pod);
+        assert_eq!(taken["state"], "verified");
+        load.more(20);
+        let container = installation.container(&pod);
+        installation.docker.run(&["kill", &container]);
+        let acknowledged = load.end();
+        let last = self.verify(&installation, &pod, acknowledged, "after docker kill");
+        let load = Load::start(&installation, &pod, last, self.client);
+        let container = installation.container(&pod);
+        installation.docker.run(&["rm", "--force", &container]);
+        let acknowledged = load.end();
+        installation.replaced(&pod, &container);
+        let last = self.verify(&installation, &pod, acknowledged, "after docker rm -f");
+
+        // Stopped by a server that dies in the middle of it.
+        let load = Load::start(&installation, &pod, last, self.client);
+        installation.kill_server();
+        installation.start_server_with_failpoint("engine.container_stop:after");
+        let stop = installation.act(&pod, "stop", &json!({}));
+        installation.wait_for_death("stop");
+        let acknowledged = load.end();
+        installation.start_server();
+        installation.succeeded(&stop);
+        installation.run(&pod, "start");
+        self.verify(&installation, &pod, acknowledged, "after a stop whose server died");
+
+        // And the snapshot from the middle of the work is a database too.
+        installation.restore(&pod, &taken);
+        let last = self.verify(&installation, &pod, at_snapshot, "after the restore");
+        assert!(last < acknowledged);
+    }
+}
+
+#[test]
+fn runc_postgresql_loses_no_acknowledged_row() {
+    POSTGRESQL.under_load("runc");
+}
+
+#[test]
+fn runsc_postgresql_loses_no_acknowledged_row() {
+    POSTGRESQL.under_load("runsc");
+}
+
+#[test]
+fn runc_sqlite_loses_no_acknowledged_row() {
+    SQLITE.under_load("runc");
+}
+
+#[test]
+fn runsc_sqlite_loses_no_acknowledged_row() {
+    SQLITE.under_load("runsc");
+}
