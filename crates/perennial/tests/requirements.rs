@@ -24,7 +24,6 @@ const MISSING: &[(&str, &str)] = &[
     ("measure the sizes of an example pod", "S0.34"),
     ("bytes that a pod uses on the host", "S0.37 S0.39 S1.31"),
     ("a test that deletions of volumes and containers are events with their ground", "S0.45"),
-    ("a database under write load in a pod", "S1.6 D21"),
     ("what is in /tmp is gone after a start", "S1.16"),
     ("what is in /run is gone after a start", "S1.18"),
     ("a package after the engine was wiped, and from one backend to the other", "D10"),
