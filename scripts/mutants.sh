@@ -23,7 +23,7 @@ permit-ignores-writer|crates/core/src/permit.rs|container.is_live() \|\| another
 permit-for-what-ran|crates/core/src/permit.rs|    if recorded.attached.is_some() {|    if false {|perennial-core|lib|law_1_what_ran_is_never
 permit-purge-unconfirmed|crates/core/src/permit.rs|        _ => Err(Denied::NotConfirmed),|        _ => Ok(String::new()),|perennial-core|lib|law_1_a_purge_needs
 plan-releases-unverified|crates/core/src/plan/release.rs|        SnapshotState::Uploaded => act(Action::Verify { snapshot: chosen.id }),|        SnapshotState::Uploaded => Progress::Done(chosen),|perennial-core|lib|law_1_nothing_is_deleted
-plan-starts-without-data|crates/core/src/plan/mod.rs|        Presence::Absent => Some(problem(|        Presence::Absent if false => Some(problem(|perennial-core|lib|law_2_lost_volumes
+plan-starts-without-data|crates/core/src/plan/run.rs|    Some(Next::Blocked(found))|    None|perennial-core|lib|law_2_lost_volumes
 plan-accepts-old-data|crates/core/src/plan/mod.rs|set.marked.is_some_and(\|marked\| seen < marked)|false|perennial-core|lib|law_2_older_data
 plan-ignores-foreign-writer|crates/core/src/plan/mod.rs|    if !input.observed.foreign.is_empty() {|    if false {|perennial-core|lib|law_6_a_foreign
 plan-forgets-what-it-cannot-prove|crates/core/src/plan/leftovers.rs|        None => Next::Act(Action::Record(Record::SetQuarantined(set.number))),|        None => Next::Act(Action::Record(Record::SetGone(set.number))),|perennial-core|lib|law_7_a_leftover
