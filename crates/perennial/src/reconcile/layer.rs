@@ -94,6 +94,8 @@ impl Reconciler {
         let id = parse_id(id)?;
         blocking(move || {
             let repository = repositories.open(&tenant)?;
+            // A snapshot that is gone is a loss, and an error: the pod would start older than it was.
+            repository.snapshot(id)?;
             // A snapshot of a pod that changed nothing outside its volumes has no layer.
             match repository.ls(id, SYSTEM) {
                 Err(Error::NotFound { .. }) => return Ok(()),
