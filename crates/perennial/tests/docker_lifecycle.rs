@@ -174,6 +174,29 @@ fn snapshot_running(runtime: &str) {
     assert_eq!(text, "written to /srv\n");
 }
 
+/// What a pod was restored from may be deleted afterwards, or its deletion is refused: a lost container still comes back.
+#[test]
+fn runc_a_deleted_snapshot_takes_nothing_along_that_a_pod_still_needs() {
+    let installation = Installation::new();
+    let pod = installation.pod(BUSYBOX, "runc");
+    fill(&installation, &pod);
+    let before = tree(&installation, &pod);
+    let taken = installation.snapshot(&pod);
+    installation.sh(&pod, "rm -r /data/made /srv/made");
+    installation.restore(&pod, &taken);
+    let path = format!("/api/v1/snapshots/{}", taken["id"].as_str().unwrap());
+    let (status, answer) = installation.request(reqwest::Method::DELETE, &path, Some(&json!({})));
+    if status == reqwest::StatusCode::CONFLICT {
+        assert_eq!(answer["code"], "snapshot-in-use");
+    } else {
+        installation.succeeded(answer["operation"]["id"].as_str().unwrap());
+    }
+    let lost = installation.container(&pod);
+    installation.docker.run(&["rm", "--force", &lost]);
+    installation.replaced(&pod, &lost);
+    installation::assert_same(&before, &tree(&installation, &pod));
+}
+
 fn delete_undelete_purge(runtime: &str) {
     let installation = Installation::new();
     let pod = installation.pod(BUSYBOX, runtime);
