@@ -281,6 +281,10 @@ fn pull_failed(reference: &str, error: EngineError) -> StepError {
             format!("image {reference} could not be pulled: {problem}"),
             "check the name and the access to its registry, or import it into the engine",
         ),
+        EngineError::Transient { problem } => retry(
+            "image-pull-failed",
+            format!("image {reference} is not on the engine, and pulling it failed: {problem}"),
+        ),
         other => other.into(),
     }
 }

@@ -426,7 +426,8 @@ enum Failure {
 fn gives_up(pod: &Pod, found: &Problem) -> bool {
     let reads = pod.goal.as_ref().is_some_and(|g| matches!(g.kind, OperationKind::Create | OperationKind::Start))
         || matches!(pod.tasks.first().map(|t| &t.work), Some(Work::Replace { switched: false, .. }));
-    reads && found.code.starts_with("repository-") && pod.retry.count + 1 >= GIVE_UP_AFTER
+    let source = found.code.starts_with("repository-") || found.code == "image-pull-failed";
+    reads && source && pod.retry.count + 1 >= GIVE_UP_AFTER
 }
 
 fn retry_delay(count: u32) -> SignedDuration {
