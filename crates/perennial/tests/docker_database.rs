@@ -9,6 +9,7 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use installation::{Installation, POSTGRES, Pod, eventually};
 use serde_json::json;
@@ -17,7 +18,7 @@ use serde_json::json;
 struct Load {
     client: Child,
     acknowledged: Arc<AtomicU64>,
-    reader: JoinHandle<()>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Load {
@@ -41,7 +42,7 @@ impl Load {
                 }
             }
         });
-        let load = Self { client, acknowledged, reader };
+        let load = Self { client, acknowledged, reader: Some(reader) };
         load.more(50);
         load
     }
@@ -56,11 +57,27 @@ impl Load {
         eventually("writes are acknowledged", || (self.now() >= until).then_some(()));
     }
 
-    /// The last acknowledged number, once the client has ended because its database went away.
+    /// The last acknowledged number, once its database went away.
     fn end(mut self) -> u64 {
-        eventually("the client ends", || self.client.try_wait().unwrap());
-        self.reader.join().unwrap();
-        self.acknowledged.load(Ordering::SeqCst)
+        // With gVisor the engine's command line may wait for ever for a container that was killed.
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while self.client.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                self.client.kill().unwrap();
+                self.client.wait().unwrap();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.reader.take().unwrap().join().unwrap();
+        self.now()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
     }
 }
 
