@@ -81,7 +81,10 @@ fn p31_the_lock_of_a_predecessor_with_our_process_id_is_stale() {
     let own = LockFile { hostname: repo.inner.hostname.clone(), pid: i64::from(std::process::id()), ..foreign(true) };
     write(&repo, &LockFile { time: *STARTED - SignedDuration::from_secs(1), ..own.clone() });
     drop(acquire(&repo, LockMode::Shared).unwrap());
+    // One that nobody of ours stands for was left behind by a removal that failed.
     write(&repo, &own);
+    drop(acquire(&repo, LockMode::Shared).unwrap());
+    let _working = acquire(&repo, LockMode::Exclusive).unwrap();
     assert!(acquire(&repo, LockMode::Shared).is_err(), "another thread of ours works");
 }
 
