@@ -138,8 +138,7 @@ pub fn crash_delay_seconds(count: u32) -> i64 {
 /// Applies a record to the pod.
 pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
     pod.updated_at = now;
-    // Whatever is recorded is progress: the next failure starts a new series of tries.
-    if !matches!(record, Record::DataSeen | Record::Stable) {
+    if is_milestone(record) {
         pod.retry = Retry::default();
     }
     match record {
@@ -175,6 +174,27 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::GoalReached
         | Record::GoalFailed(_) => apply_to_work(pod, record),
     }
+}
+
+/// Whether something was reached that a failed try goes back behind: only then a new series of tries begins. A step
+/// that is undone and done again by every try is no progress.
+const fn is_milestone(record: &Record) -> bool {
+    matches!(
+        record,
+        Record::ImagePinned(_)
+            | Record::SetCompleted { .. }
+            | Record::ContainerReady(_)
+            | Record::Started { .. }
+            | Record::LayerCaptured(_)
+            | Record::Released { .. }
+            | Record::ReleasedUnused
+            | Record::Switched { .. }
+            | Record::SourceReplaced(_)
+            | Record::TaskDone
+            | Record::TaskFailed(_)
+            | Record::GoalReached
+            | Record::GoalFailed(_)
+    )
 }
 
 fn event(kind: &'static str, message: impl Into<String>) -> Consequences {
@@ -234,6 +254,10 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
             });
             pod.source = None;
             pod.capture = None;
+            // From here on the layer changes again, so its capture no longer is the last word.
+            if let Some(layer) = &mut pod.layer {
+                layer.after_stop = false;
+            }
             Consequences::default()
         }
         Record::LaunchRefused { set, origin } => {

@@ -357,10 +357,18 @@ fn require_restorable(pod: &Pod, snapshot: &Snapshot) -> Result<(), Error> {
     if snapshot.tenant != pod.tenant {
         return Err(Error::not_found(format!("snapshot {}", snapshot.id)));
     }
-    if snapshot.is_restorable() {
-        return Ok(());
+    if !snapshot.is_restorable() {
+        return Err(not_restorable(snapshot));
     }
-    Err(not_restorable(snapshot))
+    // Its trees and its system layer are changes of one image; over another they would make a mixture (law 3).
+    match (&snapshot.image, &pod.image) {
+        (Some(theirs), Some(ours)) if *theirs != ours.id => Err(Error::conflict(
+            "snapshot-of-another-image",
+            format!("snapshot {} is of image {theirs}, and the pod runs {}", snapshot.id, ours.id),
+            "make a new pod from it: perennial pod create NAME --from-snapshot",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The refusal to take data from a snapshot that is not verified.

@@ -16,7 +16,7 @@ use crate::backend::{Backend, FileKind};
 use crate::crypto::Key;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId, TreeId};
-use crate::index::{Found, IdMap, Index, Origin};
+use crate::index::{Found, IdMap, IdSet, Index, Origin};
 use crate::node::{Node, NodeKind, decode_tree};
 use crate::pack::open_blob;
 use crate::polynomial;
@@ -89,6 +89,9 @@ pub(crate) struct Inner {
     refreshing: Mutex<()>,
     /// Locks that could not be read, and when that was seen first.
     pub(crate) unreadable_locks: Mutex<HashMap<Id, Timestamp>>,
+    /// Packs that this handle wrote, or tried to, and nobody has read back: also those of passes that failed, for
+    /// later passes count on their blobs.
+    pub(crate) unread: Mutex<IdSet>,
     repository_id: String,
 }
 
@@ -175,6 +178,7 @@ impl Repository {
             index: RwLock::default(),
             refreshing: Mutex::default(),
             unreadable_locks: Mutex::default(),
+            unread: Mutex::default(),
             repository_id: config.id,
         };
         inner.refresh_index()?;

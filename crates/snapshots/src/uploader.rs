@@ -87,6 +87,7 @@ impl<'a> Uploader<'a> {
 
     fn write(&self, pack: PackBuilder) -> Result<()> {
         let pack = pack.finish(&self.inner.key);
+        lock(&self.inner.unread).insert(pack.id);
         self.inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
         self.new_bytes.fetch_add(pack.data.len() as u64, Ordering::Relaxed);
         lock(&self.written).push(pack.id);

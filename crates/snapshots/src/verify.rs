@@ -25,7 +25,8 @@ use crate::wire::{BlobKind, IndexBlob, IndexFile};
 pub enum Verify {
     /// Every pack that the snapshot needs: the answer of a drill.
     Everything,
-    /// The packs that this snapshot's passes wrote; of all others, that they exist with the right size.
+    /// The packs that this snapshot's passes wrote, and those it needs that earlier passes of this handle wrote and
+    /// nobody read back; of all others, that they exist with the right size.
     Written {
         /// [`Archived::written_packs`](crate::Archived::written_packs) of all passes.
         packs: Vec<Id>,
@@ -79,13 +80,17 @@ impl Repository {
         // was refreshed, a moment ago and under the lock.
         let mut packs: Vec<Id> = match verify {
             Verify::Everything => needed.iter().copied().collect(),
-            Verify::Written { packs } => packs.clone(),
+            Verify::Written { packs } => {
+                let unread = inner.unread.lock().unwrap_or_else(PoisonError::into_inner);
+                packs.iter().chain(needed.intersection(&unread)).copied().collect()
+            }
         };
         packs.sort_unstable();
         packs.dedup();
         let read = read_packs(inner, &packs, progress)?;
         // Without the lock, what was there at the start may have been pruned since.
         guard.ensure()?;
+        inner.unread.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| packs.binary_search(id).is_err());
         Ok(Verified {
             counts,
             packs_needed: needed.len() as u64,

@@ -35,6 +35,7 @@ impl Reconciler {
         progress: &Progress,
     ) -> Result<(), StepError> {
         self.ensure_image_stored(view, progress).await?;
+        self.note_begin(view.snapshot(snapshot).ok_or(StepError::Overtaken)?);
         let set = view.pod.set(set).ok_or_else(unknown_set)?;
         let volumes = self.volume_paths(view, set).await?;
         let request = ArchiveRequest {
@@ -45,10 +46,16 @@ impl Reconciler {
         };
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let archived = blocking(move || Ok(repositories.open(&tenant)?.archive(&request, &progress)?)).await?;
-        let mut memory = self.memory();
-        memory.live.insert(snapshot, archived.tree);
-        memory.packs.entry(snapshot).or_default().extend(archived.written_packs);
+        self.memory().live.insert(snapshot, archived.tree);
         Ok(())
+    }
+
+    /// Notes that a capture is tried for the first time, by this process and under the open repository.
+    fn note_begin(&self, row: &Snapshot) {
+        if row.created_at > self.started_at {
+            let opening = self.repositories.opening();
+            self.memory().began.entry(row.id).or_insert(opening);
+        }
     }
 
     /// Captures the data set at one instant and uploads it; the row becomes `uploaded`.
@@ -63,13 +70,14 @@ impl Reconciler {
         self.ensure_image_stored(view, progress).await?;
         let set = view.pod.set(number).ok_or_else(unknown_set)?.clone();
         let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
+        self.note_begin(&row);
         let container = view.observed.container.as_ref().filter(|c| c.set == number);
         let writer = container.map(perennial_core::engine::ObservedContainer::stamp);
         let live = container.filter(|c| c.is_live()).map(|c| c.id.clone());
         if grade == Grade::Stopped && live.is_some() {
             return Err(StepError::Overtaken);
         }
-        if let Some(found) = self.find_uploaded(view, (&set, id), grade, writer.as_ref()).await? {
+        if let Some(found) = self.find_uploaded(view, (&set, id), (grade, accepted), writer.as_ref()).await? {
             return self.record_uploaded(view, row, (&set, grade, writer), found).await;
         }
         let layer = self.layer_source(view, progress).await?;
@@ -94,9 +102,8 @@ impl Reconciler {
     ) -> Result<Uploaded, StepError> {
         let captured_at = self.now();
         let (volumes, missing) = self.volume_paths_with_losses(view, set, accepted).await?;
-        let file = PodFile::new(&view.pod, set, row, (grade, writer), &volumes, captured_at);
-        let mut roots =
-            vec![Root { at: "/pod.json".to_owned(), source: Source::Bytes { data: file.to_bytes(), mode: 0o600 } }];
+        let file = PodFile::new(&view.pod, set, row, (grade, writer), &volumes, captured_at).with_losses(&missing);
+        let mut roots = vec![pod_file_root(&file)];
         roots.extend(volume_roots(&volumes));
         roots.extend(layer.root().cloned());
         let mut request = ArchiveRequest {
@@ -112,6 +119,7 @@ impl Reconciler {
             match repository.archive(&request, &progress) {
                 Err(perennial_snapshots::Error::Incomplete { losses }) if covers(&accepted, &losses) => {
                     request.accept_losses.clone_from(&losses);
+                    request.roots[0] = pod_file_root(&file.with_losses(&in_words(&losses)));
                     Ok((repository.archive(&request, &progress)?, losses))
                 }
                 other => Ok((other?, Vec::new())),
@@ -119,19 +127,18 @@ impl Reconciler {
         })
         .await?;
         losses.extend(archived.losses.iter().cloned());
-        let mut losses: Vec<Loss> =
-            losses.iter().map(|l| Loss { path: l.path.display().to_string(), reason: l.to_string() }).collect();
+        let mut losses = in_words(&losses);
         losses.extend(missing);
         losses.sort();
         losses.dedup();
-        self.memory().packs.entry(row.id).or_default().extend(archived.written_packs.iter().copied());
         let repository_id = archived.snapshot.ok_or_else(|| retry("internal", "a commit pass made no snapshot"))?;
         Ok(Uploaded {
             repository_id,
             captured_at,
             volumes: summaries(&volumes, &archived),
             losses,
-            archived: Some(archived),
+            counts: Some(archived.counts),
+            new_bytes: Some(archived.new_bytes),
         })
     }
 
@@ -140,25 +147,29 @@ impl Reconciler {
         &self,
         view: &View,
         (set, id): (&VolumeSet, SnapshotId),
-        grade: Grade,
+        (grade, accepted): (Grade, &[String]),
         writer: Option<&WriterStamp>,
     ) -> Result<Option<Uploaded>, StepError> {
         let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
-        let (set, writer) = (set.clone(), writer.cloned());
+        let (set, writer, accepted) = (set.clone(), writer.cloned(), accepted.to_vec());
         // A frozen instant has passed: only what was captured after the last writer stopped can still be the same.
         let repeatable = grade == Grade::Stopped;
         blocking(move || {
             let repository = repositories.open(&tenant)?;
             for found in repository.find(&[&snapshot_tag(id)])? {
                 let file = repository.read_file(found.id, "/pod.json").ok().and_then(|b| PodFile::parse(&b));
-                let same = file.is_some_and(|f| f.is_same_instant(&set, grade, writer.as_ref()));
-                if repeatable && same && found.counts.is_some() {
+                let same = |f: &PodFile| {
+                    f.is_same_instant(&set, grade, writer.as_ref())
+                        && f.losses().iter().all(|l| accepted.contains(&l.path))
+                };
+                if let Some(file) = file.filter(|f| repeatable && found.counts.is_some() && same(f)) {
                     return Ok(Some(Uploaded {
                         repository_id: found.id,
                         captured_at: found.time,
-                        volumes: Vec::new(),
-                        losses: Vec::new(),
-                        archived: None,
+                        volumes: file.volumes(),
+                        losses: file.losses(),
+                        counts: found.counts,
+                        new_bytes: None,
                     }));
                 }
                 repository.forget(&[found.id])?;
@@ -175,12 +186,7 @@ impl Reconciler {
         (set, grade, writer): (&VolumeSet, Grade, Option<WriterStamp>),
         uploaded: Uploaded,
     ) -> Result<(), StepError> {
-        let counts = uploaded.archived.as_ref().map(|a| a.counts);
-        let volumes = if uploaded.volumes.is_empty() {
-            set.volumes.iter().map(|v| volume_row(&v.name, &v.mount_path, None)).collect()
-        } else {
-            uploaded.volumes
-        };
+        let counts = uploaded.counts;
         let row = Snapshot {
             state: SnapshotState::Uploaded,
             set: Some(set.number),
@@ -190,9 +196,9 @@ impl Reconciler {
             writer,
             captured_at: Some(uploaded.captured_at),
             bytes: counts.map(|c| c.bytes),
-            new_bytes: uploaded.archived.as_ref().map(|a| a.new_bytes),
+            new_bytes: uploaded.new_bytes,
             files: counts.map(|c| c.files),
-            volumes,
+            volumes: uploaded.volumes,
             image: view.pod.image.as_ref().map(|i| i.id.clone()),
             losses: uploaded.losses,
             repository_id: Some(uploaded.repository_id.to_string()),
@@ -211,9 +217,10 @@ impl Reconciler {
     pub(super) async fn verify(&self, view: &mut View, id: SnapshotId, progress: &Progress) -> Result<(), StepError> {
         let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
         let repository_id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
-        let packs = self.memory().packs.get(&id).cloned();
-        // After a crash nobody knows what this snapshot wrote, so everything it needs is read.
-        let scope = packs.map_or(Verify::Everything, |packs| Verify::Written { packs });
+        let opening = self.repositories.opening();
+        let ours = self.memory().began.get(&id) == Some(&opening);
+        // What another process wrote for this snapshot, nobody knows: then everything it needs is read.
+        let scope = if ours { Verify::Written { packs: Vec::new() } } else { Verify::Everything };
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let verdict = blocking(move || {
             let repository = repositories.open(&tenant)?;
@@ -225,7 +232,7 @@ impl Reconciler {
             }
         })
         .await?;
-        self.memory().packs.remove(&id);
+        self.memory().began.remove(&id);
         self.memory().live.remove(&id);
         let operation = current_operation(&view.pod);
         match verdict {
@@ -354,10 +361,9 @@ impl Reconciler {
         let forgotten = blocking(move || {
             let repository = repositories.open(&tenant)?;
             let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
-            if ids.is_empty() {
-                return Ok(());
+            if !ids.is_empty() {
+                repository.forget(&ids)?;
             }
-            repository.forget(&ids)?;
             match repository.prune(Mode::Execute, &Progress::default()) {
                 // Somebody works on the repository: the next prune gets the space.
                 Err(perennial_snapshots::Error::Locked { .. }) => Ok(()),
@@ -382,8 +388,9 @@ impl Reconciler {
             let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
             if !ids.is_empty() {
                 repository.forget(&ids)?;
-                repository.prune(Mode::Execute, &progress)?;
             }
+            // Also when an earlier try forgot them: only now the bytes go.
+            repository.prune(Mode::Execute, &progress)?;
             Ok(())
         })
         .await
@@ -396,8 +403,9 @@ struct Uploaded {
     captured_at: jiff::Timestamp,
     volumes: Vec<SnapshotVolume>,
     losses: Vec<Loss>,
-    /// `None` for an upload found again, whose counts only its own pass knew.
-    archived: Option<Archived>,
+    counts: Option<perennial_snapshots::Counts>,
+    /// `None` for an upload found again: only its own pass knew.
+    new_bytes: Option<u64>,
 }
 
 fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
@@ -410,6 +418,14 @@ fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
         },
     };
     volumes.iter().map(root).collect()
+}
+
+fn pod_file_root(file: &PodFile) -> Root {
+    Root { at: "/pod.json".to_owned(), source: Source::Bytes { data: file.to_bytes(), mode: 0o600 } }
+}
+
+fn in_words(losses: &[ByteLoss]) -> Vec<Loss> {
+    losses.iter().map(|l| Loss { path: l.path.display().to_string(), reason: l.to_string() }).collect()
 }
 
 fn covers(accepted: &[String], losses: &[ByteLoss]) -> bool {

@@ -158,6 +158,8 @@ impl Reconciler {
         let millis = u64::try_from(now.as_millisecond()).unwrap_or_default();
         let id = SnapshotId::from_parts(millis, self.ids.random());
         let row = Snapshot::pending(id, view.pod.id, view.pod.tenant.clone(), kind, now);
+        let opening = self.repositories.opening();
+        self.memory().began.insert(id, opening);
         let fact = if kind == SnapshotKind::Final {
             Record::ReleaseCaptureBegun(row)
         } else {

@@ -7,6 +7,7 @@ use perennial_snapshots::{
     ArchiveRequest, Existing, Layout, Pass, Removals, RestoreRequest, Root, SnapshotFileId, Source, Verify,
 };
 
+use super::layer::parse_id;
 use super::step::{StepError, retry};
 use super::worker::{Reconciler, View};
 use crate::store::{Change, StoredImage};
@@ -93,8 +94,18 @@ impl Reconciler {
     /// Makes sure that the pod's image is in the tenant's repository, read back and whole.
     pub(super) async fn ensure_image_stored(&self, view: &View, progress: &Progress) -> Result<(), StepError> {
         let image = self.pinned(view)?.clone();
-        if self.store.image_fetch(&view.pod.tenant, &image.id).await?.is_some() {
-            return Ok(());
+        if let Some(row) = self.store.image_fetch(&view.pod.tenant, &image.id).await? {
+            // The record may be older than the repository, which somebody may have begun anew.
+            let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+            let stored = parse_id(&row.repository_id)?;
+            let there = blocking(move || match repositories.open(&tenant)?.snapshot(stored) {
+                Ok(_) => Ok(true),
+                Err(perennial_snapshots::Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
+            });
+            if there.await? {
+                return Ok(());
+            }
         }
         let (repositories, tenant, id) = (self.repositories.clone(), view.pod.tenant.clone(), image.id.clone());
         let known = blocking({

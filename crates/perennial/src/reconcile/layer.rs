@@ -13,7 +13,7 @@ use perennial_snapshots::{
 };
 
 use super::images::{Scratch, blocking};
-use super::step::{StepError, retry};
+use super::step::{StepError, definite, retry};
 use super::worker::{Reconciler, View};
 
 /// Where the layer is in a snapshot, and the list of what the pod deleted from the image.
@@ -124,10 +124,29 @@ impl Reconciler {
         let Some(id) = view.pod.layer.as_ref().and_then(|l| l.repository_id.clone()) else { return Ok(()) };
         match self.engine.layer_access(container).await? {
             LayerAccess::Local { path, .. } => self.restore_layer(view, &id, path, progress).await,
-            LayerAccess::Unreachable { reason } => {
-                Err(retry("system-layer-unreachable", format!("the system layer cannot be put back: {reason}")))
-            }
+            LayerAccess::Unreachable { .. } if self.layer_is_empty(view, &id).await? => Ok(()),
+            LayerAccess::Unreachable { reason } => Err(definite(
+                "system-layer-unreachable",
+                format!("the system layer cannot be put back: {reason}"),
+                "use a runtime and a storage driver that keep changes outside volumes on the host",
+            )),
         }
+    }
+
+    /// Whether a snapshot holds no change outside volumes.
+    async fn layer_is_empty(&self, view: &View, id: &str) -> Result<bool, StepError> {
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        let id = parse_id(id)?;
+        blocking(move || {
+            let repository = repositories.open(&tenant)?;
+            repository.snapshot(id)?;
+            let entries = match repository.ls(id, SYSTEM) {
+                Err(Error::NotFound { .. }) => return Ok(true),
+                other => other?,
+            };
+            Ok(entries.is_empty() && repository.read_file(id, SYSTEM_REMOVED)?.is_empty())
+        })
+        .await
     }
 
     /// Captures the layer alone: every few minutes while the pod runs, and before its container is removed.

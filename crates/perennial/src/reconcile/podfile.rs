@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use perennial_core::engine::VolumePath;
 use perennial_core::pod::Pod;
-use perennial_core::snapshot::{Grade, Snapshot, WriterStamp};
+use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotVolume, WriterStamp};
 use perennial_core::volume::VolumeSet;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,16 @@ pub(super) struct PodFile {
     runtime: Option<String>,
     env: std::collections::BTreeMap<String, String>,
     volumes: Vec<Volume>,
+    /// What its owner accepted to lose; a snapshot with losses proves nothing (D34).
+    #[serde(default)]
+    losses: Vec<Lost>,
+}
+
+/// Something that could not be captured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Lost {
+    path: String,
+    reason: String,
 }
 
 /// The run that wrote last.
@@ -107,7 +117,29 @@ impl PodFile {
                 .iter()
                 .map(|v| Volume { name: v.name.clone(), mount_path: v.mount_path.clone() })
                 .collect(),
+            losses: Vec::new(),
         }
+    }
+
+    /// The same with these losses added.
+    pub(super) fn with_losses(mut self, losses: &[Loss]) -> Self {
+        self.losses.extend(losses.iter().map(|l| Lost { path: l.path.clone(), reason: l.reason.clone() }));
+        self
+    }
+
+    pub(super) fn losses(&self) -> Vec<Loss> {
+        self.losses.iter().map(|l| Loss { path: l.path.clone(), reason: l.reason.clone() }).collect()
+    }
+
+    /// The volumes the snapshot holds; their sizes were only known to the pass that made it.
+    pub(super) fn volumes(&self) -> Vec<SnapshotVolume> {
+        let row = |v: &Volume| SnapshotVolume {
+            name: v.name.clone(),
+            mount_path: v.mount_path.clone(),
+            files: None,
+            bytes: None,
+        };
+        self.volumes.iter().map(row).collect()
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {

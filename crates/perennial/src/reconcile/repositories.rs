@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use perennial_core::fault::Tap;
@@ -20,6 +21,7 @@ pub struct Repositories {
     place: Place,
     tap: Arc<dyn Tap>,
     open: Arc<Mutex<HashMap<TenantId, Repository>>>,
+    closed: Arc<AtomicU64>,
 }
 
 /// Where repositories live.
@@ -50,13 +52,13 @@ impl Repositories {
     /// Repositories below a data directory.
     #[must_use]
     pub fn in_directory(data_dir: &Path, tap: Arc<dyn Tap>) -> Self {
-        Self { place: Place::Directory(data_dir.to_owned()), tap, open: Arc::default() }
+        Self { place: Place::Directory(data_dir.to_owned()), tap, open: Arc::default(), closed: Arc::default() }
     }
 
     /// Repositories in memory.
     #[must_use]
     pub fn in_memory(memory: MemoryRepositories, tap: Arc<dyn Tap>) -> Self {
-        Self { place: Place::Memory(memory), tap, open: Arc::default() }
+        Self { place: Place::Memory(memory), tap, open: Arc::default(), closed: Arc::default() }
     }
 
     /// The tenant's repository; made, key first, when there is none yet. Blocks.
@@ -72,6 +74,12 @@ impl Repositories {
     /// Forgets an open repository, so that the next use looks at the place anew.
     pub(super) fn close(&self, tenant: &TenantId) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+        self.closed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Changes whenever a repository was closed: an open one remembers what it wrote and nobody read back yet.
+    pub(super) fn opening(&self) -> u64 {
+        self.closed.load(Ordering::SeqCst)
     }
 
     fn open_anew(&self, tenant: &TenantId) -> Result<Repository, StepError> {

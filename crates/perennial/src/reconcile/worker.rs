@@ -14,7 +14,7 @@ use perennial_core::pod::{Condition, ConditionKind, Pod, Retry, Work};
 use perennial_core::record::{self, Record};
 use perennial_core::snapshot::{Snapshot, SnapshotState};
 use perennial_core::volume::VolumeSet;
-use perennial_snapshots::{Id, TreeId};
+use perennial_snapshots::TreeId;
 
 use super::progress::ProgressBoard;
 use super::repositories::Repositories;
@@ -67,6 +67,8 @@ pub struct Reconciler {
     pub(super) ids: Arc<dyn IdSource>,
     pub(super) board: ProgressBoard,
     pub(super) settings: Settings,
+    /// When this server began: captures asked for later were tried by nobody before it.
+    pub(super) started_at: Timestamp,
     memory: Mutex<Memory>,
 }
 
@@ -75,8 +77,9 @@ pub struct Reconciler {
 pub(super) struct Memory {
     /// Trees that live passes uploaded.
     pub(super) live: HashMap<SnapshotId, TreeId>,
-    /// Packs that captures wrote, to be read back.
-    pub(super) packs: HashMap<SnapshotId, Vec<Id>>,
+    /// Captures that this process began, each with the opening of the repository it began under: only of those it is
+    /// known which packs they wrote.
+    pub(super) began: HashMap<SnapshotId, u64>,
     /// When system layers were looked at.
     pub(super) layers: HashMap<PodId, Timestamp>,
     leases: HashMap<PodId, (Lease, Timestamp)>,
@@ -111,7 +114,8 @@ impl Reconciler {
         board: ProgressBoard,
         settings: Settings,
     ) -> Self {
-        Self { store, engine, repositories, clock, ids, board, settings, memory: Mutex::default() }
+        let started_at = clock.now();
+        Self { store, engine, repositories, clock, ids, board, settings, started_at, memory: Mutex::default() }
     }
 
     pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -273,11 +277,12 @@ impl Reconciler {
         loop {
             match tokio::time::timeout(third, &mut step).await {
                 Ok(result) => return result,
-                Err(_elapsed) => {
-                    if let Err(error) = self.lease(pod).await {
-                        tracing::warn!(%pod, ?error, "renew the lease");
-                    }
-                }
+                Err(_elapsed) => match self.lease(pod).await {
+                    Ok(Some(_)) => {}
+                    // Another server works on the pod: nothing more may be done here.
+                    Ok(None) => return Err(StepError::Overtaken),
+                    Err(error) => tracing::warn!(%pod, ?error, "renew the lease"),
+                },
             }
         }
     }
@@ -427,6 +432,8 @@ fn gives_up(pod: &Pod, found: &Problem) -> bool {
     let reads = pod.goal.as_ref().is_some_and(|g| matches!(g.kind, OperationKind::Create | OperationKind::Start))
         || matches!(pod.tasks.first().map(|t| &t.work), Some(Work::Replace { switched: false, .. }));
     let source = found.code.starts_with("repository-") || found.code == "image-pull-failed";
+    // Somebody who works on the repository ends some day.
+    let source = source && found.code != "repository-locked";
     reads && source && pod.retry.count + 1 >= GIVE_UP_AFTER
 }
 
