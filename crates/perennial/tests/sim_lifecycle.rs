@@ -326,3 +326,33 @@ async fn sim_a_changed_layer_is_captured_every_few_minutes_and_put_back_after_a_
     server.settle(pod).await;
     assert_eq!(world.engine.read(pod, "/tools/x").unwrap().unwrap(), b"layer");
 }
+
+#[tokio::test]
+async fn sim_a_runtime_that_hides_the_layer_is_flagged_and_still_stops_and_starts() {
+    let world = World::new(18);
+    let server = world.server().await;
+    let mut spec = universal_spec(Backend::Overlay);
+    spec.runtime = Some("runsc".to_owned());
+    let pod = server.running("dev", spec).await;
+    world.engine.write(pod, "/home/a", "1").unwrap();
+    let flagged = server.pod(pod).await.conditions.iter().any(|c| c.kind == ConditionKind::SystemLayerNotCaptured);
+    assert!(flagged, "what would be lost is said before it is lost");
+    server.succeed(server.stop(pod).await).await;
+    server.succeed(server.start(pod).await).await;
+    assert_eq!(world.engine.read(pod, "/home/a").unwrap().unwrap(), b"1");
+}
+
+#[tokio::test]
+async fn sim_a_snapshot_of_another_image_is_not_restored_over_this_one() {
+    let world = World::new(19);
+    let server = world.server().await;
+    let theirs = server.running("theirs", small_spec(Backend::Overlay)).await;
+    server.succeed(server.snapshot(theirs).await).await;
+    let taken = server.snapshots(theirs).await.pop().unwrap();
+    world.engine.add_image("sim:2", &perennial_drivers::sim::SimImage::minimal()).unwrap();
+    let mut spec = small_spec(Backend::Overlay);
+    spec.image = "sim:2".to_owned();
+    let ours = server.running("ours", spec).await;
+    let refused = server.restore(ours, taken.id).await.unwrap_err();
+    assert!(refused.to_string().contains("of image"), "{refused}");
+}
