@@ -116,6 +116,8 @@ pub struct Fixture {
     pub command: Vec<String>,
     /// A command that runs until it is killed.
     pub stubborn: Vec<String>,
+    /// A file which that command makes once it is deaf; `None` where it is deaf from its first instant.
+    pub stubborn_sign: Option<String>,
     /// A file of the image in a standard volume.
     pub seeded_file: String,
     /// Every file of some directory of the image in a standard volume.

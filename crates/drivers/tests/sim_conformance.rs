@@ -85,6 +85,7 @@ async fn run(backend: Backend, runtime: Option<&str>, name: &str) {
         backend,
         command: words(&["sleep", "infinity"]),
         stubborn: words(&["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]),
+        stubborn_sign: None,
         seeded_file: "/etc/motd".to_owned(),
         seeded_directory: words(&["/var/lib/seed/a", "/var/lib/seed/b"]),
         scratch: root.path().to_owned(),

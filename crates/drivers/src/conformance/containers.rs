@@ -127,6 +127,14 @@ pub(super) async fn stubborn_container_is_killed_after_its_grace(fixture: &Fixtu
     subject.prepare(1).await?;
     let id = subject.create().await?;
     subject.start(&id).await?;
+    if let Some(sign) = &fixture.stubborn_sign {
+        // Each look runs a program in the container, which takes its time.
+        let mut looks = 0;
+        while fixture.hands.read(&id, sign).await?.is_none() {
+            looks += 1;
+            check!(looks < 1000, "{sign} does not appear");
+        }
+    }
     let began = Instant::now();
     subject.engine().container_stop(&id, 1).await?;
     let took = began.elapsed();

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -41,9 +42,14 @@ pub(super) fn sync_all(path: &Path) -> io::Result<()> {
     Ok(fs::syncfs(open_dir(path)?)?)
 }
 
+/// Numbers the calls of [`write_durably`].
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
 /// Replaces `dir/name` durably: either the old or the new content is there after a crash.
 pub(super) fn write_durably(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let fresh = dir.join(format!("{name}.new"));
+    // A name of its own for every call: two that write at the same time must not take each other's file away.
+    let call = WRITES.fetch_add(1, Ordering::Relaxed);
+    let fresh = dir.join(format!("{name}.{}-{call}.new", std::process::id()));
     let mut file = File::create(&fresh)?;
     file.write_all(content)?;
     file.sync_all()?;
