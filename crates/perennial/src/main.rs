@@ -50,6 +50,7 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
     log_to_stderr(config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .thread_stack_size(serve::STACK)
         .build()
         .map_err(|error| Failure::internal(format!("start the runtime: {error}")))?;
     let ready = |address: std::net::SocketAddr| {

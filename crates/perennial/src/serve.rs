@@ -37,6 +37,9 @@ use crate::tasks::{self, Housekeeper};
 
 pub use directory::{DataDir, DirectoryError};
 
+/// Stack of the threads that reconcile, in bytes. A pass is one deep future, and an unoptimised build keeps a slot for
+/// every step of it: more than half of the usual 2 MiB was seen in use.
+pub const STACK: usize = 16 << 20;
 /// How long requests may go on after the server was asked to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the server waits for an engine that does not answer yet, such as one that starts with the machine.

@@ -393,10 +393,11 @@ fn sim_model_random_histories_lose_nothing() {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
+            let play = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(histories(&next, first + count));
-            });
+            };
+            std::thread::Builder::new().stack_size(perennial::serve::STACK).spawn_scoped(scope, play).unwrap();
         }
     });
     println!("{count} histories from seed {first}: 0 violations");
