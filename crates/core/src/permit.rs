@@ -95,6 +95,26 @@ pub fn check_captured(pod: &Pod, set: SetNumber, snapshot: &Snapshot, observed: 
     check_same_instant(pod, set, snapshot, observed)
 }
 
+/// Checks that the snapshot proves everything that the last writer of `set` left, but for the losses its owner accepted.
+fn check_accepted(
+    pod: &Pod,
+    set: SetNumber,
+    snapshot: &Snapshot,
+    accepted: &Acceptance,
+    observed: &ObservedPod,
+) -> Result<(), Denied> {
+    if snapshot.pod != pod.id {
+        return Err(Denied::OtherPod);
+    }
+    if snapshot.state != SnapshotState::Verified {
+        return Err(Denied::NotVerified);
+    }
+    if !snapshot.losses.iter().all(|l| accepted.paths.contains(&l.path)) {
+        return Err(Denied::HasLosses);
+    }
+    check_same_instant(pod, set, snapshot, observed)
+}
+
 /// Checks that the snapshot is of this set after its last writer: the part of the proof that acceptance cannot replace.
 ///
 /// # Errors
@@ -161,16 +181,7 @@ impl DeletePermit {
         if pod.current == Some(set) {
             return Err(Denied::InUse);
         }
-        if snapshot.pod != pod.id {
-            return Err(Denied::OtherPod);
-        }
-        if snapshot.state != SnapshotState::Verified {
-            return Err(Denied::NotVerified);
-        }
-        if !snapshot.losses.iter().all(|l| accepted.paths.contains(&l.path)) {
-            return Err(Denied::HasLosses);
-        }
-        check_same_instant(pod, set, snapshot, observed)?;
+        check_accepted(pod, set, snapshot, accepted, observed)?;
         Ok(Self::set(pod, set, Ground::ConfirmedPurge { actor: accepted.actor.clone() }))
     }
 
@@ -222,16 +233,7 @@ impl DeletePermit {
         observed: &ObservedPod,
     ) -> Result<Self, Denied> {
         let container = observed.container.as_ref().ok_or(Denied::Unknown)?;
-        if snapshot.pod != pod.id {
-            return Err(Denied::OtherPod);
-        }
-        if snapshot.state != SnapshotState::Verified {
-            return Err(Denied::NotVerified);
-        }
-        if !snapshot.losses.iter().all(|l| accepted.paths.contains(&l.path)) {
-            return Err(Denied::HasLosses);
-        }
-        check_same_instant(pod, container.set, snapshot, observed)?;
+        check_accepted(pod, container.set, snapshot, accepted, observed)?;
         Ok(Self::container(pod, &container.id, Ground::ConfirmedPurge { actor: accepted.actor.clone() }))
     }
 
