@@ -60,6 +60,13 @@ pub enum Source {
         /// Paths relative to the directory that are left out, with everything below them.
         exclude: Vec<PathBuf>,
     },
+    /// What a snapshot of the same repository holds: nothing is read or stored again.
+    Stored {
+        /// The snapshot.
+        snapshot: SnapshotFileId,
+        /// A file or directory in it.
+        path: String,
+    },
     /// A small file that exists only in the snapshot.
     Bytes {
         /// Its content.

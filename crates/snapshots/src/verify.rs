@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdSet, Origin};
 use crate::lock::{LockGuard, LockMode};
-use crate::node::NodeKind;
+use crate::node::{Node, NodeKind};
 use crate::pack::{expected_size, open_blob, parse_header};
 use crate::repository::{Inner, Repository};
 use crate::request::Counts;
@@ -151,20 +151,23 @@ pub(crate) fn walk_tree(
                 continue;
             }
             counts.add(node.kind, node.size);
-            let mut size = 0;
-            for blob in &node.content {
-                let Some(place) = inner.find_blob(BlobKind::Data, *blob) else {
-                    return Err(Error::MissingBlob { blob: *blob, needed_by: at() });
-                };
-                size += plain_length(&place.blob);
-                found(place);
-            }
-            if node.kind == NodeKind::File {
-                same(&format!("bytes of {}", at()), node.size, size)?;
-            }
+            check_file(inner, &node, &at(), found)?;
         }
     }
     Ok(counts)
+}
+
+/// Proves that every blob of a file is known and that their sizes add up.
+pub(crate) fn check_file(inner: &Inner, node: &Node, at: &str, found: &mut dyn FnMut(Found)) -> Result<()> {
+    let mut size = 0;
+    for blob in &node.content {
+        let Some(place) = inner.find_blob(BlobKind::Data, *blob) else {
+            return Err(Error::MissingBlob { blob: *blob, needed_by: at.to_owned() });
+        };
+        size += plain_length(&place.blob);
+        found(place);
+    }
+    if node.kind == NodeKind::File { same(&format!("bytes of {at}"), node.size, size) } else { Ok(()) }
 }
 
 /// The length of a blob's content, as the index states it.

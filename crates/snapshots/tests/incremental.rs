@@ -316,3 +316,31 @@ proptest! {
         verify_all(&repo, incremental.snapshot.unwrap());
     }
 }
+
+#[test]
+fn a_part_of_a_snapshot_lives_on_in_another_when_the_first_is_gone() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    corpus::make(&source);
+    let (_, repo) = memory();
+    let first = archive(&repo, &source).snapshot.unwrap();
+    let stored = |path: &str, at: &str| Root {
+        at: at.to_owned(),
+        source: Source::Stored { snapshot: first, path: path.to_owned() },
+    };
+    let roots = vec![stored("/volumes/home", "/system"), stored("/volumes/home/large", "/copies/large")];
+    let part = repo.archive(&ArchiveRequest { roots, ..request(&source) }, &Progress::default()).unwrap();
+    assert_eq!(part.read_bytes, 0);
+    let part = part.snapshot.unwrap();
+    let expected = compare::snapshot(&source);
+    repo.forget(&[first]).unwrap();
+    repo.prune(Mode::Execute, &Progress::default()).unwrap();
+    verify_all(&repo, part);
+    let target = dir.path().join("target");
+    let wanted = RestoreRequest { subtree: "/system".to_owned(), ..restore_request(&target) };
+    repo.restore(part, &wanted, &Progress::default()).unwrap();
+    compare::assert_same(&expected, &compare::snapshot(&target));
+    assert_eq!(repo.read_file(part, "/copies/large").unwrap(), fs::read(source.join("large")).unwrap());
+    let gone = ArchiveRequest { roots: vec![stored("/volumes/home", "/system")], ..request(&source) };
+    assert!(matches!(repo.archive(&gone, &Progress::default()), Err(Error::NotFound { .. })));
+}

@@ -28,6 +28,7 @@ use crate::request::{
     ArchiveRequest, Archived, Counts, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, Source,
 };
 use crate::uploader::Uploader;
+use crate::verify::{check_file, walk_tree};
 use crate::wire::{BlobKind, SnapshotFile, Summary};
 
 use build::Links;
@@ -211,6 +212,15 @@ fn capture_root(
             node.size = data.len() as u64;
             node.mode = mode & 0o7777;
             layout.place(&root.at, made_up(node, request.time.into()), None)
+        }
+        Source::Stored { snapshot, path } => {
+            let node = shared.inner.resolve(shared.inner.load_snapshot(*snapshot)?.tree, path)?;
+            // Every blob is looked up: what is missing must not become part of another snapshot.
+            let counts = match node.subtree {
+                Some(tree) => Some(walk_tree(shared.inner, tree, &root.at, shared.progress, &mut |_| {})?),
+                None => check_file(shared.inner, &node, &root.at, &mut |_| {}).map(|()| None)?,
+            };
+            layout.place(&root.at, node, counts)
         }
         Source::Directory { path, layout: kind, exclude } => {
             let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents)?;

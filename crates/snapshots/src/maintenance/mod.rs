@@ -24,10 +24,13 @@ pub enum Mode {
 impl Repository {
     /// Removes snapshot files; one that is gone already is fine. What they needed stays until [`prune`](Self::prune).
     ///
+    /// Others may work on the repository meanwhile: whoever reads or builds on one of these snapshots keeps what it
+    /// needs, because only a prune takes that away, and a prune waits for everybody.
+    ///
     /// # Errors
-    /// [`Error::Locked`](crate::Error::Locked) while anybody else works on the repository; store errors.
+    /// [`Error::Locked`](crate::Error::Locked) while somebody prunes; store errors.
     pub fn forget(&self, snapshots: &[SnapshotFileId]) -> Result<()> {
-        let guard = LockGuard::acquire(&self.inner, LockMode::Exclusive)?;
+        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         for id in snapshots {
             guard.ensure()?;
             self.inner.backend.remove(FileKind::Snapshot, id.0)?;
