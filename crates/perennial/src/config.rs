@@ -52,6 +52,12 @@ pub struct ServeArgs {
     /// How long a deleted pod can be brought back, such as "7d" [default: 7d]
     #[arg(long, env = "PERENNIAL_UNDELETE_WINDOW", value_name = "TIME")]
     pub undelete_window: Option<String>,
+    /// Certificate chain for TLS, PEM; read again when it changes and on SIGHUP
+    #[arg(long, env = "PERENNIAL_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, env = "PERENNIAL_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Listen without TLS on an address that others can reach, because a proxy in front does TLS
     #[arg(long, env = "PERENNIAL_ALLOW_PLAINTEXT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_plaintext: Option<bool>,
@@ -96,6 +102,65 @@ struct File {
     subnet_pool: Option<String>,
     undelete_window: Option<String>,
     allow_plaintext: Option<bool>,
+    #[serde(default)]
+    server: FileServer,
+}
+
+/// `[server]` of the file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileServer {
+    #[serde(default)]
+    tls: FileTls,
+}
+
+/// `[server.tls]` of the file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileTls {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+/// How the server is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ServerSection {
+    /// Where certificate and key are; `None` to serve plain HTTP.
+    pub tls: Option<TlsFiles>,
+}
+
+impl ServerSection {
+    /// Whether there is nothing to show.
+    const fn is_empty(&self) -> bool {
+        self.tls.is_none()
+    }
+}
+
+/// The files that TLS needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TlsFiles {
+    /// The certificate and those between it and its authority, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+impl TlsFiles {
+    /// The two files, which are of no use alone.
+    fn both(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<Self>, ConfigError> {
+        let place = |key: &'static str, path: PathBuf| {
+            std::path::absolute(path).map_err(|e| value(key, e.to_string(), "write the path of a PEM file"))
+        };
+        let hint = "TLS needs both: a certificate and its private key";
+        match (cert, key) {
+            (Some(cert), Some(key)) => {
+                Ok(Some(Self { cert: place("server.tls.cert", cert)?, key: place("server.tls.key", key)? }))
+            }
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(value("server.tls.key", "is missing", hint)),
+            (None, Some(_)) => Err(value("server.tls.cert", "is missing", hint)),
+        }
+    }
 }
 
 /// The configuration of a server, with every default filled in.
@@ -129,6 +194,9 @@ pub struct Config {
     pub undelete_window: String,
     /// Whether plaintext is allowed on addresses others can reach.
     pub allow_plaintext: bool,
+    /// How the server is reached. Last, because it is a table in TOML.
+    #[serde(skip_serializing_if = "ServerSection::is_empty")]
+    pub server: ServerSection,
 }
 
 /// Why the configuration cannot be used.
@@ -217,6 +285,12 @@ impl Config {
             subnet_pool: args.subnet_pool.clone().or(file.subnet_pool).unwrap_or_else(|| "10.214.0.0/16".to_owned()),
             undelete_window: args.undelete_window.clone().or(file.undelete_window).unwrap_or_else(|| "7d".to_owned()),
             allow_plaintext: args.allow_plaintext.or(file.allow_plaintext).unwrap_or_default(),
+            server: ServerSection {
+                tls: TlsFiles::both(
+                    args.tls_cert.clone().or(file.server.tls.cert),
+                    args.tls_key.clone().or(file.server.tls.key),
+                )?,
+            },
             data_dir,
         };
         config.check()?;
@@ -224,11 +298,12 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        if !self.listen.ip().is_loopback() && !self.allow_plaintext {
+        if !self.listen.ip().is_loopback() && !self.allow_plaintext && self.server.tls.is_none() {
             return Err(value(
                 "listen",
                 format!("{} can be reached by others, and there is no TLS", self.listen),
-                "listen on 127.0.0.1, or set allow_plaintext = true when a proxy in front does TLS",
+                "give a certificate and its key with --tls-cert and --tls-key (server.tls in perennial.toml), listen \
+                 on 127.0.0.1, or say --allow-plaintext when a proxy in front does TLS",
             ));
         }
         let known = ["sqlite:", "postgres://", "postgresql://"];
@@ -338,6 +413,9 @@ mod tests {
             ("volume_prefix = \"../x\"", "volume_prefix"),
             ("undelete_window = \"-1d\"", "undelete_window"),
             ("undelete_window = \"soon\"", "undelete_window"),
+            ("[server.tls]\ncert = \"c.pem\"", "server.tls.key"),
+            ("[server.tls]\nkey = \"k.pem\"", "server.tls.cert"),
+            ("[server.tls]\ncertificate = \"c.pem\"", "certificate"),
             ("runtimes = [\"runc\"]\ndefault_runtime = \"runsc\"", "default_runtime"),
         ];
         for (text, key) in bad {
@@ -353,11 +431,19 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_enough_for_others_and_wins_by_flag() {
+        let text = "listen = \"0.0.0.0:7117\"\n[server.tls]\ncert = \"/c.pem\"\nkey = \"/k.pem\"";
+        let args = ServeArgs { tls_key: Some("/other.pem".into()), ..ServeArgs::default() };
+        let tls = load(text, &args).expect("load").server.tls.expect("both files");
+        assert_eq!((tls.cert.as_path(), tls.key.as_path()), (Path::new("/c.pem"), Path::new("/other.pem")));
+    }
+
+    #[test]
     fn the_example_shows_every_key_and_loads() {
         let example = include_str!("../../../perennial.example.toml");
         let text: String = example
             .lines()
-            .map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l))
+            .map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ") || l.starts_with('[')).unwrap_or(l))
             .fold(String::new(), |mut all, line| {
                 all.push_str(line);
                 all.push('\n');
@@ -367,7 +453,8 @@ mod tests {
         let shown = load(&text, &ServeArgs::default()).expect("load").show();
         for line in shown.lines() {
             let key = line.split(" = ").next().unwrap_or_default();
-            assert!(text.lines().any(|l| l.starts_with(&format!("{key} = "))), "{key} is missing from the example");
+            let is_there = |l: &str| l == line || l.starts_with(&format!("{key} = "));
+            assert!(text.lines().any(is_there), "{key} is missing from the example");
         }
     }
 

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Client(command) => return cli::run(&connection, command),
         Command::Serve(args) => run_server(&args, data_dir, &mut out),
-        Command::Config { command: ConfigCommand::Check(args) } => load(&args, data_dir).map(drop),
+        Command::Config { command: ConfigCommand::Check(args) } => check(&args, data_dir),
         Command::Config { command: ConfigCommand::Show(args) } => {
             load(&args, data_dir).and_then(|config| out.data(config.show().as_bytes()))
         }
@@ -41,6 +41,15 @@ fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Config, Failure> {
     Config::load(args, data_dir).map_err(|error| refused(&error))
 }
 
+/// Checks the configuration, and the files it names.
+fn check(args: &ServeArgs, data_dir: Option<&Path>) -> Result<(), Failure> {
+    let config = load(args, data_dir)?;
+    match config.server.tls.map(serve::Certificate::load) {
+        Some(Err(error)) => Err(Failure::new(Exit::Invalid, error.to_string(), error.hint())),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
 fn refused(error: &ConfigError) -> Failure {
     Failure::new(Exit::Invalid, error.to_string(), error.hint())
 }
@@ -53,9 +62,9 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
         .thread_stack_size(serve::STACK)
         .build()
         .map_err(|error| Failure::internal(format!("start the runtime: {error}")))?;
-    let ready = |address: std::net::SocketAddr| {
+    let ready = |url: &str| {
         // A supervisor that closed our output does not want to know.
-        let _ = out.line(&format!("{{\"listening\":\"http://{address}\"}}"));
+        let _ = out.line(&format!("{{\"listening\":\"{url}\"}}"));
     };
     let done = runtime.block_on(serve::run(&config, ready));
     done.map_err(|error| {
@@ -66,7 +75,7 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
             source = cause.source();
         }
         let exit = match &error {
-            serve::ServeError::Config(_) => Exit::Invalid,
+            serve::ServeError::Config(_) | serve::ServeError::Tls(_) => Exit::Invalid,
             serve::ServeError::Directory(serve::DirectoryError::Locked(_)) => Exit::Conflict,
             _ => Exit::Unavailable,
         };

@@ -5,6 +5,7 @@
 //! equally fine: nothing here has to be undone.
 
 mod directory;
+mod tls;
 
 use std::future::{Future, IntoFuture as _};
 use std::net::SocketAddr;
@@ -36,6 +37,7 @@ use crate::store::{Store, StoreError};
 use crate::tasks::{self, Housekeeper};
 
 pub use directory::{DataDir, DirectoryError};
+pub use tls::{Certificate, Reread, TlsError};
 
 /// Stack of the threads that reconcile, in bytes. A pass is one deep future, and an unoptimised build keeps a slot for
 /// every step of it: more than half of the usual 2 MiB was seen in use.
@@ -65,6 +67,9 @@ pub enum ServeError {
     /// The simulated engine's directory cannot be used.
     #[error("open the simulated engine")]
     Simulator(#[source] std::io::Error),
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Nothing can be listened on.
     #[error("listen on {address}")]
     Listen {
@@ -86,6 +91,7 @@ impl ServeError {
             Self::Store(_) => "check the path or the URL of the database; `perennial config show` prints it",
             Self::Engine(_) => "start Docker, or set DOCKER_HOST to where it listens; --engine sim needs none",
             Self::Simulator(_) => "check --storage-root",
+            Self::Tls(error) => error.hint(),
             Self::Listen { .. } => "another server may run already; choose another --listen address",
         }
     }
@@ -117,6 +123,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// The data directory; locked as long as this lives.
     pub directory: DataDir,
+    /// What is shown to clients; `None` for plain HTTP.
+    pub certificate: Option<Arc<Certificate>>,
     store: Store,
     stop: watch::Sender<bool>,
     http: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -131,6 +139,10 @@ impl Running {
     /// [`ServeError`] saying what could not be used; nothing is left behind that the next start does not take over.
     pub async fn start(config: &Config) -> Result<Self, ServeError> {
         let window = config.undelete_window()?;
+        let certificate = match &config.server.tls {
+            Some(files) => Some(Arc::new(Certificate::load(files.clone())?)),
+            None => None,
+        };
         let directory = DataDir::open(&config.data_dir)?;
         let tap = process_tap();
         let store = Store::open(&config.database, Arc::clone(&tap)).await?;
@@ -177,9 +189,26 @@ impl Running {
         let housekeeper = Housekeeper::new(app.clone(), Arc::clone(&reconciler)).start(inbox, stopping.clone());
         let router = api::router(app, board, tokens, stopping.clone());
         let controller = Controller::start(reconciler, waker);
-        let http = axum::serve(listener, router).with_graceful_shutdown(asked_to_stop(stopping));
-        let http = tokio::spawn(http.into_future());
-        Ok(Self { address, directory, store, stop, http, controller, housekeeper })
+        let http = match &certificate {
+            Some(certificate) => {
+                let listener = certificate.listener(listener)?;
+                tokio::spawn(Arc::clone(certificate).keep_fresh(stopping.clone()));
+                tokio::spawn(
+                    axum::serve(listener, router).with_graceful_shutdown(asked_to_stop(stopping)).into_future(),
+                )
+            }
+            None => tokio::spawn(
+                axum::serve(listener, router).with_graceful_shutdown(asked_to_stop(stopping)).into_future(),
+            ),
+        };
+        Ok(Self { address, directory, certificate, store, stop, http, controller, housekeeper })
+    }
+
+    /// The server's address as clients write it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Stops in order: requests first, then the passes in work, then the database.
@@ -256,18 +285,18 @@ async fn docker(config: &Config, installation: InstallationId) -> Result<DockerE
 ///
 /// # Errors
 /// [`ServeError`] when it could not start.
-pub async fn run(config: &Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<(), ServeError> {
     // Before anything else, so that a signal during a slow start is not lost.
     let stop = stop_signal();
     let running = Running::start(config).await?;
-    tracing::info!(address = %running.address, data = %config.data_dir.display(), "ready");
+    tracing::info!(address = %running.url(), data = %config.data_dir.display(), "ready");
     if running.directory.is_new() {
         tracing::warn!(
             "first start: snapshots are encrypted with the keys in {}; keep a copy of that directory off this host",
             running.directory.path().join("keys").display()
         );
     }
-    ready(running.address);
+    ready(&running.url());
     stop.await;
     tracing::info!("stopping");
     running.stop().await;

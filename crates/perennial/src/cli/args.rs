@@ -29,6 +29,9 @@ pub struct Connection {
     /// The data directory of a server on this machine
     #[arg(long, global = true, env = "PERENNIAL_DATA_DIR", value_name = "DIR", help_heading = "Connection")]
     pub data_dir: Option<PathBuf>,
+    /// Trust servers whose certificate one of these authorities made (PEM), and no others
+    #[arg(long, global = true, env = "PERENNIAL_CA_FILE", value_name = "FILE", help_heading = "Connection")]
+    pub ca_file: Option<PathBuf>,
     /// How answers are printed
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
     pub output: Output,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_MATCH};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Certificate, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -55,7 +55,13 @@ impl Connection {
     /// Reads the token and makes a client; nothing is sent yet.
     pub fn client(&self, session: &Session) -> Result<Client, Failure> {
         let (token, _) = self.token(session)?;
-        Client::new(&self.server, &token, session.pause)
+        self.client_with(&token, session)
+    }
+
+    /// Makes a client that shows this token.
+    pub fn client_with(&self, token: &str, session: &Session) -> Result<Client, Failure> {
+        let authorities = self.ca_file.as_deref().map(read_authorities).transpose()?;
+        Client::new(&self.server, token, authorities, session.pause)
     }
 
     /// The token: of `--token-file`, of the environment, else of the data directory.
@@ -89,11 +95,27 @@ fn read_token(file: &Path) -> Result<String, Failure> {
     }
 }
 
+fn read_authorities(file: &Path) -> Result<Vec<Certificate>, Failure> {
+    let hint = "--ca-file and PERENNIAL_CA_FILE name a PEM file with certificates of authorities";
+    let wrong = |what: String| Failure::new(Exit::Usage, format!("{}: {what}", file.display()), hint);
+    let pem = std::fs::read(file).map_err(|error| wrong(error.to_string()))?;
+    let found = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(causes(&error)))?;
+    if found.is_empty() { Err(wrong("holds no certificate".to_owned())) } else { Ok(found) }
+}
+
 impl Client {
-    /// A client of the server at `server`.
-    pub fn new(server: &str, token: &str, pause: Duration) -> Result<Self, Failure> {
+    /// A client of the server at `server`, which trusts these authorities; those of this machine when it is `None`.
+    pub fn new(
+        server: &str,
+        token: &str,
+        authorities: Option<Vec<Certificate>>,
+        pause: Duration,
+    ) -> Result<Self, Failure> {
         let wrong = |why: String| {
-            Failure::usage(format!("{server:?} is not the address of a server{why}"), "write http://HOST:PORT")
+            Failure::usage(
+                format!("{server:?} is not the address of a server{why}"),
+                "write http://HOST:PORT or https://HOST:PORT",
+            )
         };
         let base = Url::parse(server).map_err(|error| wrong(format!(": {error}")))?;
         if !matches!(base.scheme(), "http" | "https") || base.host().is_none() {
@@ -116,6 +138,9 @@ impl Client {
         if is_loopback(&base) {
             http = http.no_proxy();
         }
+        if let Some(authorities) = authorities {
+            http = http.tls_certs_only(authorities);
+        }
         let http = http.build().map_err(|error| Failure::internal(format!("set up HTTP: {}", causes(&error))))?;
         Ok(Self { http, base, pause })
     }
@@ -133,7 +158,9 @@ impl Client {
     fn url(&self, path: &[&str]) -> Result<Url, Failure> {
         let mut url = self.base.clone();
         url.path_segments_mut()
-            .map_err(|()| Failure::usage("the server's address has no path", "write http://HOST:PORT"))?
+            .map_err(|()| {
+                Failure::usage("the server's address has no path", "write http://HOST:PORT or https://HOST:PORT")
+            })?
             .pop_if_empty()
             .extend(["api", "v1"])
             .extend(path);
@@ -286,14 +313,21 @@ impl Client {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let (what, hint) = if error.is_connect() {
+        let cause = causes(error);
+        let (what, hint) = if cause.contains("certificate") {
+            ("no trust in", "if it is your server, name the authority of its certificate with --ca-file FILE")
+        } else if cause.contains("InvalidContentType") {
+            ("no TLS at", "the server may serve plain HTTP: write http:// in --server")
+        } else if error.is_connect() {
             ("cannot connect to", "is the server running? start it with: perennial serve")
         } else if error.is_timeout() {
             ("no answer from", "see the server's log, or: perennial doctor")
+        } else if self.base.scheme() == "http" {
+            ("the connection broke to", "see the server's log; if it serves TLS, write https:// in --server")
         } else {
             ("the connection broke to", "see the server's log, or: perennial doctor")
         };
-        Failure::new(Exit::Unavailable, format!("{what} {}: {}", self.base, causes(error)), hint)
+        Failure::new(Exit::Unavailable, format!("{what} {}: {cause}", self.base), hint)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::args::{Connection, Output};
-use super::client::{Client, TokenSource};
+use super::client::TokenSource;
 use super::failure::{Exit, Failure};
 use super::out::{Colour, Out, clean};
 use super::session::{Session, show};
@@ -45,7 +45,7 @@ async fn examine(connection: &Connection, session: &Session) -> Result<Report, F
     match connection.token(session) {
         Ok((token, source)) => {
             checks.push(token_file(&source));
-            let client = Client::new(&connection.server, &token, session.pause)?;
+            let client = connection.client_with(&token, session)?;
             if client.is_exposed() {
                 checks.push(check(
                     "transport",

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod tls;
+
 use std::path::Path;
 use std::time::Duration;
 
