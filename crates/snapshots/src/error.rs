@@ -124,6 +124,14 @@ pub enum Error {
     /// The caller's [`Progress`](perennial_core::progress::Progress) was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// The other end of a channel could not do its part, or is gone.
+    #[error("the mover: {problem}")]
+    Remote {
+        /// What it said, or how it was lost.
+        problem: String,
+        /// Whether the same may work later.
+        retryable: bool,
+    },
     /// The system could not do something that has nothing to do with files (threads, compression, randomness).
     #[error("{doing}")]
     System {
@@ -145,6 +153,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Backend(e) => e.is_retryable(),
+            Self::Remote { retryable, .. } => *retryable,
             Self::Locked { .. } | Self::LockLost | Self::Incomplete { .. } | Self::System { .. } => true,
             Self::Io { source, .. } => matches!(
                 source.kind(),

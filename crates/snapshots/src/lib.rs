@@ -14,10 +14,12 @@
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
 //! | `maintenance` | forget, prune, check |
+//! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
 //! Everything blocks; threads are used inside. Nothing here prints, and nothing is asynchronous.
 
 pub mod backend;
+pub mod remote;
 pub mod removed;
 
 mod archive;

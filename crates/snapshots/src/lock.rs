@@ -16,7 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::Id;
-use crate::repository::Inner;
+use crate::repository::{Inner, Locks};
 use crate::wire::LockFile;
 
 /// restic's number.
@@ -44,13 +44,20 @@ struct Held {
 /// Holds a lock until it is dropped.
 pub(crate) struct LockGuard {
     inner: Arc<Inner>,
-    held: Arc<Mutex<Held>>,
+    /// None: the other end of a channel holds it.
+    held: Option<Arc<Mutex<Held>>>,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl LockGuard {
     pub(crate) fn acquire(inner: &Arc<Inner>, mode: LockMode) -> Result<Self> {
+        if inner.locks == Locks::OtherEnd {
+            return match mode {
+                LockMode::Shared => Ok(Self { inner: Arc::clone(inner), held: None, stop: None, thread: None }),
+                LockMode::Exclusive => Err(Error::InvalidRequest("the other end's lock is a shared one".into())),
+            };
+        }
         LazyLock::force(&STARTED);
         refuse_conflicts(inner, mode, None)?;
         let (id, refreshed) = write_lock(inner, mode)?;
@@ -75,7 +82,9 @@ impl LockGuard {
             }
         });
         match thread {
-            Ok(thread) => Ok(Self { inner: Arc::clone(inner), held, stop: Some(stop), thread: Some(thread) }),
+            Ok(thread) => {
+                Ok(Self { inner: Arc::clone(inner), held: Some(held), stop: Some(stop), thread: Some(thread) })
+            }
             Err(source) => {
                 remove_lock(inner, id);
                 Err(Error::System { doing: "start the thread that renews a lock", source })
@@ -85,8 +94,9 @@ impl LockGuard {
 
     /// Proves that the lock is still ours and fresh: to be called before anything that others must not undo.
     pub(crate) fn ensure(&self) -> Result<()> {
+        let Some(held) = &self.held else { return Ok(()) };
         let (id, refreshed) = {
-            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = held.lock().unwrap_or_else(PoisonError::into_inner);
             (held.id, held.refreshed)
         };
         if Timestamp::now().duration_since(refreshed) > TRUSTED_FOR {
@@ -95,7 +105,7 @@ impl LockGuard {
         match self.inner.backend.size(FileKind::Lock, id)? {
             Some(_) => Ok(()),
             // The refresh thread may just have replaced the file.
-            None if self.held.lock().unwrap_or_else(PoisonError::into_inner).id != id => self.ensure(),
+            None if held.lock().unwrap_or_else(PoisonError::into_inner).id != id => self.ensure(),
             None => Err(Error::LockLost),
         }
     }
@@ -108,8 +118,10 @@ impl Drop for LockGuard {
             // A panic of that thread was reported when it happened; the lock is removed all the same.
             let _ = thread.join();
         }
-        let id = self.held.lock().unwrap_or_else(PoisonError::into_inner).id;
-        remove_lock(&self.inner, id);
+        if let Some(held) = &self.held {
+            let id = held.lock().unwrap_or_else(PoisonError::into_inner).id;
+            remove_lock(&self.inner, id);
+        }
     }
 }
 

@@ -111,9 +111,52 @@ pub fn decode(list: &[u8]) -> Result<Vec<Removed>> {
     Ok(entries)
 }
 
+/// The entries that concern one directory, relative to it. One that was deleted as a whole shows nothing of the one
+/// below.
+#[must_use]
+pub fn below(list: Vec<Removed>, directory: &[u8]) -> Vec<Removed> {
+    let relative = |entry: Removed| {
+        let rest = entry.path.strip_prefix(directory)?;
+        match rest.split_first() {
+            None => Some(Removed { path: Vec::new(), how: Removal::Opaque }),
+            Some((b'/', rest)) => Some(Removed { path: rest.to_vec(), how: entry.how }),
+            Some(_) => None,
+        }
+    };
+    list.into_iter().filter_map(relative).collect()
+}
+
+/// The same entries, relative to the directory that holds this one; the inverse of [`below`] for what is in the list.
+#[must_use]
+pub fn above(list: Vec<Removed>, directory: &[u8]) -> Vec<Removed> {
+    let absolute = |entry: Removed| {
+        let path = if entry.path.is_empty() { directory.to_vec() } else { [directory, b"/", &entry.path].concat() };
+        Removed { path, how: entry.how }
+    };
+    list.into_iter().map(absolute).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_move_with_their_directory() {
+        let entry = |path: &str, how| Removed { path: path.into(), how };
+        let list = vec![
+            entry("usr/a", Removal::Whiteout),
+            entry("usr/b/c", Removal::Opaque),
+            entry("usrlocal", Removal::Whiteout),
+            entry("opt", Removal::Whiteout),
+            entry("", Removal::Opaque),
+        ];
+        let usr = vec![entry("a", Removal::Whiteout), entry("b/c", Removal::Opaque)];
+        assert_eq!(below(list.clone(), b"usr"), usr);
+        assert_eq!(above(usr, b"usr"), list[..2]);
+        // A deleted directory that becomes a root has to hide what is below.
+        assert_eq!(below(list, b"opt"), [entry("", Removal::Opaque)]);
+        assert_eq!(above(vec![entry("", Removal::Opaque)], b"usr"), [entry("usr", Removal::Opaque)]);
+    }
 
     #[test]
     fn lists_round_trip_and_hostile_ones_are_refused() {

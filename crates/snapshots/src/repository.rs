@@ -93,6 +93,17 @@ pub(crate) struct Inner {
     /// later passes count on their blobs.
     pub(crate) unread: Mutex<IdSet>,
     repository_id: String,
+    /// Whose lock files keep others away while this handle works.
+    pub(crate) locks: Locks,
+}
+
+/// Who takes the locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Locks {
+    /// This handle.
+    Own,
+    /// The other end of the channel, for as long as a job takes.
+    OtherEnd,
 }
 
 impl fmt::Debug for Repository {
@@ -180,9 +191,26 @@ impl Repository {
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
             repository_id: config.id,
+            locks: Locks::Own,
         };
         inner.refresh_index()?;
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A repository whose store is at the other end of a channel; its index is loaded by the first job.
+    pub(crate) fn at_far_end(backend: Arc<dyn Backend>, key: Key) -> Self {
+        let inner = Inner {
+            backend,
+            key,
+            hostname: String::new(),
+            index: RwLock::default(),
+            refreshing: Mutex::default(),
+            unreadable_locks: Mutex::default(),
+            unread: Mutex::default(),
+            repository_id: String::new(),
+            locks: Locks::OtherEnd,
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The id in the config file: 64 hexadecimal digits, drawn when the repository was made.
@@ -278,11 +306,21 @@ fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|e| Error::invalid("a repository file", e.to_string()))
 }
 
+/// A key in its file form.
+pub(crate) fn master_key(key: &Key) -> MasterKey {
+    MasterKey { mac: MacKey { k: key.mac_k.to_vec(), r: key.mac_r.to_vec() }, encrypt: key.encrypt.to_vec() }
+}
+
+/// The key of this file form; none when a part has the wrong size.
+pub(crate) fn key_of(master: MasterKey) -> Option<Key> {
+    let (encrypt, k, r) =
+        (master.encrypt.try_into().ok()?, master.mac.k.try_into().ok()?, master.mac.r.try_into().ok()?);
+    Some(Key::new(encrypt, k, r))
+}
+
 fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
     let salt: [u8; 64] = rand::random();
     let wrapping = Key::derive(&password.0, &salt, cost.log_n(), 8, 1)?;
-    let master =
-        MasterKey { mac: MacKey { k: key.mac_k.to_vec(), r: key.mac_r.to_vec() }, encrypt: key.encrypt.to_vec() };
     to_json(&KeyFile {
         created: Timestamp::now(),
         username: "perennial".into(),
@@ -292,7 +330,7 @@ fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
         r: 8,
         p: 1,
         salt: salt.to_vec(),
-        data: wrapping.seal(&to_json(&master)?),
+        data: wrapping.seal(&to_json(&master_key(key))?),
     })
 }
 
@@ -325,23 +363,22 @@ fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Result<Option<
     let wrapping = Key::derive(&password.0, &file.salt, log_n, file.r, file.p)?;
     let Ok(master) = wrapping.open(&file.data) else { return Ok(None) };
     let master: MasterKey = serde_json::from_slice(&master).map_err(|e| damaged(&e.to_string()))?;
-    let wrong_size = |_| damaged("a key has the wrong size");
-    Ok(Some(Key::new(
-        master.encrypt.try_into().map_err(wrong_size)?,
-        master.mac.k.try_into().map_err(wrong_size)?,
-        master.mac.r.try_into().map_err(wrong_size)?,
-    )))
+    key_of(master).map(Some).ok_or_else(|| damaged("a key has the wrong size"))
 }
 
 impl Inner {
     /// Reads a file that is not a pack: proves its name, decrypts and decompresses.
     pub(crate) fn load_unpacked(&self, kind: FileKind, id: Id) -> Result<Vec<u8>> {
-        let data = self.backend.read(kind, id)?;
+        self.decode_unpacked(kind, id, &self.backend.read(kind, id)?)
+    }
+
+    /// The same for a file that is here already.
+    pub(crate) fn decode_unpacked(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<Vec<u8>> {
         let damaged = |reason: String| Error::damaged(kind, id, reason);
-        if Id::of(&data) != id {
+        if Id::of(data) != id {
             return Err(damaged("its hash is not its name".into()));
         }
-        let plain = self.key.open(&data).map_err(|e| damaged(e.to_string()))?;
+        let plain = self.key.open(data).map_err(|e| damaged(e.to_string()))?;
         match plain.first() {
             Some(b'{' | b'[') => Ok(plain),
             Some(2) => zstd::decode_all(&plain[1..]).map_err(|e| damaged(e.to_string())),

@@ -67,6 +67,24 @@ pub enum Source {
         /// A file or directory in it.
         path: String,
     },
+    /// A directory of a snapshot of the same repository with other entries: nothing is read or stored again.
+    Rearranged {
+        /// The snapshot.
+        snapshot: SnapshotFileId,
+        /// The directory; an empty one of root's when the snapshot has none there.
+        directory: String,
+        /// Names in it that are left out.
+        omit: Vec<String>,
+        /// Names that it gets instead or in addition, each with what it becomes: a path in the snapshot.
+        add: Vec<(String, String)>,
+    },
+    /// What an earlier pass stored: nothing is read or stored again.
+    Passed {
+        /// The tree that the pass returned.
+        tree: TreeId,
+        /// A file or directory in it.
+        path: String,
+    },
     /// A small file that exists only in the snapshot.
     Bytes {
         /// Its content.
@@ -94,6 +112,9 @@ pub enum Pass {
     Live,
     /// Makes the snapshot, complete or not at all.
     Commit,
+    /// Complete or not at all like [`Commit`](Self::Commit), but leaves the snapshot to another pass, which takes this
+    /// one's tree in as [`Source::Passed`].
+    Detached,
 }
 
 /// One entry that a pass could not capture faithfully.

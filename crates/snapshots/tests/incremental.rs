@@ -344,3 +344,49 @@ fn a_part_of_a_snapshot_lives_on_in_another_when_the_first_is_gone() {
     let gone = ArchiveRequest { roots: vec![stored("/volumes/home", "/system")], ..request(&source) };
     assert!(matches!(repo.archive(&gone, &Progress::default()), Err(Error::NotFound { .. })));
 }
+
+#[test]
+fn a_directory_of_a_snapshot_gets_other_entries_in_the_next() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("kept/deep")).unwrap();
+    fs::create_dir_all(source.join("omitted")).unwrap();
+    fs::write(source.join("kept/deep/file"), "kept").unwrap();
+    fs::write(source.join("replaced"), "before").unwrap();
+    fs::write(source.join("omitted/file"), "omitted").unwrap();
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("file"), "other").unwrap();
+    let (_, repo) = memory();
+    let roots = vec![root("/system", &source, Layout::Plain), root("/volumes/usr", &other, Layout::Plain)];
+    let first = repo.archive(&ArchiveRequest { roots, ..request(&source) }, &Progress::default()).unwrap();
+    let rearranged = |directory: &str| Root {
+        at: "/system".into(),
+        source: Source::Rearranged {
+            snapshot: first.snapshot.unwrap(),
+            directory: directory.into(),
+            omit: vec!["omitted".into(), "never-there".into()],
+            add: vec![("usr".into(), "/volumes/usr".into()), ("replaced".into(), "/volumes/usr/file".into())],
+        },
+    };
+    let make = |directory| {
+        let request = ArchiveRequest { roots: vec![rearranged(directory)], ..request(&source) };
+        let made = repo.archive(&request, &Progress::default()).unwrap();
+        assert_eq!(made.read_bytes, 0);
+        verify_all(&repo, made.snapshot.unwrap());
+        made
+    };
+    let made = make("/system").snapshot.unwrap();
+    let names = |path: &str| -> Vec<String> {
+        let entries = repo.ls(made, path).unwrap();
+        entries.into_iter().map(|e| String::from_utf8(e.name).unwrap()).collect()
+    };
+    assert_eq!(
+        (names("/system"), names("/system/usr")),
+        (vec!["kept".into(), "replaced".into(), "usr".into()], vec!["file".to_owned()])
+    );
+    assert_eq!(repo.read_file(made, "/system/replaced").unwrap(), b"other");
+    assert_eq!(repo.read_file(made, "/system/kept/deep/file").unwrap(), b"kept");
+    // Where there is no such directory, the additions are all there is.
+    assert_eq!(make("/none").per_root[0].counts.files, 2);
+}

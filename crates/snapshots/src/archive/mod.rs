@@ -150,6 +150,9 @@ impl Repository {
         progress.check()?;
         // Without a lock, somebody may have pruned what the snapshot relies on.
         guard.ensure()?;
+        if request.pass == Pass::Detached {
+            return Ok(archived);
+        }
         let file = snapshot_file(request, &archived);
         archived.snapshot = Some(SnapshotFileId(self.inner.save_json(FileKind::Snapshot, &file)?));
         Ok(archived)
@@ -214,13 +217,14 @@ fn capture_root(
             layout.place(&root.at, made_up(node, request.time.into()), None)
         }
         Source::Stored { snapshot, path } => {
-            let node = shared.inner.resolve(shared.inner.load_snapshot(*snapshot)?.tree, path)?;
-            // Every blob is looked up: what is missing must not become part of another snapshot.
-            let counts = match node.subtree {
-                Some(tree) => Some(walk_tree(shared.inner, tree, &root.at, shared.progress, &mut |_| {})?),
-                None => check_file(shared.inner, &node, &root.at, &mut |_| {}).map(|()| None)?,
-            };
-            layout.place(&root.at, node, counts)
+            let tree = shared.inner.load_snapshot(*snapshot)?.tree;
+            take_in(shared, &root.at, (tree, path), layout)
+        }
+        Source::Passed { tree, path } => take_in(shared, &root.at, (tree.0, path), layout),
+        Source::Rearranged { snapshot, directory, omit, add } => {
+            let tree = shared.inner.load_snapshot(*snapshot)?.tree;
+            let (node, counts) = rearrange(shared, &root.at, (tree, directory), (omit, add), sealer)?;
+            layout.place(&root.at, node, Some(counts))
         }
         Source::Directory { path, layout: kind, exclude } => {
             let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents)?;
@@ -236,6 +240,67 @@ fn capture_root(
             layout.place(&root.at, outcome.node, Some(outcome.counts))
         }
     }
+}
+
+/// Places what the repository holds already.
+fn take_in(shared: &Shared<'_>, at: &str, (tree, path): (Id, &str), layout: &mut Virtual) -> Result<Counts> {
+    let node = shared.inner.resolve(tree, path)?;
+    let counts = count(shared, &node, at)?;
+    layout.place(at, node, Some(counts))
+}
+
+/// Counts what the repository holds of an entry. Every blob is looked up: what is missing must not become part of
+/// another snapshot.
+fn count(shared: &Shared<'_>, node: &Node, at: &str) -> Result<Counts> {
+    let Some(tree) = node.subtree else {
+        check_file(shared.inner, node, at, &mut |_| {})?;
+        let mut counts = Counts::default();
+        counts.add(node.kind, node.size);
+        return Ok(counts);
+    };
+    walk_tree(shared.inner, tree, at, shared.progress, &mut |_| {})
+}
+
+/// Makes a directory out of another one's entries and of some from elsewhere in the same snapshot.
+fn rearrange(
+    shared: &Shared<'_>,
+    at: &str,
+    (tree, directory): (Id, &str),
+    (omit, add): (&[String], &[(String, String)]),
+    sealer: &mut Sealer,
+) -> Result<(Node, Counts)> {
+    let mut entries = BTreeMap::new();
+    let mut node = match shared.inner.resolve(tree, directory) {
+        Ok(node) => {
+            let subtree = node.subtree.ok_or_else(|| Error::invalid(directory, "not a directory"))?;
+            for entry in shared.inner.load_tree(subtree, directory)? {
+                entries.insert(entry.name.clone(), entry);
+            }
+            node
+        }
+        Err(Error::NotFound { .. }) => {
+            let mut node = made_up(Node::new(Vec::new(), NodeKind::Dir), Time::default());
+            node.mode = 0o755;
+            node
+        }
+        Err(error) => return Err(error),
+    };
+    for name in omit {
+        entries.remove(name.as_bytes());
+    }
+    for (name, path) in add {
+        crate::node::check_name(name.as_bytes()).map_err(|reason| Error::invalid(name, reason))?;
+        let mut entry = shared.inner.resolve(tree, path)?;
+        entry.name = name.as_bytes().to_vec();
+        entries.insert(entry.name.clone(), entry);
+    }
+    let mut counts = Counts { dirs: 1, ..Counts::default() };
+    for entry in entries.values() {
+        counts.merge(count(shared, entry, at)?);
+    }
+    let entries: Vec<Node> = entries.into_values().collect();
+    node.subtree = Some(shared.uploader.save(sealer, BlobKind::Tree, &encode_tree(&entries)?)?);
+    Ok((node, counts))
 }
 
 /// Scans one root with workers beside.

@@ -110,7 +110,7 @@ impl<'a> Worker<'a> {
     }
 
     fn read(&mut self, job: &Job) -> Result<Node, ReadError> {
-        let attempts = if self.shared.pass == Pass::Commit { ATTEMPTS } else { 1 };
+        let attempts = if self.shared.pass == Pass::Live { 1 } else { ATTEMPTS };
         for _ in 0..attempts {
             self.shared.check()?;
             let path_fd = fsdir::open_path(&job.parent, &job.slot.name)?;

@@ -24,6 +24,10 @@ fn write(repo: &Repository, lock: &LockFile) -> Id {
     repo.inner.save_json(FileKind::Lock, lock).unwrap()
 }
 
+fn mine(guard: &LockGuard) -> &Mutex<Held> {
+    guard.held.as_ref().unwrap()
+}
+
 fn locks(repo: &Repository) -> usize {
     repo.inner.backend.list(FileKind::Lock).unwrap().len()
 }
@@ -103,19 +107,19 @@ fn p31_an_unreadable_lock_counts_but_not_for_ever() {
 fn a_lost_or_expired_lock_is_noticed() {
     let repo = repo();
     let guard = acquire(&repo, LockMode::Shared).unwrap();
-    let id = guard.held.lock().unwrap().id;
+    let id = mine(&guard).lock().unwrap().id;
     guard.ensure().unwrap();
-    refresh(&repo.inner, LockMode::Shared, &guard.held).unwrap();
-    let renewed = guard.held.lock().unwrap().id;
+    refresh(&repo.inner, LockMode::Shared, mine(&guard)).unwrap();
+    let renewed = mine(&guard).lock().unwrap().id;
     assert_ne!(renewed, id);
     guard.ensure().unwrap();
     assert_eq!(locks(&repo), 1, "the old file goes when the new one is there");
-    guard.held.lock().unwrap().refreshed = Timestamp::now() - SignedDuration::from_mins(23);
+    mine(&guard).lock().unwrap().refreshed = Timestamp::now() - SignedDuration::from_mins(23);
     assert!(matches!(guard.ensure(), Err(Error::LockLost)), "a computer that slept must not go on");
-    guard.held.lock().unwrap().refreshed = Timestamp::now();
+    mine(&guard).lock().unwrap().refreshed = Timestamp::now();
     repo.inner.backend.remove(FileKind::Lock, renewed).unwrap();
     assert!(matches!(guard.ensure(), Err(Error::LockLost)));
-    assert!(refresh(&repo.inner, LockMode::Shared, &guard.held).is_err(), "a removed lock is not made anew");
+    assert!(refresh(&repo.inner, LockMode::Shared, mine(&guard)).is_err(), "a removed lock is not made anew");
 }
 
 #[test]

@@ -63,6 +63,13 @@ pub enum Removals {
         /// The list's path in the snapshot.
         list: String,
     },
+    /// The same, with a list that is of a directory above the subtree.
+    WhiteoutsBelow {
+        /// The list's path in the snapshot.
+        list: String,
+        /// The subtree's place among the list's paths.
+        directory: String,
+    },
     /// The target was seeded with the lower layer's content: delete what the list names, and everything that an
     /// opaque directory hides.
     Delete {
@@ -106,6 +113,9 @@ impl Repository {
         let list = match &request.removals {
             Removals::Ignore => Vec::new(),
             Removals::Whiteouts { list } | Removals::Delete { list } => self.removed_list(snapshot, list)?,
+            Removals::WhiteoutsBelow { list, directory } => {
+                removed::below(self.removed_list(snapshot, list)?, directory.as_bytes())
+            }
         };
         if request.against_lower.is_some() && request.removals != Removals::Ignore {
             return Err(Error::InvalidRequest("a lower layer and a removed list exclude each other".into()));

@@ -213,7 +213,8 @@ pub(crate) fn run(
             Some(only)
         }
     };
-    let upper = only.is_some() || matches!(request.removals, Removals::Whiteouts { .. });
+    let marked = matches!(request.removals, Removals::Whiteouts { .. } | Removals::WhiteoutsBelow { .. });
+    let upper = only.is_some() || marked;
     let sync = target.fd().map_err(shared.error("open", &target, b""))?;
     let (jobs, receiver) = sync_channel::<Job>(QUEUE);
     let receiver = Mutex::new(receiver);
