@@ -232,7 +232,8 @@ pub struct ObservedSet {
 pub struct ObservedPod {
     /// The pod's container.
     pub container: Option<ObservedContainer>,
-    /// Other containers that refer to the pod's volumes, by id.
+    /// Who else uses the pod's volumes: other containers that refer to them, by id, and processes that outlived theirs
+    /// ([`Engine::lingering`], where it was asked).
     pub foreign: Vec<String>,
     /// The sets that were asked about.
     pub sets: Vec<ObservedSet>,
@@ -268,6 +269,15 @@ pub struct VolumePath {
     pub lower: Option<PathBuf>,
     /// Paths in the tree that the engine makes and that are never captured.
     pub exclude: Vec<String>,
+}
+
+/// What one volume takes up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeUsage {
+    /// The volume's name.
+    pub name: String,
+    /// Bytes on the engine's disk: of an overlay what the pod changed, else all of it; `None` when nobody can tell.
+    pub bytes: Option<u64>,
 }
 
 /// How the system layer of a container is reached.
@@ -343,6 +353,12 @@ pub trait Engine: Send + Sync {
     /// Looks at a pod's container and at the given sets.
     async fn observe(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError>;
 
+    /// Names the processes that have one of these sets mounted; empty when none has. The pod's container must not run.
+    ///
+    /// An engine that was killed can leave a process that no container shows any more. Looking for one costs more than
+    /// [`Engine::observe`], so it is asked only when something is wanted of the sets.
+    async fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError>;
+
     /// Makes the set's volumes anew: whatever an earlier try of the same set left is removed first.
     ///
     /// Only for a set that is being prepared and never ran; a set that carries the complete marker is refused.
@@ -351,8 +367,12 @@ pub trait Engine: Send + Sync {
     /// Marks a prepared set complete, durably.
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError>;
 
-    /// Tells how a set's bytes are reached.
+    /// Tells how a set's bytes are reached. A volume that is missing is left out; a set of which nothing is there is
+    /// [`EngineError::NotFound`].
     async fn set_access(&self, set: &SetSpec) -> Result<SetAccess, EngineError>;
+
+    /// Tells what each volume of a set takes up, in the set's order. It looks at every file, so it is for people only.
+    async fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError>;
 
     /// Deletes a set: its volumes, directories and marker. Refuses while any container refers to it.
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError>;

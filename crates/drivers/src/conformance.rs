@@ -87,6 +87,12 @@ pub trait Hands: Send + Sync {
     /// Removes such a container.
     async fn foreign_remove(&self, id: &str) -> Checked;
 
+    /// Lets a process have the set mounted that outlives the pod's container, which runs; returns how it is called.
+    async fn linger(&self, set: &SetSpec) -> Checked<String>;
+
+    /// Ends such a process; one that has ended is no failure.
+    async fn linger_end(&self, id: &str) -> Checked;
+
     /// Removes the engine's definition of a volume whose data lies elsewhere; asked on overlay only.
     async fn definition_remove(&self, set: &SetSpec, volume: &str) -> Checked;
 
@@ -144,6 +150,7 @@ pub struct Declaring {
 pub struct Tracked {
     pods: Mutex<Vec<Pod>>,
     foreign: Mutex<Vec<String>>,
+    lingering: Mutex<Vec<String>>,
     made: AtomicU32,
 }
 
@@ -165,6 +172,10 @@ impl Fixture {
 
     fn track_foreign(&self, id: &str) {
         self.tracked.foreign.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
+    }
+
+    fn track_lingering(&self, id: &str) {
+        self.tracked.lingering.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
     }
 }
 
@@ -191,6 +202,8 @@ macro_rules! for_each_case {
                 complete_set_is_not_prepared_again
                 half_prepared_set_begins_from_nothing
                 set_access_names_every_volume
+                set_access_leaves_out_what_is_missing
+                what_volumes_take_up_is_told
                 empty_fill_holds_what_was_put_in
                 sets_of_a_pod_are_apart
                 set_is_deleted_with_its_permit_only
@@ -227,6 +240,7 @@ macro_rules! for_each_case {
                 lost_set_does_not_start
                 foreign_container_is_seen
                 foreign_container_keeps_the_set_from_use
+                lingering_process_keeps_the_set_from_use
                 watch_tells_of_ends
                 owned_things_are_listed;
         }
@@ -257,6 +271,10 @@ pub async fn run(fixture: &Fixture, name: &str) -> Checked {
     let foreign = std::mem::take(&mut *fixture.tracked.foreign.lock().unwrap_or_else(PoisonError::into_inner));
     for id in foreign {
         fixture.hands.foreign_remove(&id).await?;
+    }
+    let lingering = std::mem::take(&mut *fixture.tracked.lingering.lock().unwrap_or_else(PoisonError::into_inner));
+    for id in lingering {
+        fixture.hands.linger_end(&id).await?;
     }
     let pods = std::mem::take(&mut *fixture.tracked.pods.lock().unwrap_or_else(PoisonError::into_inner));
     let mut tidied = Ok(());

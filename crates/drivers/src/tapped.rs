@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, SetAccess, SetSpec,
+    Owned, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
@@ -91,6 +91,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
         self.through("engine.observe", self.inner.observe(pod, sets)).await
     }
 
+    async fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
+        self.through("engine.lingering", self.inner.lingering(sets)).await
+    }
+
     async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError> {
         self.through("engine.set_prepare", self.inner.set_prepare(set, fill)).await
     }
@@ -101,6 +105,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
 
     async fn set_access(&self, set: &SetSpec) -> Result<SetAccess, EngineError> {
         self.through("engine.set_access", self.inner.set_access(set)).await
+    }
+
+    async fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError> {
+        self.through("engine.set_usage", self.inner.set_usage(set)).await
     }
 
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {

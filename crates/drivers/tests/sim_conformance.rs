@@ -53,6 +53,15 @@ impl Hands for SimHands {
         Ok(())
     }
 
+    async fn linger(&self, set: &SetSpec) -> Checked<String> {
+        Ok(self.0.lingering_process(set.pod, set.number))
+    }
+
+    async fn linger_end(&self, id: &str) -> Checked {
+        self.0.foreign_remove(id);
+        Ok(())
+    }
+
     async fn definition_remove(&self, set: &SetSpec, volume: &str) -> Checked {
         self.0.remove_definition_outside(set.pod, set.number, volume).map_err(failed)
     }

@@ -157,6 +157,88 @@ async fn p15_a_missing_volume_fails_the_snapshot_unless_exactly_its_loss_is_acce
     assert_eq!(world.engine.read(pod, "/srv/work").unwrap().unwrap(), b"1");
 }
 
+/// Overlay rule 5: what no container shows and still has the volumes mounted may write until it ends.
+#[tokio::test]
+async fn a_process_that_outlives_its_container_keeps_the_final_pass_waiting() {
+    for (seed, backend) in [(150, Backend::Overlay), (151, Backend::Engine)] {
+        let world = World::new(seed);
+        let server = world.server().await;
+        let pod = server.running("dev", small_spec(backend)).await;
+        world.engine.write(pod, "/srv/work", "1").unwrap();
+        let process = world.engine.lingering_process(pod, 1);
+        let operation = server.done(server.stop(pod).await).await;
+        let problem = operation.error.unwrap();
+        assert_eq!(problem.code, "foreign-writer");
+        assert!(problem.message.contains(&process), "{problem:?}");
+        assert!(
+            server.snapshots(pod).await.iter().all(|s| s.state != SnapshotState::Verified),
+            "captured beside a writer"
+        );
+        world.engine.write_lingering(&process, pod, backend, ("srv", "late"), "2").unwrap();
+        world.engine.foreign_remove(&process);
+        // What was wanted is still wanted.
+        server.settle(pod).await;
+        assert_eq!(server.pod(pod).await.phase, Phase::Stopped);
+        server.succeed(server.start(pod).await).await;
+        for (path, text) in [("/srv/work", "1"), ("/srv/late", "2")] {
+            assert_eq!(world.engine.read(pod, path).unwrap().unwrap(), text.as_bytes(), "{path}");
+        }
+    }
+}
+
+/// Whatever of a set is missing, its owner can let go of exactly that, and of the rest nothing is lost.
+#[tokio::test]
+async fn p15_a_set_without_its_marker_or_without_anything_is_released_when_exactly_that_is_accepted() {
+    for (seed, backend, parts) in [
+        (152, Backend::Overlay, &["/marker"][..]),
+        (153, Backend::Engine, &["/volumes/srv"]),
+        (154, Backend::Overlay, &["/volumes/srv", "/marker"]),
+        (155, Backend::Overlay, &[]),
+        (156, Backend::Engine, &[]),
+    ] {
+        let world = World::new(seed);
+        let server = world.server().await;
+        let pod = server.running("dev", small_spec(backend)).await;
+        world.engine.write(pod, "/srv/work", "1").unwrap();
+        world.engine.write(pod, "/home/work", "2").unwrap();
+        server.succeed(server.pause(pod).await).await;
+        let names: Vec<String> = server.pod(pod).await.sets[0].volumes.iter().map(|v| v.name.clone()).collect();
+        let mut lost: Vec<String> = parts.iter().map(|p| (*p).to_owned()).collect();
+        for part in parts {
+            match part.strip_prefix("/volumes/") {
+                Some(volume) => world.engine.remove_volume_data_outside(pod, 1, volume).unwrap(),
+                None => std::fs::remove_file(world.engine.root().join(format!("pods/{pod}/s1/marker.json"))).unwrap(),
+            }
+        }
+        if parts.is_empty() {
+            lost = names.iter().map(|n| format!("/volumes/{n}")).collect();
+            world.engine.remove_set_outside(pod, 1).unwrap();
+        }
+        let caller = perennial::service::Caller::admin();
+        let request = || perennial::service::Request::new(&caller);
+        // One part less than is missing is refused, and the answer names what is missing.
+        let refused = accepting("dev", &["/volumes/other"]);
+        let operation = server.done(server.app.stop(request(), pod, &refused).await).await;
+        let problem = operation.error.unwrap();
+        assert_eq!(problem.code, "snapshot-incomplete", "{backend:?} {parts:?}");
+        assert!(lost.iter().all(|l| problem.message.contains(l)), "{problem:?}");
+        let paths: Vec<&str> = lost.iter().map(String::as_str).collect();
+        server.succeed(server.app.delete(request(), pod, &accepting("dev", &paths)).await).await;
+        let taken = server.snapshots(pod).await.into_iter().find(|s| s.state == SnapshotState::Verified).unwrap();
+        let named: Vec<&str> = taken.losses.iter().map(|l| l.path.as_str()).collect();
+        paths.iter().for_each(|p| assert!(named.contains(p), "{named:?}"));
+        assert_eq!(named.len(), paths.len());
+        assert_eq!(world.engine.list_owned().await.unwrap(), [], "{backend:?} {parts:?}");
+        server.succeed(server.undelete(pod).await).await;
+        server.succeed(server.start(pod).await).await;
+        let kept = |volume: &str| !lost.contains(&format!("/volumes/{volume}"));
+        assert_eq!(world.engine.read(pod, "/srv/work").unwrap().is_some(), kept("srv"), "{backend:?} {parts:?}");
+        assert_eq!(world.engine.read(pod, "/home/work").unwrap().is_some(), kept("home"), "{backend:?} {parts:?}");
+        server.succeed(server.purge(pod).await).await;
+        assert!(world.engine.violations().is_empty(), "{:?}", world.engine.violations());
+    }
+}
+
 #[tokio::test]
 async fn p24_a_restore_never_mixes_old_and_new_files() {
     let world = World::new(124);

@@ -371,7 +371,7 @@ fn problem(code: &str, message: String, hint: &str) -> Problem {
 fn foreign_writer(ids: &[String]) -> Problem {
     problem(
         "foreign-writer",
-        format!("other containers use this pod's volumes: {}", ids.join(", ")),
-        "remove those containers; Perennial touches nothing while they exist",
+        format!("others use this pod's volumes: {}", ids.join(", ")),
+        "remove those containers, end those processes; Perennial touches nothing while they exist",
     )
 }

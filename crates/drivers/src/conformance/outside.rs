@@ -9,7 +9,7 @@ use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
 use tokio::sync::Notify;
 
-use super::subject::Subject;
+use super::subject::{Subject, purge_task};
 use super::{Checked, Fixture, check, check_refused};
 
 pub(super) async fn killed_container_is_gone_and_its_data_is_not(fixture: &Fixture) -> Checked {
@@ -141,6 +141,38 @@ pub(super) async fn foreign_container_keeps_the_set_from_use(fixture: &Fixture) 
     Ok(())
 }
 
+pub(super) async fn lingering_process_keeps_the_set_from_use(fixture: &Fixture) -> Checked {
+    let (mut subject, id) = Subject::running(fixture).await?;
+    let other = Subject::complete(fixture).await?;
+    let (set, engine) = (subject.set(1)?, &fixture.engine);
+    let process = fixture.hands.linger(&set).await?;
+    fixture.track_lingering(&process);
+    subject.stop(&id).await?;
+    let observed = subject.observe().await?;
+    check!(observed.foreign.is_empty(), "the engine lists a process that it does not know: {:?}", observed.foreign);
+    let found = engine.lingering(std::slice::from_ref(&set)).await?;
+    check!(found.len() == 1 && found[0].starts_with(&process), "{found:?} linger instead of {process}");
+    let found = engine.lingering(&[other.set(1)?]).await?;
+    check!(found.is_empty(), "on another pod's set linger {found:?}");
+    let generation = subject.next_generation();
+    let answer = engine.container_start(&id, &set, generation).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "starting beside a process that has the set");
+    let permit = subject.container_permit().await?;
+    engine.container_remove(&id, &permit).await?;
+    subject.pod.tasks = vec![purge_task()];
+    let permit = DeletePermit::purged_set(&subject.pod, 1)?;
+    let answer = engine.set_delete(&set, &permit).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "deleting what a process has mounted");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "the refused deletion left the set {presence:?}");
+    fixture.hands.linger_end(&process).await?;
+    let found = engine.lingering(std::slice::from_ref(&set)).await?;
+    check!(found.is_empty(), "{found:?} linger after the end");
+    let effect = engine.set_delete(&set, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    Ok(())
+}
+
 #[derive(Default)]
 struct Seen {
     pods: Mutex<Vec<PodId>>,
@@ -155,14 +187,14 @@ impl Seen {
         found
     }
 
-    /// Waits for news of this pod, at most some seconds.
+    /// Waits for news of this pod, at most for twice as long as it may take.
     async fn wait(&self, pod: PodId) -> bool {
         let news = async {
             while !self.take(pod) {
                 self.more.notified().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), news).await.is_ok()
+        tokio::time::timeout(Duration::from_secs(2), news).await.is_ok()
     }
 }
 

@@ -6,7 +6,7 @@ use perennial_core::engine::{Effect, EngineError, Fill, Presence};
 use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
 
-use super::subject::Subject;
+use super::subject::{Subject, purge_task};
 use super::{Checked, Fixture, check, check_refused};
 
 pub(super) async fn set_becomes_whole(fixture: &Fixture) -> Checked {
@@ -90,6 +90,59 @@ pub(super) async fn set_access_names_every_volume(fixture: &Fixture) -> Checked 
     let answer = absent.engine().set_access(&absent.set(1)?).await;
     check!(answer.is_err(), "a set nobody made is reached: {answer:?}");
     Ok(())
+}
+
+pub(super) async fn set_access_leaves_out_what_is_missing(fixture: &Fixture) -> Checked {
+    let (mut subject, id) = Subject::running(fixture).await?;
+    subject.write(&id, "/home/kept", "kept").await?;
+    subject.remove(&id).await?;
+    let set = subject.set(1)?;
+    let Some(before) = subject.local(1).await? else { return Ok(()) };
+    fixture.hands.data_remove(&set, "srv").await?;
+    let Some(after) = subject.local(1).await? else { return Ok(()) };
+    let expected: Vec<_> = before.iter().filter(|v| v.name != "srv").collect();
+    check!(after.iter().collect::<Vec<_>>() == expected, "without srv these are reached: {after:?}");
+    let Some(kept) = subject.on_host(1, "/home/kept").await? else { return Ok(()) };
+    check!(fs::read_to_string(&kept)? == "kept", "{} holds something else", kept.display());
+    // What is left can still be deleted, and that it is deleted can be seen.
+    subject.pod.tasks = vec![purge_task()];
+    let permit = DeletePermit::purged_set(&subject.pod, 1)?;
+    let effect = subject.engine().set_delete(&set, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Absent, "the deleted set is {presence:?}");
+    let answer = subject.engine().set_access(&set).await;
+    check_refused!(answer, EngineError::NotFound { .. }, "reaching a deleted set");
+    Ok(())
+}
+
+pub(super) async fn what_volumes_take_up_is_told(fixture: &Fixture) -> Checked {
+    const MEBIBYTE: u64 = 1 << 20;
+    let (subject, id) = Subject::running(fixture).await?;
+    let set = subject.set(1)?;
+    let before = subject.engine().set_usage(&set).await?;
+    let names: Vec<&str> = before.iter().map(|u| u.name.as_str()).collect();
+    let wanted: Vec<&str> = set.volumes.iter().map(|v| v.name.as_str()).collect();
+    check!(names == wanted, "told are {names:?}, and there are {wanted:?}");
+    if subject.local(1).await?.is_none() {
+        check!(before.iter().all(|u| u.bytes.is_none()), "volumes out of reach take up {before:?}");
+        return Ok(());
+    }
+    // Not a page of it can be left out, and nothing of it can be shared or compressed.
+    let noise: String = (0..MEBIBYTE / 16).map(|i| format!("{:016x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+    let Some(place) = subject.on_host(1, "/srv/noise").await? else { return Ok(()) };
+    fs::write(&place, &noise)?;
+    fs::File::open(&place)?.sync_all()?;
+    let after = subject.engine().set_usage(&set).await?;
+    for (before, after) in before.iter().zip(&after) {
+        let grown = after.bytes.unwrap_or_default().saturating_sub(before.bytes.unwrap_or_default());
+        let right = match after.name.as_str() {
+            "srv" => (MEBIBYTE / 2..2 * MEBIBYTE).contains(&grown),
+            _ => grown < MEBIBYTE / 2,
+        };
+        check!(right, "{} took up {before:?} and then {after:?}", after.name);
+    }
+    subject.stop(&id).await
 }
 
 pub(super) async fn empty_fill_holds_what_was_put_in(fixture: &Fixture) -> Checked {

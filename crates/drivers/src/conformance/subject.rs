@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use perennial_core::engine::{
     ContainerSpec, Effect, Engine, Fill, ObservedContainer, ObservedPod, Presence, SetAccess, SetSpec, VolumePath,
 };
@@ -36,12 +37,16 @@ fn spec_of(pod: &Pod, image: &str, set: &VolumeSet) -> SetSpec {
     }
 }
 
+/// What a pod's record says while its purge is in work.
+pub(super) fn purge_task() -> Task {
+    let operation = OperationId::from_parts(0, [0; 10]);
+    Task { operation, work: Work::Purge { actor: "conformance".to_owned(), at: Timestamp::UNIX_EPOCH } }
+}
+
 /// Deletes whatever a pod left, with the permits of a confirmed purge.
 pub(super) async fn purge(fixture: &Fixture, mut pod: Pod) -> Checked {
     let engine = &fixture.engine;
-    let at = fixture.clock.now();
-    let operation = OperationId::from_parts(0, [0; 10]);
-    pod.tasks = vec![Task { operation, work: Work::Purge { actor: "conformance".to_owned(), at } }];
+    pod.tasks = vec![purge_task()];
     let observed = engine.observe(pod.id, &[]).await?;
     if let Some(container) = &observed.container {
         if container.is_live() {

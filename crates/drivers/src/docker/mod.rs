@@ -42,7 +42,7 @@ use async_trait::async_trait;
 use bollard::Docker;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, SetAccess, SetSpec,
+    Owned, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
@@ -223,6 +223,10 @@ impl Engine for DockerEngine {
         self.observe_pod(pod, sets).await
     }
 
+    async fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
+        self.mounted_sets(sets).await
+    }
+
     async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError> {
         match set.backend {
             Backend::Overlay => self.overlay_prepare(set).await,
@@ -242,6 +246,10 @@ impl Engine for DockerEngine {
             Backend::Overlay => Ok(SetAccess::Local(self.overlay_access(set).await?)),
             Backend::Engine => self.volumes_access(set).await,
         }
+    }
+
+    async fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError> {
+        self.usage(set).await
     }
 
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use bollard::models::VolumeCreateRequest;
 use bollard::models::{Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, Volume as EngineVolume};
 use bollard::query_parameters::RemoveVolumeOptions;
-use perennial_core::engine::{Effect, EngineError, SetSpec, VolumePath};
+use perennial_core::engine::{Effect, EngineError, Presence, SetSpec, VolumePath};
 use perennial_core::spec::{Backend, is_at_or_below};
 use perennial_core::volume::{Volume, engine_name};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::client::{blocking, conflict, fail, found, io, not_found, rejected, transient};
-use super::storage::{Marker, MarkerState, Storage};
+use super::storage::{Marker, MarkerState, Storage, is_there};
 use super::{DockerEngine, image, labels, tree, writers};
 
 /// What the engine makes in /etc; never captured.
@@ -268,20 +268,25 @@ impl DockerEngine {
         let rootfs = self.flatten(&set.image).await?;
         let (storage, set) = (self.storage.clone(), set.clone());
         blocking(move || {
-            if storage.marker(set.pod, set.number)?.is_none() {
+            // A marker may be lost like anything else: what is left of the data is reached all the same.
+            if storage.presence(&set)?.0 == Presence::Absent {
                 return Err(EngineError::NotFound { what: format!("set {} of pod {}", set.number, set.pod) });
             }
-            let access = |volume: &Volume| {
-                let lower = lower_of(&storage, &rootfs, volume)?;
-                Ok(VolumePath {
-                    name: volume.name.clone(),
-                    mount_path: volume.mount_path.clone(),
-                    path: storage.upper(&set, &volume.name),
-                    lower: Some(lower.path),
-                    exclude: excluded(&set, volume),
-                })
-            };
-            set.volumes.iter().map(access).collect()
+            let mut access = Vec::new();
+            for volume in &set.volumes {
+                let path = storage.upper(&set, &volume.name);
+                if is_there(&path)? {
+                    access.push(VolumePath {
+                        name: volume.name.clone(),
+                        mount_path: volume.mount_path.clone(),
+                        path,
+                        lower: Some(lower_of(&storage, &rootfs, volume)?.path),
+                        exclude: excluded(&set, volume),
+                    });
+                }
+            }
+            storage.check()?;
+            Ok(access)
         })
         .await
     }

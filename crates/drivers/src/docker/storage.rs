@@ -307,7 +307,7 @@ impl Storage {
 }
 
 /// Whether a directory exists; anything but a clear answer is an error.
-fn is_there(path: &Path) -> Result<bool, EngineError> {
+pub(super) fn is_there(path: &Path) -> Result<bool, EngineError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) => Ok(found.is_dir()),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(false),

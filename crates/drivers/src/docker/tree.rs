@@ -3,11 +3,13 @@
 //! Everything below an `upper` is a tenant's. A path into it is only ever walked component by component from an open
 //! directory, and a link is never followed.
 
-use std::ffi::CString;
+use std::collections::HashSet;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timestamps, Uid, XattrFlags};
@@ -121,6 +123,41 @@ fn xattr_value(file: impl AsFd, name: &CString) -> io::Result<Vec<u8>> {
     let length = fs::fgetxattr(file, name.as_c_str(), &mut value[..])?;
     value.truncate(length);
     Ok(value)
+}
+
+/// Bytes that everything below this directory takes up on the disk; what has several names counts once.
+///
+/// Whoever owns the tree may change it meanwhile: what vanishes is not counted. A tree deeper than a path can name is
+/// an error.
+pub(super) fn usage(dir: &Path) -> io::Result<u64> {
+    /// Unit of `st_blocks`.
+    const BLOCK: u64 = 512;
+    let top = open_dir(dir)?;
+    let mut bytes = 0;
+    let mut linked = HashSet::new();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(path) = waiting.pop() {
+        let at = match open_beneath(&top, &path, OFlags::DIRECTORY | OFlags::NONBLOCK) {
+            Ok(at) => at,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for (name, _) in entries(&at)? {
+            let stat = match fs::statat(&at, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if is_dir {
+                waiting.push(path.join(OsStr::from_bytes(name.to_bytes())));
+            }
+            if is_dir || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
+                bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;
+            }
+        }
+    }
+    Ok(bytes)
 }
 
 /// Removes everything below the trash directory, except entries for which `keep` is true.

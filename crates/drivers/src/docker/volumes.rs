@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use bollard::models::{Mount, MountType, MountVolumeOptions, Volume as EngineVolume, VolumeCreateRequest};
 use bollard::query_parameters::RemoveVolumeOptions;
-use perennial_core::engine::{Effect, EngineError, Fill, Presence, SetAccess, SetSpec, VolumePath};
+use perennial_core::engine::{Effect, EngineError, Fill, Presence, SetAccess, SetSpec, VolumePath, VolumeUsage};
+use perennial_core::spec::Backend;
 use perennial_core::volume::engine_name;
 
 use super::client::{blocking, conflict, fail, found, io, not_found, transient};
@@ -48,7 +49,7 @@ impl DockerEngine {
         self.scratch_remove(&name).await?;
         made?;
         // The engine does not sync what it copied.
-        for path in self.local_mountpoints(set).await?.into_iter().flatten() {
+        for path in self.local_mountpoints(set).await?.into_iter().flatten().flatten() {
             blocking(move || tree::sync_all(&path).map_err(io("sync a seeded volume"))).await?;
         }
         Ok(())
@@ -117,30 +118,55 @@ impl DockerEngine {
 
     /// How the bytes are reached: by the engine's own directories where they are ours to see.
     pub(super) async fn volumes_access(&self, set: &SetSpec) -> Result<SetAccess, EngineError> {
+        if self.set_volumes(set).await?.is_empty() && !set.volumes.is_empty() {
+            return Err(EngineError::NotFound { what: format!("set {} of pod {}", set.number, set.pod) });
+        }
         let Some(mountpoints) = self.local_mountpoints(set).await? else { return Ok(SetAccess::Mover) };
-        let access = set.volumes.iter().zip(mountpoints).map(|(volume, path)| VolumePath {
-            name: volume.name.clone(),
-            mount_path: volume.mount_path.clone(),
-            path,
-            lower: None,
-            exclude: excluded(set, volume),
+        let access = set.volumes.iter().zip(mountpoints).filter_map(|(volume, path)| {
+            Some(VolumePath {
+                name: volume.name.clone(),
+                mount_path: volume.mount_path.clone(),
+                path: path?,
+                lower: None,
+                exclude: excluded(set, volume),
+            })
         });
         Ok(SetAccess::Local(access.collect()))
     }
 
-    /// Where the engine keeps the set's volumes, in their order; `None` when this process does not see them.
-    async fn local_mountpoints(&self, set: &SetSpec) -> Result<Option<Vec<PathBuf>>, EngineError> {
+    /// What each volume takes up: of an overlay the pod's changes.
+    pub(super) async fn usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError> {
+        let paths = match set.backend {
+            Backend::Overlay => {
+                self.storage.check()?;
+                set.volumes.iter().map(|v| Some(self.storage.upper(set, &v.name))).collect()
+            }
+            Backend::Engine => self.local_mountpoints(set).await?.unwrap_or_else(|| vec![None; set.volumes.len()]),
+        };
+        let names: Vec<String> = set.volumes.iter().map(|v| v.name.clone()).collect();
+        let measure = |path: PathBuf| {
+            // A number is a courtesy: what cannot be measured is unknown.
+            tree::usage(&path).inspect_err(|e| tracing::debug!(path = %path.display(), error = %e, "measure")).ok()
+        };
+        blocking(move || {
+            let measured = names.into_iter().zip(paths);
+            Ok(measured.map(|(name, path)| VolumeUsage { name, bytes: path.and_then(measure) }).collect())
+        })
+        .await
+    }
+
+    /// Where the engine keeps the set's volumes, in their order, `None` for one that is missing; nothing when this
+    /// process does not see them.
+    async fn local_mountpoints(&self, set: &SetSpec) -> Result<Option<Vec<Option<PathBuf>>>, EngineError> {
         if !self.shares_files().await? {
             return Ok(None);
         }
         let mut paths = Vec::new();
         for definition in self.definitions(set).await? {
             let inspected = self.docker.inspect_volume(&definition.name).await;
-            let volume = found("look at the volume", inspected)?
-                .filter(|v| definition.matches(v))
-                .ok_or_else(|| EngineError::NotFound { what: format!("volume {}", definition.name) })?;
-            let path = PathBuf::from(volume.mountpoint);
-            if !path.is_dir() {
+            let volume = found("look at the volume", inspected)?.filter(|v| definition.matches(v));
+            let path = volume.map(|v| PathBuf::from(v.mountpoint));
+            if let Some(path) = path.as_ref().filter(|p| !p.is_dir()) {
                 return Err(transient(format!("{} is not reachable", path.display())));
             }
             paths.push(path);

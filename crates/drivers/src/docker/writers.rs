@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bollard::models::{ContainerSummary, Volume as EngineVolume};
 use bollard::query_parameters::{ListContainersOptionsBuilder, ListVolumesOptionsBuilder};
@@ -12,6 +14,9 @@ use perennial_core::volume::engine_name;
 
 use super::client::{blocking, conflict, look, transient};
 use super::{DockerEngine, labels};
+
+/// How long a mount that is on its way out may take.
+const MOMENT: Duration = Duration::from_secs(2);
 
 impl DockerEngine {
     /// Every container of the engine, with its mounts.
@@ -28,6 +33,12 @@ impl DockerEngine {
             let by_path = mount.source.as_ref().is_some_and(|s| Path::new(s).starts_with(&dir));
             by_name || by_path
         })
+    }
+
+    /// The name of a helper container of this installation.
+    pub(super) fn scratch_of(&self, container: &ContainerSummary) -> Option<String> {
+        let labels = container.labels.as_ref().filter(|l| labels::is_ours(l, self.config.installation))?;
+        labels.get(labels::SCRATCH).filter(|name| !name.is_empty()).cloned()
     }
 
     /// The engine's names of a set's volumes.
@@ -73,20 +84,59 @@ impl DockerEngine {
                 .flatten()
                 .any(|m| m.source.as_ref().is_some_and(|s| Path::new(s).starts_with(&set_dir)));
             let by_name = container.mounts.iter().flatten().any(|m| m.name.as_ref().is_some_and(|n| names.contains(n)));
-            if by_path || by_name {
+            if !by_path && !by_name {
+                continue;
+            }
+            // What an earlier life of this server left behind.
+            if let Some(scratch) = self.scratch_of(&container) {
+                self.scratch_end(&scratch).await?;
+            } else {
                 return Err(conflict(format!("container {id} refers to set {} of pod {}", set.number, set.pod)));
             }
         }
-        if set.backend == Backend::Overlay {
-            let uppers: Vec<PathBuf> = set.volumes.iter().map(|v| self.storage.upper(set, &v.name)).collect();
-            blocking(move || check_no_upper(&uppers)).await?;
+        match self.mounted_sets(std::slice::from_ref(set)).await?.first() {
+            Some(user) => Err(conflict(format!("{user} uses set {} of pod {}", set.number, set.pod))),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Processes that have one of these sets mounted, in words. A runtime that is just ending, and a container of
+    /// somebody else that is just beginning and still has the host's mounts, get a moment.
+    pub(super) async fn mounted_sets(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
+        let mut dirs = Vec::new();
+        for set in sets {
+            match set.backend {
+                Backend::Overlay => dirs.push(self.storage.set(set.pod, set.number)),
+                // The processes of another host are out of sight.
+                Backend::Engine if !self.shares_files().await? => {}
+                Backend::Engine => {
+                    let volumes = self.set_volumes(set).await?;
+                    dirs.extend(volumes.into_iter().map(|v| PathBuf::from(v.mountpoint)));
+                }
+            }
+        }
+        if dirs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let dirs: Arc<[PathBuf]> = dirs.into();
+        let patience = Instant::now() + MOMENT;
+        loop {
+            let looked_for = Arc::clone(&dirs);
+            let users = blocking(move || users(&looked_for)).await?;
+            if users.is_empty() || Instant::now() >= patience {
+                return Ok(users);
+            }
+            tokio::time::sleep(MOMENT / 20).await;
+        }
     }
 }
 
 /// One line of a mountinfo file, as far as it matters.
 struct MountLine<'a> {
+    /// Major and minor number of the file system.
+    device: &'a str,
+    /// What of the file system is mounted.
+    root: &'a str,
     target: &'a str,
     options: &'a str,
 }
@@ -94,7 +144,9 @@ struct MountLine<'a> {
 /// Takes a mountinfo line apart. Format: proc_pid_mountinfo(5).
 fn parse(line: &str) -> Option<MountLine<'_>> {
     let (before, after) = line.split_once(" - ")?;
-    Some(MountLine { target: before.split(' ').nth(4)?, options: after.splitn(3, ' ').nth(2)? })
+    let mut fields = before.split(' ').skip(2);
+    let (device, root, target) = (fields.next()?, fields.next()?, fields.next()?);
+    Some(MountLine { device, root, target, options: after.splitn(3, ' ').nth(2)? })
 }
 
 /// Undoes the octal escapes of mountinfo, and overlay's own escapes of option separators.
@@ -152,19 +204,45 @@ fn each_mount(mut see: impl FnMut(&MountLine<'_>, &str) -> Result<(), EngineErro
     Ok(())
 }
 
-/// Refuses when any namespace has an overlay with one of these uppers.
-fn check_no_upper(uppers: &[PathBuf]) -> Result<(), EngineError> {
+/// A directory as mounts name it: the file system, and the path in it.
+struct Place {
+    device: String,
+    root: PathBuf,
+}
+
+/// Where these directories are, by this process's own mounts.
+fn places(dirs: &[PathBuf]) -> Result<Vec<Place>, EngineError> {
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| transient(format!("look at the mounts: {e}")))?;
+    let text = String::from_utf8_lossy(&text);
+    let mounts: Vec<(PathBuf, MountLine<'_>)> =
+        text.lines().filter_map(parse).map(|m| (PathBuf::from(plain(m.target)), m)).collect();
+    let place = |dir: &PathBuf| {
+        // Of several at one place the last covers the others.
+        let (target, mount) =
+            mounts.iter().filter(|(t, _)| dir.starts_with(t)).max_by_key(|(t, _)| t.components().count())?;
+        let root = Path::new(&plain(mount.root)).join(dir.strip_prefix(target).ok()?);
+        Some(Place { device: mount.device.to_owned(), root })
+    };
+    Ok(dirs.iter().filter_map(place).collect())
+}
+
+/// Who has one of these directories, or something in it, mounted: as the upper of an overlay, or as it is.
+fn users(dirs: &[PathBuf]) -> Result<Vec<String>, EngineError> {
+    let places = places(dirs)?;
+    let mut users: Vec<String> = Vec::new();
+    let mut last = String::new();
     each_mount(|mount, process| {
-        for option in mount.options.split(',') {
-            let Some(upper) = option.strip_prefix("upperdir=") else { continue };
-            let upper = plain(upper);
-            if uppers.iter().any(|u| u == Path::new(&upper)) {
-                let at = plain(mount.target);
-                return Err(conflict(format!("{upper} is mounted at {at}, as process {process} sees it")));
-            }
+        let upper = mount.options.split(',').find_map(|o| o.strip_prefix("upperdir=")).map(plain);
+        let above = upper.is_some_and(|u| dirs.iter().any(|d| Path::new(&u).starts_with(d)));
+        let root = plain(mount.root);
+        let bound = places.iter().any(|p| p.device == mount.device && Path::new(&root).starts_with(&p.root));
+        if (above || bound) && last != process {
+            process.clone_into(&mut last);
+            users.push(format!("process {process} (mounted at {})", plain(mount.target)));
         }
         Ok(())
-    })
+    })?;
+    Ok(users)
 }
 
 /// Refuses when anything is mounted at this path in any namespace.
@@ -188,10 +266,17 @@ mod tests {
     #[test]
     fn mountinfo_lines_are_taken_apart() {
         let line = parse(LINE).expect("line");
-        assert_eq!(plain(line.target), "/mnt/with space");
+        assert_eq!((line.device, line.root, plain(line.target).as_str()), ("98:0", "/", "/mnt/with space"));
         assert_eq!(line.options, "rw,lowerdir=/l,upperdir=/u\\134x");
         assert_eq!(plain("/u\\134x"), "/u\\x");
         assert!(parse("nonsense").is_none());
+    }
+
+    #[test]
+    fn a_mounted_directory_has_users_and_another_has_none() {
+        assert!(!users(&[PathBuf::from("/proc")]).expect("users").is_empty());
+        let temp = tempfile::tempdir().expect("temp");
+        assert_eq!(users(&[temp.path().to_owned()]), Ok(Vec::new()));
     }
 
     #[test]

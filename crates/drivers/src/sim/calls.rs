@@ -5,7 +5,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, SetAccess, SetSpec,
+    Owned, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
@@ -51,6 +51,10 @@ impl Engine for SimEngine {
         self.call("observe", |state, _| self.shared.observe(state, pod, sets)).await
     }
 
+    async fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
+        self.call("lingering", |state, _| state.lingering(sets)).await
+    }
+
     async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError> {
         self.call("set_prepare", |state, fate| self.shared.set_prepare(state, fate, set, fill)).await
     }
@@ -61,6 +65,10 @@ impl Engine for SimEngine {
 
     async fn set_access(&self, set: &SetSpec) -> Result<SetAccess, EngineError> {
         self.call("set_access", |state, _| self.shared.set_access(state, set)).await
+    }
+
+    async fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError> {
+        self.call("set_usage", |_, _| self.shared.set_usage(set)).await
     }
 
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {

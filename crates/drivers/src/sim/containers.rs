@@ -100,11 +100,20 @@ pub(super) struct Container {
     pub starter: Starter,
 }
 
-/// A container that is not ours and refers to a pod's volumes.
+/// Somebody who is not ours and uses a pod's volumes.
 #[derive(Debug, Clone)]
 pub(super) struct Foreign {
     pub id: String,
     pub set: SetNumber,
+    pub kind: ForeignKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ForeignKind {
+    /// The engine lists it.
+    Container,
+    /// It outlived its container: the engine knows nothing of it.
+    Process,
 }
 
 impl Container {
@@ -177,6 +186,25 @@ impl State {
         self.foreign.get(&pod).is_some_and(|list| list.iter().any(|f| f.set == set))
     }
 
+    /// The processes that outlived a container of one of these sets.
+    pub(super) fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
+        if let Some(live) = sets.iter().find(|s| self.runs_on(s)) {
+            return Err(conflict(format!("the container of pod {} runs", live.pod)));
+        }
+        let mut found = Vec::new();
+        for set in sets {
+            let list = self.foreign.get(&set.pod).into_iter().flatten();
+            let lingering = list.filter(|f| f.set == set.number && f.kind == ForeignKind::Process);
+            found.extend(lingering.map(|f| f.id.clone()));
+        }
+        Ok(found)
+    }
+
+    fn runs_on(&self, set: &SetSpec) -> bool {
+        let own = self.by_pod.get(&set.pod).and_then(|id| self.containers.get(id));
+        own.is_some_and(|c| c.is_live() && c.set == set.number)
+    }
+
     pub(super) fn container(&self, id: &str) -> Result<&Container, EngineError> {
         self.containers.get(id).ok_or_else(|| not_found(format!("container {id}")))
     }
@@ -233,7 +261,8 @@ impl Shared {
 
     pub(super) fn observe(&self, state: &State, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError> {
         let container = state.by_pod.get(&pod).and_then(|id| state.containers.get(id)).map(Container::observed);
-        let foreign = state.foreign.get(&pod).into_iter().flatten().map(|f| f.id.clone()).collect();
+        let foreign = state.foreign.get(&pod).into_iter().flatten().filter(|f| f.kind == ForeignKind::Container);
+        let foreign = foreign.map(|f| f.id.clone()).collect();
         let sets = sets.iter().map(|set| self.observe_set(set)).collect::<Result<_, _>>()?;
         Ok(ObservedPod { container, foreign, sets })
     }

@@ -11,7 +11,7 @@ use perennial_core::id::PodId;
 use perennial_core::spec::{Backend, is_at_or_below};
 use perennial_core::volume::{NEVER_PERSISTED, SetNumber};
 
-use super::containers::{Container, Foreign, KILLED, Life, Starter};
+use super::containers::{Container, Foreign, ForeignKind, KILLED, Life, Starter};
 use super::sets::ENGINE_FILES;
 use super::tree::{View, remove_any};
 use super::{Shared, SimEngine, State};
@@ -215,12 +215,41 @@ impl SimEngine {
         let mut state = self.lock();
         state.made += 1;
         let id = format!("foreign-{}", state.made);
-        state.foreign.entry(pod).or_default().push(Foreign { id: id.clone(), set });
+        state.foreign.entry(pod).or_default().push(Foreign { id: id.clone(), set, kind: ForeignKind::Container });
         state.changed(pod);
         id
     }
 
-    /// Removes such a container.
+    /// Lets a process of the pod outlive its container, with the set still mounted; returns how it is called.
+    pub fn lingering_process(&self, pod: PodId, set: SetNumber) -> String {
+        let mut state = self.lock();
+        state.made += 1;
+        let id = format!("process {}", state.made);
+        state.foreign.entry(pod).or_default().push(Foreign { id: id.clone(), set, kind: ForeignKind::Process });
+        id
+    }
+
+    /// Writes a file into a volume as such a process.
+    ///
+    /// # Errors
+    /// [`HandError::NotRunning`] when there is no such process, else what the file system said.
+    pub fn write_lingering(
+        &self,
+        process: &str,
+        pod: PodId,
+        backend: Backend,
+        (volume, path): (&str, &str),
+        bytes: impl AsRef<[u8]>,
+    ) -> Result<(), HandError> {
+        let state = self.lock();
+        let found = state.foreign.get(&pod).into_iter().flatten().find(|f| f.id == process);
+        let set = found.ok_or(HandError::NotRunning)?.set;
+        let directory = self.shared.set_directory(pod, backend, set);
+        let view = View { upper: Shared::tree_directory(&directory, backend, volume), lower: None };
+        Ok(view.write(path, bytes.as_ref())?)
+    }
+
+    /// Removes such a container, or ends such a process.
     pub fn foreign_remove(&self, id: &str) {
         let mut state = self.lock();
         for list in state.foreign.values_mut() {

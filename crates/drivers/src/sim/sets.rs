@@ -9,7 +9,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use perennial_core::engine::{Effect, EngineError, Fill, ObservedSet, Owned, Presence, SetAccess, SetSpec, VolumePath};
+use perennial_core::engine::{
+    Effect, EngineError, Fill, ObservedSet, Owned, Presence, SetAccess, SetSpec, VolumePath, VolumeUsage,
+};
 use perennial_core::id::PodId;
 use perennial_core::permit::{DeletePermit, Ground};
 use perennial_core::spec::{Backend, is_at_or_below};
@@ -17,7 +19,7 @@ use perennial_core::volume::{SetNumber, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::faults::Fate;
-use super::tree::{copy_content, look, remove_any, set_mtime};
+use super::tree::{bytes, copy_content, look, remove_any, set_mtime};
 use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected};
 
 /// No volume can be called so: names have no dots.
@@ -212,14 +214,33 @@ impl Shared {
             return Err(not_found(format!("image {}", set.image)));
         }
         let directory = self.set_directory(set.pod, set.backend, set.number);
-        let paths = set.volumes.iter().map(|volume| VolumePath {
-            name: volume.name.clone(),
-            mount_path: volume.mount_path.clone(),
-            path: Self::tree_directory(&directory, set.backend, &volume.name),
-            lower: (set.backend == Backend::Overlay).then(|| self.lower(state, &set.image, &volume.mount_path)),
-            exclude: excluded(set, volume),
-        });
-        Ok(SetAccess::Local(paths.collect()))
+        let mut paths = Vec::new();
+        for volume in &set.volumes {
+            let path = Self::tree_directory(&directory, set.backend, &volume.name);
+            if look(&path).map_err(|e| broken("look at volume", &e))?.is_none() {
+                continue;
+            }
+            paths.push(VolumePath {
+                name: volume.name.clone(),
+                mount_path: volume.mount_path.clone(),
+                path,
+                lower: (set.backend == Backend::Overlay).then(|| self.lower(state, &set.image, &volume.mount_path)),
+                exclude: excluded(set, volume),
+            });
+        }
+        Ok(SetAccess::Local(paths))
+    }
+
+    pub(super) fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError> {
+        let directory = self.set_directory(set.pod, set.backend, set.number);
+        let mut usage = Vec::new();
+        for volume in &set.volumes {
+            let tree = Self::tree_directory(&directory, set.backend, &volume.name);
+            let there = look(&tree).map_err(|e| broken("look at volume", &e))?.is_some();
+            let bytes = if there { Some(bytes(&tree).map_err(|e| broken("count bytes", &e))?) } else { None };
+            usage.push(VolumeUsage { name: volume.name.clone(), bytes });
+        }
+        Ok(usage)
     }
 
     pub(super) fn set_delete(

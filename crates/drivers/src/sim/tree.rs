@@ -55,6 +55,21 @@ pub(super) fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What a tree takes up on the disk.
+pub(super) fn bytes(directory: &Path) -> io::Result<u64> {
+    /// Unit of `st_blocks`.
+    const BLOCK: u64 = 512;
+    let mut total = 0;
+    for entry in fs::read_dir(directory)? {
+        let (path, metadata) = entry.and_then(|e| Ok((e.path(), e.metadata()?)))?;
+        total += metadata.blocks() * BLOCK;
+        if metadata.is_dir() {
+            total += bytes(&path)?;
+        }
+    }
+    Ok(total)
+}
+
 impl View {
     /// Walks to `rel`, which has neither a leading slash nor `..`.
     fn place(&self, rel: &str) -> io::Result<Place> {

@@ -8,6 +8,8 @@
     reason = "every test uses another part of it"
 )]
 
+pub mod hands;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! Capturing a data set: live pass, final pass at one instant, read-back.
 
-use perennial_core::engine::{SetAccess, VolumePath};
+use perennial_core::engine::{Presence, SetAccess, VolumePath};
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
@@ -23,6 +23,8 @@ fn snapshot_tag(id: SnapshotId) -> String {
 }
 
 /// Snapshots fetched at a time.
+/// How engines call a set's missing marker among its missing volumes.
+const MARKER: &str = "marker";
 const PAGE: u32 = 500;
 
 impl Reconciler {
@@ -316,22 +318,26 @@ impl Reconciler {
         set: &VolumeSet,
         accepted: &[String],
     ) -> Result<(Vec<VolumePath>, Vec<Loss>), StepError> {
-        let mut present = Vec::new();
-        let mut missing = Vec::new();
-        for path in self.volume_paths(view, set).await? {
-            match std::fs::symlink_metadata(&path.path) {
-                Ok(found) if found.is_dir() => present.push(path),
-                _ => missing
-                    .push(Loss { path: format!("/volumes/{}", path.name), reason: "the volume is missing".to_owned() }),
-            }
+        let presence = view.observed.set(set.number).map(|s| &s.presence);
+        let mut present = match presence {
+            Some(Presence::Absent) => Vec::new(),
+            _ => self.volume_paths(view, set).await?,
+        };
+        present.retain(|v| std::fs::symlink_metadata(&v.path).is_ok_and(|found| found.is_dir()));
+        let is_there = |name: &str| present.iter().any(|v| v.name == name);
+        let mut missing: Vec<Loss> = set
+            .volumes
+            .iter()
+            .filter(|v| !is_there(&v.name))
+            .map(|v| Loss { path: format!("/volumes/{}", v.name), reason: "the volume is missing".to_owned() })
+            .collect();
+        let marker = matches!(presence, Some(Presence::Partial { missing }) if missing.iter().any(|m| m == MARKER));
+        if marker && set.volumes.iter().all(|v| v.name != MARKER) {
+            missing.push(Loss { path: format!("/{MARKER}"), reason: "nothing tells whether the set is whole".to_owned() });
         }
-        match missing.iter().find(|l| !accepted.contains(&l.path)) {
-            None => Ok((present, missing)),
-            Some(loss) => Err(definite(
-                "snapshot-incomplete",
-                format!("these could not be captured: {}: {}", loss.path, loss.reason),
-                "bring the volume back, or accept exactly these paths with acceptLoss",
-            )),
+        let refused: Vec<&Loss> = missing.iter().filter(|l| !accepted.contains(&l.path)).collect();
+        if refused.is_empty() {
+            return Ok((present, missing));
         }
     }
 
@@ -373,6 +379,12 @@ impl Reconciler {
         match forgotten.await {
             Ok(()) => Ok(()),
             Err(StepError::Retry(found) | StepError::Definite(found)) => Err(found),
+        let refused: Vec<String> = refused.iter().map(|l| format!("{}: {}", l.path, l.reason)).collect();
+        Err(definite(
+            "snapshot-incomplete",
+            format!("these could not be captured: {}", refused.join("; ")),
+            "bring them back, or accept exactly these paths with acceptLoss",
+        ))
             Err(StepError::Overtaken | StepError::Cancelled) => {
                 Err(problem("internal", "the deletion was interrupted", ""))
             }

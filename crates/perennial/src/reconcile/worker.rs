@@ -10,10 +10,10 @@ use perennial_core::engine::{Engine, ObservedPod, SetSpec};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, OperationKind, OperationState, Problem};
 use perennial_core::plan::{self, Action, Finding, Input, Next, Plan, Policy};
-use perennial_core::pod::{Condition, ConditionKind, Pod, Retry, Work};
+use perennial_core::pod::{Condition, ConditionKind, Desired, Pod, Retry, Work};
 use perennial_core::record::{self, Record};
 use perennial_core::snapshot::{Snapshot, SnapshotState};
-use perennial_core::volume::VolumeSet;
+use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
 
 use super::progress::ProgressBoard;
@@ -187,7 +187,11 @@ impl Reconciler {
     /// Observes the pod and fetches what its plan may look at.
     pub(super) async fn look(&self, pod: Pod) -> Result<View, StepError> {
         let specs: Vec<SetSpec> = pod.sets.iter().map(|s| set_spec(&pod, s)).collect();
-        let observed = self.engine.observe(pod.id, &specs).await?;
+        let mut observed = self.engine.observe(pod.id, &specs).await?;
+        let quiet: Vec<SetSpec> = quiet_sets(&pod, &observed).map(|s| set_spec(&pod, s)).collect();
+        if !quiet.is_empty() {
+            observed.foreign.extend(self.engine.lingering(&quiet).await?);
+        }
         let mut snapshots = Vec::new();
         for id in plan::referenced_snapshots(&pod) {
             snapshots.extend(self.store.snapshot_fetch(id).await?);
@@ -471,6 +475,15 @@ fn abandoned_captures(view: &View, fact: &Record) -> Vec<Snapshot> {
 /// The set as the engine has to know it.
 pub(super) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
     SetSpec {
+/// The sets that ran, on which no container runs, and of which something is wanted: nobody may have them mounted, seen by
+/// the engine or not.
+fn quiet_sets<'a>(pod: &'a Pod, observed: &ObservedPod) -> impl Iterator<Item = &'a VolumeSet> {
+    let live = observed.container.as_ref().is_some_and(perennial_core::engine::ObservedContainer::is_live);
+    let wanted = pod.goal.is_some() || !pod.tasks.is_empty() || pod.desired != Desired::Paused;
+    let ran = |s: &&VolumeSet| s.attached.is_some() && s.state != SetState::Quarantined;
+    pod.sets.iter().filter(ran).filter(move |_| wanted && !live)
+}
+
         pod: pod.id,
         tenant: pod.tenant.clone(),
         number: set.number,
