@@ -252,11 +252,11 @@ impl ObservedPod {
 pub enum SetAccess {
     /// Every volume is a directory of this host.
     Local(Vec<VolumePath>),
-    /// Only a helper container reaches them.
-    Mover,
+    /// Only a helper container reaches them: these are directories inside of it.
+    Mover(Vec<VolumePath>),
 }
 
-/// A volume's directory on this host.
+/// A volume's directory, on this host or in a mover.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumePath {
     /// The volume's name.
@@ -402,7 +402,8 @@ pub trait Engine: Send + Sync {
     /// Tells how the container's system layer is reached, for reading, and before its first start for writing.
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError>;
 
-    /// Runs a helper container with the set's volumes mounted, and talks to it.
+    /// Runs a helper container with the set's volumes mounted, and talks to it. It ends when its input does; one that an
+    /// earlier call left behind is ended first, as it is before anything else happens to the set.
     async fn mover_open(&self, set: &SetSpec) -> Result<MoverChannel, EngineError>;
 
     /// Lists everything that carries this installation's labels.

@@ -209,7 +209,8 @@ macro_rules! for_each_case {
                 set_is_deleted_with_its_permit_only
                 set_in_use_is_not_deleted
                 absent_set_is_deleted_already
-                set_of_a_missing_image_is_refused;
+                set_of_a_missing_image_is_refused
+                mover_left_behind_is_ended;
             containers:
                 container_is_ensured_once
                 differing_container_is_a_conflict

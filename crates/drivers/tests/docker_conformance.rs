@@ -3,7 +3,7 @@
 mod docker_support;
 
 use docker_support::hands::check;
-use docker_support::shared_config;
+use docker_support::{idle_mover, shared_config};
 use perennial_drivers::for_each_case;
 
 macro_rules! on_docker {
@@ -12,6 +12,7 @@ macro_rules! on_docker {
         mod overlay_runsc { $($(tests!($name, Overlay, "runsc");)*)* }
         mod engine_runc { $($(tests!($name, Engine, "runc");)*)* }
         mod engine_runsc { $($(tests!($name, Engine, "runsc");)*)* }
+        mod by_mover_runc { $($(by_mover!($name);)*)* }
     };
 }
 
@@ -21,6 +22,21 @@ macro_rules! tests {
         async fn $name() {
             let config = super::shared_config(&[$runtime]);
             super::check(stringify!($name), perennial_core::spec::Backend::$backend, $runtime, config).await;
+        }
+    };
+}
+
+/// The engine's own volumes, which this process may not touch.
+macro_rules! by_mover {
+    ($name:ident) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            let config = perennial_drivers::docker::DockerConfig {
+                mover_binary: Some(super::idle_mover()),
+                volume_access: perennial_drivers::docker::VolumeAccess::Mover,
+                ..super::shared_config(&["runc"])
+            };
+            super::check(stringify!($name), perennial_core::spec::Backend::Engine, "runc", config).await;
         }
     };
 }

@@ -8,7 +8,7 @@ use perennial_core::id::PodId;
 use perennial_core::spec::Backend;
 use perennial_drivers::conformance::{self, Checked, Declaring, Failure, Fixture, Hands, Tracked};
 use perennial_drivers::for_each_case;
-use perennial_drivers::sim::{Cause, SimEngine, SimImage, SimOptions, VirtualClock};
+use perennial_drivers::sim::{Cause, SimEngine, SimImage, SimMover, SimOptions, VirtualClock};
 
 struct SimHands(SimEngine);
 
@@ -72,9 +72,22 @@ impl Hands for SimHands {
 }
 
 async fn run(backend: Backend, runtime: Option<&str>, name: &str) {
+    run_with(SimOptions::default(), backend, runtime, name).await;
+}
+
+/// On an engine whose own volumes only a mover reaches; this one listens, and does nothing.
+async fn run_with_mover(name: &str) {
+    let mover = SimMover::new(|mut input, _output| {
+        let _ = std::io::copy(&mut input, &mut std::io::sink());
+    });
+    let options = SimOptions { mover: Some(mover), ..SimOptions::default() };
+    run_with(options, Backend::Engine, None, name).await;
+}
+
+async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, name: &str) {
     let root = tempfile::tempdir().expect("a temporary directory");
     let clock = Arc::new(VirtualClock::default());
-    let engine = SimEngine::open(root.path().join("sim"), clock.clone(), SimOptions::default()).expect("an engine");
+    let engine = SimEngine::open(root.path().join("sim"), clock.clone(), options).expect("an engine");
     engine.add_image("standard:1", &SimImage::standard()).expect("an image");
     let declaring = SimImage::standard().file("/data/seed", "from the image\n").volume("/data").volume("/srv");
     engine.add_image("declaring:1", &declaring).expect("an image");
@@ -115,6 +128,11 @@ macro_rules! tests {
         mod engine_volumes {
             $($(#[tokio::test] async fn $name() {
                 super::run(super::Backend::Engine, None, stringify!($name)).await;
+            })*)*
+        }
+        mod by_mover {
+            $($(#[tokio::test] async fn $name() {
+                super::run_with_mover(stringify!($name)).await;
             })*)*
         }
         mod hidden_layer {

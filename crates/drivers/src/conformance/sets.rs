@@ -1,13 +1,18 @@
 //! Volume sets: preparing, completing, deleting.
 
 use std::fs;
+use std::io::Read;
+use std::time::Duration;
 
-use perennial_core::engine::{Effect, EngineError, Fill, Presence};
+use perennial_core::engine::{Effect, EngineError, Fill, MoverChannel, Owned, Presence, SetAccess};
 use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
 
 use super::subject::{Subject, purge_task};
 use super::{Checked, Fixture, check, check_refused};
+
+/// Longest time in which a mover that was ended is gone.
+const MOVER_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) async fn set_becomes_whole(fixture: &Fixture) -> Checked {
     let subject = Subject::new(fixture).await?;
@@ -230,4 +235,43 @@ pub(super) async fn set_of_a_missing_image_is_refused(fixture: &Fixture) -> Chec
     let answer = subject.engine().set_prepare(&set, Fill::Image).await;
     check_refused!(answer, EngineError::NotFound { .. } | EngineError::Rejected { .. }, "preparing without the image");
     Ok(())
+}
+
+/// A mover of an earlier life of the server may still be there: it is nobody else, and it keeps nothing from happening.
+pub(super) async fn mover_left_behind_is_ended(fixture: &Fixture) -> Checked {
+    let (subject, id) = Subject::running(fixture).await?;
+    let set = subject.set(1)?;
+    let SetAccess::Mover(paths) = subject.engine().set_access(&set).await? else { return Ok(()) };
+    check!(paths.len() == set.volumes.len(), "{} volumes are reached as {}", set.volumes.len(), paths.len());
+    let first = subject.engine().mover_open(&set).await?;
+    let observed = subject.observe().await?;
+    check!(observed.foreign.is_empty(), "a mover counts as somebody else: {:?}", observed.foreign);
+    let second = subject.engine().mover_open(&set).await?;
+    check!(ends(first).await?, "a second mover does not end the first");
+    subject.stop(&id).await?;
+    let lingering = subject.engine().lingering(std::slice::from_ref(&set)).await?;
+    check!(lingering.is_empty(), "a mover counts as a process of the pod: {lingering:?}");
+    check!(ends(second).await?, "looking for others does not end a mover");
+    let third = subject.engine().mover_open(&set).await?;
+    subject.remove(&id).await?;
+    let mut purged = subject.pod.clone();
+    purged.tasks = vec![purge_task()];
+    let permit = DeletePermit::purged_set(&purged, 1)?;
+    subject.engine().set_delete(&set, &permit).await?;
+    check!(ends(third).await?, "a mover outlives its set");
+    let owned = subject.engine().list_owned().await?;
+    let ours = owned.iter().any(|o| matches!(o, Owned::Container { pod, .. } if *pod == subject.pod.id));
+    check!(!ours, "a mover is listed as a pod's container");
+    Ok(())
+}
+
+/// Whether nothing more comes from a mover whose input is still open.
+async fn ends(mut channel: MoverChannel) -> Checked<bool> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut said = Vec::new();
+        let read = channel.reader.read_to_end(&mut said);
+        drop(channel.writer);
+        read.is_ok() || said.is_empty()
+    });
+    Ok(tokio::time::timeout(MOVER_PATIENCE, reading).await.is_ok_and(|ended| ended.unwrap_or(false)))
 }

@@ -233,7 +233,7 @@ impl<'a> Subject<'a> {
     pub(super) async fn local(&self, number: SetNumber) -> Checked<Option<Vec<VolumePath>>> {
         match self.engine().set_access(&self.set(number)?).await? {
             SetAccess::Local(paths) => Ok(Some(paths)),
-            SetAccess::Mover => Ok(None),
+            SetAccess::Mover(_) => Ok(None),
         }
     }
 

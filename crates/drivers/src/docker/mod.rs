@@ -78,6 +78,8 @@ pub struct DockerConfig {
     pub backends: Vec<Backend>,
     /// A static `perennial` executable for helper containers; without it volumes are only reached as directories.
     pub mover_binary: Option<PathBuf>,
+    /// How the engine's own volumes are reached.
+    pub volume_access: VolumeAccess,
 }
 
 impl DockerConfig {
@@ -96,8 +98,21 @@ impl DockerConfig {
             docker_host: None,
             backends: vec![Backend::Overlay, Backend::Engine],
             mover_binary: None,
+            volume_access: VolumeAccess::Auto,
         })
     }
+}
+
+/// How volumes of the engine are reached. Overlay volumes are always directories of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VolumeAccess {
+    /// As directories where they are in reach, else by a mover.
+    #[default]
+    Auto,
+    /// As directories only.
+    Direct,
+    /// By a mover only.
+    Mover,
 }
 
 /// What the engine said about itself when it was connected to.
@@ -129,6 +144,8 @@ pub struct DockerEngine {
     capabilities: OnceCell<Capabilities>,
     shared: OnceCell<bool>,
     firewall: OnceCell<Result<(), String>>,
+    /// The movers' image, once it was made.
+    mover_image: Mutex<Option<String>>,
 }
 
 impl DockerEngine {
@@ -157,6 +174,7 @@ impl DockerEngine {
             capabilities: OnceCell::new(),
             shared: OnceCell::new(),
             firewall: OnceCell::new(),
+            mover_image: Mutex::default(),
         };
         engine.scratch_sweep().await?;
         Ok(engine)
@@ -224,6 +242,9 @@ impl Engine for DockerEngine {
     }
 
     async fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
+        for set in sets {
+            self.end_movers(set).await?;
+        }
         self.mounted_sets(sets).await
     }
 

@@ -38,7 +38,9 @@ impl DockerEngine {
         let own = observed.container.as_ref().map(|c| c.id.as_str());
         for container in self.all_containers().await? {
             let Some(id) = container.id.clone() else { continue };
-            if Some(id.as_str()) != own && self.refers(&container, pod, &names) {
+            // Helpers are ours; what touches a set ends those that were left behind.
+            let helper = self.scratch_of(&container).is_some();
+            if Some(id.as_str()) != own && !helper && self.refers(&container, pod, &names) {
                 observed.foreign.push(id);
             }
         }

@@ -1,17 +1,21 @@
 //! Things the driver makes for itself and removes again, under [`DeletePermit::scratch`].
 
-use bollard::models::{ContainerCreateBody, HostConfig, Mount};
+use std::time::{Duration, Instant};
+
+use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use perennial_core::engine::EngineError;
 use perennial_core::permit::DeletePermit;
 
-use super::client::{fail, look, not_found, rejected};
+use super::client::{fail, look, not_found, rejected, transient};
 use super::{DockerEngine, labels};
 
 /// How old a scratch container that does not run must be before a new process takes it for left behind.
 const ABANDONED_SECONDS: i64 = 3600;
+/// How long the engine may take to remove one.
+const REMOVAL: Duration = Duration::from_secs(20);
 
 /// A random part of a name.
 pub(super) fn token() -> String {
@@ -54,6 +58,9 @@ impl DockerEngine {
                 mounts: Some(mounts),
                 runtime: run.runtime,
                 auto_remove: Some(run.auto_remove),
+                // What goes through a channel is no log.
+                log_config: open
+                    .then(|| HostConfigLogConfig { typ: Some("none".to_owned()), ..HostConfigLogConfig::default() }),
                 network_mode: Some("none".to_owned()),
                 ..HostConfig::default()
             }),
@@ -67,6 +74,22 @@ impl DockerEngine {
     /// Ends and removes a scratch container and the anonymous volumes that came with it.
     pub(super) async fn scratch_remove(&self, name: &str) -> Result<(), EngineError> {
         self.scratch_remove_as(name, &container_name(name), &DeletePermit::scratch(name)).await
+    }
+
+    /// The same, and returns once the engine has forgotten it. One that ended by itself may be on its way out already.
+    pub(super) async fn scratch_end(&self, name: &str) -> Result<(), EngineError> {
+        let give_up = Instant::now() + REMOVAL;
+        while self.look_at(&container_name(name)).await?.is_some() {
+            match self.scratch_remove(name).await {
+                Ok(()) | Err(EngineError::Conflict { .. }) => {}
+                Err(e) => return Err(e),
+            }
+            if Instant::now() > give_up {
+                return Err(transient(format!("helper container {name} does not go")));
+            }
+            tokio::time::sleep(REMOVAL / 400).await;
+        }
+        Ok(())
     }
 
     async fn scratch_remove_as(&self, name: &str, id: &str, permit: &DeletePermit) -> Result<(), EngineError> {

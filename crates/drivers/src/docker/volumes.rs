@@ -11,9 +11,9 @@ use perennial_core::engine::{Effect, EngineError, Fill, Presence, SetAccess, Set
 use perennial_core::spec::Backend;
 use perennial_core::volume::engine_name;
 
-use super::client::{blocking, conflict, fail, found, io, not_found, transient};
+use super::client::{blocking, conflict, fail, found, io, not_found, rejected, transient};
 use super::overlay::{Definition, excluded};
-use super::{DockerEngine, labels, scratch, tree};
+use super::{DockerEngine, VolumeAccess, labels, scratch, tree};
 
 impl DockerEngine {
     /// Makes the set's volumes anew and seeds them when asked to.
@@ -121,7 +121,7 @@ impl DockerEngine {
         if self.set_volumes(set).await?.is_empty() && !set.volumes.is_empty() {
             return Err(EngineError::NotFound { what: format!("set {} of pod {}", set.number, set.pod) });
         }
-        let Some(mountpoints) = self.local_mountpoints(set).await? else { return Ok(SetAccess::Mover) };
+        let Some(mountpoints) = self.reachable_mountpoints(set).await? else { return self.mover_access(set).await };
         let access = set.volumes.iter().zip(mountpoints).filter_map(|(volume, path)| {
             Some(VolumePath {
                 name: volume.name.clone(),
@@ -172,6 +172,20 @@ impl DockerEngine {
             paths.push(path);
         }
         Ok(Some(paths))
+    }
+
+    /// The same, as far as the configuration lets this process use them.
+    async fn reachable_mountpoints(&self, set: &SetSpec) -> Result<Option<Vec<Option<PathBuf>>>, EngineError> {
+        match self.config.volume_access {
+            VolumeAccess::Mover => Ok(None),
+            VolumeAccess::Auto => self.local_mountpoints(set).await,
+            VolumeAccess::Direct => match self.local_mountpoints(set).await? {
+                None => {
+                    Err(rejected("the engine's volumes are not directories of this host, and movers are not allowed"))
+                }
+                reached => Ok(reached),
+            },
+        }
     }
 
     /// Whether this process sees the engine's files: a new volume with a random name appears here as a directory.

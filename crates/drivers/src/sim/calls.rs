@@ -13,7 +13,7 @@ use perennial_core::pod::PinnedImage;
 use perennial_core::progress::Progress;
 use tokio::sync::mpsc;
 
-use super::{Shared, SimEngine, broken, rejected};
+use super::{Shared, SimEngine, broken};
 
 #[async_trait]
 impl Engine for SimEngine {
@@ -52,11 +52,19 @@ impl Engine for SimEngine {
     }
 
     async fn lingering(&self, sets: &[SetSpec]) -> Result<Vec<String>, EngineError> {
-        self.call("lingering", |state, _| state.lingering(sets)).await
+        self.call("lingering", |state, _| {
+            sets.iter().for_each(|set| state.end_movers(set.pod, set.number));
+            state.lingering(sets)
+        })
+        .await
     }
 
     async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError> {
-        self.call("set_prepare", |state, fate| self.shared.set_prepare(state, fate, set, fill)).await
+        self.call("set_prepare", |state, fate| {
+            state.end_movers(set.pod, set.number);
+            self.shared.set_prepare(state, fate, set, fill)
+        })
+        .await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {
@@ -72,7 +80,11 @@ impl Engine for SimEngine {
     }
 
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {
-        self.call("set_delete", |state, fate| self.shared.set_delete(state, fate, set, permit)).await
+        self.call("set_delete", |state, fate| {
+            state.end_movers(set.pod, set.number);
+            self.shared.set_delete(state, fate, set, permit)
+        })
+        .await
     }
 
     async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError> {
@@ -84,7 +96,11 @@ impl Engine for SimEngine {
     }
 
     async fn container_start(&self, id: &str, set: &SetSpec, generation: u64) -> Result<Effect, EngineError> {
-        self.call("container_start", |state, fate| self.shared.container_start(state, fate, id, set, generation)).await
+        self.call("container_start", |state, fate| {
+            state.end_movers(set.pod, set.number);
+            self.shared.container_start(state, fate, id, set, generation)
+        })
+        .await
     }
 
     async fn container_stop(&self, id: &str, _grace_seconds: u32) -> Result<Effect, EngineError> {
@@ -103,11 +119,8 @@ impl Engine for SimEngine {
         self.call("layer_access", |state, _| self.shared.layer_access(state, id)).await
     }
 
-    async fn mover_open(&self, _set: &SetSpec) -> Result<MoverChannel, EngineError> {
-        self.call("mover_open", |_, _| {
-            Err(rejected("the simulator's volumes are directories of this host and need no mover"))
-        })
-        .await
+    async fn mover_open(&self, set: &SetSpec) -> Result<MoverChannel, EngineError> {
+        self.call("mover_open", |state, _| self.shared.mover_open(state, set)).await
     }
 
     async fn list_owned(&self) -> Result<Vec<Owned>, EngineError> {

@@ -22,6 +22,7 @@
 //! | `calls` | the [`Engine`](perennial_core::engine::Engine) trait |
 //! | `tree` | the merged view of an overlay |
 //! | `faults` | seeded misfortune |
+//! | `mover` | a thread in a mover's place |
 //! | `records` | violations and deletions |
 //! | `hands` | what a pod, an administrator and fate do from outside |
 
@@ -31,6 +32,7 @@ mod containers;
 mod faults;
 mod hands;
 mod images;
+mod mover;
 mod records;
 mod sets;
 mod tree;
@@ -52,6 +54,7 @@ pub use clock::VirtualClock;
 pub use faults::{Delay, Faults};
 pub use hands::{Cause, HandError};
 pub use images::SimImage;
+pub use mover::SimMover;
 pub use records::{Deleted, Deletion};
 
 use containers::{Container, Foreign};
@@ -79,6 +82,8 @@ pub struct SimOptions {
     pub runtimes: Vec<RuntimeInfo>,
     /// Backends it offers, best first.
     pub backends: Vec<Backend>,
+    /// What reaches engine volumes; `None` when the server does it itself.
+    pub mover: Option<SimMover>,
 }
 
 impl Default for SimOptions {
@@ -95,6 +100,7 @@ impl Default for SimOptions {
             // As gVisor does by default, the second keeps changes outside volumes where the host cannot see them.
             runtimes: vec![runtime("runc", true), runtime("runsc", false)],
             backends: vec![Backend::Overlay, Backend::Engine],
+            mover: None,
         }
     }
 }
@@ -122,6 +128,7 @@ struct State {
     by_pod: BTreeMap<PodId, String>,
     foreign: BTreeMap<PodId, Vec<Foreign>>,
     lost_definitions: BTreeSet<(PodId, SetNumber)>,
+    movers: Vec<mover::Running>,
     watchers: Vec<UnboundedSender<PodId>>,
     faults: Faults,
     dice: Dice,

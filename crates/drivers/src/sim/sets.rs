@@ -228,7 +228,7 @@ impl Shared {
                 exclude: excluded(set, volume),
             });
         }
-        Ok(SetAccess::Local(paths))
+        Ok(if self.needs_mover(set.backend) { SetAccess::Mover(paths) } else { SetAccess::Local(paths) })
     }
 
     pub(super) fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError> {

@@ -40,6 +40,21 @@ pub struct Bench {
     pub root: tempfile::TempDir,
 }
 
+/// A static program in the mover's place: it listens until its input ends, and does nothing. Built once.
+pub fn idle_mover() -> PathBuf {
+    const PROGRAM: &str = "#include <unistd.h>\nint main(void) { char b[4096]; while (read(0, b, sizeof b) > 0) {} }\n";
+    let built = storage_base().join("idle-mover");
+    if !built.exists() {
+        let dir = tempfile::tempdir_in(storage_base()).unwrap();
+        let (source, binary) = (dir.path().join("mover.c"), dir.path().join("mover"));
+        std::fs::write(&source, PROGRAM).unwrap();
+        let cc = std::process::Command::new("cc").arg("-static").arg("-o").arg(&binary).arg(&source).status().unwrap();
+        assert!(cc.success());
+        std::fs::rename(binary, &built).unwrap();
+    }
+    built
+}
+
 /// The engine under test. A missing one fails the test: nothing is skipped.
 pub fn host() -> String {
     let named = |name: &str| std::env::var(name).ok().filter(|h| !h.is_empty());
@@ -150,7 +165,7 @@ impl Bench {
     pub async fn access(&self, pod: &TestPod) -> Vec<VolumePath> {
         match self.engine.set_access(&pod.spec.set).await.unwrap() {
             SetAccess::Local(paths) => paths,
-            SetAccess::Mover => panic!("volumes are not local"),
+            SetAccess::Mover(_) => panic!("volumes are not local"),
         }
     }
 
