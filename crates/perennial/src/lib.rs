@@ -9,5 +9,6 @@ pub mod fault;
 pub mod reconcile;
 pub mod serve;
 pub mod service;
+mod size;
 pub mod store;
 pub mod tasks;

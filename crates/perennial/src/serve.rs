@@ -9,16 +9,17 @@ mod tls;
 
 use std::future::{Future, IntoFuture as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, EngineError};
-use perennial_core::fault::Tap;
+use perennial_core::fault::{NoTap, Tap};
 use perennial_core::id::InstallationId;
 use perennial_core::plan::Policy;
+use perennial_core::spec::TenantId;
 use perennial_drivers::docker::{DockerConfig, DockerEngine, Subnet};
 use perennial_drivers::sim::{ImagePolicy, SimEngine, SimOptions};
 use perennial_drivers::tapped::Tapped;
@@ -30,7 +31,7 @@ use crate::config::{Config, ConfigError, EngineKind};
 use crate::fault::process_tap;
 use crate::reconcile::controller::Waker;
 use crate::reconcile::progress::ProgressBoard;
-use crate::reconcile::repositories::Repositories;
+use crate::reconcile::repositories::{Repositories, key_path};
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
 use crate::service::{App, AppSettings};
 use crate::store::{Store, StoreError};
@@ -151,6 +152,10 @@ impl Running {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds);
         let engine = engine(config, store.installation(), &clock, Arc::clone(&tap)).await?;
+        // A key that is there came with a repository from elsewhere, which is not to be begun anew.
+        if directory.is_new() && !key_path(directory.path(), &TenantId::default_tenant()).exists() {
+            first_repository(directory.path()).await;
+        }
         let board = ProgressBoard::default();
         let waker = Waker::default();
         let (deletions, inbox) = tasks::deletions();
@@ -180,6 +185,7 @@ impl Running {
             settings: Arc::new(AppSettings {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),
+                storage_root: config.storage_root.clone(),
                 volume_prefix: config.volume_prefix.clone(),
                 runtimes: config.runtimes.clone(),
             }),
@@ -225,6 +231,15 @@ impl Running {
         }
         store.close().await;
         drop(directory);
+    }
+}
+
+/// Makes the default tenant's repository and its key. Whoever cannot write it now is told, and again when it is used.
+async fn first_repository(data_dir: &Path) {
+    let repositories = Repositories::in_directory(data_dir, Arc::new(NoTap));
+    let made = tokio::task::spawn_blocking(move || repositories.prepare(&TenantId::default_tenant())).await;
+    if let Err(problem) = made.map_err(|error| error.to_string()).and_then(|made| made) {
+        tracing::warn!(%problem, "make the first repository");
     }
 }
 
@@ -292,8 +307,9 @@ pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<(), ServeE
     tracing::info!(address = %running.url(), data = %config.data_dir.display(), "ready");
     if running.directory.is_new() {
         tracing::warn!(
-            "first start: snapshots are encrypted with the keys in {}; keep a copy of that directory off this host",
-            running.directory.path().join("keys").display()
+            "first start: snapshots are encrypted with the keys in {keys}; without them nobody can read them, so keep a \
+             copy off this host: `perennial recovery-kit` writes it",
+            keys = running.directory.path().join("keys").display()
         );
     }
     ready(&running.url());

@@ -29,7 +29,6 @@ const MISSING: &[(&str, &str)] = &[
     ("a package after the engine was wiped, and from one backend to the other", "D10"),
     ("stop of a pod that never ran", "D31"),
     ("undelete when the name is taken", "D38"),
-    ("two tenants have two repositories and two keys", "D44"),
     ("./dev bench measures eight volumes against none", "D45"),
 ];
 

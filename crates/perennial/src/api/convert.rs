@@ -11,7 +11,7 @@ use perennial_core::spec::{
 use perennial_core::volume::{SetState, UNIVERSAL, engine_name};
 
 use super::{problem, wire};
-use crate::service::{AppSettings, Check, CheckState};
+use crate::service::{AppSettings, Check, CheckState, RecoveryEntry, RecoveryState};
 
 /// Converts between an enum of the domain and the same names on the wire.
 macro_rules! same_names {
@@ -252,6 +252,23 @@ pub fn engine(capabilities: &Capabilities) -> wire::EngineInfo {
             .collect(),
         backends: capabilities.backends.iter().map(|b| (*b).into()).collect(),
         notes: capabilities.notes.clone(),
+    }
+}
+
+/// Whether somebody has a recovery kit, as it is shown.
+pub fn recovery_status(state: &RecoveryState) -> wire::RecoveryStatus {
+    wire::RecoveryStatus {
+        exported_at: state.exported_at,
+        missing: state.missing.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// One repository of a recovery kit, as it is shown.
+pub fn recovery_entry(entry: &RecoveryEntry) -> wire::RecoveryRepository {
+    wire::RecoveryRepository {
+        tenant: entry.tenant.to_string(),
+        location: entry.location.display().to_string(),
+        password: wire::Secret(String::from_utf8_lossy(entry.password.reveal()).into_owned()),
     }
 }
 

@@ -128,6 +128,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::list))
         .routes(routes!(events::stream))
         .routes(routes!(system::show))
+        .routes(routes!(system::recovery_kit))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .routes(routes!(docs::openapi))

@@ -1,12 +1,13 @@
 //! Health, and the checks behind `perennial doctor`.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 
 use super::auth::Caller;
 use super::problem::ApiError;
-use super::wire::{Problem, System};
+use super::wire::{Problem, RecoveryKit, System};
 use super::{ApiState, convert};
 
 /// Answers while the process lives.
@@ -51,5 +52,23 @@ pub async fn show(State(state): State<ApiState>, Caller(caller): Caller) -> Resu
         time: report.time,
         engine: report.engine.as_ref().map(convert::engine),
         checks: report.checks.iter().map(convert::check).collect(),
+        recovery_kit: report.recovery.as_ref().map(convert::recovery_status),
     }))
+}
+
+/// Exports the recovery kit: the passwords of all repositories. It is recorded who did, and when.
+#[utoipa::path(post, path = "/api/v1/recovery-kit", operation_id = "recovery_kit_export", tag = "system",
+    responses((status = 200, body = RecoveryKit), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn recovery_kit(State(state): State<ApiState>, Caller(caller): Caller) -> Result<Response, ApiError> {
+    let kit = state.app.recovery_kit(&caller).await?;
+    // No answer to a repetition is recorded, unlike for other POSTs: it would be a copy of the keys.
+    let kit = axum::Json(RecoveryKit {
+        installation: state.app.store.installation().to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        host: kit.host,
+        data_dir: state.app.settings.data_dir.display().to_string(),
+        made_at: kit.made_at,
+        repositories: kit.repositories.iter().map(convert::recovery_entry).collect(),
+    });
+    Ok(([(header::CACHE_CONTROL, "no-store")], kit).into_response())
 }

@@ -75,6 +75,12 @@ pub enum ClientCommand {
     Events(EventsArgs),
     /// Checks everything the installation needs, and says how to mend what is broken.
     Doctor,
+    /// Writes a file with everything that is needed to read the repositories without this host.
+    RecoveryKit {
+        /// Where to write it, `-` for standard output [default: perennial-recovery-kit-TIME.txt]
+        #[arg(long, short, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Prints a completion script.
     Completions {
         /// For which shell.

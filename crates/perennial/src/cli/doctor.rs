@@ -152,7 +152,6 @@ fn text(report: &Report, out: &Out) -> String {
                 })
                 .collect();
             lines.push(format!("Engine {}, runtimes: {}", clean(&engine.version), runtimes.join(", ")));
-            lines.extend(engine.notes.iter().map(|note| format!("  {}", clean(note))));
         }
         lines.push(String::new());
     }

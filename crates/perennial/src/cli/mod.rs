@@ -12,7 +12,7 @@
 //! | `args`, `values` | what may be typed |
 //! | `wait`, `confirm` | progress lines, Ctrl-C, time-outs; saying what is destroyed before it is |
 //! | `view`, `table`, `human` | how answers look |
-//! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor` | the commands |
+//! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
 //! `confirm` field of the request, and it is the server that compares it.
@@ -28,6 +28,7 @@ mod operation;
 mod out;
 mod pod;
 mod pod_set;
+mod recovery_kit;
 mod session;
 mod snapshot;
 mod table;
@@ -169,6 +170,7 @@ async fn dispatch(
         ClientCommand::Snapshot { command } => Box::pin(snapshot::run(&mut context, command)).await,
         ClientCommand::Op { command } => Box::pin(operation::run(&mut context, command)).await,
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
+        ClientCommand::RecoveryKit { file } => Box::pin(recovery_kit::run(&mut context, file)).await,
         ClientCommand::Completions { .. } | ClientCommand::Doctor => Ok(()),
     }
 }

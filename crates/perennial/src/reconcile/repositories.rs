@@ -61,6 +61,18 @@ impl Repositories {
         Self { place: Place::Memory(memory), tap, open: Arc::default(), closed: Arc::default() }
     }
 
+    /// Makes the tenant's repository when it has none yet, so that its key can be exported from the first day. Blocks.
+    ///
+    /// # Errors
+    /// What went wrong, in words; the first use tries again.
+    pub fn prepare(&self, tenant: &TenantId) -> Result<(), String> {
+        match self.open(tenant) {
+            Ok(_) => Ok(()),
+            Err(StepError::Retry(problem) | StepError::Definite(problem)) => Err(problem.message),
+            Err(StepError::Overtaken | StepError::Cancelled) => Err("somebody else changed it".to_owned()),
+        }
+    }
+
     /// The tenant's repository; made, key first, when there is none yet. Blocks.
     pub(super) fn open(&self, tenant: &TenantId) -> Result<Repository, StepError> {
         if let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant) {
@@ -143,6 +155,28 @@ pub fn repository_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
 #[must_use]
 pub fn key_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
     data_dir.join("keys").join(tenant.as_str())
+}
+
+/// The keys of every tenant's repository, by tenant. Blocks.
+///
+/// # Errors
+/// Whatever the file system answers; no key at all is no error.
+pub fn keys(data_dir: &Path) -> std::io::Result<Vec<(TenantId, Password)>> {
+    let mut found = Vec::new();
+    let entries = match std::fs::read_dir(data_dir.join("keys")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        // Other files lie beside the keys; their names are no tenant's.
+        if let Some(tenant) = entry?.file_name().to_str().and_then(|name| TenantId::parse(name).ok()) {
+            let text = std::fs::read_to_string(key_path(data_dir, &tenant))?;
+            found.push((tenant, Password::new(text.trim().as_bytes())));
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+    Ok(found)
 }
 
 /// What says that a tenant's repository was made: beside its key, because the repository's disk may be another one.

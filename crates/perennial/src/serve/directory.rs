@@ -74,6 +74,14 @@ impl DataDir {
         }
         // Only now, so that nobody changes the mode of a directory that is not theirs to use.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed("close", path))?;
+        // Other programs look at their modes, too, and a repository may lie on a disk of its own.
+        for name in ["keys", "repositories"] {
+            let path = path.join(name);
+            // What is there stays as it is, also a link to a disk that is not mounted now.
+            if path.symlink_metadata().is_err() {
+                DirBuilder::new().mode(0o700).create(&path).map_err(failed("make", &path))?;
+            }
+        }
         let (admin_token, new) = ensure_secret(&path.join("admin-token"))?;
         let (server_id, _) = ensure_secret(&path.join("server-id"))?;
         Ok(Self { path: path.to_owned(), admin_token, server_id, new, _lock: file })
@@ -148,7 +156,9 @@ mod tests {
         let path = parent.path().join("data");
         let first = DataDir::open(&path).expect("open");
         assert!(first.is_new());
-        assert_eq!(mode(&path), 0o700);
+        for directory in ["", "keys", "repositories"] {
+            assert_eq!(mode(&path.join(directory)), 0o700, "{directory}");
+        }
         for file in ["admin-token", "server-id", "lock"] {
             assert_eq!(mode(&path.join(file)), 0o600, "{file}");
         }

@@ -5,11 +5,13 @@
 //! - `caller`: who asks, and what they may see;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
+//! - `recovery`: the recovery kit;
 //! - `system`: what works and what does not.
 
 mod act;
 mod caller;
 mod pods;
+mod recovery;
 mod snapshots;
 mod system;
 
@@ -30,6 +32,7 @@ use crate::store::{EventFilter, Page, PodFilter, SnapshotScope, Store};
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
 pub use pods::{Consent, CreateRequest};
+pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
 pub use system::{Check, CheckState, SystemReport};
 
 /// Deletes a snapshot whose deletion was recorded.
@@ -51,6 +54,8 @@ pub struct AppSettings {
     pub undelete_window: SignedDuration,
     /// Where all state lives.
     pub data_dir: PathBuf,
+    /// Where volumes and image trees live.
+    pub storage_root: PathBuf,
     /// Prefix of volume names on the engine.
     pub volume_prefix: String,
     /// Runtimes that pods may ask for; empty: every runtime of the engine.

@@ -1,18 +1,27 @@
 //! What works and what does not: the checks behind `perennial doctor`.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use jiff::Timestamp;
-use perennial_core::engine::Capabilities;
+use jiff::{SignedDuration, Timestamp};
+use perennial_core::Error;
+use perennial_core::engine::{Capabilities, EngineError, RuntimeInfo};
+use perennial_core::id::PodId;
+use perennial_core::spec::TenantId;
 
-use super::App;
+use super::{App, AppSettings, RecoveryState};
+use crate::size::size;
+use crate::store::EventFilter;
 
 /// Free space below which snapshots and stops are in danger, in bytes: 2 GiB, room for a small pod's changes.
 const SPACE_LOW: u64 = 2 << 30;
 /// Free space below which they fail, in bytes.
 const SPACE_OUT: u64 = 128 << 20;
+/// Free inodes below which files can soon no longer be made.
+const INODES_LOW: u64 = 10_000;
+/// How far the clock may be behind the newest event before it is wrong.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 /// A clock before this is wrong: 2026-01-01, in seconds since 1970.
 const CLOCK_MIN: u64 = 1_767_225_600;
 
@@ -57,6 +66,8 @@ pub struct SystemReport {
     pub engine: Option<Capabilities>,
     /// Every check.
     pub checks: Vec<Check>,
+    /// Whether somebody has a recovery kit; `None` when that cannot be told.
+    pub recovery: Option<RecoveryState>,
     /// The server's clock.
     pub time: Timestamp,
 }
@@ -68,33 +79,69 @@ impl App {
     /// What does not answer.
     pub async fn ready(&self) -> Result<(), String> {
         self.store.ping().await.map_err(|e| e.to_string())?;
-        self.engine.capabilities().await.map(drop).map_err(|e| format!("the engine does not answer: {e}"))
+        self.engine_answers().await.map(drop).map_err(|e| format!("the engine does not answer: {e}"))
+    }
+
+    /// What the engine offers, after a question that only a living engine answers: what it offers is remembered.
+    async fn engine_answers(&self) -> Result<Capabilities, EngineError> {
+        self.engine.observe(PodId::from_parts(0, [0; 10]), &[]).await?;
+        self.engine.capabilities().await
     }
 
     /// Checks everything the installation needs.
     pub async fn system(&self) -> SystemReport {
         let mut checks = Vec::new();
-        let engine = match self.engine.capabilities().await {
+        let engine = match self.engine_answers().await {
             Ok(capabilities) => {
-                checks.push(Check::ok("engine", capabilities.version.clone()));
+                checks.push(Check::ok("engine", format!("{} answers", capabilities.version)));
                 checks.extend(runtimes(&capabilities));
                 Some(capabilities)
             }
             Err(error) => {
-                let hint = "start the engine, or set DOCKER_HOST to where it listens";
+                let hint = "start it (systemctl start docker), or set docker_host to where it listens; pods run on \
+                            meanwhile, and what was asked for is done when it answers";
                 checks.push(Check::bad("engine", CheckState::Failed, error.to_string(), hint));
                 None
             }
         };
-        checks.push(match self.store.ping().await {
-            Ok(()) => Check::ok("database", "answers"),
-            Err(error) => Check::bad("database", CheckState::Failed, error.to_string(), "look into the server's log"),
-        });
-        let data_dir = self.settings.data_dir.clone();
-        let local = tokio::task::spawn_blocking(move || local_checks(&data_dir)).await;
+        checks.push(self.database().await);
+        let settings = self.settings.clone();
+        let local = tokio::task::spawn_blocking(move || local_checks(&settings)).await;
         checks.extend(local.unwrap_or_default());
-        checks.push(clock());
-        SystemReport { engine, checks, time: self.now() }
+        checks.push(self.server_clock().await);
+        let recovery = self.recovery_state().await;
+        checks.push(recovery_kit(&recovery));
+        SystemReport { engine, checks, recovery: recovery.ok(), time: self.now() }
+    }
+
+    async fn database(&self) -> Check {
+        match self.store.ping().await {
+            Ok(()) => Check::ok("database", "answers"),
+            Err(error) => {
+                let hint = "is the disk full, or PostgreSQL away? `perennial config show` prints where it is";
+                Check::bad("database", CheckState::Failed, error.to_string(), hint)
+            }
+        }
+    }
+
+    /// Ids and the undelete window depend on the wall clock, so the system's own is looked at, not the injected one.
+    async fn server_clock(&self) -> Check {
+        let hint = "set it: timedatectl set-ntp true";
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        if seconds < CLOCK_MIN {
+            return Check::bad("clock", CheckState::Failed, "the clock is years behind", hint);
+        }
+        let last = match self.store.event_last().await {
+            Ok(last) => self.store.event_list(last - 1, &EventFilter::default(), 1).await,
+            Err(error) => Err(error),
+        };
+        let newest = last.ok().and_then(|events| events.first().map(|event| event.line.at));
+        let behind = newest.map_or(SignedDuration::ZERO, |at| at.duration_since(self.now()));
+        if behind > CLOCK_SLACK {
+            let message = format!("the clock is {} s behind the newest event", behind.as_secs());
+            return Check::bad("clock", CheckState::Warning, message, hint);
+        }
+        Check::ok("clock", "plausible, and not behind the newest event")
     }
 }
 
@@ -105,85 +152,155 @@ fn runtimes(capabilities: &Capabilities) -> Vec<Check> {
             "runtimes",
             CheckState::Failed,
             format!("the default runtime {:?} is not there", capabilities.default_runtime),
-            "install it, or set `default-runtime` in perennial.toml",
+            "install it, or set default_runtime in perennial.toml",
         ));
     }
-    for runtime in &capabilities.runtimes {
-        let mut lacks = Vec::new();
-        if !runtime.overlay_volumes {
-            lacks.push("overlay volumes do not work, engine volumes are used");
-        }
-        if !runtime.root_changes {
-            lacks.push("changes outside volumes cannot be captured");
-        }
-        if !runtime.freeze {
-            lacks.push("it cannot freeze a pod, snapshots of running pods stop it for a moment");
-        }
-        checks.push(if lacks.is_empty() {
-            Check::ok("runtime", format!("{}: everything works", runtime.name))
-        } else {
-            Check::bad("runtime", CheckState::Warning, format!("{}: {}", runtime.name, lacks.join("; ")), "")
-        });
-    }
-    checks.extend(capabilities.notes.iter().map(|note| Check::bad("engine", CheckState::Warning, note.clone(), "")));
+    checks.extend(capabilities.runtimes.iter().map(runtime));
+    let hint = "docs/operations.md, \"What it needs\", says what it takes";
+    checks.extend(capabilities.notes.iter().map(|note| Check::bad("engine", CheckState::Warning, note.clone(), hint)));
     checks
 }
 
-fn local_checks(data_dir: &Path) -> Vec<Check> {
-    vec![permissions(data_dir), repository(data_dir), space(data_dir)]
+fn runtime(runtime: &RuntimeInfo) -> Check {
+    let (mut lacks, mut hints) = (Vec::new(), Vec::new());
+    if !runtime.overlay_volumes {
+        lacks.push("overlay volumes do not work on it, the engine's own are used");
+        hints.push("nothing is lost by that; a newer version of the runtime may do");
+    }
+    if !runtime.root_changes {
+        lacks.push("changes outside volumes cannot be captured, and end with the container");
+        hints.push("for gVisor add --overlay2=none to its runtimeArgs in /etc/docker/daemon.json and restart Docker");
+    }
+    if !runtime.freeze {
+        lacks.push("it cannot freeze a pod, snapshots of running pods stop it for a moment");
+        hints.push("use runc for pods that must not stop for a moment");
+    }
+    if lacks.is_empty() {
+        return Check::ok("runtime", format!("{}: everything works", runtime.name));
+    }
+    let message = format!("{}: {}", runtime.name, lacks.join("; "));
+    Check::bad("runtime", CheckState::Warning, message, hints.join("; "))
 }
 
+fn local_checks(settings: &AppSettings) -> Vec<Check> {
+    let mut checks = vec![permissions(&settings.data_dir), repository(&settings.data_dir)];
+    checks.extend(disks(&[
+        ("data", settings.data_dir.clone()),
+        ("pods", settings.storage_root.clone()),
+        ("repositories", settings.data_dir.join("repositories")),
+    ]));
+    checks
+}
+
+/// Checks that nobody else can read what is secret: the directory, the token, the keys.
 fn permissions(data_dir: &Path) -> Check {
-    match std::fs::metadata(data_dir) {
-        Ok(meta) if meta.permissions().mode() & 0o077 == 0 => {
-            Check::ok("permissions", format!("{} is closed to others", data_dir.display()))
+    let mut secrets = vec![data_dir.to_owned(), data_dir.join("admin-token"), data_dir.join("keys")];
+    let keys = std::fs::read_dir(data_dir.join("keys")).into_iter().flatten();
+    secrets.extend(keys.flatten().map(|entry| entry.path()));
+    for path in secrets {
+        let meta = match std::fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path != data_dir => continue,
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                return Check::bad("permissions", CheckState::Failed, message, "mend the data directory, or restart");
+            }
+        };
+        if meta.permissions().mode() & 0o077 != 0 {
+            return Check::bad(
+                "permissions",
+                CheckState::Failed,
+                format!("{} has mode {:03o}: others can read it", path.display(), meta.permissions().mode() & 0o7777),
+                format!("chmod go= {}", path.display()),
+            );
         }
-        Ok(meta) => Check::bad(
-            "permissions",
-            CheckState::Failed,
-            format!("{} has mode {:o}: others can read it", data_dir.display(), meta.permissions().mode() & 0o7777),
-            format!("chmod 700 {}", data_dir.display()),
-        ),
-        Err(error) => Check::bad("permissions", CheckState::Failed, error.to_string(), "check the data directory"),
     }
+    Check::ok("permissions", format!("{}, its token and its keys are closed to others", data_dir.display()))
 }
 
 /// Writes a byte where repositories live and removes it again.
 fn repository(data_dir: &Path) -> Check {
     let directory = data_dir.join("repositories");
-    let probe = directory.join(".probe");
-    let tried = std::fs::create_dir_all(&directory)
-        .and_then(|()| std::fs::write(&probe, b"x"))
-        .and_then(|()| std::fs::remove_file(&probe));
+    let tried = tempfile::Builder::new().prefix(".probe-").tempfile_in(&directory).and_then(|mut probe| {
+        std::io::Write::write_all(&mut probe, b"x")?;
+        probe.as_file().sync_all()?;
+        probe.close()
+    });
     match tried {
         Ok(()) => Check::ok("repository", format!("{} can be written", directory.display())),
         Err(error) => Check::bad(
             "repository",
             CheckState::Failed,
             format!("{} cannot be written: {error}", directory.display()),
-            "no stop can succeed: make space, or mend the permissions of the directory",
+            "no stop can succeed: mount its disk, make space, or mend the permissions of the directory",
         ),
     }
 }
 
-fn space(data_dir: &Path) -> Check {
-    let free = match rustix::fs::statvfs(data_dir) {
-        Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
-        Err(error) => return Check::bad("disk", CheckState::Failed, error.to_string(), "check the data directory"),
+/// Checks the space of every file system in use, each once.
+fn disks(places: &[(&str, PathBuf)]) -> Vec<Check> {
+    let mut seen: Vec<(u64, String, &Path)> = Vec::new();
+    let mut checks = Vec::new();
+    for (what, path) in places {
+        match std::fs::metadata(path) {
+            Ok(meta) => match seen.iter_mut().find(|(device, ..)| *device == meta.dev()) {
+                Some((_, names, _)) => *names = format!("{names}, {what}"),
+                None => seen.push((meta.dev(), (*what).to_owned(), path)),
+            },
+            // The engine makes the storage root when it first needs it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let message = format!("{}: {error}", path.display());
+                checks.push(Check::bad("disk", CheckState::Failed, message, "is its disk mounted?"));
+            }
+        }
+    }
+    checks.extend(seen.iter().map(|(_, names, path)| space(names, path)));
+    checks
+}
+
+fn space(names: &str, path: &Path) -> Check {
+    let stat = match rustix::fs::statvfs(path) {
+        Ok(stat) => stat,
+        Err(error) => {
+            let message = format!("{}: {error}", path.display());
+            return Check::bad("disk", CheckState::Failed, message, "is its disk mounted?");
+        }
     };
-    let message = format!("{} MiB free at {}", free >> 20, data_dir.display());
+    let (free, all) = (stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize));
+    let message = format!("{} of {} free at {} ({names})", size(free), size(all), path.display());
+    let hint = "make space: stop or purge pods, delete snapshots, or move to a larger disk";
+    // File systems without a fixed number of inodes say 0.
+    if stat.f_files > 0 && stat.f_favail < INODES_LOW {
+        let message = format!("{message}, but only {} more files can be made", stat.f_favail);
+        return Check::bad("disk", CheckState::Warning, message, hint);
+    }
     match free {
         SPACE_LOW.. => Check::ok("disk", message),
-        SPACE_OUT.. => Check::bad("disk", CheckState::Warning, message, "make space before snapshots fail"),
-        _ => Check::bad("disk", CheckState::Failed, message, "make space: snapshots, and with them stops, will fail"),
+        SPACE_OUT.. => Check::bad("disk", CheckState::Warning, message, hint),
+        _ => Check::bad("disk", CheckState::Failed, format!("{message}: stops and snapshots will fail"), hint),
     }
 }
 
-/// Ids and the undelete window depend on the wall clock, so the system's own is looked at, not the injected one.
-fn clock() -> Check {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    if seconds >= CLOCK_MIN {
-        return Check::ok("clock", "plausible");
+fn recovery_kit(state: &Result<RecoveryState, Error>) -> Check {
+    let hint = "perennial recovery-kit writes it: keep the file off this host. Without the keys nobody can read the \
+                snapshots once this host is lost";
+    match state {
+        Ok(RecoveryState { exported_at, missing }) if missing.is_empty() => Check::ok(
+            "recovery kit",
+            match exported_at {
+                Some(at) => format!("exported on {}, with every key", at.strftime("%Y-%m-%d")),
+                None => "not needed yet: there is no repository".to_owned(),
+            },
+        ),
+        Ok(RecoveryState { exported_at: None, .. }) => {
+            Check::bad("recovery kit", CheckState::Warning, "was never exported", hint)
+        }
+        Ok(RecoveryState { missing, .. }) => {
+            let names: Vec<&str> = missing.iter().map(TenantId::as_str).collect();
+            let message = format!("was exported without the keys of tenants {}", names.join(", "));
+            Check::bad("recovery kit", CheckState::Warning, message, hint)
+        }
+        Err(error) => Check::bad("recovery kit", CheckState::Failed, error.to_string(), "look into the keys directory"),
     }
-    Check::bad("clock", CheckState::Failed, "the clock is years behind", "set it: timedatectl set-ntp true")
 }

@@ -11,8 +11,9 @@ use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, Row as _};
 
+use super::recovery::export_upsert;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
-use super::{COMMIT_SITE, Committed, Lease, Store, StoreError};
+use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, Store, StoreError};
 
 /// What one transaction writes.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +34,8 @@ pub struct Change {
     pub events: Vec<NewEvent>,
     /// Images that are whole in the repository from now on.
     pub images: Vec<StoredImage>,
+    /// Keys that are in a recovery kit from now on.
+    pub recovery_exports: Vec<RecoveryExport>,
     /// The answer to a request, so that its repetition is answered alike.
     pub idempotency: Option<IdempotencyRecord>,
 }
@@ -121,6 +124,9 @@ impl Change {
         }
         for image in &self.images {
             image_upsert(tx, image).await?;
+        }
+        for export in &self.recovery_exports {
+            export_upsert(tx, export).await?;
         }
         if let Some(record) = &self.idempotency {
             idempotency_insert(tx, record).await?;

@@ -5,7 +5,7 @@
 //!
 //! - `change`: everything that is written, as one value and one transaction;
 //! - `read`: everything that is looked up;
-//! - `lease`: who may work on a pod;
+//! - `lease`: who may work on a pod; `recovery`: which keys were exported;
 //! - `rows`: how domain types are written.
 //!
 //! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
@@ -14,6 +14,7 @@ mod change;
 mod lease;
 mod open;
 mod read;
+mod recovery;
 mod rows;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use tokio::sync::broadcast;
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use lease::Lease;
 pub use read::{EventFilter, Page, PodFilter, SnapshotScope, Visibility};
+pub use recovery::RecoveryExport;
 
 /// The name of the fault point around every commit.
 pub const COMMIT_SITE: &str = "store.commit";

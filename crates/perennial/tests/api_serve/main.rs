@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod recovery;
 mod tls;
 
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use perennial::cli::{Exit, Out, Session, run_from};
 use perennial::config::{Config, EngineKind, ServeArgs};
 use perennial::serve::{DirectoryError, Running, ServeError};
 use serde_json::{Value, json};
@@ -15,6 +19,32 @@ fn config(data: &Path) -> Config {
     let args =
         ServeArgs { listen: Some(([127, 0, 0, 1], 0).into()), engine: Some(EngineKind::Sim), ..ServeArgs::default() };
     Config::load(&args, Some(data)).unwrap()
+}
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs `perennial` with these words and a path against a server, and tells everything it printed.
+async fn command(url: &str, data: &Path, words: &[&str], path: Option<&Path>) -> (Exit, String) {
+    let token = data.join("admin-token");
+    let mut all = vec!["perennial", "--server", url, "--token-file", token.to_str().unwrap()];
+    all.extend(words);
+    all.extend(path.map(|path| path.to_str().unwrap()));
+    let printed = Buffer::default();
+    let mut out = Out::captured(Box::new(printed.clone()), Box::new(printed.clone()), None);
+    let exit = run_from(&all, Session { token: None, ..Session::process() }, &mut out).await;
+    drop(out);
+    let text = String::from_utf8(printed.0.lock().unwrap().clone()).unwrap();
+    (exit, text)
 }
 
 struct Client {

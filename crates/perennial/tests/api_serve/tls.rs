@@ -1,14 +1,15 @@
 //! TLS by files, on a real server: the command line over https, strangers refused, certificates replaced.
 
-use std::io::{self, BufRead as _, BufReader, Write};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 
-use perennial::cli::{Exit, Out, Session, run_from};
+use perennial::cli::Exit;
 use perennial::config::{Config, EngineKind, ServeArgs};
 use perennial::serve::{Reread, Running, ServeError, TlsError};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::command;
 
 /// An authority of our own, and what it signs.
 struct Authority {
@@ -54,29 +55,10 @@ async fn start(directory: &Path) -> Running {
     Running::start(&config).await.unwrap()
 }
 
-#[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Buffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// `perennial pod ls` on a server, and everything it printed.
 async fn pod_ls(url: &str, directory: &Path, more: &[&str]) -> (Exit, String) {
-    let token = directory.join("data/admin-token");
-    let mut words = vec!["perennial", "pod", "ls", "--server", url, "--token-file", token.to_str().unwrap()];
-    words.extend(more);
-    let printed = Buffer::default();
-    let mut out = Out::captured(Box::new(printed.clone()), Box::new(printed.clone()), None);
-    let exit = run_from(&words, Session { token: None, ..Session::process() }, &mut out).await;
-    drop(out);
-    let text = String::from_utf8(printed.0.lock().unwrap().clone()).unwrap();
-    (exit, text)
+    let words: Vec<&str> = ["pod", "ls"].iter().chain(more).copied().collect();
+    command(url, &directory.join("data"), &words, None).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

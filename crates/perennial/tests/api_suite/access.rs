@@ -46,6 +46,7 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/events", Access::Token),
     ("GET", "/api/v1/events/stream", Access::Token),
     ("GET", "/api/v1/system", Access::Token),
+    ("POST", "/api/v1/recovery-kit", Access::Token),
 ];
 
 fn document() -> Value {
@@ -234,8 +235,64 @@ async fn the_doctor_has_something_to_look_at() {
     let server = Server::start().await;
     let system = server.get("/api/v1/system").await.json();
     let names: Vec<&str> = system["checks"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
-    for name in ["engine", "runtime", "database", "permissions", "repository", "disk", "clock"] {
+    for name in ["engine", "runtime", "database", "permissions", "repository", "disk", "clock", "recovery kit"] {
         assert!(names.contains(&name), "{name}: {names:?}");
     }
     assert_eq!(system["engine"]["defaultRuntime"], "runc");
+}
+
+/// The check of this name.
+async fn check(server: &Server, name: &str) -> Value {
+    let system = server.get("/api/v1/system").await.json();
+    let checks = system["checks"].as_array().unwrap();
+    checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("{name}: {system}")).clone()
+}
+
+#[tokio::test]
+async fn an_engine_that_went_away_is_noticed_although_it_answered_before() {
+    let server = Server::start().await;
+    assert_eq!(check(&server, "engine").await["status"], "ok");
+    assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
+    server.engine.node_vanishes();
+    assert_eq!(server.get("/readyz").await.problem().0, "not-ready");
+    let engine = check(&server, "engine").await;
+    assert_eq!(engine["status"], "failed");
+    assert!(engine["hint"].as_str().unwrap().contains("systemctl start docker"), "{engine}");
+    server.engine.node_returns();
+    assert_eq!(server.get("/readyz").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_doctor_says_what_is_wrong_on_disk_and_how_to_mend_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let server = Server::start().await;
+    let data = server.directory.path();
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(data, 0o700);
+    for directory in ["keys", "repositories"] {
+        std::fs::create_dir(data.join(directory)).unwrap();
+        mode(&data.join(directory), 0o700);
+    }
+    for name in ["permissions", "repository", "disk"] {
+        assert_eq!(check(&server, name).await["status"], "ok", "{name}");
+    }
+    let disk = check(&server, "disk").await["message"].as_str().unwrap().to_owned();
+    assert!(disk.contains("iB of ") && disk.contains("(data, pods, repositories)"), "{disk}");
+
+    let key = data.join("keys/default");
+    std::fs::write(&key, "secret").unwrap();
+    mode(&key, 0o640);
+    let found = check(&server, "permissions").await;
+    assert_eq!(found["status"], "failed");
+    assert_eq!(found["hint"], format!("chmod go= {}", key.display()));
+    mode(&key, 0o600);
+    assert_eq!(check(&server, "permissions").await["status"], "ok");
+
+    std::fs::remove_dir(data.join("repositories")).unwrap();
+    let found = check(&server, "repository").await;
+    assert_eq!(found["status"], "failed");
+    assert!(found["hint"].as_str().unwrap().contains("mount its disk"), "{found}");
+    assert!(!data.join("repositories").exists(), "an unmounted disk is not papered over");
 }

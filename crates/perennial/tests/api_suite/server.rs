@@ -55,7 +55,8 @@ pub struct Server {
     pub store: Store,
     pub asked: Arc<Asked>,
     pub stop: watch::Sender<bool>,
-    _directory: tempfile::TempDir,
+    pub engine: SimEngine,
+    pub directory: tempfile::TempDir,
 }
 
 /// An answer, read to its end.
@@ -94,7 +95,7 @@ impl Server {
         let asked = Arc::new(Asked::default());
         let app = App {
             store: store.clone(),
-            engine: Arc::new(engine),
+            engine: Arc::new(engine.clone()),
             clock: Arc::clone(&clock) as _,
             ids: Arc::new(Ids::default()),
             waker: Arc::new({
@@ -105,13 +106,14 @@ impl Server {
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: directory.path().to_owned(),
+                storage_root: directory.path().to_owned(),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
             }),
         };
         let (stop, stopping) = watch::channel(false);
         let router = api::router(app, ProgressBoard::default(), Tokens::admin(TOKEN), stopping);
-        Self { router, store, asked, stop, _directory: directory }
+        Self { router, store, asked, stop, engine, directory }
     }
 
     pub async fn send(&self, request: Request<Body>) -> axum::response::Response {

@@ -293,8 +293,10 @@ fn system() -> System {
         }),
         checks: vec![
             check("database", CheckStatus::Ok, "answers", None),
+            check("engine", CheckStatus::Warning, "runsc is not installed", None),
             check("disk space", CheckStatus::Warning, "7 % free", Some("make space")),
         ],
+        recovery_kit: None,
     }
 }
 
@@ -308,7 +310,7 @@ async fn doctor_is_content() {
     assert!(
         head.starts_with(
             "Perennial 0.1.0, installation 01kefake, data in /var/lib/perennial\nEngine Docker 28, runtimes: runc \
-         (default)\n  runsc is not installed\n\nok       token         is taken from PERENNIAL_TOKEN\nok       server"
+         (default)\n\nok       token         is taken from PERENNIAL_TOKEN\nok       server"
         ),
         "{head}"
     );
@@ -318,6 +320,7 @@ async fn doctor_is_content() {
 ok       version       client and server are 0.1.0
 ok       client clock  agrees with the server's
 ok       database      answers
+warning  engine        runsc is not installed
 warning  disk space    7 % free
                        hint: make space
 "

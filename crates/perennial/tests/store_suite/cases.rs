@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial::store::{
-    Change, EventFilter, IdempotencyRecord, Page, PodFilter, SnapshotScope, Store, StoreError, StoredImage, Visibility,
+    Change, EventFilter, IdempotencyRecord, Page, PodFilter, RecoveryExport, SnapshotScope, Store, StoreError,
+    StoredImage, Visibility,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::operation::{Operation, OperationState};
@@ -417,6 +418,25 @@ pub async fn idempotency_keys_are_used_once(db: &Database) {
     assert_eq!(store.idempotency_prune(now()).await.unwrap(), 0);
     assert_eq!(store.idempotency_prune(after(1)).await.unwrap(), 2);
     assert_eq!(store.idempotency_fetch(&TenantId::default_tenant(), "a").await.unwrap(), None);
+}
+
+pub async fn exported_keys_are_remembered_per_tenant(database: &Database) {
+    let store = database.open().await;
+    assert_eq!(store.recovery_exports().await.unwrap(), []);
+    let export = |tenant: &str, fingerprint: &str| RecoveryExport {
+        tenant: TenantId::parse(tenant).unwrap(),
+        fingerprint: fingerprint.to_owned(),
+        actor: "admin".to_owned(),
+        at: Any::new(7).time(),
+    };
+    let (acme, old, new) = (export("acme", "1"), export("default", "1"), export("default", "2"));
+    let change = |exports: &[&RecoveryExport]| Change {
+        recovery_exports: exports.iter().map(|e| (*e).clone()).collect(),
+        ..Change::default()
+    };
+    store.commit(change(&[&old, &acme])).await.unwrap();
+    store.commit(change(&[&new])).await.unwrap();
+    assert_eq!(store.recovery_exports().await.unwrap(), [acme, new]);
 }
 
 pub async fn images_are_remembered_per_tenant(db: &Database) {

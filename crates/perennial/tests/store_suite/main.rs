@@ -54,6 +54,7 @@ cases!(
     pods_due_for_purge_are_found,
     idempotency_keys_are_used_once,
     images_are_remembered_per_tenant,
+    exported_keys_are_remembered_per_tenant,
     taps_stop_lose_and_kill_commits,
     commits_are_announced,
     opening_again_keeps_everything,

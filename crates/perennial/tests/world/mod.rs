@@ -149,6 +149,7 @@ impl World {
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: self.directory.path().to_owned(),
+                storage_root: self.directory.path().to_owned(),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
             }),

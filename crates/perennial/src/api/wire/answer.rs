@@ -369,6 +369,62 @@ pub struct System {
     pub engine: Option<EngineInfo>,
     /// Everything that was checked.
     pub checks: Vec<Check>,
+    /// Whether somebody has a recovery kit; null when that cannot be told.
+    pub recovery_kit: Option<RecoveryStatus>,
+}
+
+/// Whether somebody has a recovery kit with the key of every repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryStatus {
+    /// When one was exported last; null: never.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub exported_at: Option<Timestamp>,
+    /// Tenants whose key is in none.
+    pub missing: Vec<String>,
+}
+
+/// Everything that is needed to read the repositories without this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryKit {
+    /// The installation's id.
+    pub installation: String,
+    /// Perennial's version.
+    pub version: String,
+    /// The name of the server's host.
+    pub host: String,
+    /// Where the server's state lives on it.
+    pub data_dir: String,
+    /// When the kit was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub made_at: Timestamp,
+    /// The repositories of all tenants.
+    pub repositories: Vec<RecoveryRepository>,
+}
+
+/// One repository and what opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecoveryRepository {
+    /// Whose.
+    pub tenant: String,
+    /// Where it is on the server's host.
+    pub location: String,
+    /// Its password.
+    #[schema(value_type = String)]
+    pub password: Secret,
+}
+
+/// Something that no log shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// What an engine offers.
