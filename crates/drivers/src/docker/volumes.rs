@@ -178,6 +178,8 @@ impl DockerEngine {
     async fn reachable_mountpoints(&self, set: &SetSpec) -> Result<Option<Vec<Option<PathBuf>>>, EngineError> {
         match self.config.volume_access {
             VolumeAccess::Mover => Ok(None),
+            // Owners on the host are not those that the pods see; in a mover they are.
+            VolumeAccess::Auto if self.info.remapped => Ok(None),
             VolumeAccess::Auto => self.local_mountpoints(set).await,
             VolumeAccess::Direct => match self.local_mountpoints(set).await? {
                 None => {
