@@ -43,6 +43,9 @@ pub struct ServeArgs {
     /// A runtime that pods may ask for; repeatable [default: all the engine has]
     #[arg(long = "runtime", env = "PERENNIAL_RUNTIMES", value_delimiter = ',', value_name = "NAME")]
     pub runtimes: Option<Vec<String>>,
+    /// How the engine's own volumes are read and written [default: auto]
+    #[arg(long, env = "PERENNIAL_VOLUME_ACCESS", value_name = "WAY")]
+    pub volume_access: Option<VolumeAccess>,
     /// Prefix of volume names on the engine [default: perennial-vol-]
     #[arg(long, env = "PERENNIAL_VOLUME_PREFIX", value_name = "TEXT")]
     pub volume_prefix: Option<String>,
@@ -74,6 +77,19 @@ pub enum EngineKind {
     Sim,
 }
 
+/// How the engine's own volumes are read and written. Overlay volumes are always directories of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeAccess {
+    /// As directories of this host where they are in reach, else by a mover.
+    #[default]
+    Auto,
+    /// As directories of this host only.
+    Direct,
+    /// By a mover only.
+    Mover,
+}
+
 /// Form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -98,6 +114,7 @@ struct File {
     docker_host: Option<String>,
     default_runtime: Option<String>,
     runtimes: Option<Vec<String>>,
+    volume_access: Option<VolumeAccess>,
     volume_prefix: Option<String>,
     subnet_pool: Option<String>,
     undelete_window: Option<String>,
@@ -186,6 +203,8 @@ pub struct Config {
     pub default_runtime: Option<String>,
     /// Runtimes that pods may ask for; empty for all.
     pub runtimes: Vec<String>,
+    /// How the engine's own volumes are read and written.
+    pub volume_access: VolumeAccess,
     /// Prefix of volume names.
     pub volume_prefix: String,
     /// Addresses the tenants' networks are cut from.
@@ -277,6 +296,7 @@ impl Config {
             docker_host: args.docker_host.clone().or(file.docker_host),
             default_runtime: args.default_runtime.clone().or(file.default_runtime),
             runtimes: args.runtimes.clone().or(file.runtimes).unwrap_or_default(),
+            volume_access: args.volume_access.or(file.volume_access).unwrap_or_default(),
             volume_prefix: args
                 .volume_prefix
                 .clone()
@@ -410,6 +430,7 @@ mod tests {
             ("listen = \"nonsense\"", "listen"),
             ("engine = \"podman\"", "engine"),
             ("database = \"mysql://x\"", "database"),
+            ("volume_access = \"ssh\"", "volume_access"),
             ("volume_prefix = \"../x\"", "volume_prefix"),
             ("undelete_window = \"-1d\"", "undelete_window"),
             ("undelete_window = \"soon\"", "undelete_window"),

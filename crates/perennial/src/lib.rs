@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod fault;
+pub mod mover;
 pub mod reconcile;
 pub mod serve;
 pub mod service;

@@ -26,7 +26,10 @@ fn main() -> ExitCode {
         Command::Repository { command: RepositoryCommand::Password { tenant } } => {
             password(&tenant, data_dir).and_then(|password| out.line(&password))
         }
-        Command::Mover => Err(Failure::internal("this build has no mover")),
+        Command::Mover => {
+            log_to_stderr(LogForm::Text);
+            perennial::mover::run().map_err(|error| Failure::internal(format!("talk to the server: {error}")))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

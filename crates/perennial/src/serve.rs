@@ -20,14 +20,14 @@ use perennial_core::fault::{NoTap, Tap};
 use perennial_core::id::InstallationId;
 use perennial_core::plan::Policy;
 use perennial_core::spec::TenantId;
-use perennial_drivers::docker::{DockerConfig, DockerEngine, Subnet};
+use perennial_drivers::docker::{DockerConfig, DockerEngine, Subnet, VolumeAccess as DockerAccess};
 use perennial_drivers::sim::{ImagePolicy, SimEngine, SimOptions};
 use perennial_drivers::tapped::Tapped;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::api::{self, Tokens};
-use crate::config::{Config, ConfigError, EngineKind};
+use crate::config::{Config, ConfigError, EngineKind, VolumeAccess};
 use crate::fault::process_tap;
 use crate::reconcile::controller::Waker;
 use crate::reconcile::progress::ProgressBoard;
@@ -259,7 +259,8 @@ async fn engine(
 ) -> Result<Arc<dyn Engine>, ServeError> {
     match config.engine {
         EngineKind::Sim => {
-            let options = SimOptions { images: ImagePolicy::AcceptAny, ..SimOptions::default() };
+            let mover = (config.volume_access == VolumeAccess::Mover).then(crate::mover::simulated);
+            let options = SimOptions { images: ImagePolicy::AcceptAny, mover, ..SimOptions::default() };
             let root: PathBuf = config.storage_root.join("sim");
             let engine = SimEngine::open(root, Arc::clone(clock), options).map_err(ServeError::Simulator)?;
             Ok(Arc::new(Tapped::new(Arc::new(engine), tap)))
@@ -279,7 +280,13 @@ async fn docker(config: &Config, installation: InstallationId) -> Result<DockerE
         allowed_runtimes: Some(config.runtimes.clone()).filter(|r| !r.is_empty()),
         default_runtime: config.default_runtime.clone(),
         docker_host: config.docker_host.clone(),
-        mover_binary: std::env::current_exe().ok(),
+        // This very program, even when another version has taken its place on the disk.
+        mover_binary: Some(PathBuf::from("/proc/self/exe")),
+        volume_access: match config.volume_access {
+            VolumeAccess::Auto => DockerAccess::Auto,
+            VolumeAccess::Direct => DockerAccess::Direct,
+            VolumeAccess::Mover => DockerAccess::Mover,
+        },
         ..DockerConfig::new(installation, &config.storage_root)?
     };
     let give_up = tokio::time::Instant::now() + ENGINE_PATIENCE;
