@@ -42,6 +42,8 @@ pub enum Ground {
     },
     /// Made by this attempt, never run.
     NeverStarted,
+    /// The pod declares its volumes, and nothing but them persists (containers only).
+    NothingPersists,
     /// Made by us, for us.
     Scratch,
 }
@@ -261,6 +263,21 @@ impl DeletePermit {
         Ok(Self::container(pod, &container.id, Ground::NeverStarted))
     }
 
+    /// Permits removing the container of a pod that declares its volumes: nothing else of it persists.
+    ///
+    /// # Errors
+    /// [`Denied::WriterAlive`] while it runs; [`Denied::EverStarted`] when the pod keeps what its container changed.
+    pub fn container_without_data(pod: &Pod, observed: &ObservedPod) -> Result<Self, Denied> {
+        let container = observed.container.as_ref().ok_or(Denied::Unknown)?;
+        if container.is_live() {
+            return Err(Denied::WriterAlive);
+        }
+        if pod.keeps_layer() {
+            return Err(Denied::EverStarted);
+        }
+        Ok(Self::container(pod, &container.id, Ground::NothingPersists))
+    }
+
     /// Permits removing the container of a pod whose purge was confirmed.
     ///
     /// # Errors
@@ -332,6 +349,7 @@ impl fmt::Display for DeletePermit {
             Ground::Captured { snapshot: None } => f.write_str("system layer captured after the stop"),
             Ground::ConfirmedPurge { actor } => write!(f, "confirmed by {actor}"),
             Ground::NeverStarted => f.write_str("never started"),
+            Ground::NothingPersists => f.write_str("the pod declares its volumes, and nothing else persists"),
             Ground::Scratch => f.write_str("scratch"),
         }
     }

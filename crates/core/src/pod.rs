@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::snapshot::WriterStamp;
-use crate::spec::{PodName, PodSpec, TenantId};
+use crate::spec::{PodName, PodSpec, Profile, TenantId};
 use crate::volume::{ImageLayout, Origin, SetNumber, VolumeSet};
 
 /// What was asked for (D28).
@@ -78,7 +78,8 @@ pub struct PinnedImage {
 /// A capture of the system layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerCapture {
-    /// Repository snapshot that holds it below `/system`; `None` when there was nothing in it.
+    /// Repository snapshot that holds it, and only it, below `/system`: the pod's own, whatever becomes of the
+    /// snapshots that it was captured with or restored from. `None` when there was nothing in it.
     pub repository_id: Option<String>,
     /// When it was captured.
     pub captured_at: Timestamp,
@@ -183,6 +184,8 @@ pub enum Work {
         old: Option<SetNumber>,
         /// The set being made; `None` until allocated.
         new: Option<SetNumber>,
+        /// The system layer that belongs to the new set; `None` until it is filled, and for the image's own.
+        layer: Option<LayerCapture>,
         /// Whether the pod already uses the new set.
         switched: bool,
         /// Losses its owner accepted for the capture.
@@ -390,6 +393,22 @@ impl Pod {
     #[must_use]
     pub fn current_set(&self) -> Option<&VolumeSet> {
         self.current.and_then(|n| self.set(n))
+    }
+
+    /// The captures of system layers in the repository that this pod needs.
+    #[must_use]
+    pub fn layers(&self) -> Vec<&str> {
+        let of_tasks = self.tasks.iter().filter_map(|task| match &task.work {
+            Work::Replace { layer, .. } => layer.as_ref(),
+            _ => None,
+        });
+        self.layer.iter().chain(of_tasks).filter_map(|l| l.repository_id.as_deref()).collect()
+    }
+
+    /// Whether what the pod changes outside its volumes persists.
+    #[must_use]
+    pub const fn keeps_layer(&self) -> bool {
+        matches!(self.spec.profile, Profile::Universal)
     }
 
     /// Whether a writer ever had this pod's data.

@@ -78,11 +78,8 @@ pub enum Record {
     },
     /// The host's copy never ran; the source stays what it was.
     ReleasedUnused,
-    /// The replacing task's new set is the pod's data now.
-    Switched {
-        /// The system layer of its origin; `None` for the image's own.
-        layer: Option<LayerCapture>,
-    },
+    /// The replacing task's new set, with its layer, is the pod's data now.
+    Switched,
     /// A released pod's next start uses another source.
     SourceReplaced(Origin),
     /// The system layer was captured.
@@ -166,7 +163,7 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::SafetyCaptureBegun(_)
         | Record::Released { .. }
         | Record::ReleasedUnused
-        | Record::Switched { .. }
+        | Record::Switched
         | Record::SourceReplaced(_) => apply_to_data(pod, record, now),
         Record::RestartBegan(_)
         | Record::TaskDone
@@ -188,7 +185,7 @@ const fn is_milestone(record: &Record) -> bool {
             | Record::LayerCaptured(_)
             | Record::Released { .. }
             | Record::ReleasedUnused
-            | Record::Switched { .. }
+            | Record::Switched
             | Record::SourceReplaced(_)
             | Record::TaskDone
             | Record::TaskFailed(_)
@@ -220,9 +217,11 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
         Record::SetCompleted { set, layer } => {
             with_set(pod, *set, |s| s.state = SetState::Complete);
             pod.data_seen_at = Some(now);
-            let replacing =
-                matches!(pod.tasks.first(), Some(Task { work: Work::Replace { new, .. }, .. }) if *new == Some(*set));
-            if !replacing {
+            if let Some(Task { work: Work::Replace { new, layer: of_new, .. }, .. }) = pod.tasks.first_mut()
+                && *new == Some(*set)
+            {
+                of_new.clone_from(layer);
+            } else {
                 pod.current = Some(*set);
                 pod.layer.clone_from(layer);
                 pod.layer_gap = None;
@@ -309,7 +308,8 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
         Record::ContainerLost => {
             pod.container = None;
             pod.crash.last = None;
-            pod.layer_gap = Some(LayerGap { captured_at: pod.layer.as_ref().map(|l| l.captured_at), lost_at: now });
+            let captured_at = pod.layer.as_ref().map(|l| l.captured_at);
+            pod.layer_gap = pod.keeps_layer().then_some(LayerGap { captured_at, lost_at: now });
             event("pod.container-lost", "the container was removed by somebody else; it is made again")
         }
         Record::StoppedRun(stamp) => {
@@ -375,7 +375,7 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
             pod.capture = None;
             Consequences::default()
         }
-        Record::Switched { layer } => switch(pod, layer.clone()),
+        Record::Switched => switch(pod),
         Record::SourceReplaced(origin) => {
             pod.source = Some(*origin);
             pod.layer = None;
@@ -386,12 +386,13 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
     }
 }
 
-fn switch(pod: &mut Pod, layer: Option<LayerCapture>) -> Consequences {
-    let Some(Task { work: Work::Replace { origin, safety, old, new, switched, .. }, .. }) = pod.tasks.first_mut()
+fn switch(pod: &mut Pod) -> Consequences {
+    let Some(Task { work: Work::Replace { origin, safety, old, new, layer, switched, .. }, .. }) =
+        pod.tasks.first_mut()
     else {
         return Consequences::default();
     };
-    let (origin, safety, new) = (*origin, *safety, *new);
+    let (origin, safety, new, layer) = (*origin, *safety, *new, layer.take());
     *switched = true;
     *old = pod.current;
     let old = pod.current;

@@ -327,7 +327,7 @@ fn replace(
     order: &Order,
 ) -> Result<Decision, Error> {
     require_living(pod)?;
-    let work = Work::Replace { origin, safety: None, old: None, new: None, switched: false, accepted };
+    let work = Work::Replace { origin, safety: None, old: None, new: None, layer: None, switched: false, accepted };
     let mut decision = push(pod, kind, work, order)?;
     if let (Origin::Snapshot(id), Answer::New(operation)) = (origin, &mut decision.answer) {
         operation.snapshot = Some(id);

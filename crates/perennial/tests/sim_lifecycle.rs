@@ -4,11 +4,12 @@
 
 mod world;
 
+use jiff::SignedDuration;
 use perennial_core::operation::OperationState;
 use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::snapshot::{Grade, SnapshotKind, SnapshotState};
 use perennial_core::spec::Backend;
-use world::{World, files, small_spec, universal_spec};
+use world::{Ended, World, declared_spec, files, small_spec, universal_spec};
 
 const BACKENDS: [Backend; 2] = [Backend::Overlay, Backend::Engine];
 
@@ -355,4 +356,97 @@ async fn sim_a_snapshot_of_another_image_is_not_restored_over_this_one() {
     let ours = server.running("ours", spec).await;
     let refused = server.restore(ours, taken.id).await.unwrap_err();
     assert!(refused.to_string().contains("of image"), "{refused}");
+}
+
+#[tokio::test]
+async fn sim_a_pod_of_a_plan_persists_its_volumes_and_nothing_else() {
+    for backend in BACKENDS {
+        let world = World::new(20);
+        let server = world.server().await;
+        let pod = server.running("dev", declared_spec(backend)).await;
+        world.engine.write(pod, "/srv/kept", "1").unwrap();
+        world.engine.write(pod, "/opt/layer", "1").unwrap();
+        world.clock.advance(SignedDuration::from_mins(10));
+        server.work(pod).await;
+        world.engine.kill_container_outside(pod).unwrap();
+        server.settle(pod).await;
+        assert_eq!(world.engine.read(pod, "/opt/layer").unwrap(), None);
+        world.engine.write(pod, "/opt/layer", "2").unwrap();
+        server.succeed(server.stop(pod).await).await;
+        server.succeed(server.start(pod).await).await;
+        assert_eq!(world.engine.read(pod, "/srv/kept").unwrap().unwrap(), b"1");
+        assert_eq!(world.engine.read(pod, "/opt/layer").unwrap(), None);
+        let record = server.pod(pod).await;
+        assert_eq!((record.layer, record.layer_gap), (None, None));
+        assert_eq!(world.snapshots_in_repository("layer:"), 0);
+    }
+}
+
+#[tokio::test]
+async fn sim_every_snapshot_is_also_a_capture_of_the_layer_and_may_be_deleted_all_the_same() {
+    let world = World::new(21);
+    let server = world.server().await;
+    let pod = server.running("dev", small_spec(Backend::Engine)).await;
+    world.engine.write(pod, "/tools/x", "1").unwrap();
+    server.succeed(server.snapshot(pod).await).await;
+    let taken = server.snapshots(pod).await.pop().unwrap();
+    let layer = server.pod(pod).await.layer.unwrap();
+    assert_eq!(Some(layer.captured_at), taken.captured_at);
+    server.reconciler.forget_snapshot(&taken).await.unwrap();
+    assert_eq!(world.snapshots_in_repository("snapshot:"), 0);
+    world.engine.kill_container_outside(pod).unwrap();
+    server.settle(pod).await;
+    assert_eq!(world.engine.read(pod, "/tools/x").unwrap().unwrap(), b"1");
+}
+
+#[tokio::test]
+async fn sim_a_pod_keeps_one_capture_of_its_layer_and_none_when_it_is_stopped() {
+    let world = World::new(22);
+    let server = world.server().await;
+    let pod = server.running("dev", small_spec(Backend::Engine)).await;
+    for round in 0..3 {
+        world.engine.write(pod, "/tools/x", format!("{round}")).unwrap();
+        world.clock.advance(SignedDuration::from_mins(6));
+        server.work(pod).await;
+        assert_eq!(world.snapshots_in_repository("layer:"), 1, "round {round}");
+    }
+    // Files have the kernel's times: one that is too fresh to be told from a later change is captured once more.
+    let written = std::time::Instant::now();
+    while written.elapsed() < std::time::Duration::from_millis(50) {
+        std::thread::yield_now();
+    }
+    let mut before = None;
+    for _ in 0..2 {
+        before = server.pod(pod).await.layer;
+        world.clock.advance(SignedDuration::from_mins(6));
+        server.work(pod).await;
+    }
+    assert_eq!(server.pod(pod).await.layer, before, "nothing changed, so nothing is captured");
+    server.succeed(server.stop(pod).await).await;
+    assert_eq!(world.snapshots_in_repository("layer:"), 0);
+    server.succeed(server.start(pod).await).await;
+    assert_eq!(world.snapshots_in_repository("layer:"), 1);
+    assert_eq!(world.engine.read(pod, "/tools/x").unwrap().unwrap(), b"2");
+}
+
+#[tokio::test]
+async fn sim_a_clone_needs_nothing_of_the_pod_it_was_made_from() {
+    for backend in BACKENDS {
+        let world = World::new(23);
+        let server = world.server().await;
+        let pod = server.running("dev", small_spec(backend)).await;
+        world.engine.write(pod, "/srv/a", "1").unwrap();
+        world.engine.write(pod, "/tools/x", "1").unwrap();
+        server.succeed(server.stop(pod).await).await;
+        let taken = server.snapshots(pod).await.pop().unwrap();
+        let clone = server.clone_of("clone", taken.id, small_spec(backend)).await;
+        server.succeed(server.delete(pod).await).await;
+        server.purge(pod).await.unwrap();
+        assert_eq!(server.settle(pod).await, Ended::Gone);
+        world.engine.kill_container_outside(clone).unwrap();
+        server.settle(clone).await;
+        for path in ["/srv/a", "/tools/x"] {
+            assert_eq!(world.engine.read(clone, path).unwrap().unwrap(), b"1", "{backend:?}");
+        }
+    }
 }

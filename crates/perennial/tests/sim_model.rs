@@ -250,7 +250,7 @@ impl<'a> History<'a> {
                 let record = self.server.pod(self.pod).await;
                 if let Some(set) = record.current_set().filter(|s| s.backend == Backend::Overlay) {
                     self.steps.push("somebody removes a volume's definition".to_owned());
-                    let _ = self.world.engine.remove_definition_outside(self.pod, set.number, "data");
+                    let _ = self.world.engine.remove_definition_outside(self.pod, set.number, "srv");
                 }
             }
         }

@@ -57,6 +57,7 @@ pub(super) fn remove_container(input: &Input<'_>, container: &ObservedContainer)
 fn container_permit(input: &Input<'_>, proof: Option<&Snapshot>) -> Option<DeletePermit> {
     let (pod, observed) = (input.pod, input.observed);
     DeletePermit::never_started_container(pod, observed)
+        .or_else(|_| DeletePermit::container_without_data(pod, observed))
         .or_else(|denied| proof.map_or(Err(denied), |s| DeletePermit::captured_container(pod, s, observed)))
         .or_else(|denied| match (proof, acceptance(input)) {
             (Some(s), Some(accepted)) => DeletePermit::accepted_container(pod, s, accepted, observed),

@@ -25,7 +25,7 @@ use crate::engine::{ContainerState, ObservedPod, Presence};
 use crate::id::SnapshotId;
 use crate::operation::Problem;
 use crate::permit::DeletePermit;
-use crate::pod::{ConditionKind, Desired, LayerCapture, Phase, Pod, Work};
+use crate::pod::{ConditionKind, Desired, Phase, Pod, Work};
 use crate::record::Record;
 use crate::snapshot::{Grade, Snapshot, SnapshotKind};
 use crate::volume::{Origin, SetNumber, VolumeSet};
@@ -294,19 +294,6 @@ fn decide(input: &Input<'_>) -> Next {
 
 fn snapshot<'a>(input: &Input<'a>, id: SnapshotId) -> Option<&'a Snapshot> {
     input.snapshots.iter().find(|s| s.id == id)
-}
-
-/// The system layer a set's origin brings along; `None` for the image's own.
-#[must_use]
-pub fn layer_of(snapshots: &[Snapshot], origin: Origin) -> Option<LayerCapture> {
-    let Origin::Snapshot(id) = origin else { return None };
-    let row = snapshots.iter().find(|s| s.id == id)?;
-    Some(LayerCapture {
-        repository_id: row.repository_id.clone(),
-        captured_at: row.captured_at.unwrap_or(row.created_at),
-        writer: None,
-        after_stop: true,
-    })
 }
 
 /// Whether the set's data is there, as a problem when it is not.

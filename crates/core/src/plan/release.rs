@@ -11,8 +11,7 @@ pub(super) fn release(input: &Input<'_>) -> Next {
     let Some(set) = input.pod.current_set() else {
         return leftovers::remove(input, leftovers::Keep::Nothing).unwrap_or(Next::Settled { wake: None });
     };
-    let container = input.observed.container.as_ref();
-    if set.attached.is_none() && container.is_none_or(|c| c.started_at.is_none()) {
+    if !may_hold_data(input, set) {
         return Next::Act(Action::Record(Record::ReleasedUnused));
     }
     let accepted = input.pod.goal.as_ref().and_then(|g| g.accepted.as_ref()).map(|a| a.paths.clone());
@@ -21,6 +20,12 @@ pub(super) fn release(input: &Input<'_>) -> Next {
         Progress::Step(next) => next,
         Progress::Done(snapshot) => Next::Act(Action::Record(Record::Released { snapshot: snapshot.id })),
     }
+}
+
+/// Whether somebody ever had the set: we attached it, or somebody else started its container.
+pub(super) fn may_hold_data(input: &Input<'_>, set: &VolumeSet) -> bool {
+    let container = input.observed.container.as_ref().filter(|c| c.set == set.number);
+    set.attached.is_some() || container.is_some_and(|c| c.started_at.is_some())
 }
 
 /// How far a capture of a stopped data set is.
@@ -46,6 +51,10 @@ pub(super) fn capture<'a>(
         && let Some(problem) = data_problem(input, set)
     {
         return Progress::Step(Next::Blocked(problem));
+    }
+    if set.attached.is_none() {
+        // Somebody else started it, so there is data without a generation; a capture has to name one.
+        return act(Action::Record(Record::Attached { set: set.number }));
     }
     let Some(chosen) = chosen else { return act(Action::BeginCapture { kind }) };
     if let Some(container) = container

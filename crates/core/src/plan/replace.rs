@@ -2,7 +2,7 @@
 //!
 //! The old set is captured first, stays until the new one runs, and then goes with the capture as its proof.
 
-use super::{Action, Input, Next, data_problem, layer_of, leftovers, problem, release, run, snapshot};
+use super::{Action, Input, Next, data_problem, leftovers, problem, release, run, snapshot};
 use crate::pod::{Desired, Work};
 use crate::record::Record;
 use crate::snapshot::SnapshotKind;
@@ -33,8 +33,7 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
     let chosen = safety.and_then(|id| snapshot(input, id));
     let accepted_paths = accepted.as_ref().map(|a| a.paths.as_slice());
     let lost = data_problem(input, current);
-    let never_ran =
-        current.attached.is_none() && input.observed.container.as_ref().is_none_or(|c| c.started_at.is_none());
+    let never_ran = !release::may_hold_data(input, current);
     let restoring_lost = lost.is_some() && matches!(origin, Origin::Snapshot(_)) && accepted_paths.is_none();
     if !never_ran && !restoring_lost {
         match release::capture(input, current, chosen, accepted_paths, SnapshotKind::Safety) {
@@ -47,16 +46,16 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
     match new.and_then(|n| input.pod.set(n)) {
         None => Next::Act(Action::AllocateSet { origin: *origin }),
         Some(set) if set.state == SetState::Preparing => Next::Act(Action::FillSet { set: set.number }),
-        Some(set) => switch_or_refill(input, set, *origin),
+        Some(set) => switch_or_refill(input, set),
     }
 }
 
 /// Switches to the filled set; one that vanished since it was filled is filled again.
-fn switch_or_refill(input: &Input<'_>, set: &VolumeSet, origin: Origin) -> Next {
+fn switch_or_refill(input: &Input<'_>, set: &VolumeSet) -> Next {
     if data_problem(input, set).is_some() {
         return Next::Act(Action::FillSet { set: set.number });
     }
-    Next::Act(Action::Record(Record::Switched { layer: layer_of(input.snapshots, origin) }))
+    Next::Act(Action::Record(Record::Switched))
 }
 
 /// A released pod has nothing on the host: only what its next start reads changes.

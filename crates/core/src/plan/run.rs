@@ -137,6 +137,9 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if pod.crash.count > 0 && stable_at.is_some_and(|t| t <= input.now) {
         return Next::Act(Action::Record(Record::Stable));
     }
+    if !pod.keeps_layer() {
+        return Next::Settled { wake: None };
+    }
     let last = pod.layer.as_ref().map(|l| l.captured_at).max(input.layer_checked).or(container.started_at);
     let due = last.and_then(|t| t.checked_add(input.policy.layer_interval).ok());
     if due.is_some_and(|t| t <= input.now) && pod.tasks.is_empty() {
@@ -167,6 +170,7 @@ pub(super) fn pause(input: &Input<'_>) -> Next {
     if let (Some(container), Some(set)) = (&input.observed.container, input.pod.current_set())
         && container.set == set.number
         && container.started_at.is_some()
+        && input.pod.keeps_layer()
         && !layer_is_captured(input, container)
     {
         return Next::Act(Action::CaptureLayer { container: container.id.clone() });

@@ -7,9 +7,9 @@ use crate::engine::{ObservedContainer, ObservedSet};
 use crate::id::{OperationId, PodId};
 use crate::operation::OperationKind;
 use crate::permit::Denied;
-use crate::pod::{Acceptance, Goal, PinnedImage, ReadyContainer, Task};
+use crate::pod::{Acceptance, Goal, LayerCapture, PinnedImage, ReadyContainer, Task};
 use crate::snapshot::{Loss, SnapshotState, WriterStamp};
-use crate::spec::{Backend, PodName, PodSpec, TenantId};
+use crate::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
 use crate::volume::{ImageLayout, SetState, Volume};
 
 fn at(second: i64) -> Timestamp {
@@ -172,6 +172,36 @@ fn law_1_a_purge_needs_its_confirmed_task_and_a_layer_capture_its_run() {
     assert!(permit(layer(true, Some(stamp()))).is_ok());
     assert_eq!(permit(layer(false, Some(stamp()))), Err(Denied::WriterAlive));
     assert_eq!(permit(layer(true, None)), Err(Denied::WriterAlive));
+}
+
+#[test]
+fn law_1_a_container_goes_without_a_capture_only_if_the_pod_keeps_nothing_of_it() {
+    let mut pod = pod();
+    let (quiet, live) = (observed(Some(EXITED)), observed(Some(ContainerState::Running)));
+    assert_eq!(DeletePermit::container_without_data(&pod, &quiet), Err(Denied::EverStarted));
+    let removed = |pod: &Pod| {
+        let outdated = Pod { spec_generation: 2, ..pod.clone() };
+        next(&outdated, &quiet, &[])
+    };
+    pod.crash.last = Some(stamp());
+    assert_eq!(removed(&pod), Next::Act(Action::CaptureLayer { container: "c1".into() }));
+    let data = DeclaredVolume { name: "data".into(), mount_path: "/data".into(), size: None };
+    pod.spec.profile = Profile::Declared(vec![data]);
+    assert_eq!(DeletePermit::container_without_data(&pod, &live), Err(Denied::WriterAlive));
+    let permit = DeletePermit::container_without_data(&pod, &quiet).unwrap();
+    assert_eq!(removed(&pod), Next::Act(Action::RemoveContainer { container: "c1".into(), permit }));
+}
+
+#[test]
+fn law_1_what_somebody_else_started_is_captured_although_we_never_attached_it() {
+    let mut pod = stopping(pod());
+    pod.sets = vec![set(1, None)];
+    pod.source = Some(Origin::Image);
+    let started = observed(Some(EXITED));
+    assert_eq!(next(&pod, &started, &[]), Next::Act(Action::Record(Record::Attached { set: 1 })));
+    crate::record::apply(&mut pod, &Record::Attached { set: 1 }, at(20));
+    assert_eq!(next(&pod, &started, &[]), Next::Act(Action::BeginCapture { kind: SnapshotKind::Final }));
+    assert_eq!(next(&pod, &observed(None), &[]), Next::Act(Action::BeginCapture { kind: SnapshotKind::Final }));
 }
 
 #[test]

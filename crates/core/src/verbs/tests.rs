@@ -89,7 +89,7 @@ fn trashed(mut pod: Pod, purge: bool) -> Pod {
 }
 
 fn replace_work(switched: bool) -> Work {
-    Work::Replace { origin: Origin::Image, safety: None, old: None, new: None, switched, accepted: None }
+    Work::Replace { origin: Origin::Image, safety: None, old: None, new: None, layer: None, switched, accepted: None }
 }
 
 /// Every state a verb can meet.
@@ -391,6 +391,7 @@ fn the_copy_a_pod_lives_from_is_depended_on() {
         safety: Some(snap(4)),
         old: None,
         new: None,
+        layer: None,
         switched: false,
         accepted: None,
     };

@@ -4,14 +4,15 @@ use perennial_core::engine::{Presence, SetAccess, VolumePath};
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
-use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotState, SnapshotVolume, WriterStamp};
+use perennial_core::record::Record;
+use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
 use perennial_core::volume::{SetNumber, VolumeSet};
 use perennial_snapshots::{
     ArchiveRequest, Archived, Layout, Loss as ByteLoss, Mode, Parent, Pass, Root, SnapshotFileId, Source, Verify,
 };
 
 use super::images::blocking;
-use super::layer::{LayerSource, parse_id};
+use super::layer::{LayerSource, layer_tag, parse_id};
 use super::podfile::PodFile;
 use super::step::{StepError, definite, problem, retry};
 use super::worker::{Reconciler, View, current_operation, set_spec, unknown_set};
@@ -22,9 +23,9 @@ fn snapshot_tag(id: SnapshotId) -> String {
     format!("snapshot:{id}")
 }
 
-/// Snapshots fetched at a time.
 /// How engines call a set's missing marker among its missing volumes.
 const MARKER: &str = "marker";
+/// Snapshots fetched at a time.
 const PAGE: u32 = 500;
 
 impl Reconciler {
@@ -156,29 +157,55 @@ impl Reconciler {
         let (set, writer, accepted) = (set.clone(), writer.cloned(), accepted.to_vec());
         // A frozen instant has passed: only what was captured after the last writer stopped can still be the same.
         let repeatable = grade == Grade::Stopped;
-        blocking(move || {
+        // Captures of the layer that a crash kept from being forgotten are garbage, too.
+        let (of_pod, of_layer) = (format!("pod:{}", view.pod.id), layer_tag(view));
+        let needed: Vec<String> = view.pod.layers().into_iter().map(str::to_owned).collect();
+        let (found, stale) = blocking(move || {
             let repository = repositories.open(&tenant)?;
-            for found in repository.find(&[&snapshot_tag(id)])? {
+            let (of_snapshot, mut stale) = (snapshot_tag(id), Vec::new());
+            for found in repository.find(&[&of_pod])? {
+                let has = |tag: &String| found.tags.contains(tag);
+                if !has(&of_snapshot) {
+                    if has(&of_layer) && !needed.contains(&found.id.to_string()) {
+                        stale.push(found.id);
+                    }
+                    continue;
+                }
                 let file = repository.read_file(found.id, "/pod.json").ok().and_then(|b| PodFile::parse(&b));
                 let same = |f: &PodFile| {
                     f.is_same_instant(&set, grade, writer.as_ref())
                         && f.losses().iter().all(|l| accepted.contains(&l.path))
                 };
                 if let Some(file) = file.filter(|f| repeatable && found.counts.is_some() && same(f)) {
-                    return Ok(Some(Uploaded {
+                    let uploaded = Uploaded {
                         repository_id: found.id,
                         captured_at: found.time,
                         volumes: file.volumes(),
                         losses: file.losses(),
                         counts: found.counts,
                         new_bytes: None,
-                    }));
+                    };
+                    return Ok((Some(uploaded), Vec::new()));
                 }
-                repository.forget(&[found.id])?;
+                stale.push(found.id);
             }
-            Ok(None)
+            Ok((None, stale))
         })
-        .await
+        .await?;
+        self.forget_stale(view, stale).await?;
+        Ok(found)
+    }
+
+    /// Forgets what only this lease's holder could have needed.
+    ///
+    /// The lease is looked at after the list was made: what another server uploaded since it took over is not in it.
+    async fn forget_stale(&self, view: &View, stale: Vec<SnapshotFileId>) -> Result<(), StepError> {
+        let Some(lease) = view.lease.as_ref().filter(|_| !stale.is_empty()) else { return Ok(()) };
+        if !self.store.lease_holds(lease).await? {
+            return Err(StepError::Overtaken);
+        }
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        blocking(move || Ok(repositories.open(&tenant)?.forget(&stale)?)).await
     }
 
     async fn record_uploaded(
@@ -223,10 +250,10 @@ impl Reconciler {
         let ours = self.memory().began.get(&id) == Some(&opening);
         // What another process wrote for this snapshot, nobody knows: then everything it needs is read.
         let scope = if ours { Verify::Written { packs: Vec::new() } } else { Verify::Everything };
-        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let (repositories, tenant, shown) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let verdict = blocking(move || {
             let repository = repositories.open(&tenant)?;
-            match repository.verify(repository_id, &scope, &progress) {
+            match repository.verify(repository_id, &scope, &shown) {
                 Ok(verified) => Ok(Ok(verified)),
                 Err(error) if error.is_retryable() => Err(error.into()),
                 Err(perennial_snapshots::Error::Cancelled) => Err(StepError::Cancelled),
@@ -241,7 +268,20 @@ impl Reconciler {
             Ok(_) => {
                 let event =
                     self.event(&view.pod, operation, "snapshot.verified", format!("snapshot {id} was read back"));
-                self.commit_snapshot(view, Snapshot { state: SnapshotState::Verified, ..row }, event).await
+                let layer = match row.kind {
+                    SnapshotKind::Manual | SnapshotKind::Scheduled => {
+                        self.layer_by_snapshot(view, &row, progress).await?
+                    }
+                    SnapshotKind::Final | SnapshotKind::Safety => None,
+                };
+                let row = Snapshot { state: SnapshotState::Verified, ..row };
+                match layer {
+                    Some(layer) => {
+                        let change = Change { snapshots: vec![row], events: vec![event], ..Change::default() };
+                        self.record_with(view, Record::LayerCaptured(layer), change).await
+                    }
+                    None => self.commit_snapshot(view, row, event).await,
+                }
             }
             Err(found) => {
                 let message = format!("snapshot {id} does not read back: {found}");
@@ -305,13 +345,13 @@ impl Reconciler {
     async fn volume_paths(&self, view: &View, set: &VolumeSet) -> Result<Vec<VolumePath>, StepError> {
         match self.engine.set_access(&set_spec(&view.pod, set)).await? {
             SetAccess::Local(paths) => Ok(paths),
-            SetAccess::Mover => {
+            SetAccess::Mover(_) => {
                 Err(definite("volumes-unreachable", "the server cannot reach the volumes of this engine", ""))
             }
         }
     }
 
-    /// The volumes that are there, and a loss for each that is not; the losses have to be accepted.
+    /// The volumes that are there, and a loss for each part that is not; the losses have to be accepted.
     async fn volume_paths_with_losses(
         &self,
         view: &View,
@@ -333,12 +373,19 @@ impl Reconciler {
             .collect();
         let marker = matches!(presence, Some(Presence::Partial { missing }) if missing.iter().any(|m| m == MARKER));
         if marker && set.volumes.iter().all(|v| v.name != MARKER) {
-            missing.push(Loss { path: format!("/{MARKER}"), reason: "nothing tells whether the set is whole".to_owned() });
+            missing
+                .push(Loss { path: format!("/{MARKER}"), reason: "nothing tells whether the set is whole".to_owned() });
         }
         let refused: Vec<&Loss> = missing.iter().filter(|l| !accepted.contains(&l.path)).collect();
         if refused.is_empty() {
             return Ok((present, missing));
         }
+        let refused: Vec<String> = refused.iter().map(|l| format!("{}: {}", l.path, l.reason)).collect();
+        Err(definite(
+            "snapshot-incomplete",
+            format!("these could not be captured: {}", refused.join("; ")),
+            "bring them back, or accept exactly these paths with acceptLoss",
+        ))
     }
 
     // ---- forgetting ----------------------------------------------------------------------------------------------
@@ -379,12 +426,6 @@ impl Reconciler {
         match forgotten.await {
             Ok(()) => Ok(()),
             Err(StepError::Retry(found) | StepError::Definite(found)) => Err(found),
-        let refused: Vec<String> = refused.iter().map(|l| format!("{}: {}", l.path, l.reason)).collect();
-        Err(definite(
-            "snapshot-incomplete",
-            format!("these could not be captured: {}", refused.join("; ")),
-            "bring them back, or accept exactly these paths with acceptLoss",
-        ))
             Err(StepError::Overtaken | StepError::Cancelled) => {
                 Err(problem("internal", "the deletion was interrupted", ""))
             }

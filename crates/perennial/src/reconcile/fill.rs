@@ -2,7 +2,6 @@
 
 use perennial_core::engine::{Fill, Presence, SetAccess, VolumePath};
 use perennial_core::permit::DeletePermit;
-use perennial_core::plan;
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::snapshot::Snapshot;
@@ -47,7 +46,13 @@ impl Reconciler {
             }
         }
         self.engine.set_complete(&spec).await?;
-        let layer = plan::layer_of(&view.snapshots, set.origin);
+        let layer = match set.origin {
+            Origin::Image => None,
+            Origin::Snapshot(id) => {
+                let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
+                self.layer_of_snapshot(view, &row, progress).await?
+            }
+        };
         self.record(view, Record::SetCompleted { set: number, layer }).await
     }
 

@@ -7,8 +7,9 @@ use perennial_core::engine::{LayerAccess, ObservedContainer};
 use perennial_core::pod::LayerCapture;
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
+use perennial_core::snapshot::{Grade, Snapshot};
 use perennial_snapshots::{
-    ArchiveRequest, Error, Existing, Layout as TreeLayout, Parent, Pass, Removals, RestoreRequest, Root,
+    ArchiveRequest, Error, Existing, Layout as TreeLayout, Parent, Pass, Removals, Repository, RestoreRequest, Root,
     SnapshotFileId, Source, Verify,
 };
 
@@ -46,7 +47,7 @@ fn layer_root(path: std::path::PathBuf, exclude: Vec<String>) -> Root {
 }
 
 /// The tag of captures of the layer alone.
-fn layer_tag(view: &View) -> String {
+pub(super) fn layer_tag(view: &View) -> String {
     format!("layer:{}", view.pod.id)
 }
 
@@ -57,6 +58,9 @@ pub(super) fn parse_id(text: &str) -> Result<SnapshotFileId, StepError> {
 impl Reconciler {
     /// Where the layer of the pod is now: in its container, or else in its newest capture.
     pub(super) async fn layer_source(&self, view: &View, progress: &Progress) -> Result<LayerSource, StepError> {
+        if !view.pod.keeps_layer() {
+            return Ok(LayerSource::Nothing);
+        }
         // A container that was made and did not get ready has no layer yet: its pod's layer is the captured one.
         let holds_layer = |c: &ObservedContainer| {
             c.started_at.is_some() || view.pod.container.as_ref().is_some_and(|ready| ready.id == c.id)
@@ -137,16 +141,24 @@ impl Reconciler {
     async fn layer_is_empty(&self, view: &View, id: &str) -> Result<bool, StepError> {
         let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
         let id = parse_id(id)?;
-        blocking(move || {
-            let repository = repositories.open(&tenant)?;
-            repository.snapshot(id)?;
-            let entries = match repository.ls(id, SYSTEM) {
-                Err(Error::NotFound { .. }) => return Ok(true),
-                other => other?,
-            };
-            Ok(entries.is_empty() && repository.read_file(id, SYSTEM_REMOVED)?.is_empty())
-        })
-        .await
+        blocking(move || snapshot_lacks_layer(&repositories.open(&tenant)?, id)).await
+    }
+
+    /// Forgets captures of layers that the pod no longer needs, as a commit has just said.
+    ///
+    /// What fails is left to the next capture of the data set: it costs space and nothing else.
+    pub(super) async fn forget_layers(&self, view: &View, dropped: Vec<String>) {
+        if dropped.is_empty() {
+            return;
+        }
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        let forgotten = blocking(move || {
+            let ids: Vec<SnapshotFileId> = dropped.iter().map(|id| parse_id(id)).collect::<Result<_, _>>()?;
+            Ok(repositories.open(&tenant)?.forget(&ids)?)
+        });
+        if let Err(error) = forgotten.await {
+            tracing::debug!(pod = %view.pod.id, ?error, "forget a capture of the system layer");
+        }
     }
 
     /// Captures the layer alone: every few minutes while the pod runs, and before its container is removed.
@@ -164,7 +176,8 @@ impl Reconciler {
         let previous = view.pod.layer.as_ref().and_then(|l| l.repository_id.clone());
         let repository_id = match self.engine.layer_access(container).await? {
             LayerAccess::Local { path, exclude } => {
-                match self.archive_layer(view, layer_root(path, exclude), previous.clone(), progress).await {
+                let roots = From::Container(layer_root(path, exclude));
+                match self.archive_layer(view, roots, previous.clone(), progress).await {
                     Ok(captured) => captured,
                     // A running pod rewrote something while it was read: the next round, or the stop, gets it.
                     Err(StepError::Definite(_)) if live => return Ok(()),
@@ -184,38 +197,84 @@ impl Reconciler {
         self.record(view, Record::LayerCaptured(layer)).await
     }
 
+    /// The layer that belongs to the data of a snapshot, as a capture of the pod's own; `None` when it keeps none.
+    pub(super) async fn layer_of_snapshot(
+        &self,
+        view: &View,
+        row: &Snapshot,
+        progress: &Progress,
+    ) -> Result<Option<LayerCapture>, StepError> {
+        if !view.pod.keeps_layer() {
+            return Ok(None);
+        }
+        let id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
+        let repository_id = match self.archive_layer(view, From::Snapshot(id), None, progress).await? {
+            Layer::New(id) => Some(id),
+            Layer::Same | Layer::Empty => None,
+        };
+        let captured_at = row.captured_at.unwrap_or(row.created_at);
+        Ok(Some(LayerCapture { repository_id, captured_at, writer: None, after_stop: true }))
+    }
+
+    /// What a snapshot of the pod's present run says about its layer; `None` when something newer is known.
+    pub(super) async fn layer_by_snapshot(
+        &self,
+        view: &View,
+        row: &Snapshot,
+        progress: &Progress,
+    ) -> Result<Option<LayerCapture>, StepError> {
+        let Some(captured_at) = row.captured_at else { return Ok(None) };
+        let writer = view.observed.container.as_ref().map(ObservedContainer::stamp);
+        let newer = view.pod.layer.as_ref().is_some_and(|l| l.captured_at >= captured_at);
+        let of_this_run = row.set.is_some() && row.set == view.pod.current && writer.is_some() && row.writer == writer;
+        if !view.pod.keeps_layer() || view.layer_hidden || newer || !of_this_run {
+            return Ok(None);
+        }
+        let id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
+        let previous = view.pod.layer.as_ref().and_then(|l| l.repository_id.clone());
+        let repository_id = match self.archive_layer(view, From::Snapshot(id), previous.clone(), progress).await? {
+            Layer::Same => previous,
+            Layer::Empty => None,
+            Layer::New(id) => Some(id),
+        };
+        let after_stop = row.grade == Some(Grade::Stopped);
+        Ok(Some(LayerCapture { repository_id, captured_at, writer, after_stop }))
+    }
+
     async fn archive_layer(
         &self,
         view: &View,
-        root: Root,
+        from: From,
         previous: Option<String>,
         progress: &Progress,
     ) -> Result<Layer, StepError> {
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
-        let request = ArchiveRequest {
+        let mut request = ArchiveRequest {
             time: self.now(),
             hostname: self.settings.installation.clone(),
             tags: vec![layer_tag(view), format!("pod:{}", view.pod.id)],
             parents: Vec::new(),
-            roots: vec![root],
+            roots: Vec::new(),
             pass: Pass::Commit,
             accept_losses: Vec::new(),
         };
         blocking(move || {
             let repository = repositories.open(&tenant)?;
-            if is_empty(&request.roots)? {
+            request.roots = from.roots(&repository)?;
+            if request.roots.is_empty() {
                 return Ok(if previous.is_none() { Layer::Same } else { Layer::Empty });
             }
-            let mut request = request;
             let mut before = None;
             if let Some(previous) = &previous {
                 let id = parse_id(previous)?;
-                before = repository.snapshot(id).ok().map(|s| s.tree);
+                before = repository.snapshot(id).ok();
                 request.parents = vec![Parent::Snapshot(id)];
             }
-            // The live pass only uploads; when its tree is the last capture's, there is nothing to record.
-            let live = repository.archive(&ArchiveRequest { pass: Pass::Live, ..request.clone() }, &progress)?;
-            if before == Some(live.tree) {
+            // The live pass only uploads. When its tree is the last capture's, made-up directories with the same times
+            // included, there is nothing to record.
+            let time = before.as_ref().map_or(request.time, |s| s.time);
+            let live = repository.archive(&ArchiveRequest { pass: Pass::Live, time, ..request.clone() }, &progress)?;
+            if before.is_some_and(|s| s.tree == live.tree) {
                 return Ok(Layer::Same);
             }
             request.parents.push(Parent::Tree(live.tree));
@@ -229,6 +288,40 @@ impl Reconciler {
     }
 }
 
+/// Where a capture of the layer alone comes from.
+enum From {
+    /// The container's own changes.
+    Container(Root),
+    /// A snapshot of the whole data set.
+    Snapshot(SnapshotFileId),
+}
+
+impl From {
+    /// What to archive; nothing when the pod changed nothing outside its volumes.
+    fn roots(self, repository: &Repository) -> Result<Vec<Root>, StepError> {
+        match self {
+            Self::Container(root) if is_empty(&root)? => Ok(Vec::new()),
+            Self::Container(root) => Ok(vec![root]),
+            Self::Snapshot(id) if snapshot_lacks_layer(repository, id)? => Ok(Vec::new()),
+            Self::Snapshot(snapshot) => {
+                let stored = |path: &str| Source::Stored { snapshot, path: path.to_owned() };
+                Ok([SYSTEM, SYSTEM_REMOVED].map(|path| Root { at: path.to_owned(), source: stored(path) }).into())
+            }
+        }
+    }
+}
+
+/// Whether a snapshot holds no change outside volumes.
+fn snapshot_lacks_layer(repository: &Repository, id: SnapshotFileId) -> Result<bool, StepError> {
+    // A snapshot that is gone is a loss, and an error: the pod would start older than it was.
+    repository.snapshot(id)?;
+    let entries = match repository.ls(id, SYSTEM) {
+        Err(Error::NotFound { .. }) => return Ok(true),
+        other => other?,
+    };
+    Ok(entries.is_empty() && repository.read_file(id, SYSTEM_REMOVED)?.is_empty())
+}
+
 /// What a capture of the layer found.
 enum Layer {
     /// What the last capture has, or nothing again.
@@ -240,8 +333,8 @@ enum Layer {
 }
 
 /// Whether the pod changed nothing at all outside its volumes.
-fn is_empty(roots: &[Root]) -> Result<bool, StepError> {
-    let Some(Root { source: Source::Directory { path, exclude, .. }, .. }) = roots.first() else { return Ok(true) };
+fn is_empty(root: &Root) -> Result<bool, StepError> {
+    let Source::Directory { path, exclude, .. } = &root.source else { return Ok(false) };
     let unreadable = |e: std::io::Error| retry("system-layer-unreadable", format!("{}: {e}", path.display()));
     for entry in std::fs::read_dir(path).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();

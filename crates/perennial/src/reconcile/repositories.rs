@@ -46,7 +46,7 @@ impl MemoryRepositories {
 }
 
 /// The password of every repository in memory: there is nothing to protect.
-const MEMORY_PASSWORD: &str = "simulated";
+pub const MEMORY_PASSWORD: &str = "simulated";
 
 impl Repositories {
     /// Repositories below a data directory.

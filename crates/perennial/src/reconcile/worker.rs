@@ -338,6 +338,8 @@ impl Reconciler {
             view.snapshots.retain(|s| s.id != snapshot.id);
             view.snapshots.push(snapshot.clone());
         }
+        let needed = pod.layers();
+        let dropped = view.pod.layers().into_iter().filter(|id| !needed.contains(id)).map(str::to_owned).collect();
         view.pod = pod;
         let plan = self.plan(view);
         apply_status(&mut view.pod, &plan, now);
@@ -348,6 +350,7 @@ impl Reconciler {
         for ended in consequences.ended {
             self.board.end(ended.operation);
         }
+        self.forget_layers(view, dropped).await;
         Ok(())
     }
 
@@ -472,9 +475,6 @@ fn abandoned_captures(view: &View, fact: &Record) -> Vec<Snapshot> {
         .collect()
 }
 
-/// The set as the engine has to know it.
-pub(super) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
-    SetSpec {
 /// The sets that ran, on which no container runs, and of which something is wanted: nobody may have them mounted, seen by
 /// the engine or not.
 fn quiet_sets<'a>(pod: &'a Pod, observed: &ObservedPod) -> impl Iterator<Item = &'a VolumeSet> {
@@ -484,6 +484,9 @@ fn quiet_sets<'a>(pod: &'a Pod, observed: &ObservedPod) -> impl Iterator<Item = 
     pod.sets.iter().filter(ran).filter(move |_| wanted && !live)
 }
 
+/// The set as the engine has to know it.
+pub(super) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
+    SetSpec {
         pod: pod.id,
         tenant: pod.tenant.clone(),
         number: set.number,

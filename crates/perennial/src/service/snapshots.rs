@@ -73,12 +73,6 @@ impl App {
         if verbs::depends_on(pod, id) {
             found.push(format!("pod {} ({}) depends on it", pod.name, pod.id));
         }
-        // After a restore the layer is the snapshot's until it is captured anew; a lost container needs it.
-        let kept = pod.layer.as_ref().and_then(|l| l.repository_id.as_deref());
-        let row = self.store.snapshot_fetch(id).await?;
-        if kept.is_some() && row.is_some_and(|row| row.repository_id.as_deref() == kept) {
-            found.push(format!("the system layer of pod {} ({}) comes from it", pod.name, pod.id));
-        }
         let others = self.store.pod_ids_from_snapshot(id).await?;
         found.extend(others.iter().filter(|p| **p != pod.id).map(|p| format!("pod {p} starts from it")));
         let work = self.store.operations_of_snapshot(id).await?;

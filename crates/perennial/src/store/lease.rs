@@ -46,6 +46,20 @@ impl Store {
         Ok(Some(Lease { pod, holder: holder.to_owned(), epoch: row.try_get(0)? }))
     }
 
+    /// Whether nobody else has worked on the pod since this lease was taken.
+    ///
+    /// # Errors
+    /// Why the database did not answer.
+    pub async fn lease_holds(&self, lease: &Lease) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT epoch FROM leases WHERE pod = $1 AND holder = $2 AND epoch = $3")
+            .bind(lease.pod.to_string())
+            .bind(lease.holder.as_str())
+            .bind(lease.epoch)
+            .fetch_optional(&self.write)
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// Gives the lease back; one that was lost meanwhile stays with its new holder.
     ///
     /// # Errors

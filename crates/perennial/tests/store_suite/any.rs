@@ -168,11 +168,21 @@ impl Any {
                 safety: self.option(Self::snapshot_id),
                 old: self.option(Self::u32),
                 new: self.option(Self::u32),
+                layer: self.option(Self::layer_capture),
                 switched: self.bool(),
                 accepted: self.option(Self::acceptance),
             },
             2 => Work::Snapshot { snapshot: self.snapshot_id(), accepted: self.option(Self::acceptance) },
             _ => Work::Purge { actor: self.text(), at: self.time() },
+        }
+    }
+
+    fn layer_capture(&mut self) -> LayerCapture {
+        LayerCapture {
+            repository_id: self.option(Self::text),
+            captured_at: self.time(),
+            writer: self.option(Self::stamp),
+            after_stop: self.bool(),
         }
     }
 
@@ -276,12 +286,7 @@ impl Any {
             last_set: self.u32(),
             source: self.option(Self::origin),
             capture: self.option(Self::snapshot_id),
-            layer: self.option(|a| LayerCapture {
-                repository_id: a.option(Self::text),
-                captured_at: a.time(),
-                writer: a.option(Self::stamp),
-                after_stop: a.bool(),
-            }),
+            layer: self.option(Self::layer_capture),
             layer_gap: self.option(|a| LayerGap { captured_at: a.option(Self::time), lost_at: a.time() }),
             container: self.option(|a| ReadyContainer { id: a.text(), set: a.u32(), spec_generation: a.number() }),
             crash: CrashLoop {

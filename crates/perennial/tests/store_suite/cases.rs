@@ -176,10 +176,12 @@ pub async fn a_lost_lease_writes_nothing(db: &Database) {
     let pod = inserted(&store, &mut any, "dev").await;
     let lease = store.lease_acquire(pod.id, "a", now(), after(60)).await.unwrap().unwrap();
     store.commit(Change { lease: Some(lease.clone()), ..with_pod(&pod) }).await.unwrap();
+    assert!(store.lease_holds(&lease).await.unwrap());
     let pod = stored(&pod);
     store.lease_acquire(pod.id, "b", after(60), after(120)).await.unwrap().unwrap();
     let change = Change { lease: Some(lease.clone()), ..with_pod(&pod) };
     assert!(matches!(store.commit(change).await, Err(StoreError::LeaseLost)));
+    assert!(!store.lease_holds(&lease).await.unwrap());
     // The same holder again, under another epoch: the old lease stays lost.
     store.lease_acquire(pod.id, "a", after(120), after(180)).await.unwrap().unwrap();
     let change = Change { lease: Some(lease), ..with_pod(&pod) };

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial::reconcile::progress::ProgressBoard;
-use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
+use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Repositories};
 use perennial::reconcile::worker::Passed;
 use perennial::reconcile::{Reconciler, Settings};
 use perennial::service::{App, AppSettings, Caller, Consent, CreateRequest, Outcome, Request, SnapshotRemover};
@@ -28,12 +28,14 @@ use perennial_core::operation::{Operation, OperationState};
 use perennial_core::plan::Policy;
 use perennial_core::pod::{Phase, Pod};
 use perennial_core::snapshot::Snapshot;
-use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile};
+use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
 use perennial_drivers::sim::{SimEngine, SimImage, SimOptions, VirtualClock};
 use perennial_drivers::tapped::Tapped;
 
-/// The image every test pod runs.
+/// The image of personal VMs.
 pub const IMAGE: &str = "sim:1";
+/// The image of small pods: see [`small_spec`].
+const SMALL_IMAGE: &str = "sim:small";
 /// More passes than any honest history needs.
 const PASSES_MAX: usize = 400;
 
@@ -96,6 +98,7 @@ impl World {
         let options = SimOptions { seed, ..SimOptions::default() };
         let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
         engine.add_image(IMAGE, image).unwrap();
+        engine.add_image(SMALL_IMAGE, &small_image()).unwrap();
         let database = "sqlite::memory:".to_owned();
         Self {
             clock,
@@ -119,6 +122,15 @@ impl World {
         // not committed is gone with it.
         let opened = self.store.get_or_init(async || Store::open(&self.database, Arc::new(NoTap)).await.unwrap()).await;
         self.server_on(opened.with_tap(Arc::clone(&tap)), tap)
+    }
+
+    /// How many snapshots of the repository carry a tag that begins so.
+    pub fn snapshots_in_repository(&self, tag: &str) -> usize {
+        let tenant = TenantId::default_tenant();
+        let backend = Arc::new(self.repositories.backend(&tenant));
+        let password = perennial_snapshots::Password::new(MEMORY_PASSWORD);
+        let all = perennial_snapshots::Repository::open(backend, &password).unwrap().find(&[]).unwrap();
+        all.iter().filter(|s| s.tags.iter().any(|t| t.starts_with(tag))).count()
     }
 
     pub fn server_on(&self, store: Store, tap: Arc<dyn Tap>) -> Server {
@@ -164,14 +176,22 @@ fn shm() -> std::path::PathBuf {
     if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() }
 }
 
-/// A pod with two small volumes: cheap enough for thousands of histories.
+/// An image in which all but two of the eight paths are links, so that its pods have two volumes.
+fn small_image() -> SimImage {
+    let links = ["/workspace", "/root", "/etc", "/usr", "/opt", "/var"];
+    let image = SimImage::new().directory("/srv").file("/home/seed", "from the image\n");
+    links.into_iter().fold(image, |image, path| image.link(path, "srv"))
+}
+
+/// A personal VM with two volumes, `srv` and `home`, and a system layer: cheap enough for thousands of histories.
 pub fn small_spec(backend: Backend) -> PodSpec {
-    let volume = |name: &str, path: &str| DeclaredVolume { name: name.into(), mount_path: path.into(), size: None };
-    PodSpec {
-        profile: Profile::Declared(vec![volume("data", "/srv"), volume("home", "/home")]),
-        backend: Some(backend),
-        ..PodSpec::new(IMAGE)
-    }
+    PodSpec { backend: Some(backend), ..PodSpec::new(SMALL_IMAGE) }
+}
+
+/// A pod of a plan: one declared volume at `/srv`, and nothing else persists.
+pub fn declared_spec(backend: Backend) -> PodSpec {
+    let volume = DeclaredVolume { name: "data".into(), mount_path: "/srv".into(), size: None };
+    PodSpec { profile: Profile::Declared(vec![volume]), backend: Some(backend), ..PodSpec::new(IMAGE) }
 }
 
 /// A personal VM.
@@ -233,6 +253,16 @@ impl Server {
             }
         }
         panic!("pod {pod} spins");
+    }
+
+    /// Creates a pod from a snapshot of another and brings it to rest.
+    pub async fn clone_of(&self, name: &str, snapshot: SnapshotId, spec: PodSpec) -> PodId {
+        let from_snapshot = Some(snapshot);
+        let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, from_snapshot };
+        let outcome = self.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await.unwrap();
+        let pod = outcome.pod.id;
+        self.succeed(Ok(outcome)).await;
+        pod
     }
 
     pub fn housekeeper(&self) -> perennial::tasks::Housekeeper {

@@ -145,6 +145,7 @@ pub(super) enum WorkRow {
         safety: Option<String>,
         old: Option<u32>,
         new: Option<u32>,
+        layer: Option<LayerCaptureRow>,
         switched: bool,
         accepted: Option<AcceptanceRow>,
     },
@@ -159,11 +160,12 @@ impl Stored for Work {
     fn to_row(&self) -> WorkRow {
         match self {
             Self::Restart { before } => WorkRow::Restart { before: before.to_row() },
-            Self::Replace { origin, safety, old, new, switched, accepted } => WorkRow::Replace {
+            Self::Replace { origin, safety, old, new, layer, switched, accepted } => WorkRow::Replace {
                 origin: origin.to_row(),
                 safety: safety.to_row(),
                 old: *old,
                 new: *new,
+                layer: layer.to_row(),
                 switched: *switched,
                 accepted: accepted.to_row(),
             },
@@ -176,11 +178,12 @@ impl Stored for Work {
     fn from_row(row: WorkRow) -> Result<Self, RowError> {
         Ok(match row {
             WorkRow::Restart { before } => Self::Restart { before: Stored::from_row(before)? },
-            WorkRow::Replace { origin, safety, old, new, switched, accepted } => Self::Replace {
+            WorkRow::Replace { origin, safety, old, new, layer, switched, accepted } => Self::Replace {
                 origin: Stored::from_row(origin)?,
                 safety: Stored::from_row(safety)?,
                 old,
                 new,
+                layer: Stored::from_row(layer)?,
                 switched,
                 accepted: Stored::from_row(accepted)?,
             },
