@@ -192,10 +192,7 @@ impl Reconciler {
         if !quiet.is_empty() {
             observed.foreign.extend(self.engine.lingering(&quiet).await?);
         }
-        let mut snapshots = Vec::new();
-        for id in plan::referenced_snapshots(&pod) {
-            snapshots.extend(self.store.snapshot_fetch(id).await?);
-        }
+        let snapshots = self.store.snapshots_fetch(&plan::referenced_snapshots(&pod)).await?;
         // Known without asking anybody: the engine probed its runtimes when it was connected.
         let capabilities = self.engine.capabilities().await?;
         let layer_hidden = capabilities.runtime(pod.spec.runtime.as_deref()).is_some_and(|r| !r.root_changes);

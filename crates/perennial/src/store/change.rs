@@ -9,7 +9,7 @@ use perennial_core::operation::{NewEvent, Operation};
 use perennial_core::pod::{Desired, Pod};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::TenantId;
-use sqlx::{AnyConnection, Row as _};
+use sqlx::{AnyConnection, Connection as _, Row as _};
 
 use super::recovery::export_upsert;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
@@ -81,9 +81,11 @@ impl Store {
             Verdict::Fail => return Err(StoreError::Unavailable(None)),
             Verdict::Die => std::future::pending().await,
         }
-        let mut transaction = self.write.begin().await?;
+        let mut held = self.write.acquire().await?;
+        let mut transaction = held.connection()?.begin().await?;
         let event = change.write(&mut transaction).await?;
         transaction.commit().await.map_err(|e| StoreError::OutcomeUnknown(Some(e)))?;
+        held.done();
         // Nobody may listen: that is fine.
         let _ = self.committed.send(Arc::new(Committed {
             pod: change.pod.as_ref().map(|p| p.id).or(change.pod_gone),

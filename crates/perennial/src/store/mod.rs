@@ -6,11 +6,13 @@
 //! - `change`: everything that is written, as one value and one transaction;
 //! - `read`: everything that is looked up;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported;
+//! - `connections`: what statements run on;
 //! - `rows`: how domain types are written.
 //!
 //! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
 
 mod change;
+mod connections;
 mod lease;
 mod open;
 mod read;
@@ -22,8 +24,9 @@ use std::sync::Arc;
 use perennial_core::Error;
 use perennial_core::fault::Tap;
 use perennial_core::id::{InstallationId, OperationId, PodId};
-use sqlx::AnyPool;
 use tokio::sync::broadcast;
+
+use connections::Connections;
 
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use lease::Lease;
@@ -153,8 +156,8 @@ pub struct Committed {
 #[derive(Clone)]
 pub struct Store {
     /// One connection on SQLite, so that writers queue here and never meet `SQLITE_BUSY`.
-    write: AnyPool,
-    read: AnyPool,
+    write: Connections,
+    read: Connections,
     tap: Arc<dyn Tap>,
     committed: broadcast::Sender<Arc<Committed>>,
     installation: InstallationId,

@@ -2,17 +2,17 @@
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use perennial_core::fault::Tap;
 use perennial_core::id::InstallationId;
 use rand::RngExt as _;
-use sqlx::any::AnyPoolOptions;
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{AnyPool, Executor as _, Row as _};
+use sqlx::{AnyConnection, Row as _};
 use tokio::sync::broadcast;
 
+use super::connections::{Connections, Local, WAIT};
 use super::rows::{parse, time};
 use super::{BACKLOG, Store, StoreError};
 
@@ -22,8 +22,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!();
 const SQLITE_READERS: u32 = 4;
 /// Connections to Postgres.
 const POSTGRES_CONNECTIONS: u32 = 16;
-/// How long a statement waits for a connection, and for another process's lock on the database.
-const WAIT: Duration = Duration::from_secs(10);
+/// Loses nothing on a power cut (`synchronous=FULL`), lets readers go on while one writes (WAL), and waits as long for
+/// another process's lock as for a connection.
+const SQLITE_SETUP: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+     PRAGMA busy_timeout = 10000; PRAGMA trusted_schema = OFF;";
 
 /// What a database URL names.
 enum Place<'a> {
@@ -40,29 +42,9 @@ fn place(url: &str) -> Place<'_> {
     }
 }
 
-/// Pool options that keep their connections: they are local, and an in-memory database lives in its one connection.
-fn options(connections: u32) -> AnyPoolOptions {
-    AnyPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(WAIT)
-        .max_lifetime(None)
-        .idle_timeout(None)
-        .test_before_acquire(false)
-}
-
-/// Connections that lose nothing on a power cut (`synchronous=FULL`) and let readers go on while one writes (WAL).
-fn sqlite(connections: u32) -> AnyPoolOptions {
-    options(connections).after_connect(|connection, _| {
-        Box::pin(async move {
-            connection
-                .execute(
-                    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-                     PRAGMA busy_timeout = 10000; PRAGMA trusted_schema = OFF;",
-                )
-                .await?;
-            Ok(())
-        })
-    })
+async fn sqlite(url: &str, connections: u32) -> Result<Connections, StoreError> {
+    let options: AnyConnectOptions = url.parse()?;
+    Ok(Connections::Local(Local::open(options, SQLITE_SETUP, connections).await?))
 }
 
 impl Store {
@@ -76,8 +58,8 @@ impl Store {
         sqlx::any::install_default_drivers();
         let (write, read) = match place(url) {
             Place::Memory => {
-                let pool = sqlite(1).min_connections(1).connect("sqlite::memory:").await?;
-                (pool.clone(), pool)
+                let one = sqlite("sqlite::memory:", 1).await?;
+                (one.clone(), one)
             }
             Place::File(path) => {
                 std::fs::OpenOptions::new()
@@ -88,21 +70,24 @@ impl Store {
                     .map_err(|source| StoreError::File { path: path.to_owned(), source })?;
                 // SQLite gives its -wal and -shm files the mode of the database.
                 let url = format!("sqlite://{}", path.replace('%', "%25").replace('?', "%3F").replace('#', "%23"));
-                (sqlite(1).connect(&url).await?, sqlite(SQLITE_READERS).connect(&url).await?)
+                (sqlite(&url, 1).await?, sqlite(&url, SQLITE_READERS).await?)
             }
             Place::Server => {
-                let pool = options(POSTGRES_CONNECTIONS).test_before_acquire(true).connect(url).await?;
-                (pool.clone(), pool)
+                let options = AnyPoolOptions::new().max_connections(POSTGRES_CONNECTIONS).acquire_timeout(WAIT);
+                let pool = options.max_lifetime(None).idle_timeout(None).connect(url).await?;
+                (Connections::Pool(pool.clone()), Connections::Pool(pool))
             }
         };
-        migrate(&write).await?;
-        let installation = installation(&write).await?;
+        let mut held = write.acquire().await?;
+        migrate(held.connection()?).await?;
+        let installation = installation(held.connection()?).await?;
+        held.done();
         Ok(Self { write, read, tap, committed: broadcast::channel(BACKLOG).0, installation })
     }
 }
 
-async fn migrate(pool: &AnyPool) -> Result<(), StoreError> {
-    match MIGRATIONS.run(pool).await {
+async fn migrate(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    match MIGRATIONS.run(connection).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => {
             let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
@@ -113,14 +98,14 @@ async fn migrate(pool: &AnyPool) -> Result<(), StoreError> {
 }
 
 /// Reads the installation's id, or makes it. Two servers that start at once on one Postgres agree on the first.
-async fn installation(pool: &AnyPool) -> Result<InstallationId, StoreError> {
+async fn installation(connection: &mut AnyConnection) -> Result<InstallationId, StoreError> {
     let now = Timestamp::now();
     let fresh = InstallationId::from_parts(
         u64::try_from(now.as_millisecond()).unwrap_or_default(),
         rand::rng().random::<[u8; 10]>(),
     );
     let made = "INSERT INTO installation (id, created_at) SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM installation)";
-    sqlx::query(made).bind(fresh.to_string()).bind(time(now)).execute(pool).await?;
-    let row = sqlx::query("SELECT id FROM installation ORDER BY id LIMIT 1").fetch_one(pool).await?;
+    sqlx::query(made).bind(fresh.to_string()).bind(time(now)).execute(&mut *connection).await?;
+    let row = sqlx::query("SELECT id FROM installation ORDER BY id LIMIT 1").fetch_one(connection).await?;
     parse("installation", row.try_get(0)?)
 }

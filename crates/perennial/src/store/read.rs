@@ -249,6 +249,21 @@ impl Store {
         self.row(select).await?.map(|row| snapshot_from_body(row.try_get(0)?)).transpose()
     }
 
+    /// Reads those of these snapshots that exist, oldest first.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn snapshots_fetch(&self, ids: &[SnapshotId]) -> Result<Vec<Snapshot>, StoreError> {
+        let Some((first, others)) = ids.split_first() else { return Ok(Vec::new()) };
+        let mut select = Select::new("SELECT body FROM snapshots");
+        select.text(" WHERE id IN ($", first.to_string());
+        for id in others {
+            select.text(", $", id.to_string());
+        }
+        select.raw(") ORDER BY id");
+        self.rows(select).await?.iter().map(|row| snapshot_from_body(row.try_get(0)?)).collect()
+    }
+
     /// Lists snapshots, newest first.
     ///
     /// # Errors
