@@ -38,6 +38,8 @@ pub const VOLUMES: [&str; 8] = ["/workspace", "/home", "/root", "/etc", "/usr/lo
 
 /// Ends at once when it is asked to.
 const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+/// What servers log: everything in tests, what is usual where times are measured.
+const LOG: &str = if cfg!(debug_assertions) { "perennial=debug,perennial::api=info,info" } else { "info" };
 /// Longest wait for anything; far more than anything takes.
 const PATIENCE: Duration = Duration::from_secs(100);
 
@@ -142,16 +144,19 @@ impl Installation {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
+        // An argument given twice is refused.
+        let given = |name: &str| self.arguments.iter().any(|a| a == name);
         command
-            .args(["serve", "--engine", "docker"])
+            .arg("serve")
+            .args(if given("--engine") { &[][..] } else { &["--engine", "docker"] })
             .arg("--data-dir")
             .arg(self.data())
             .arg("--storage-root")
             .arg(self.storage())
             .args(["--docker-host", &self.docker.host])
-            .args(if self.arguments.iter().any(|a| a == "--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
+            .args(if given("--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
             .args(&self.arguments)
-            .env("RUST_LOG", "perennial=debug,perennial::api=info,info")
+            .env("RUST_LOG", LOG)
             .env_remove("PERENNIAL_FAILPOINT")
             .env_remove("PERENNIAL_DATABASE")
             .stdin(Stdio::null())
@@ -247,6 +252,15 @@ impl Installation {
 
     pub fn url(&self) -> &str {
         &self.server.as_ref().unwrap().url
+    }
+
+    pub fn server_pid(&self) -> u32 {
+        self.server.as_ref().unwrap().child.id()
+    }
+
+    /// The label of everything that this installation makes, `name=value`.
+    pub fn label(&self) -> &str {
+        self.label.as_ref().unwrap()
     }
 
     // ---- requests ----------------------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+//! The numbers that Perennial promises, measured: `./dev bench [NAME…]` prints a table for each part.
+//!
+//! * `docker`: a pod's life on a real engine against the same steps done with bare calls of its API;
+//! * `scale`: a server with ten thousand pods on the simulator;
+//! * `sizes`: what pods take on the host.
+//!
+//! Everything is asked of a real `perennial serve` process, over HTTP. A number beyond its limit fails the run.
+
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on ends")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the tables are what it is for")]
+
+#[path = "../../tests/installation/mod.rs"]
+mod installation;
+
+mod bare;
+mod docker;
+mod load;
+mod process;
+mod scale;
+mod sizes;
+mod table;
+
+const PARTS: [(&str, fn() -> Vec<String>); 3] = [("docker", docker::run), ("scale", scale::run), ("sizes", sizes::run)];
+
+fn main() {
+    // Cargo adds flags of its own, such as --bench.
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    if let Some(unknown) = asked.iter().find(|a| PARTS.iter().all(|(name, _)| name != a)) {
+        eprintln!("error: there is no part {unknown}; there are {}", PARTS.map(|(name, _)| name).join(", "));
+        std::process::exit(2);
+    }
+    let mut missed = Vec::new();
+    for (name, run) in PARTS {
+        if asked.is_empty() || asked.iter().any(|a| a == name) {
+            missed.extend(run());
+        }
+    }
+    if !missed.is_empty() {
+        println!("\nbeyond their limits:\n  {}", missed.join("\n  "));
+        std::process::exit(1);
+    }
+}
