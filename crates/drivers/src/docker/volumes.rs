@@ -141,7 +141,7 @@ impl DockerEngine {
                 self.storage.check()?;
                 set.volumes.iter().map(|v| Some(self.storage.upper(set, &v.name))).collect()
             }
-            Backend::Engine => self.local_mountpoints(set).await?.unwrap_or_else(|| vec![None; set.volumes.len()]),
+            Backend::Engine => self.reachable_mountpoints(set).await?.unwrap_or_else(|| vec![None; set.volumes.len()]),
         };
         let names: Vec<String> = set.volumes.iter().map(|v| v.name.clone()).collect();
         let measure = |path: PathBuf| {

@@ -236,7 +236,8 @@ impl Shared {
         let mut usage = Vec::new();
         for volume in &set.volumes {
             let tree = Self::tree_directory(&directory, set.backend, &volume.name);
-            let there = look(&tree).map_err(|e| broken("look at volume", &e))?.is_some();
+            let there =
+                look(&tree).map_err(|e| broken("look at volume", &e))?.is_some() && !self.needs_mover(set.backend);
             let bytes = if there { Some(bytes(&tree).map_err(|e| broken("count bytes", &e))?) } else { None };
             usage.push(VolumeUsage { name: volume.name.clone(), bytes });
         }
