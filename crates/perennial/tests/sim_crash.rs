@@ -210,9 +210,35 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
     Ok(())
 }
 
-async fn sweep(scenario: Scenario, backend: Backend) {
+/// Where the volumes are, and who reaches them.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Overlay,
+    Engine,
+    /// The engine's own volumes, reached by a mover only.
+    Mover,
+}
+
+impl Kind {
+    const fn backend(self) -> Backend {
+        match self {
+            Self::Overlay => Backend::Overlay,
+            Self::Engine | Self::Mover => Backend::Engine,
+        }
+    }
+
+    fn world(self) -> World {
+        match self {
+            Self::Overlay | Self::Engine => World::new(1),
+            Self::Mover => World::with_mover(1, perennial::mover::simulated()),
+        }
+    }
+}
+
+async fn sweep(scenario: Scenario, kind: Kind) {
+    let backend = kind.backend();
     let count = {
-        let world = World::new(1);
+        let world = kind.world();
         let before = prepare(&world, scenario, backend).await;
         let striker = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
         let server = world.server_with(Arc::clone(&striker) as _).await;
@@ -223,7 +249,7 @@ async fn sweep(scenario: Scenario, backend: Backend) {
     let mut violations = Vec::new();
     for at in 0..count {
         for blow in BLOWS {
-            let world = World::new(1);
+            let world = kind.world();
             let before = prepare(&world, scenario, backend).await;
             let striker = Arc::new(Striker::new(blow, at));
             let server = world.server_with(Arc::clone(&striker) as _).await;
@@ -235,16 +261,16 @@ async fn sweep(scenario: Scenario, backend: Backend) {
             }
         }
     }
-    println!("{scenario:?} on {backend:?}: {} points swept, {} violations", count * BLOWS.len(), violations.len());
+    println!("{scenario:?} on {kind:?}: {} points swept, {} violations", count * BLOWS.len(), violations.len());
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 macro_rules! sweeps {
-    ($($name:ident: $scenario:ident on $backend:ident;)+) => {
+    ($($name:ident: $scenario:ident on $kind:ident;)+) => {
         $(
             #[tokio::test]
             async fn $name() {
-                sweep(Scenario::$scenario, Backend::$backend).await;
+                sweep(Scenario::$scenario, Kind::$kind).await;
             }
         )+
     };
@@ -265,4 +291,8 @@ sweeps! {
     sim_sweep_stop_on_engine_volumes: Stop on Engine;
     sim_sweep_start_on_engine_volumes: StartAfterStop on Engine;
     sim_sweep_restore_on_engine_volumes: Restore on Engine;
+    sim_sweep_stop_by_mover: Stop on Mover;
+    sim_sweep_start_by_mover: StartAfterStop on Mover;
+    sim_sweep_snapshot_by_mover: Snapshot on Mover;
+    sim_sweep_restore_by_mover: Restore on Mover;
 }

@@ -1,5 +1,7 @@
 //! Capturing a data set: live pass, final pass at one instant, read-back.
 
+use std::path::PathBuf;
+
 use perennial_core::engine::{Presence, SetAccess, VolumePath};
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
@@ -16,6 +18,7 @@ use super::layer::{LayerSource, layer_tag, parse_id};
 use super::podfile::PodFile;
 use super::step::{StepError, definite, problem, retry};
 use super::worker::{Reconciler, View, current_operation, set_spec, unknown_set};
+use crate::mover::Reach;
 use crate::store::{Change, Page, SnapshotScope};
 
 /// The tag that finds a snapshot in the repository.
@@ -23,6 +26,8 @@ fn snapshot_tag(id: SnapshotId) -> String {
     format!("snapshot:{id}")
 }
 
+/// How often a capture is tried again for losses that were accepted.
+const LOSSES_COME_UP: u32 = 2;
 /// How engines call a set's missing marker among its missing volumes.
 const MARKER: &str = "marker";
 /// Snapshots fetched at a time.
@@ -40,15 +45,16 @@ impl Reconciler {
         self.ensure_image_stored(view, progress).await?;
         self.note_begin(view.snapshot(snapshot).ok_or(StepError::Overtaken)?);
         let set = view.pod.set(set).ok_or_else(unknown_set)?;
-        let volumes = self.volume_paths(view, set).await?;
+        let parents = self.parents(view, None).await?;
+        let Reached { paths, mut reach } = self.reach(view, set).await?;
         let request = ArchiveRequest {
             pass: Pass::Live,
-            parents: self.parents(view, None).await?,
-            roots: volume_roots(&volumes),
+            parents,
+            roots: volume_roots(&paths),
             ..self.request(view, snapshot, set)
         };
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
-        let archived = blocking(move || Ok(repositories.open(&tenant)?.archive(&request, &progress)?)).await?;
+        let archived = blocking(move || Ok(reach.archive(&repositories.open(&tenant)?, &request, &progress)?)).await?;
         self.memory().live.insert(snapshot, archived.tree);
         Ok(())
     }
@@ -84,10 +90,13 @@ impl Reconciler {
             return self.record_uploaded(view, row, (&set, grade, writer), found).await;
         }
         let layer = self.layer_source(view, progress).await?;
+        // A mover takes a while to come up: the pod is not frozen meanwhile.
+        let (volumes, missing) = self.reach_with_losses(view, &set, accepted).await?;
+        let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec() };
         if let Some(container) = &live {
             self.engine.container_freeze(container).await?;
         }
-        let uploaded = self.upload(view, (&set, &row), (grade, writer.as_ref()), (&layer, accepted), progress).await;
+        let uploaded = self.upload(view, (&set, &row), (grade, writer.as_ref()), sources, progress).await;
         if let Some(container) = &live {
             // Whatever happened, the pod goes on (incident P30); if even this fails, the next pass unfreezes it.
             self.engine.container_unfreeze(container).await?;
@@ -100,11 +109,11 @@ impl Reconciler {
         view: &View,
         (set, row): (&VolumeSet, &Snapshot),
         (grade, writer): (Grade, Option<&WriterStamp>),
-        (layer, accepted): (&LayerSource, &[String]),
+        sources: Sources,
         progress: &Progress,
     ) -> Result<Uploaded, StepError> {
         let captured_at = self.now();
-        let (volumes, missing) = self.volume_paths_with_losses(view, set, accepted).await?;
+        let Sources { volumes: Reached { paths: volumes, mut reach }, missing, layer, accepted } = sources;
         let file = PodFile::new(&view.pod, set, row, (grade, writer), &volumes, captured_at).with_losses(&missing);
         let mut roots = vec![pod_file_root(&file)];
         roots.extend(volume_roots(&volumes));
@@ -115,18 +124,21 @@ impl Reconciler {
             roots,
             ..self.request(view, row.id, set)
         };
-        let accepted = accepted.to_vec();
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let (archived, mut losses) = blocking(move || {
             let repository = repositories.open(&tenant)?;
-            match repository.archive(&request, &progress) {
-                Err(perennial_snapshots::Error::Incomplete { losses }) if covers(&accepted, &losses) => {
-                    request.accept_losses.clone_from(&losses);
-                    request.roots[0] = pod_file_root(&file.with_losses(&in_words(&losses)));
-                    Ok((repository.archive(&request, &progress)?, losses))
+            // What a mover loses and what this process does come up one after the other.
+            for _ in 0..LOSSES_COME_UP {
+                match reach.archive(&repository, &request, &progress) {
+                    Err(perennial_snapshots::Error::Incomplete { losses }) if covers(&accepted, &losses) => {
+                        request.accept_losses.extend(losses);
+                        let file = file.clone().with_losses(&in_words(&request.accept_losses));
+                        request.roots[0] = pod_file_root(&file);
+                    }
+                    other => return Ok((other?, request.accept_losses)),
                 }
-                other => Ok((other?, Vec::new())),
             }
+            Ok((reach.archive(&repository, &request, &progress)?, request.accept_losses))
         })
         .await?;
         losses.extend(archived.losses.iter().cloned());
@@ -250,10 +262,10 @@ impl Reconciler {
         let ours = self.memory().began.get(&id) == Some(&opening);
         // What another process wrote for this snapshot, nobody knows: then everything it needs is read.
         let scope = if ours { Verify::Written { packs: Vec::new() } } else { Verify::Everything };
-        let (repositories, tenant, shown) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let (repositories, tenant, reading) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let verdict = blocking(move || {
             let repository = repositories.open(&tenant)?;
-            match repository.verify(repository_id, &scope, &shown) {
+            match repository.verify(repository_id, &scope, &reading) {
                 Ok(verified) => Ok(Ok(verified)),
                 Err(error) if error.is_retryable() => Err(error.into()),
                 Err(perennial_snapshots::Error::Cancelled) => Err(StepError::Cancelled),
@@ -342,29 +354,37 @@ impl Reconciler {
         Ok(parents)
     }
 
-    async fn volume_paths(&self, view: &View, set: &VolumeSet) -> Result<Vec<VolumePath>, StepError> {
-        match self.engine.set_access(&set_spec(&view.pod, set)).await? {
-            SetAccess::Local(paths) => Ok(paths),
-            SetAccess::Mover(_) => {
-                Err(definite("volumes-unreachable", "the server cannot reach the volumes of this engine", ""))
-            }
-        }
+    /// The volumes of a set that are there, and a mover where they need one.
+    pub(super) async fn reach(&self, view: &View, set: &VolumeSet) -> Result<Reached, StepError> {
+        let spec = set_spec(&view.pod, set);
+        let (mut paths, channel) = match self.engine.set_access(&spec).await? {
+            SetAccess::Local(paths) => (paths, None),
+            SetAccess::Mover(paths) => (paths, Some(self.engine.mover_open(&spec).await?)),
+        };
+        let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
+        blocking(move || {
+            let mut reach = Reach::open(&repositories.open(&tenant)?, channel)?;
+            let directories: Vec<PathBuf> = paths.iter().map(|v| v.path.clone()).collect();
+            let mut there = reach.directories(&directories)?.into_iter();
+            paths.retain(|_| there.next() == Some(true));
+            Ok(Reached { paths, reach })
+        })
+        .await
     }
 
     /// The volumes that are there, and a loss for each part that is not; the losses have to be accepted.
-    async fn volume_paths_with_losses(
+    async fn reach_with_losses(
         &self,
         view: &View,
         set: &VolumeSet,
         accepted: &[String],
-    ) -> Result<(Vec<VolumePath>, Vec<Loss>), StepError> {
+    ) -> Result<(Reached, Vec<Loss>), StepError> {
         let presence = view.observed.set(set.number).map(|s| &s.presence);
-        let mut present = match presence {
-            Some(Presence::Absent) => Vec::new(),
-            _ => self.volume_paths(view, set).await?,
+        let present = match presence {
+            Some(Presence::Absent) => Reached { paths: Vec::new(), reach: Reach::Here },
+            _ => self.reach(view, set).await?,
         };
-        present.retain(|v| std::fs::symlink_metadata(&v.path).is_ok_and(|found| found.is_dir()));
-        let is_there = |name: &str| present.iter().any(|v| v.name == name);
+        let is_there = |name: &str| present.paths.iter().any(|v| v.name == name);
         let mut missing: Vec<Loss> = set
             .volumes
             .iter()
@@ -448,6 +468,22 @@ impl Reconciler {
         })
         .await
     }
+}
+
+/// The volumes of a set that are there, and who reaches them.
+pub(super) struct Reached {
+    pub(super) paths: Vec<VolumePath>,
+    pub(super) reach: Reach,
+}
+
+/// What a capture reads.
+struct Sources {
+    volumes: Reached,
+    /// Volumes that are not there, accepted as losses.
+    missing: Vec<Loss>,
+    layer: LayerSource,
+    /// Paths whose loss was accepted.
+    accepted: Vec<String>,
 }
 
 /// What an upload produced.

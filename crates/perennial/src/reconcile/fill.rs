@@ -1,5 +1,7 @@
 //! Filling a new volume set from its origin.
 
+use std::path::PathBuf;
+
 use perennial_core::engine::{Fill, Presence, SetAccess, VolumePath};
 use perennial_core::permit::DeletePermit;
 use perennial_core::progress::Progress;
@@ -7,10 +9,12 @@ use perennial_core::record::Record;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::Backend;
 use perennial_core::volume::{Origin, SetNumber, VolumeSet};
-use perennial_snapshots::{Existing, Removals, RestoreRequest};
+use perennial_snapshots::{Error, Existing, Removals, Repository, RestoreRequest, SnapshotFileId};
 
+use super::capture::Reached;
 use super::images::blocking;
-use super::layer::parse_id;
+use super::layer::{SYSTEM, SYSTEM_REMOVED, layer_removals, parse_id};
+use super::placement::Placement;
 use super::step::{StepError, definite, retry};
 use super::worker::{Reconciler, View, set_spec, unknown_set};
 
@@ -29,6 +33,7 @@ impl Reconciler {
         match set.origin {
             Origin::Image => {
                 self.engine.set_prepare(&spec, Fill::Image).await?;
+                self.sync_seeded(view, &set).await?;
             }
             Origin::Snapshot(id) => {
                 let row = view.snapshot(id).filter(|s| s.is_restorable()).ok_or_else(|| {
@@ -50,7 +55,7 @@ impl Reconciler {
             Origin::Image => None,
             Origin::Snapshot(id) => {
                 let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
-                self.layer_of_snapshot(view, &row, progress).await?
+                self.layer_of_snapshot(view, &row, &set, progress).await?
             }
         };
         self.record(view, Record::SetCompleted { set: number, layer }).await
@@ -89,15 +94,9 @@ impl Reconciler {
         row: &Snapshot,
         progress: &Progress,
     ) -> Result<(), StepError> {
-        let spec = set_spec(&view.pod, set);
-        let SetAccess::Local(paths) = self.engine.set_access(&spec).await? else {
-            return Err(definite("volumes-unreachable", "the server cannot reach the volumes of this engine", ""));
-        };
+        let placement = Placement::new(row, set)?;
+        let Reached { paths, mut reach } = self.reach(view, set).await?;
         let from = row.backend.unwrap_or(set.backend);
-        if let Some(orphan) = row.volumes.iter().find(|v| paths.iter().all(|p| p.name != v.name)) {
-            let message = format!("the snapshot holds volume {}, which the new set lacks", orphan.name);
-            return Err(definite("volume-unplaced", message, "restore it to a pod of the same profile and backend"));
-        }
         let id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         progress.set_total(row.bytes.unwrap_or_default());
@@ -105,11 +104,20 @@ impl Reconciler {
         blocking(move || {
             let repository = repositories.open(&tenant)?;
             for path in paths {
-                // A volume that the image gained since keeps what the image seeds it with.
-                let Some(volume) = expected.iter().find(|v| v.name == path.name) else { continue };
-                let restored = repository.restore(id, &volume_request(&path, from), &progress)?;
+                let Some(volume) = expected.iter().find(|v| v.name == path.name) else {
+                    // One that the image gained since keeps what the image seeds it with.
+                    if let Some(directory) = placement.out_of_layer(&path.name)
+                        && is_in_layer(&repository, id, directory)?
+                    {
+                        reach.restore(&repository, id, &request_out_of_layer(&path, directory), &progress)?;
+                    }
+                    continue;
+                };
+                let restored = reach.restore(&repository, id, &volume_request(&path, from), &progress)?;
+                // Of a whole tree only what differs from the image is in an overlay.
+                let whole = from == Backend::Overlay || path.lower.is_none();
                 let files = restored.counts.files;
-                if volume.files.is_some_and(|expected| expected != files) {
+                if whole && volume.files.is_some_and(|expected| expected != files) {
                     let expected = volume.files.unwrap_or_default();
                     let message = format!("volume {}: {files} files restored, {expected} captured", path.name);
                     return Err(retry("repository-restore-incomplete", message));
@@ -119,6 +127,40 @@ impl Reconciler {
         })
         .await
     }
+
+    /// Makes durable what the engine copied into a set that only a mover reaches; elsewhere its driver did so.
+    async fn sync_seeded(&self, view: &View, set: &VolumeSet) -> Result<(), StepError> {
+        if set.backend == Backend::Overlay
+            || matches!(self.engine.set_access(&set_spec(&view.pod, set)).await?, SetAccess::Local(_))
+        {
+            return Ok(());
+        }
+        let Reached { paths, mut reach } = self.reach(view, set).await?;
+        blocking(move || {
+            let directories: Vec<PathBuf> = paths.into_iter().map(|v| v.path).collect();
+            Ok(reach.sync(&directories)?)
+        })
+        .await
+    }
+}
+
+/// Whether a snapshot's system layer has this directory.
+fn is_in_layer(repository: &Repository, id: SnapshotFileId, directory: &str) -> Result<bool, StepError> {
+    match repository.ls(id, &format!("{SYSTEM}/{directory}")) {
+        Ok(_) => {}
+        Err(Error::NotFound { .. }) => {
+            let deleted = layer_removals(repository, id)?.iter().any(|r| r.path == directory.as_bytes());
+            return if deleted { Err(no_directory(directory)) } else { Ok(false) };
+        }
+        Err(Error::InvalidContent { .. }) => return Err(no_directory(directory)),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(true)
+}
+
+fn no_directory(directory: &str) -> StepError {
+    let message = format!("/{directory} is a volume of the new set, and in the snapshot it is no directory");
+    definite("volume-unplaced", message, "restore it to a pod with the volume backend of the snapshot")
 }
 
 /// How the engine has to make volumes that this snapshot is restored into.
@@ -146,5 +188,16 @@ fn volume_request(path: &VolumePath, from: Backend) -> RestoreRequest {
         existing,
         removals,
         against_lower,
+    }
+}
+
+/// The restore of a volume whose directory was in the snapshot's system layer.
+fn request_out_of_layer(path: &VolumePath, directory: &str) -> RestoreRequest {
+    RestoreRequest {
+        subtree: format!("{SYSTEM}/{directory}"),
+        target: path.path.clone(),
+        existing: Existing::Replace,
+        removals: Removals::WhiteoutsBelow { list: SYSTEM_REMOVED.to_owned(), directory: directory.to_owned() },
+        against_lower: None,
     }
 }

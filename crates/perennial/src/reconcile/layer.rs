@@ -8,12 +8,14 @@ use perennial_core::pod::LayerCapture;
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::snapshot::{Grade, Snapshot};
+use perennial_core::volume::VolumeSet;
 use perennial_snapshots::{
     ArchiveRequest, Error, Existing, Layout as TreeLayout, Parent, Pass, Removals, Repository, RestoreRequest, Root,
-    SnapshotFileId, Source, Verify,
+    SnapshotFileId, Source, Verify, removed,
 };
 
 use super::images::{Scratch, blocking};
+use super::placement::Placement;
 use super::step::{StepError, definite, retry};
 use super::worker::{Reconciler, View};
 
@@ -202,13 +204,18 @@ impl Reconciler {
         &self,
         view: &View,
         row: &Snapshot,
+        set: &VolumeSet,
         progress: &Progress,
     ) -> Result<Option<LayerCapture>, StepError> {
         if !view.pod.keeps_layer() {
             return Ok(None);
         }
         let id = parse_id(row.repository_id.as_deref().unwrap_or_default())?;
-        let repository_id = match self.archive_layer(view, From::Snapshot(id), None, progress).await? {
+        let from = match Placement::new(row, set)? {
+            same if same.is_same_layer() => From::Snapshot(id),
+            placement => From::Rearranged(id, placement),
+        };
+        let repository_id = match self.archive_layer(view, from, None, progress).await? {
             Layer::New(id) => Some(id),
             Layer::Same | Layer::Empty => None,
         };
@@ -294,6 +301,8 @@ enum From {
     Container(Root),
     /// A snapshot of the whole data set.
     Snapshot(SnapshotFileId),
+    /// A snapshot of a data set with other volumes.
+    Rearranged(SnapshotFileId, Placement),
 }
 
 impl From {
@@ -307,7 +316,51 @@ impl From {
                 let stored = |path: &str| Source::Stored { snapshot, path: path.to_owned() };
                 Ok([SYSTEM, SYSTEM_REMOVED].map(|path| Root { at: path.to_owned(), source: stored(path) }).into())
             }
+            Self::Rearranged(snapshot, placement) => rearranged(repository, snapshot, &placement),
         }
+    }
+}
+
+/// The layer of a snapshot as it is in a set with other volumes; nothing when it has no change.
+fn rearranged(
+    repository: &Repository,
+    snapshot: SnapshotFileId,
+    placement: &Placement,
+) -> Result<Vec<Root>, StepError> {
+    repository.snapshot(snapshot)?;
+    let omit = placement.omitted();
+    let is_omitted = |name: &[u8]| omit.iter().any(|o| o.as_bytes() == name);
+    let kept = match repository.ls(snapshot, SYSTEM) {
+        Ok(entries) => entries.iter().any(|e| !is_omitted(&e.name)),
+        Err(Error::NotFound { .. }) => false,
+        Err(error) => return Err(error.into()),
+    };
+    let mut list = layer_removals(repository, snapshot)?;
+    list.retain(|entry| !entry.path.split(|b| *b == b'/').next().is_some_and(is_omitted));
+    let mut add = Vec::new();
+    for (volume, directory) in placement.added() {
+        let path = format!("/volumes/{volume}");
+        let removals = removed::decode(&repository.read_file(snapshot, &removed::list_path(&path))?)?;
+        list.extend(removed::above(removals, directory.as_bytes()));
+        add.push((directory.clone(), path));
+    }
+    if !kept && add.is_empty() && list.is_empty() {
+        return Ok(Vec::new());
+    }
+    let tree = Source::Rearranged { snapshot, directory: SYSTEM.to_owned(), omit, add };
+    let list = Source::Bytes { data: removed::encode(list), mode: 0o600 };
+    Ok(vec![Root { at: SYSTEM.to_owned(), source: tree }, Root { at: SYSTEM_REMOVED.to_owned(), source: list }])
+}
+
+/// What the pod of a snapshot deleted from the image outside its volumes.
+pub(super) fn layer_removals(
+    repository: &Repository,
+    snapshot: SnapshotFileId,
+) -> Result<Vec<removed::Removed>, StepError> {
+    match repository.read_file(snapshot, SYSTEM_REMOVED) {
+        Ok(list) => Ok(removed::decode(&list)?),
+        Err(Error::NotFound { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`worker`]: one pass over one pod.
 //! * [`execute`]: carries out one action of the plan; has no opinion.
 //! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes.
+//! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
 //! * [`repositories`]: the tenants' repositories, kept open.
 //! * [`progress`]: how far running operations are, for people.
 //!
@@ -19,6 +20,7 @@ mod execute;
 mod fill;
 mod images;
 mod layer;
+mod placement;
 mod podfile;
 mod step;
 

@@ -29,7 +29,7 @@ use perennial_core::plan::Policy;
 use perennial_core::pod::{Phase, Pod};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
-use perennial_drivers::sim::{SimEngine, SimImage, SimOptions, VirtualClock};
+use perennial_drivers::sim::{SimEngine, SimImage, SimMover, SimOptions, VirtualClock};
 use perennial_drivers::tapped::Tapped;
 
 /// The image of personal VMs.
@@ -92,10 +92,18 @@ impl World {
     }
 
     pub fn with(seed: u64, image: &SimImage) -> Self {
+        Self::of(image, SimOptions { seed, ..SimOptions::default() })
+    }
+
+    /// The same, where only this mover reaches the engine's own volumes.
+    pub fn with_mover(seed: u64, mover: SimMover) -> Self {
+        Self::of(&SimImage::standard(), SimOptions { seed, mover: Some(mover), ..SimOptions::default() })
+    }
+
+    fn of(image: &SimImage, options: SimOptions) -> Self {
         let base = std::env::var_os("PERENNIAL_TEST_TMPFS").map_or_else(shm, Into::into);
         let directory = tempfile::Builder::new().prefix("perennial-world-").tempdir_in(base).unwrap();
         let clock = Arc::new(VirtualClock::new("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap()));
-        let options = SimOptions { seed, ..SimOptions::default() };
         let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
         engine.add_image(IMAGE, image).unwrap();
         engine.add_image(SMALL_IMAGE, &small_image()).unwrap();
@@ -212,6 +220,14 @@ impl Server {
     pub async fn create(&self, name: &str, spec: PodSpec) -> Result<Outcome, Error> {
         let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, from_snapshot: None };
         self.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await
+    }
+
+    /// Makes a pod out of a snapshot, with another volume backend.
+    pub async fn clone_to(&self, name: &str, snapshot: SnapshotId, backend: Backend) -> Result<Outcome, Error> {
+        let name = PodName::parse(name).unwrap();
+        let create = CreateRequest { name, tenant: None, from_snapshot: Some(snapshot) };
+        let spec = |source: Option<&PodSpec>| Ok(PodSpec { backend: Some(backend), ..source.unwrap().clone() });
+        self.app.create(Request::new(&Caller::admin()), create, spec).await
     }
 
     /// Creates a pod and brings it to rest.
