@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use installation::{BUSYBOX, Docker, Installation, Pod, Tree, assert_same, assert_same_when, eventually, fill, tree};
-use reqwest::Method;
 use serde_json::{Value, json};
 
 // ---- killed at named points ------------------------------------------------------------------------------------
@@ -54,27 +53,6 @@ const RESTORE: [&str; 10] = [
     "engine.set_delete:after",
 ];
 
-/// Has the server kill itself at `point` of an action, starts another one, and waits until the action is done.
-fn dies_and_goes_on(installation: &mut Installation, pod: &Pod, point: &str, action: &str, body: &Value) {
-    let operations = |installation: &Installation| -> Vec<String> {
-        let list = installation.get(&format!("/api/v1/pods/{}/operations", pod.id));
-        list["items"].as_array().unwrap().iter().map(|o| o["id"].as_str().unwrap().to_owned()).collect()
-    };
-    let before = operations(installation);
-    installation.kill_server();
-    installation.start_server_with_failpoint(point);
-    // The answer may be lost with the server.
-    let _ = installation.try_request(Method::POST, &format!("/api/v1/pods/{}/{action}", pod.id), Some(body));
-    installation.wait_for_death(&format!("{action}: {point}"));
-    installation.start_server();
-    let new: Vec<String> = operations(installation).into_iter().filter(|o| !before.contains(o)).collect();
-    match new.as_slice() {
-        [operation] => drop(installation.succeeded(operation)),
-        [] => installation.do_with(pod, action, body),
-        more => panic!("{action}: {point}: {more:?}"),
-    }
-}
-
 fn killed_during_stop(runtime: &str, points: &[&str]) {
     let mut installation = Installation::new();
     let pod = installation.pod(BUSYBOX, runtime);
@@ -83,7 +61,7 @@ fn killed_during_stop(runtime: &str, points: &[&str]) {
         installation
             .sh(&pod, &format!("echo '{point}' >/srv/now; cp /srv/now /data/now; cp /srv/now \"/home/$(date +%N)\""));
         let before = tree(&installation, &pod);
-        dies_and_goes_on(&mut installation, &pod, point, "stop", &json!({}));
+        installation.dies_and_goes_on(&pod, point, "stop", &json!({}));
         installation.assert_phase(&pod, "stopped");
         installation.assert_released(&pod);
         installation.run(&pod, "start");
@@ -99,7 +77,7 @@ fn killed_during_start(runtime: &str, points: &[&str]) {
         installation.sh(&pod, &format!("echo '{point}' >/srv/now; cp /srv/now /data/now"));
         let before = tree(&installation, &pod);
         installation.run(&pod, "stop");
-        dies_and_goes_on(&mut installation, &pod, point, "start", &json!({}));
+        installation.dies_and_goes_on(&pod, point, "start", &json!({}));
         installation.assert_phase(&pod, "running");
         assert_same_when(point, &before, &tree(&installation, &pod));
     }
@@ -115,7 +93,7 @@ fn killed_during_restore(runtime: &str, points: &[&str]) {
     for point in points {
         installation
             .sh(&pod, &format!("rm -rf /opt/made; echo '{point}' >/srv/made/plain; echo '{point}' >/data/later"));
-        dies_and_goes_on(&mut installation, &pod, point, "restore", &body);
+        installation.dies_and_goes_on(&pod, point, "restore", &body);
         installation.assert_phase(&pod, "running");
         assert_same_when(point, &then, &tree(&installation, &pod));
         let sets = eventually("one set is left", || {

@@ -87,6 +87,75 @@ fn runsc_packages_in_the_system_layer() {
     packages("runsc", "docker");
 }
 
+/// Everything in the directories that are volumes on one backend and system layer on the other, and in some that are
+/// neither: kind, mode, owner, size, target, time, and content of programs. Images keep whole seconds. Times of directories
+/// are not compared: an engine that seeds its volumes sets them anew, and gVisor has its own until it ends.
+fn look(installation: &Installation, pod: &Pod) -> Vec<String> {
+    let text = installation.sh(
+        pod,
+        "find /usr /sbin /tools /etc /var/lib/dpkg -name hosts -o -name hostname -o -name resolv.conf -o -name mtab -o \
+           -path /etc -o -type d -printf '%p %y %m %U %G\\n' -o -printf '%p %y %m %U %G %s %l at %T@\\n'
+         find /usr/bin /usr/lib/perennial-hello /tools -type f | xargs sha256sum",
+    );
+    let whole_seconds = |line: &str| match line.rsplit_once(" at ") {
+        Some((entry, time)) => format!("{entry} at {}", time.split('.').next().unwrap()),
+        None => line.to_owned(),
+    };
+    let mut lines: Vec<String> = text.lines().map(whole_seconds).collect();
+    lines.sort();
+    assert!(lines.len() > 1000, "{text}");
+    lines
+}
+
+fn assert_same_look(before: &[String], after: &[String], when: &str) {
+    let lost: Vec<&String> = before.iter().filter(|l| after.binary_search(l).is_err()).take(10).collect();
+    let new: Vec<&String> = after.iter().filter(|l| before.binary_search(l).is_err()).take(10).collect();
+    assert!(lost.is_empty() && new.is_empty(), "{when}:\nbefore {lost:#?}\nafter {new:#?}");
+}
+
+/// `/usr` is volumes on one backend and the system layer on the other; a package does not care, and neither do deletions.
+fn moves(runtime: &str, [from, to]: [&str; 2]) {
+    let installation = Installation::new();
+    let mut pod = installation.pod_with("first", DEBIAN, runtime, json!({"backend": from}));
+    // A version with a file more first: its successor deletes it.
+    install(&installation, &pod, 1);
+    install(&installation, &pod, 2);
+    installation
+        .sh(&pod, "rm -r /usr/bin/tac /usr/share/doc; mkdir /usr/share/doc /tools; echo 1 >/tools/1; chmod 711 /usr");
+    let before = look(&installation, &pod);
+    for (name, backend) in [("second", to), ("third", from)] {
+        let taken = installation.snapshot(&pod);
+        let more = json!({"backend": backend, "fromSnapshot": taken["id"]});
+        let copy = installation.pod_with(name, DEBIAN, runtime, more);
+        let check = |when: &str| {
+            assert_installed(&installation, &copy, 2, &format!("{when}, {backend}"));
+            assert_same_look(&before, &look(&installation, &copy), &format!("{when}, {backend}"));
+        };
+        check("moved");
+        lose_container(&installation, &copy);
+        check("after the container was removed");
+        installation.run(&copy, "stop");
+        installation.run(&copy, "start");
+        check("after stop and start");
+        pod = copy;
+    }
+}
+
+#[test]
+fn runc_packages_move_from_overlay_volumes_to_the_system_layer_and_back() {
+    moves("runc", ["overlay", "docker"]);
+}
+
+#[test]
+fn runc_packages_move_from_the_system_layer_to_overlay_volumes_and_back() {
+    moves("runc", ["docker", "overlay"]);
+}
+
+#[test]
+fn runsc_packages_move_from_the_system_layer_to_overlay_volumes_and_back() {
+    moves("runsc", ["docker", "overlay"]);
+}
+
 /// A changed specification makes a new container: what was installed since the last capture is captured first.
 #[test]
 fn runc_a_package_in_the_system_layer_survives_a_new_specification() {

@@ -26,7 +26,6 @@ const MISSING: &[(&str, &str)] = &[
     ("a test that deletions of volumes and containers are events with their ground", "S0.45"),
     ("what is in /tmp is gone after a start", "S1.16"),
     ("what is in /run is gone after a start", "S1.18"),
-    ("a package after the engine was wiped, and from one backend to the other", "D10"),
     ("stop of a pod that never ran", "D31"),
     ("undelete when the name is taken", "D38"),
     ("./dev bench measures eight volumes against none", "D45"),

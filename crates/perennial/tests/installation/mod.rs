@@ -242,6 +242,32 @@ impl Installation {
         assert_eq!(status.signal(), Some(9), "{what}: {status}");
     }
 
+    /// Has the server kill itself at `point` of an action, starts another one, and waits until the action is done.
+    pub fn dies_and_goes_on(&mut self, pod: &Pod, point: &str, action: &str, body: &Value) {
+        let operations = |installation: &Self| -> Vec<String> {
+            let list = installation.get(&format!("/api/v1/pods/{}/operations", pod.id));
+            list["items"].as_array().unwrap().iter().map(|o| o["id"].as_str().unwrap().to_owned()).collect()
+        };
+        let before = operations(self);
+        self.kill_server();
+        self.start_server_with_failpoint(point);
+        // The answer may be lost with the server.
+        let _ = self.try_request(Method::POST, &format!("/api/v1/pods/{}/{action}", pod.id), Some(body));
+        self.wait_for_death(&format!("{action}: {point}"));
+        self.start_server();
+        let new: Vec<String> = operations(self).into_iter().filter(|o| !before.contains(o)).collect();
+        match new.as_slice() {
+            [operation] => drop(self.succeeded(operation)),
+            [] => self.do_with(pod, action, body),
+            more => panic!("{action}: {point}: {more:?}"),
+        }
+    }
+
+    /// What the next server is started with.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+    }
+
     /// How a server that must not start ends, and what it says.
     pub fn refused_server(&self) -> (ExitStatus, String) {
         let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
