@@ -13,6 +13,7 @@
 
 mod far;
 mod frame;
+mod job;
 mod message;
 mod near;
 

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 use perennial_core::progress::Progress;
 
 use super::frame::{Frame, Sender, receive};
-use super::message::{
-    ArchiveJob, Call, Failure, Job, Outcome, PROTOCOL, Place, RestoreJob, ToFar, ToNear, encode_listing,
-};
+use super::job::{ArchiveJob, RestoreJob};
+use super::message::{Call, Failure, Job, Outcome, PROTOCOL, Place, ToFar, ToNear, encode_listing};
 use crate::backend::{BackendError, FileKind};
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
