@@ -2,7 +2,8 @@
 # Docker Engines of our own for development and tests: each has its own data, sockets, containerd, bridge and pid file
 # below $PERENNIAL_DEV_DIR/engines/NAME, next to whatever engine the machine already runs.
 #
-#   engine.sh start NAME [JSON]   starts it if it is not running; prints the socket path. JSON is merged into daemon.json
+#   engine.sh start NAME [JSON]   starts it if it is not running; prints the socket path. JSON is merged into daemon.json;
+#                                 its "hosts" are listened on beside the socket
 #   engine.sh stop NAME           graceful; its containers stop
 #   engine.sh kill NAME           SIGKILL of the daemon alone; containers run on, as after a daemon crash
 #   engine.sh crash NAME          SIGKILL of the daemon and everything it runs; mounts are gone: a host that lost power
@@ -119,7 +120,7 @@ write_config() {
             hosts: ["unix://\($dir)/docker.sock"], bridge: $bridge, iptables: $firewall, ip6tables: false,
             "storage-driver": "overlay2", "containerd-namespace": $namespace, "containerd-plugins-namespace": "plugins.\($namespace)",
             "shutdown-timeout": 5, runtimes: $runtimes
-        } + $extra' >"$dir/daemon.json.new"
+        } as $ours | $ours + $extra | .hosts = $ours.hosts + ($extra.hosts // [])' >"$dir/daemon.json.new"
     mv "$dir/daemon.json.new" "$dir/daemon.json"
 }
 

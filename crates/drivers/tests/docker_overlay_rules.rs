@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType, VolumeCreateRequest};
 use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptionsBuilder, RemoveVolumeOptions};
-use docker_support::{BUSYBOX, Bench, TestPod};
+use docker_support::{BUSYBOX, Bench, OtherEngine, TestPod};
 use perennial_core::engine::{Effect, Engine, EngineError, Fill, Presence};
 use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
@@ -55,6 +55,43 @@ async fn overlay_rule_1_half_tree_is_made_again() {
     let (first, second) = tokio::join!(bench.engine.set_access(&pod.spec.set), bench.engine.set_access(&pod.spec.set));
     assert!(first.is_ok() && second.is_ok());
     assert!(lower.join("motd").exists() && image.join("complete").exists());
+}
+
+/// What a tree of an image is kept for ends with the last pod that stands on it; a mount keeps it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlay_rule_1_tree_goes_when_nobody_needs_it() {
+    let bench = Bench::new().await;
+    let pod = bench.pod(BUSYBOX, Backend::Overlay).await;
+    bench.complete(&pod).await;
+    let volume = bench.volume(&pod, "etc").await;
+    let lower = volume.lower.unwrap();
+    let tree = lower.parent().unwrap().parent().unwrap().to_owned();
+    let grow_old = || {
+        let complete = std::fs::File::options().append(true).open(tree.join("complete")).unwrap();
+        complete.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(48 * 3600)).unwrap();
+    };
+    grow_old();
+    let _other = bench.reconnect(&["runc"]).await;
+    assert!(lower.join("motd").exists(), "a set stands on it");
+    // Somebody has it mounted, whatever for.
+    let place = bench.storage().join("elsewhere");
+    std::fs::create_dir(&place).unwrap();
+    let options = format!("lowerdir={}:{}", lower.display(), place.display());
+    let mount = ["-t", "overlay", "overlay", "-o", &options];
+    assert!(std::process::Command::new("mount").args(mount).arg(&place).status().unwrap().success());
+    let deleted = bench.engine.set_delete(&pod.spec.set, &pod.set_permit()).await;
+    let kept = lower.join("motd").exists();
+    assert!(std::process::Command::new("umount").arg(&place).status().unwrap().success());
+    assert_eq!((deleted, kept), (Ok(Effect::Removed), true));
+    let _other = bench.reconnect(&["runc"]).await;
+    assert!(!tree.exists(), "nobody needs it");
+    assert_eq!(std::fs::read_dir(bench.storage().join("trash")).unwrap().count(), 0);
+    // And whoever needs it has it made again.
+    let again = bench.pod(BUSYBOX, Backend::Overlay).await;
+    bench.complete(&again).await;
+    assert!(lower.join("motd").exists());
+    bench.engine.set_delete(&again.spec.set, &again.set_permit()).await.unwrap();
+    assert!(lower.join("motd").exists(), "a pod of the image may start again soon");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,27 +381,10 @@ async fn overlay_rule_8_separate_mounts_nest_and_packages_work() {
     }
 }
 
-/// Another engine of the tests, which goes with this value.
-struct OtherEngine(&'static str);
-
-fn engine_script(words: &[&str]) -> std::process::Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/engine.sh");
-    std::process::Command::new("bash").arg(script).args(words).output().expect("run the script")
-}
-
-impl Drop for OtherEngine {
-    fn drop(&mut self) {
-        engine_script(&["wipe", self.0]);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn overlay_rule_5_backend_is_not_offered_with_live_restore() {
-    let engine = OtherEngine("liverest");
-    let started = engine_script(&["start", engine.0, r#"{"live-restore": true}"#]);
-    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
-    let socket = format!("unix://{}", String::from_utf8(started.stdout).unwrap().trim());
-    let bench = Bench::with(&["runc"], |c| c.docker_host = Some(socket)).await;
+    let engine = OtherEngine::start("liverest", r#"{"live-restore": true}"#);
+    let bench = Bench::with(&["runc"], |c| c.docker_host = Some(engine.host.clone())).await;
     let capabilities = bench.engine.capabilities().await.unwrap();
     assert_eq!(capabilities.backends, [Backend::Engine]);
     assert!(capabilities.notes.iter().any(|n| n.contains("live-restore")), "{:?}", capabilities.notes);

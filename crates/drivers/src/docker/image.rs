@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::client::{LONG, blocking, fail, found, io, look, rejected, transient, unknown};
-use super::{DockerEngine, scratch, tree, untar};
+use super::{DockerEngine, scratch, tree, trees, untar};
 
 /// One lock for each image that is being flattened: whoever comes second waits for the first.
 #[derive(Debug, Default)]
@@ -57,21 +57,22 @@ impl DockerEngine {
 
     /// The image's tree on this host, made when it is not there yet. `None` of it counts until it is marked complete.
     pub(super) async fn flatten(&self, image: &str) -> Result<PathBuf, EngineError> {
-        let hex = image.strip_prefix("sha256:").unwrap_or(image);
+        let hex = trees::tree_name(image);
         if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(rejected(format!("{image} is not an image id")));
         }
         let dir = self.storage.images().join(hex);
-        let (rootfs, complete) = (dir.join("rootfs"), dir.join("complete"));
+        let (rootfs, complete) = (dir.join("rootfs"), dir.join(trees::COMPLETE));
         let lock = self.flattening.of(hex);
         let _held = lock.lock().await;
         self.storage.check()?;
         if complete.exists() {
+            trees::note_use(&complete);
             return Ok(rootfs);
         }
         // Another process of this installation may be at it.
-        let lock_file = self.storage.images().join(format!("{hex}.lock"));
-        let _lock_file = blocking(move || tree::lock(&lock_file).map_err(io("lock the image's tree"))).await?;
+        let (storage, of) = (self.storage.clone(), image.to_owned());
+        let _lock_file = blocking(move || storage.lock_tree(&of)).await?;
         if complete.exists() {
             return Ok(rootfs);
         }
@@ -79,10 +80,7 @@ impl DockerEngine {
         let fresh = rootfs.clone();
         blocking(move || {
             if half.exists() {
-                let place = storage.trash().join(format!("image-{}", scratch::token()));
-                tree::make_private_dir(&place).map_err(io("make a place in the trash"))?;
-                std::fs::rename(&half, place.join("set")).map_err(io("remove a half image tree"))?;
-                storage.burn(&place)?;
+                storage.discard_tree(&half)?;
             }
             tree::make_private_dir(&half).map_err(io("make the image's directory"))?;
             std::fs::create_dir(&fresh).map_err(io("make the image's tree"))
@@ -96,7 +94,7 @@ impl DockerEngine {
             let mut stream = stream;
             untar::extract(&mut stream, &into).map_err(io("flatten the image"))?;
             tree::sync_all(&into).map_err(io("sync the image's tree"))?;
-            tree::write_durably(&dir, "complete", b"").map_err(io("mark the image's tree complete"))
+            tree::write_durably(&dir, trees::COMPLETE, b"").map_err(io("mark the image's tree complete"))
         })
         .await;
         self.scratch_remove(&name).await?;

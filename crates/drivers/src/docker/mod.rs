@@ -5,6 +5,7 @@
 //! | `client` | the connection, and what an answer or its absence means |
 //! | `labels` | ownership |
 //! | `storage`, `tree`, `untar` | Perennial's own directory on this host |
+//! | `trees` | image trees that nobody needs any more |
 //! | `image` | resolve, pull, export, import, flatten |
 //! | `overlay`, `volumes` | the two backends of volume sets |
 //! | `writers` | who else has a set |
@@ -30,6 +31,7 @@ mod spec;
 mod storage;
 mod tiny;
 mod tree;
+mod trees;
 mod untar;
 mod volumes;
 mod watch;
@@ -64,6 +66,9 @@ pub struct DockerConfig {
     pub installation: InstallationId,
     /// Directory of image trees and overlay volumes, on this host.
     pub storage_root: PathBuf,
+    /// File elsewhere that keeps the identity of the storage root, so that the place of a disk that is not mounted is
+    /// never taken for a new root; `None` keeps none.
+    pub storage_record: Option<PathBuf>,
     /// Prefix of volume names.
     pub volume_prefix: String,
     /// Addresses that the tenants' networks are cut from.
@@ -91,6 +96,7 @@ impl DockerConfig {
         Ok(Self {
             installation,
             storage_root: storage_root.into(),
+            storage_record: None,
             volume_prefix: "perennial-vol-".to_owned(),
             subnet_pool: Subnet::parse("10.214.0.0/16")?,
             allowed_runtimes: None,
@@ -152,15 +158,17 @@ impl DockerEngine {
     /// Connects, claims the storage root, and removes what an earlier run left in trash and scratch.
     ///
     /// # Errors
-    /// [`EngineError::Transient`] when the engine does not answer; [`EngineError::Rejected`] when it is too old or the
-    /// storage root cannot be used.
+    /// [`EngineError::Transient`] when the engine does not answer, or when the storage root is on record and not there;
+    /// [`EngineError::Rejected`] when the engine is too old or the storage root cannot be used.
     pub async fn connect(config: DockerConfig) -> Result<Self, EngineError> {
         let docker = client::connect(config.docker_host.as_deref()).await?;
         let info = ask(&docker).await?;
-        let (root, installation) = (config.storage_root.clone(), config.installation);
+        let (root, record, installation) =
+            (config.storage_root.clone(), config.storage_record.clone(), config.installation);
         let storage = blocking(move || {
-            let storage = Storage::open(&root, installation)?;
+            let storage = Storage::open(&root, installation, record.as_deref())?;
             storage.burn_all()?;
+            sweep(&storage);
             Ok(storage)
         })
         .await?;
@@ -182,6 +190,13 @@ impl DockerEngine {
 
     async fn capabilities_probed(&self) -> Result<&Capabilities, EngineError> {
         self.capabilities.get_or_try_init(|| self.probe()).await
+    }
+}
+
+/// Deletes image trees that nobody needs; whatever keeps it from that is no reason to do nothing else.
+fn sweep(storage: &Storage) {
+    if let Err(error) = storage.sweep_trees() {
+        tracing::warn!(%error, "delete image trees that nobody needs");
     }
 }
 
@@ -284,6 +299,10 @@ impl Engine for DockerEngine {
             Backend::Overlay => self.overlay_delete(set).await?,
             Backend::Engine => self.volumes_delete(set).await?,
         };
+        if set.backend == Backend::Overlay {
+            let storage = self.storage.clone();
+            blocking(move || Ok(sweep(&storage))).await?;
+        }
         if effect == Effect::Removed {
             // The container may have been removed by somebody else, who left the tenant's network.
             self.tidy_network(set.tenant.as_str()).await;

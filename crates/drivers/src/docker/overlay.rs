@@ -206,11 +206,17 @@ impl DockerEngine {
             if marker.is_none() {
                 check_unmarked_leftover(&storage, &set)?;
             }
+            // Until the set's marker names it, only the lock keeps the tree.
+            let tree_lock = storage.lock_tree(&set.image)?;
+            if !rootfs.is_dir() {
+                return Err(transient("the image's tree was deleted a moment ago"));
+            }
             if let Some(place) = storage.discard_set(set.pod, set.number)? {
                 storage.burn(&place)?;
             }
             let dir = storage.make_set_dir(set.pod, set.number)?;
             storage.write_marker(set.pod, &Marker::preparing(installation, &set))?;
+            drop(tree_lock);
             for volume in &set.volumes {
                 let lower = lower_of(&storage, &rootfs, volume)?;
                 make_upper(&storage, &set, volume, &lower)?;
@@ -242,6 +248,7 @@ impl DockerEngine {
 
     /// Removes the set's definitions and moves its data into the trash; the caller holds the permit.
     pub(super) async fn overlay_delete(&self, set: &SetSpec) -> Result<Effect, EngineError> {
+        self.storage.check()?;
         self.check_unused(set).await?;
         let definitions = self.remove_definitions(set).await?;
         let (storage, set) = (self.storage.clone(), set.clone());
@@ -383,7 +390,8 @@ mod tests {
     #[test]
     fn a_lower_behind_a_link_is_refused_and_a_missing_one_is_empty() {
         let temp = tempfile::tempdir().expect("temp");
-        let storage = Storage::open(&temp.path().join("root"), InstallationId::from_parts(1, [1; 10])).expect("open");
+        let storage =
+            Storage::open(&temp.path().join("root"), InstallationId::from_parts(1, [1; 10]), None).expect("open");
         let rootfs = temp.path().join("rootfs");
         std::fs::create_dir_all(rootfs.join("usr/local")).expect("dirs");
         std::os::unix::fs::symlink("/", rootfs.join("opt")).expect("link");

@@ -1,8 +1,10 @@
 //! What works here, found out by trying it once and remembered in the storage root.
 //!
-//! Every runtime runs a small script on a real overlay volume: list, read, write and delete, and a write outside the
-//! volume. What counts is what then is on this host's disk. The script's interpreter is this host's own busybox, or its
-//! `sh` and `rm` with the libraries they need: no image has to be there, and none is pulled.
+//! Every runtime runs a small script on a real overlay volume: list, look at, read, write, rename and delete, and changes
+//! outside the volume. What counts is what then is on this host's disk: an engine on another host, which could not have
+//! this directory by any name, cannot pass. The script's programs are this host's own, with the libraries they need, and
+//! busybox where one is missing: no image has to be there, and none is pulled. The host's own come first, because they
+//! use more of the kernel's interface than busybox does (`statx`, on which gVisor of 2022 fails).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,16 +24,32 @@ use super::tiny::{Role, TinyFile};
 use super::{DockerEngine, labels, tree};
 
 const FILE: &str = "probe.json";
-/// How long one runtime may take for a script of five lines.
+/// How long one runtime may take for a script of some lines.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Programs that the script needs.
+const PROGRAMS: [&str; 6] = ["sh", "ls", "stat", "mv", "rm", "mkdir"];
+/// A file of the probe's image that is there to be deleted.
+const GONE: &str = "perennial/gone";
 const SCRIPT: &str = r#"
 set -- /vol/*
-echo "$*" > /vol/listing
+globbed="$*"
+listed=$(ls -lA /vol >/dev/null && ls -A /vol)
+inside=$(ls -A /vol/dir)
+stat /vol/dir /vol/dir/inner >/dev/null && looked=yes
 read line < /vol/kept
-echo "$line" > /vol/read
+mkdir /vol/new && echo made > /vol/new/file && mv /vol/new/file /vol/new/renamed
+mv /vol/moved /vol/new/moved
 rm /vol/gone
+rm -r /vol/dir
+left=$(ls -A /vol)
+ls -lA /perennial >/dev/null && stat /perennial/gone >/dev/null && programs=work
+echo $globbed, $listed, $inside, $looked, $line, $left > /vol/report
+echo programs $programs > /vol/programs
 echo changed > /perennial-probe
+rm /perennial/gone
 "#;
+/// What it has to have seen.
+const REPORT: &str = "/vol/dir /vol/gone /vol/kept /vol/moved, dir gone kept moved, inner, yes, kept, kept new";
 
 /// What is remembered.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,6 +66,8 @@ struct RememberedRuntime {
     overlay_volumes: bool,
     root_changes: bool,
     freeze: bool,
+    /// Whether this host's own programs can look at what is on no volume.
+    programs: bool,
 }
 
 impl DockerEngine {
@@ -63,6 +83,10 @@ impl DockerEngine {
                     Some(why) => notes.push(format!("overlay volumes are not offered: {why}")),
                 },
             }
+        }
+        for runtime in runtimes.iter().filter(|r| !r.programs) {
+            let name = &runtime.name;
+            notes.push(format!("on the runtime {name} common programs (ls, stat) fail, whatever the backend"));
         }
         let info = |r: RememberedRuntime| RuntimeInfo {
             name: r.name,
@@ -123,8 +147,12 @@ impl DockerEngine {
         if certain {
             let text = serde_json::to_vec_pretty(&Remembered { key, runtimes: seen.clone() });
             let text = text.map_err(|e| transient(format!("write {FILE}: {e}")))?;
-            let root = self.storage.root().to_owned();
-            blocking(move || tree::write_durably(&root, FILE, &text).map_err(io("remember the probe"))).await?;
+            let storage = self.storage.clone();
+            blocking(move || {
+                storage.check()?;
+                tree::write_durably(storage.root(), FILE, &text).map_err(io("remember the probe"))
+            })
+            .await?;
         }
         Ok(seen)
     }
@@ -142,7 +170,7 @@ impl DockerEngine {
                 format!("{n}: {call} {:?}", executable(&call))
             })
             .collect();
-        format!("1 {} {} {} {runtimes:?}", self.info.id, self.info.version, self.info.kernel)
+        format!("2 {} {} {} {runtimes:?}", self.info.id, self.info.version, self.info.kernel)
     }
 
     async fn remembered(&self, key: &str) -> Option<Vec<RememberedRuntime>> {
@@ -154,7 +182,7 @@ impl DockerEngine {
     async fn probe_image(&self, notes: &mut Vec<String>) -> Result<Option<String>, EngineError> {
         let files = blocking(|| Ok(interpreter())).await?;
         if files.is_empty() {
-            notes.push("nothing could be probed: this host has neither busybox nor sh and rm".to_owned());
+            notes.push(format!("nothing could be probed: this host has neither busybox nor {}", PROGRAMS.join(", ")));
             return Ok(None);
         }
         self.tiny_image(Role::Probe, files).await.map(Some)
@@ -169,9 +197,9 @@ impl DockerEngine {
         let place = files.place;
         let root = self.storage.clone();
         blocking(move || root.burn(&place)).await?;
-        let (overlay_volumes, root_changes) = tried?;
+        let (overlay_volumes, root_changes, programs) = tried?;
         let freeze = self.probe_freeze(runtime, image).await?;
-        Ok(RememberedRuntime { name: runtime.to_owned(), overlay_volumes, root_changes, freeze })
+        Ok(RememberedRuntime { name: runtime.to_owned(), overlay_volumes, root_changes, freeze, programs })
     }
 
     /// Makes the directories of a volume to try.
@@ -180,11 +208,14 @@ impl DockerEngine {
         let place = self.storage.scratch().join(&name);
         let (lower, upper, work) = (place.join("set/lower"), place.join("set/upper"), place.join("set/work"));
         let dirs = [lower.clone(), upper.clone(), work.clone()];
+        let storage = self.storage.clone();
         blocking(move || {
+            storage.check()?;
             for dir in &dirs {
                 tree::make_private_dir(dir).map_err(io("make the probe's directories"))?;
             }
-            for file in ["kept", "gone"] {
+            std::fs::create_dir(dirs[0].join("dir")).map_err(io("make the probe's directories"))?;
+            for file in ["kept", "gone", "moved", "dir/inner"] {
                 std::fs::write(dirs[0].join(file), format!("{file}\n")).map_err(io("write the probe's files"))?;
             }
             Ok(())
@@ -207,21 +238,23 @@ impl DockerEngine {
         Ok(ProbeFiles { place, upper, definition })
     }
 
-    /// Runs the script; tells whether the volume worked and whether the change of the root reached this host.
+    /// Runs the script; tells whether the volume worked, whether the changes of the root reached this host, and whether
+    /// programs work as far as anybody knows.
     async fn probe_volume(
         &self,
         runtime: &str,
         image: &str,
         files: &ProbeFiles,
         name: &str,
-    ) -> Result<(bool, bool), EngineError> {
+    ) -> Result<(bool, bool, bool), EngineError> {
         let run = script_run(runtime, SCRIPT, Stdin::Closed);
         let id = self.scratch_create(name, image, vec![files.definition.mount()], Some(run.clone())).await?;
         match self.docker.start_container(&id, None::<StartContainerOptions>).await {
             Ok(()) => {
                 self.wait_for_end(&id).await?;
-                let overlay = worked(&files.upper);
-                Ok((overlay, self.reached_root(&id).await?))
+                let programs = std::fs::read_to_string(files.upper.join("programs")).unwrap_or_default();
+                let failed = programs.trim() == "programs";
+                Ok((worked(&files.upper), self.reached_root(&id).await?, !failed))
             }
             // The mount may be what failed: the runtime is tried without it.
             Err(e) => {
@@ -233,7 +266,7 @@ impl DockerEngine {
                     Err(e) => Err(e),
                 };
                 self.scratch_remove(&plain).await?;
-                Ok((false, reached?))
+                Ok((false, reached?, true))
             }
         }
     }
@@ -248,7 +281,9 @@ impl DockerEngine {
     async fn reached_root(&self, id: &str) -> Result<bool, EngineError> {
         let seen = self.look_at(id).await?.ok_or_else(|| transient("the probe went away"))?;
         match self.layer_of(&seen).await? {
-            LayerAccess::Local { path, .. } => Ok(path.join("perennial-probe").is_file()),
+            LayerAccess::Local { path, .. } => {
+                Ok(path.join("perennial-probe").is_file() && is_whiteout(&path.join(GONE)))
+            }
             LayerAccess::Unreachable { .. } => Ok(false),
         }
     }
@@ -292,30 +327,33 @@ fn script_run(runtime: &str, script: &str, stdin: Stdin) -> ScratchRun {
     ScratchRun { command, runtime: Some(runtime.to_owned()), stdin, auto_remove: false }
 }
 
-/// Whether everything the script did is in the volume's upper directory.
-fn worked(upper: &Path) -> bool {
+fn is_whiteout(path: &Path) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let says = |file: &str, text: &str| std::fs::read_to_string(upper.join(file)).is_ok_and(|t| t.trim() == text);
-    let whiteout =
-        std::fs::symlink_metadata(upper.join("gone")).is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0);
-    says("listing", "/vol/gone /vol/kept") && says("read", "kept") && whiteout
+    std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0)
 }
 
-/// The files of a shell that can run the script, as they are on this host; empty when there is none.
+/// Whether everything the script did is in the volume's upper directory.
+fn worked(upper: &Path) -> bool {
+    let says = |file: &str, text: &str| std::fs::read_to_string(upper.join(file)).is_ok_and(|t| t.trim() == text);
+    let reported = std::fs::read_to_string(upper.join("report")).unwrap_or_default();
+    tracing::debug!(report = reported.trim(), "probe");
+    reported.trim() == REPORT
+        && says("new/renamed", "made")
+        && says("new/moved", "moved")
+        && ["gone", "moved", "dir"].iter().all(|name| is_whiteout(&upper.join(name)))
+}
+
+/// The files that can run the script, as they are on this host; empty when something is missing.
 fn interpreter() -> Vec<TinyFile> {
-    let file = |host: &Path, inside: &str| TinyFile { host: host.to_owned(), inside: PathBuf::from(inside) };
-    let (programs, mut files) = match (find("busybox"), find("sh"), find("rm")) {
-        (Some(busybox), _, _) => {
-            let files = vec![file(&busybox, "/bin/sh"), file(&busybox, "/bin/rm")];
-            (vec![busybox], files)
-        }
-        (None, Some(sh), Some(rm)) => {
-            let files = vec![file(&sh, "/bin/sh"), file(&rm, "/bin/rm")];
-            (vec![sh, rm], files)
-        }
-        _ => return Vec::new(),
-    };
-    for library in programs.iter().flat_map(|p| libraries(p)) {
+    let busybox = find("busybox");
+    let (mut files, mut libraries_of) = (Vec::new(), Vec::new());
+    for name in PROGRAMS {
+        let Some(program) = find(name).or_else(|| busybox.clone()) else { return Vec::new() };
+        files.push(TinyFile { host: program.clone(), inside: Path::new("/bin").join(name) });
+        libraries_of.push(program);
+    }
+    files.push(TinyFile { host: libraries_of[0].clone(), inside: Path::new("/").join(GONE) });
+    for library in libraries_of.iter().flat_map(|p| libraries(p)) {
         if !files.iter().any(|f| f.inside == library) {
             files.push(TinyFile { host: library.clone(), inside: library });
         }

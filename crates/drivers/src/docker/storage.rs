@@ -1,7 +1,7 @@
 //! Perennial's own directory on this host: image trees, sets of overlay volumes, trash.
 //!
 //! ```text
-//! installation            whose root this is; its absence means that the disk is not mounted, never that data is gone
+//! installation            whose root this is, and its identity; without it the disk is not mounted, and nothing is gone
 //! images/<id>/rootfs      the image's tree, one for all pods; `complete` beside it says that it is whole
 //! pods/<podId>/s<N>/      one set: set.json, and <volume>/{upper,work}
 //! empty/                  the lower directory of a volume that the image does not have
@@ -9,6 +9,9 @@
 //! trash/                  what was deleted with a permit, on its way out
 //! probe.json              what was seen to work here
 //! ```
+//!
+//! The identity is random, and a record of it is kept elsewhere (in the data directory): a directory that lacks it is the
+//! empty place where a disk belongs, and is never taken for a new root.
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,8 @@ const OWNER: &str = "installation";
 pub(super) struct Storage {
     root: PathBuf,
     installation: InstallationId,
+    /// What the file `installation` says as long as this root is mounted.
+    owner: String,
 }
 
 /// How far a set has come, in its marker.
@@ -84,10 +89,8 @@ impl Marker {
 }
 
 impl Storage {
-    /// Opens the root, which is made and claimed when it is new.
-    pub(super) fn open(root: &Path, installation: InstallationId) -> Result<Self, EngineError> {
-        let storage = Self { root: root.to_owned(), installation };
-        tree::make_private_dir(root).map_err(io(format_args!("make {}", root.display())))?;
+    /// Opens the root. It is made and claimed when it is new, which a root that is on record never is.
+    pub(super) fn open(root: &Path, installation: InstallationId, record: Option<&Path>) -> Result<Self, EngineError> {
         // Whatever writes into mount options must not meet their separators.
         let text = root.to_str().ok_or_else(|| rejected("the storage root is not valid UTF-8"))?;
         if !root.is_absolute() || text.contains([',', ':', '\\', '"']) || text.chars().any(char::is_whitespace) {
@@ -95,19 +98,34 @@ impl Storage {
                 "{text} cannot be a storage root: overlay options need a plain absolute path"
             )));
         }
-        match std::fs::read_to_string(root.join(OWNER)) {
-            Ok(owner) if owner.trim() == installation.to_string() => {}
-            Ok(owner) => {
-                return Err(rejected(format!(
-                    "{text} belongs to installation {}, not to {installation}",
-                    owner.trim()
-                )));
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                tree::write_durably(root, OWNER, format!("{installation}\n").as_bytes())
-                    .map_err(io("claim the storage root"))?;
-            }
-            Err(e) => return Err(transient(format!("read {text}/{OWNER}: {e}"))),
+        let recorded = record.map(read_line).transpose()?.flatten();
+        let found = read_line(&root.join(OWNER))?;
+        let (owner, identity) = match found.as_deref().map(|f| f.split_once(' ').unwrap_or((f, ""))) {
+            Some((owner, identity)) => (Some(owner), Some(identity).filter(|i| !i.is_empty())),
+            None => (None, None),
+        };
+        if recorded.is_some() && recorded.as_deref() != identity {
+            return Err(not_mounted(root, if owner.is_some() { "another one is" } else { "the directory is empty" }));
+        }
+        if owner.is_some_and(|o| o != installation.to_string()) {
+            return Err(rejected(format!(
+                "{text} belongs to installation {}, not to {installation}",
+                owner.unwrap_or_default()
+            )));
+        }
+        let identity = identity.map_or_else(|| format!("{:032x}", rand::random::<u128>()), str::to_owned);
+        let owner = format!("{installation} {identity}");
+        let storage = Self { root: root.to_owned(), installation, owner: owner.clone() };
+        if found.as_deref() != Some(&owner) {
+            tree::make_private_dir(root).map_err(io(format_args!("make {text}")))?;
+            tree::write_durably(root, OWNER, format!("{owner}\n").as_bytes()).map_err(io("claim the storage root"))?;
+        }
+        // Only after the root itself, so that a crash between the two leaves one that can be opened.
+        if let Some(record) = record.filter(|_| recorded.is_none()) {
+            let (dir, name) = (record.parent(), record.file_name().and_then(std::ffi::OsStr::to_str));
+            let (Some(dir), Some(name)) = (dir, name) else { return Err(rejected("the record needs a file's name")) };
+            tree::write_durably(dir, name, format!("{identity}\n").as_bytes())
+                .map_err(io("record the storage root"))?;
         }
         for dir in ["images", "pods", "scratch", "trash", "empty"] {
             tree::make_private_dir(&root.join(dir)).map_err(io(format_args!("make {text}/{dir}")))?;
@@ -121,8 +139,8 @@ impl Storage {
     /// Fails when the root is not the one that was opened: then nothing below it proves anything.
     pub(super) fn check(&self) -> Result<(), EngineError> {
         match std::fs::read_to_string(self.root.join(OWNER)) {
-            Ok(owner) if owner.trim() == self.installation.to_string() => Ok(()),
-            _ => Err(transient(format!("the storage root {} is not mounted, or another one is", self.root.display()))),
+            Ok(owner) if owner.trim() == self.owner => Ok(()),
+            _ => Err(not_mounted(&self.root, "or another one is")),
         }
     }
 
@@ -306,6 +324,23 @@ impl Storage {
     }
 }
 
+/// The line in a small file; `None` when there is no such file, or no such directory.
+fn read_line(path: &Path) -> Result<Option<String>, EngineError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(transient(format!("read {}: {e}", path.display()))),
+    }
+}
+
+fn not_mounted(root: &Path, but: &str) -> EngineError {
+    transient(format!(
+        "the storage root {} is not mounted, {but}; mount it, or have `perennial storage claim` forget it if it is gone \
+         for good",
+        root.display()
+    ))
+}
+
 /// Whether a directory exists; anything but a clear answer is an error.
 pub(super) fn is_there(path: &Path) -> Result<bool, EngineError> {
     match std::fs::symlink_metadata(path) {
@@ -342,7 +377,7 @@ mod tests {
     fn storage() -> (tempfile::TempDir, Storage, SetSpec) {
         let temp = tempfile::tempdir().expect("temp");
         let installation = InstallationId::from_parts(1, [1; 10]);
-        let storage = Storage::open(&temp.path().join("root"), installation).expect("open");
+        let storage = Storage::open(&temp.path().join("root"), installation, None).expect("open");
         let set = SetSpec {
             pod: PodId::from_parts(1, [2; 10]),
             tenant: TenantId::default_tenant(),
@@ -385,7 +420,51 @@ mod tests {
     fn a_root_of_another_installation_is_refused() {
         let (_temp, storage, _) = storage();
         let other = InstallationId::from_parts(1, [9; 10]);
-        assert!(matches!(Storage::open(storage.root(), other), Err(EngineError::Rejected { .. })));
+        assert!(matches!(Storage::open(storage.root(), other, None), Err(EngineError::Rejected { .. })));
+    }
+
+    #[test]
+    fn a_root_on_record_is_never_claimed_anew() {
+        let temp = tempfile::tempdir().expect("temp");
+        let (root, record) = (temp.path().join("root"), temp.path().join("record"));
+        let installation = InstallationId::from_parts(1, [1; 10]);
+        let open = || Storage::open(&root, installation, Some(&record));
+        let first = open().expect("claim");
+        assert_eq!(open().expect("open again").owner, first.owner);
+        // The disk is away: its place is empty, or not even there, and stays so.
+        let away = temp.path().join("away");
+        std::fs::rename(&root, &away).expect("unmount");
+        for there in [false, true] {
+            if there {
+                std::fs::create_dir(&root).expect("mount point");
+            }
+            assert!(matches!(open(), Err(EngineError::Transient { .. })));
+            assert_eq!(root.exists(), there);
+            assert!(!there || std::fs::read_dir(&root).expect("list").count() == 0);
+        }
+        // Another disk of the same installation is not this one.
+        let other = temp.path().join("other");
+        Storage::open(&other, installation, None).expect("claim");
+        std::fs::remove_dir(&root).expect("mount point");
+        std::fs::rename(&other, &root).expect("mount");
+        assert!(matches!(open(), Err(EngineError::Transient { .. })));
+        // Only without the record it is taken as it is.
+        std::fs::remove_file(&record).expect("forget");
+        assert_ne!(open().expect("taken over").owner, first.owner);
+        std::fs::remove_dir_all(&root).expect("unmount");
+        std::fs::rename(&away, &root).expect("mount");
+        assert!(matches!(open(), Err(EngineError::Transient { .. })));
+    }
+
+    #[test]
+    fn a_root_from_before_identities_gets_one() {
+        let (_temp, storage, _) = storage();
+        std::fs::write(storage.root().join(OWNER), format!("{}\n", storage.installation)).expect("old");
+        let record = storage.root().parent().expect("parent").join("record");
+        let again = Storage::open(storage.root(), storage.installation, Some(&record)).expect("open");
+        assert_eq!(again.check(), Ok(()));
+        let identity = std::fs::read_to_string(record).expect("record");
+        assert!(again.owner.ends_with(identity.trim()) && identity.trim().len() == 32);
     }
 
     #[test]

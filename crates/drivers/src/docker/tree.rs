@@ -165,18 +165,21 @@ pub(super) fn usage(dir: &Path) -> io::Result<u64> {
 /// A subdirectory is renamed to the top before it is emptied, so a tree of any depth needs neither stack nor long
 /// paths, and a crash leaves nothing but more trash.
 pub(super) fn empty_trash(trash: &Path) -> io::Result<()> {
-    let top = open_dir(trash)?;
+    empty(&open_dir(trash)?)
+}
+
+fn empty(top: &OwnedFd) -> io::Result<()> {
     let mut serial = 0_u64;
     loop {
-        let names = entries(&top)?;
+        let names = entries(top)?;
         if names.is_empty() {
             return Ok(());
         }
         for (name, kind) in names {
             if kind == FileType::Directory {
-                empty_one(&top, &name, &mut serial)?;
+                empty_one(top, &name, &mut serial)?;
             } else {
-                ignore_missing(fs::unlinkat(&top, name.as_c_str(), AtFlags::empty()))?;
+                ignore_missing(fs::unlinkat(top, name.as_c_str(), AtFlags::empty()))?;
             }
         }
     }
@@ -206,6 +209,11 @@ fn empty_one(top: &OwnedFd, name: &CString, serial: &mut u64) -> io::Result<()> 
             match fs::renameat_with(&dir, child.as_c_str(), top, fresh.as_str(), flags) {
                 Ok(()) | Err(Errno::NOENT) => break,
                 Err(Errno::EXIST) => {}
+                // A subvolume of btrfs lets nothing be renamed out of it: it is emptied in itself.
+                Err(Errno::XDEV) => {
+                    empty(&dir)?;
+                    break;
+                }
                 Err(e) => return Err(e.into()),
             }
         }

@@ -245,6 +245,17 @@ fn users(dirs: &[PathBuf]) -> Result<Vec<String>, EngineError> {
     Ok(users)
 }
 
+/// Whether any namespace has an overlay with something in this directory below it.
+pub(super) fn is_lower(dir: &Path) -> Result<bool, EngineError> {
+    let mut found = false;
+    each_mount(|mount, _| {
+        let lowers = mount.options.split(',').find_map(|o| o.strip_prefix("lowerdir=")).map(plain).unwrap_or_default();
+        found |= lowers.split(':').any(|lower| Path::new(lower).starts_with(dir));
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// Refuses when anything is mounted at this path in any namespace.
 pub(super) fn check_unmounted(target: &Path) -> Result<(), EngineError> {
     each_mount(|mount, process| {

@@ -2,12 +2,14 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     clippy::missing_panics_doc,
     missing_docs,
     reason = "every test uses another part of it"
 )]
 
+pub mod engines;
 pub mod hands;
 
 use std::collections::HashMap;
@@ -30,12 +32,15 @@ use perennial_core::spec::{Backend, PodName, PodSpec, TenantId};
 use perennial_core::volume::{Origin, SetState, VolumeSet, layout};
 use perennial_drivers::docker::{DockerConfig, DockerEngine};
 
+pub use engines::{LoopFs, OtherEngine};
+
 pub const BUSYBOX: &str = "perennial-test/busybox:1";
 
 /// One installation on the test engine; everything it made goes when it is dropped.
 pub struct Bench {
     pub engine: DockerEngine,
     pub docker: Docker,
+    config: DockerConfig,
     pub installation: InstallationId,
     pub root: tempfile::TempDir,
 }
@@ -77,18 +82,20 @@ impl Bench {
         let root = tempfile::Builder::new().prefix("docker-").tempdir_in(storage_base()).unwrap();
         let mut config = config(installation, root.path(), runtimes);
         change(&mut config);
-        let docker = connect(&host()).await;
-        let engine = DockerEngine::connect(config).await.unwrap();
-        Self { engine, docker, installation, root }
+        let docker = connect(&config.docker_host.clone().unwrap_or_else(host)).await;
+        let engine = DockerEngine::connect(config.clone()).await.unwrap();
+        Self { engine, docker, config, installation, root }
     }
 
     /// A second process of the same installation.
     pub async fn reconnect(&self, runtimes: &[&str]) -> DockerEngine {
-        DockerEngine::connect(config(self.installation, &self.root.path().join("root"), runtimes)).await.unwrap()
+        let mut config = self.config.clone();
+        config.allowed_runtimes = Some(runtimes.iter().map(|r| (*r).to_owned()).collect());
+        DockerEngine::connect(config).await.unwrap()
     }
 
     pub fn storage(&self) -> PathBuf {
-        self.root.path().join("root")
+        self.config.storage_root.clone()
     }
 
     pub async fn pod(&self, image: &str, backend: Backend) -> TestPod {
@@ -212,7 +219,7 @@ pub async fn connect(host: &str) -> Docker {
 }
 
 /// Where tests keep their data: a file system that can be the upper side of an overlay.
-fn storage_base() -> PathBuf {
+pub fn storage_base() -> PathBuf {
     let named = std::env::var_os("PERENNIAL_TEST_STORAGE").map(PathBuf::from);
     let base = named.unwrap_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")));
     std::fs::create_dir_all(&base).unwrap();
@@ -296,12 +303,13 @@ impl TestPod {
 impl Drop for Bench {
     fn drop(&mut self) {
         let (docker, filters) = (self.docker.clone(), self.filters());
+        let host = self.config.docker_host.clone().unwrap_or_else(host);
         let cleaned = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             // A connection belongs to the runtime that made it.
             drop(docker);
             runtime.block_on(async move {
-                let docker = connect(&host()).await;
+                let docker = connect(&host).await;
                 clean(&docker, &filters).await;
             });
         });

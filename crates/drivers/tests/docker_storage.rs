@@ -1,0 +1,161 @@
+//! Storage roots on disks of their own: away and back, and on every kind of file system.
+
+mod docker_support;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use bollard::query_parameters::RemoveVolumeOptions;
+use docker_support::hands::check;
+use docker_support::{BUSYBOX, Bench, LoopFs, shared_config};
+use perennial_core::engine::{Effect, Engine, EngineError, Fill, Presence};
+use perennial_core::spec::Backend;
+use perennial_drivers::docker::DockerEngine;
+
+/// Inode number of the root of every btrfs subvolume.
+const SUBVOLUME: u64 = 256;
+
+fn entries(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+/// A disk that is not mounted hides what is on it; its empty mount point proves nothing, and nothing is made there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_root_that_is_not_mounted_is_unknown_until_it_is_back() {
+    let disk = LoopFs::mount("ext4");
+    let mut config = None;
+    let bench = Bench::with(&["runc"], |c| {
+        c.storage_record = Some(c.storage_root.parent().unwrap().join("record"));
+        c.storage_root.clone_from(&disk.0);
+        config = Some(c.clone());
+    })
+    .await;
+    let config = config.unwrap();
+    let (mut pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
+    bench.sh(&id, "echo mine > /home/mine; sync").await;
+    bench.engine.container_stop(&id, 5).await.unwrap();
+    let other = bench.pod(BUSYBOX, Backend::Overlay).await;
+
+    disk.unmount();
+    let set = &pod.spec.set;
+    let unknown = |what: &str, refused: Option<EngineError>| match refused {
+        Some(EngineError::Transient { problem }) => {
+            assert!(problem.contains("is not mounted") && problem.contains("perennial storage claim"), "{problem}");
+        }
+        found => panic!("{what}: {found:?}"),
+    };
+    let engine = &bench.engine;
+    unknown("observe", engine.observe(pod.id(), std::slice::from_ref(set)).await.err());
+    unknown("reach", engine.set_access(set).await.err());
+    unknown("measure", engine.set_usage(set).await.err());
+    unknown("delete", engine.set_delete(set, &pod.set_permit()).await.err());
+    unknown("prepare", engine.set_prepare(&other.spec.set, Fill::Image).await.err());
+    unknown("complete", engine.set_complete(&other.spec.set).await.err());
+    unknown("start", engine.container_start(&id, set, 9).await.err());
+    unknown("list", engine.list_owned().await.err());
+    unknown("connect", DockerEngine::connect(config.clone()).await.err());
+    assert_eq!(entries(&bench.storage()), 0, "something was made where the disk belongs");
+    assert!(!engine.observe(pod.id(), &[]).await.unwrap().container.unwrap().is_live());
+
+    disk.mount_again();
+    let again = DockerEngine::connect(config).await.unwrap();
+    let seen = again.observe(pod.id(), std::slice::from_ref(set)).await.unwrap();
+    assert_eq!(seen.set(1).unwrap().presence, Presence::Whole);
+    bench.start(&mut pod, &id).await.unwrap();
+    assert_eq!(bench.sh(&id, "cat /home/mine").await, ("mine".to_owned(), 0));
+    // What has the disk mounted goes before the disk does.
+    bench.remove_container(&pod, &id).await;
+    bench.engine.set_delete(&pod.spec.set, &pod.set_permit()).await.unwrap();
+}
+
+/// What of the suite depends on the file system below.
+const CASES: [&str; 13] = [
+    "set_becomes_whole",
+    "complete_set_is_not_prepared_again",
+    "half_prepared_set_begins_from_nothing",
+    "set_access_leaves_out_what_is_missing",
+    "what_volumes_take_up_is_told",
+    "sets_of_a_pod_are_apart",
+    "set_is_deleted_with_its_permit_only",
+    "generation_is_written_beside_the_data",
+    "every_volume_keeps_its_bytes",
+    "deleted_file_of_the_image_stays_deleted",
+    "emptied_directory_stays_empty",
+    "lost_volume_is_partial_and_does_not_start",
+    "lingering_process_keeps_the_set_from_use",
+];
+
+async fn conforms(kind: &str, runtime: &str) {
+    let disk = LoopFs::mount(kind);
+    for case in CASES {
+        let mut config = shared_config(&[runtime]);
+        config.storage_root = disk.0.join("root");
+        check(case, Backend::Overlay, runtime, config).await;
+    }
+    assert_eq!(entries(&disk.0.join("root/pods")), 0, "every pod was purged");
+    assert_eq!(entries(&disk.0.join("root/trash")), 0);
+    if kind == "btrfs" {
+        assert_eq!(subvolumes(&disk.0), Vec::<String>::new());
+    }
+}
+
+fn subvolumes(at: &Path) -> Vec<String> {
+    let output = std::process::Command::new("btrfs").args(["subvolume", "list"]).arg(at).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlay_volumes_on_btrfs_conform_on_runc() {
+    conforms("btrfs", "runc").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlay_volumes_on_xfs_conform_on_runc() {
+    conforms("xfs", "runc").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlay_volumes_on_btrfs_conform_on_runsc() {
+    conforms("btrfs", "runsc").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_on_btrfs_is_one_subvolume_and_goes_with_it() {
+    let disk = LoopFs::mount("btrfs");
+    let bench = Bench::with(&["runc"], |c| c.storage_root.clone_from(&disk.0)).await;
+    let set_dir = |pod: &docker_support::TestPod| bench.storage().join(format!("pods/{}/s1", pod.id()));
+    let (pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
+    assert_eq!(set_dir(&pod).metadata().unwrap().ino(), SUBVOLUME);
+    assert_eq!(subvolumes(&disk.0).len(), 1);
+    bench.sh(&id, "mkdir -p /srv/a/b; echo mine > /srv/a/b/c; sync").await;
+    bench.remove_container(&pod, &id).await;
+
+    // A deletion dies after it removed the definitions: it is repeated.
+    for volume in &pod.spec.set.volumes {
+        bench.docker.remove_volume(&Bench::volume_name(&pod, &volume.name), None::<RemoveVolumeOptions>).await.unwrap();
+    }
+    assert_eq!(bench.observe(&pod).await.set(1).unwrap().presence, Presence::Whole);
+    assert_eq!(bench.engine.set_delete(&pod.spec.set, &pod.set_permit()).await, Ok(Effect::Removed));
+    assert_eq!((subvolumes(&disk.0), entries(&bench.storage().join("trash"))), (Vec::new(), 0));
+
+    // Another dies after it moved the set into the trash: the next start of the server ends it.
+    let half = bench.pod(BUSYBOX, Backend::Overlay).await;
+    bench.complete(&half).await;
+    let place = bench.storage().join("trash/half");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::rename(set_dir(&half), place.join("set")).unwrap();
+    assert_eq!(bench.observe(&half).await.set(1).unwrap().presence, Presence::Absent);
+    let _next = bench.reconnect(&["runc"]).await;
+    assert_eq!((subvolumes(&disk.0), entries(&bench.storage().join("trash"))), (Vec::new(), 0));
+    assert_eq!(bench.engine.set_delete(&half.spec.set, &half.set_permit()).await, Ok(Effect::Unchanged));
+
+    // And a third in the middle of the trash: a subvolume that is a directory among others by then.
+    let third = bench.pod(BUSYBOX, Backend::Overlay).await;
+    bench.complete(&third).await;
+    let place = bench.storage().join("trash/third");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::rename(set_dir(&third), place.join(".1-1")).unwrap();
+    let _next = bench.reconnect(&["runc"]).await;
+    assert_eq!((subvolumes(&disk.0), entries(&bench.storage().join("trash"))), (Vec::new(), 0));
+}
