@@ -88,7 +88,34 @@ fn field_error(path: &str, message: &str) -> ApiError {
         return Error::invalid(below(&name), "is missing", "").into();
     }
     let field = if path == "." { "body" } else { path };
-    Error::invalid(field, message, "").into()
+    if let Some((name, known)) =
+        message.strip_prefix("unknown variant `").and_then(|rest| rest.split_once("`, expected "))
+    {
+        let known = known.trim_start_matches("one of ").replace('`', "");
+        return Error::invalid(field, format!("{name:?} is not known"), format!("use {known}")).into();
+    }
+    let last = field.rsplit('.').next().unwrap_or(field);
+    Error::invalid(field, message, value_hint(last)).into()
+}
+
+/// What to write into a field that held something of another kind.
+fn value_hint(field: &str) -> &'static str {
+    match field {
+        "limit" => "use a number from 1 to 1000",
+        "memory" | "memorySwap" | "memoryReservation" | "size" => {
+            "write bytes as a number, or a size such as \"512Mi\""
+        }
+        "cpus" => "write a number such as 1.5",
+        "pids" => "write a whole number such as 512",
+        "stopTimeout" => "write whole seconds, such as 10",
+        "container" | "host" => "write a port number from 1 to 65535",
+        "env" => "write an object of names and texts, such as {\"A\": \"1\"}",
+        "command" | "entrypoint" => "write a list of words, such as [\"sleep\", \"infinity\"]",
+        "volumes" => "write null for everything, or a list of {\"name\", \"mountPath\"}",
+        "acceptLoss" => "write a list of paths",
+        "body" => "send a JSON object",
+        _ => "",
+    }
 }
 
 /// Fields that exist when a pod is made and cannot be changed later.

@@ -122,6 +122,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::of_pod))
         .routes(routes!(operations::list))
         .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(snapshots::of_all))
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))

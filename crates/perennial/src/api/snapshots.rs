@@ -2,7 +2,9 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use perennial_core::Error;
 use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::spec::TenantId;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -11,8 +13,9 @@ use super::auth::Caller;
 use super::extract::{Id, Query, cursor, cut, page};
 use super::problem::ApiError;
 use super::wire::{AcceptRequest, List, Nothing, Problem, Snapshot, SnapshotOperation};
-use super::{ApiState, convert};
+use super::{ApiState, convert, wire};
 use crate::service::Consent;
+use crate::store::SnapshotFilter;
 
 /// Selects a part of a list.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -24,6 +27,50 @@ pub struct PageQuery {
     /// Most items of the page, 1 to 1000; 100 when left out.
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<u32>,
+}
+
+/// Selects snapshots of all pods.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct SnapshotQuery {
+    /// Only of this pod, by its id.
+    pod: Option<String>,
+    /// Only in this state.
+    #[param(inline)]
+    state: Option<wire::SnapshotState>,
+    /// Only of this kind.
+    #[param(inline)]
+    kind: Option<wire::SnapshotKind>,
+    /// Only this tenant's.
+    tenant: Option<String>,
+    /// The `next` of the page before.
+    after: Option<String>,
+    /// Most items of the page, 1 to 1000; 100 when left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// Lists snapshots of all pods, newest first.
+#[utoipa::path(get, path = "/api/v1/snapshots", operation_id = "snapshot_list", tag = "snapshots", params(SnapshotQuery),
+    responses((status = 200, body = List<Snapshot>), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn of_all(
+    State(state): State<ApiState>,
+    Caller(caller): Caller,
+    Query(query): Query<SnapshotQuery>,
+) -> Result<axum::Json<List<Snapshot>>, ApiError> {
+    let (page, wanted) = page(cursor::<SnapshotId>(query.after)?, query.limit)?;
+    let pod =
+        query.pod.map(|pod| pod.parse::<PodId>().map_err(|e| Error::invalid("pod", e.to_string(), "perennial pod ls")));
+    let filter = SnapshotFilter {
+        tenant: query.tenant.as_deref().map(TenantId::parse).transpose()?,
+        pod: pod.transpose()?,
+        state: query.state.map(Into::into),
+        kind: query.kind.map(Into::into),
+    };
+    let mut found = state.app.snapshots_of_all(&caller, filter, &page).await?;
+    let next = cut(&mut found, wanted, |s| s.id.to_string());
+    Ok(axum::Json(List { items: found.iter().map(convert::snapshot).collect(), next }))
 }
 
 /// Takes a snapshot.

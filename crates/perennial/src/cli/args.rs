@@ -246,33 +246,19 @@ pub struct PodListArgs {
     pub tenant: Option<String>,
 }
 
-/// A new pod.
-#[derive(Debug, Clone, Args)]
-pub struct CreateArgs {
-    /// Its name: lower-case letters, digits and hyphens.
-    pub name: String,
-    /// The image; may be left out with --from-snapshot
-    #[arg(long, required_unless_present = "from_snapshot")]
-    pub image: Option<String>,
+/// What `pod create` and `pod set` say of a pod alike.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SpecArgs {
     /// What is limited.
     #[command(flatten)]
     pub limits: Limits,
     /// Container runtime, such as runc or runsc
     #[arg(long)]
     pub runtime: Option<String>,
-    /// Where the volumes live
-    #[arg(long, value_parser = values::backend)]
-    pub backend: Option<Backend>,
-    /// Environment variables
+    /// Environment variables; others stay as they are
     #[arg(long, short, num_args = 1.., value_parser = values::env, value_name = "NAME=VALUE")]
     pub env: Vec<(String, String)>,
-    /// Persist exactly these directories instead of everything
-    #[arg(long = "volume", num_args = 1.., value_parser = values::volume, value_name = "NAME:PATH[:SIZE]")]
-    pub volumes: Vec<VolumeDeclaration>,
-    /// Persist nothing
-    #[arg(long, conflicts_with = "volumes")]
-    pub no_volumes: bool,
-    /// Ports published on the host's loopback
+    /// All ports published on the host's loopback
     #[arg(long = "port", short, num_args = 1.., value_parser = values::port, value_name = "[HOST:]CONTAINER")]
     pub ports: Vec<Port>,
     /// User in the container
@@ -287,27 +273,49 @@ pub struct CreateArgs {
     /// Time between that signal and SIGKILL, such as 10s
     #[arg(long, value_parser = values::seconds, value_name = "TIME")]
     pub stop_timeout: Option<u32>,
-    /// What stop does with the data on the host
-    #[arg(long, value_parser = values::on_stop)]
+    /// What stop does with the data on the host: release it, or only pause
+    #[arg(long, value_parser = values::on_stop, value_name = "release|pause")]
     pub on_stop: Option<OnStop>,
     /// Let setuid programs such as sudo work
     #[arg(long)]
     pub allow_privilege_escalation: bool,
+    /// Replaces the image's entry point (one word)
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Replaces the image's command.
+    #[arg(last = true)]
+    pub command: Vec<String>,
+}
+
+/// A new pod.
+#[derive(Debug, Clone, Args)]
+pub struct CreateArgs {
+    /// Its name: lower-case letters, digits and hyphens.
+    pub name: String,
+    /// The image; may be left out with --from-snapshot
+    #[arg(long, required_unless_present = "from_snapshot")]
+    pub image: Option<String>,
+    /// What it is like.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Where the volumes live [default: the best that works]
+    #[arg(long, value_parser = values::backend, value_name = "overlay|docker")]
+    pub backend: Option<Backend>,
+    /// Persist exactly these directories instead of everything
+    #[arg(long = "volume", num_args = 1.., value_parser = values::volume, value_name = "NAME:PATH[:SIZE]")]
+    pub volumes: Vec<VolumeDeclaration>,
+    /// Persist nothing
+    #[arg(long, conflicts_with = "volumes")]
+    pub no_volumes: bool,
     /// Make the pod from this snapshot
     #[arg(long, value_name = "ID")]
     pub from_snapshot: Option<String>,
     /// Whose it is; needed only by whoever has several tenants
     #[arg(long)]
     pub tenant: Option<String>,
-    /// Replaces the image's entry point (one word)
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<String>,
     /// Waiting.
     #[command(flatten)]
     pub wait: WaitArgs,
-    /// Replaces the image's command.
-    #[arg(last = true)]
-    pub command: Vec<String>,
 }
 
 /// Limits of a pod.
@@ -335,12 +343,9 @@ pub struct Limits {
 pub enum SnapshotCommand {
     /// Takes a snapshot of a pod.
     Create(AcceptArgs),
-    /// Lists a pod's snapshots, or everybody's.
+    /// Lists the snapshots of a pod, or of all pods, newest first.
     #[command(visible_alias = "list")]
-    Ls {
-        /// The pod's name or id; all pods when left out.
-        pod: Option<String>,
-    },
+    Ls(SnapshotListArgs),
     /// Shows a snapshot.
     Show {
         /// Its id.
@@ -363,10 +368,26 @@ pub enum SnapshotCommand {
     },
 }
 
+/// Which snapshots.
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotListArgs {
+    /// The pod's name or id; all pods when left out.
+    pub pod: Option<String>,
+    /// Only in this state
+    #[arg(long, value_parser = ["pending", "uploaded", "verified", "failed"])]
+    pub state: Option<String>,
+    /// Only of this kind
+    #[arg(long, value_parser = ["manual", "scheduled", "final", "safety"])]
+    pub kind: Option<String>,
+    /// Only this tenant's
+    #[arg(long, conflicts_with = "pod")]
+    pub tenant: Option<String>,
+}
+
 /// What to do with operations.
 #[derive(Debug, Clone, Subcommand)]
 pub enum OpCommand {
-    /// Lists a pod's operations, or everybody's.
+    /// Lists the operations of a pod, or of all pods.
     #[command(visible_alias = "list")]
     Ls {
         /// The pod's name or id; all pods when left out.

@@ -18,12 +18,13 @@ struct Cancelled {
 pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Failure> {
     match command {
         OpCommand::Ls { pod, unfinished } => {
-            let mut operations: Vec<Operation> =
-                snapshot::of_pods(&context.client, pod.as_deref(), "operations").await?;
+            let pods = snapshot::pods(&context.client, pod.as_deref()).await?;
+            let names = snapshot::names(&pods);
+            let mut operations: Vec<Operation> = snapshot::of_pods(&context.client, &pods, "operations").await?;
             if unfinished {
                 operations.retain(|operation| !operation.state.is_terminal());
             }
-            context.show(&operations, |operations, out, now| view::operations(operations, out, now))
+            context.show(&operations, |operations, out, now| view::operations(operations, &names, out, now))
         }
         OpCommand::Show { operation } => {
             let operation: Operation = context.client.get(&["operations", &operation], &[]).await?;

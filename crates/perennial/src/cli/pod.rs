@@ -9,6 +9,7 @@ use super::failure::{Exit, Failure};
 use super::human::{instant, maybe_size, size};
 use super::out::clean;
 use super::session::Context;
+use super::snapshot;
 use super::target::{self, Among};
 use super::view;
 use super::wait;
@@ -17,6 +18,8 @@ use crate::api::wire::{
     PodVolume, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotState, VolumeState,
 };
 
+/// Where the data of a pod is that never ran.
+const NO_DATA: &str = "there is none: the pod never ran, and has no data of its own";
 /// No body at all.
 const NOTHING: Option<&()> = None;
 
@@ -42,7 +45,8 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
         PodCommand::Status(args) => {
             let pod = target::pod(&context.client, &args.pod, Among::All).await?;
             let status: PodStatus = context.client.get(&["pods", &pod.id, "status"], &[]).await?;
-            context.show(&status, view::status)
+            let names = snapshot::names(std::slice::from_ref(&pod));
+            context.show(&status, |status, out, now| view::status(status, &names, out, now))
         }
         PodCommand::Volumes(args) => {
             let pod = target::pod(&context.client, &args.pod, Among::All).await?;
@@ -70,7 +74,8 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
 }
 
 async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failure> {
-    let limits = args.limits;
+    let spec = args.spec;
+    let limits = spec.limits;
     let resources = Resources {
         cpus: limits.cpus,
         memory: limits.memory,
@@ -81,20 +86,20 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
     let request = CreatePod {
         name: args.name,
         image: args.image,
-        command: (!args.command.is_empty()).then_some(args.command),
-        entrypoint: args.entrypoint.map(|program| vec![program]),
-        runtime: args.runtime,
+        command: (!spec.command.is_empty()).then_some(spec.command),
+        entrypoint: spec.entrypoint.map(|program| vec![program]),
+        runtime: spec.runtime,
         resources: (resources != Resources::default()).then_some(resources),
-        env: (!args.env.is_empty()).then(|| args.env.into_iter().collect()),
-        working_dir: args.workdir,
-        user: args.user,
+        env: (!spec.env.is_empty()).then(|| spec.env.into_iter().collect()),
+        working_dir: spec.workdir,
+        user: spec.user,
         volumes: (args.no_volumes || !args.volumes.is_empty()).then_some(args.volumes),
-        ports: (!args.ports.is_empty()).then_some(args.ports),
-        stop_signal: args.stop_signal,
-        stop_timeout: args.stop_timeout,
-        on_stop: args.on_stop,
+        ports: (!spec.ports.is_empty()).then_some(spec.ports),
+        stop_signal: spec.stop_signal,
+        stop_timeout: spec.stop_timeout,
+        on_stop: spec.on_stop,
         backend: args.backend,
-        privilege_escalation: args.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
+        privilege_escalation: spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
         tenant: args.tenant,
         from_snapshot: args.from_snapshot,
     };
@@ -193,7 +198,11 @@ async fn remove(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Fail
     let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
     let options = args.options;
     let mut plan = Consequences::new("delete", &pod);
-    let verified = "a verified final snapshot holds the data before this happens";
+    let verified = if view::never_ran(&pod) {
+        "the pod never ran, and has no data of its own"
+    } else {
+        "a verified final snapshot holds the data before this happens"
+    };
     if let Some(container) = &pod.container {
         plan.effect(format!("container {}", view::short(&container.id)), "removed", verified);
     }
@@ -208,6 +217,7 @@ async fn remove(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Fail
     losses(&mut plan, &options.accept.accept_loss);
     plan.copy = match (&pod.latest_snapshot, on_host(&pod)) {
         (Some(latest), None) => repository(&pod, &format!("snapshot {}", view::brief(latest, context.now()))),
+        _ if view::never_ran(&pod) => NO_DATA.to_owned(),
         _ => repository(&pod, "the final snapshot, taken and verified first; if that fails, everything stays"),
     };
     plan.way_back = format!("perennial pod undelete {}, until the window ends", pod.name);
@@ -253,7 +263,7 @@ fn purge_plan(pod: &Pod, snapshots: &[Snapshot]) -> Consequences {
         );
     }
     plan.effect(format!("pod {}", pod.name), "gone", why);
-    "nowhere: no copy is left".clone_into(&mut plan.copy);
+    if view::never_ran(pod) { NO_DATA } else { "nowhere: no copy is left" }.clone_into(&mut plan.copy);
     "none".clone_into(&mut plan.way_back);
     plan
 }
@@ -277,6 +287,7 @@ fn replaced(plan: &mut Consequences, pod: &Pod, source: &str, why: &str) {
 fn safety(plan: &mut Consequences, pod: &Pod) {
     plan.copy = match (&pod.latest_snapshot, on_host(pod)) {
         (Some(latest), None) => repository(pod, &format!("snapshot {} as before", latest.id)),
+        _ if view::never_ran(pod) => NO_DATA.to_owned(),
         _ => repository(pod, "a safety snapshot, taken and verified first; if that fails, nothing is replaced"),
     };
     plan.way_back =

@@ -7,14 +7,13 @@ use std::collections::BTreeMap;
 
 use clap::{Args, ValueEnum};
 
-use super::args::Limits;
+use super::args::SpecArgs;
 use super::client::Versioned;
 use super::failure::{Exit, Failure};
 use super::out::clean;
 use super::session::Context;
 use super::target::{self, Among};
-use super::values;
-use crate::api::wire::{OnStop, PatchPod, Pod, Port, PrivilegeEscalation, Resources};
+use crate::api::wire::{PatchPod, Pod, PrivilegeEscalation, Resources};
 
 /// How often a change is merged again because somebody else was faster.
 const MERGES: u32 = 5;
@@ -25,48 +24,15 @@ const MERGES: u32 = 5;
 pub struct SetArgs {
     /// The pod's name or id.
     pub pod: String,
-    /// What is limited.
+    /// What changes.
     #[command(flatten)]
-    pub limits: Limits,
-    /// Container runtime, such as runc or runsc
-    #[arg(long)]
-    pub runtime: Option<String>,
-    /// Environment variables to add or change
-    #[arg(long, short, num_args = 1.., value_parser = values::env, value_name = "NAME=VALUE")]
-    pub env: Vec<(String, String)>,
+    pub spec: SpecArgs,
     /// Environment variables to remove
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub unset_env: Vec<String>,
-    /// All ports published on the host's loopback
-    #[arg(long = "port", short, num_args = 1.., value_parser = values::port, value_name = "[HOST:]CONTAINER")]
-    pub ports: Vec<Port>,
-    /// User in the container
-    #[arg(long)]
-    pub user: Option<String>,
-    /// Working directory in the container
-    #[arg(long, value_name = "PATH")]
-    pub workdir: Option<String>,
-    /// Signal that asks the pod to stop, such as SIGTERM
-    #[arg(long, value_name = "SIGNAL")]
-    pub stop_signal: Option<String>,
-    /// Time between that signal and SIGKILL, such as 10s
-    #[arg(long, value_parser = values::seconds, value_name = "TIME")]
-    pub stop_timeout: Option<u32>,
-    /// What stop does with the data on the host
-    #[arg(long, value_parser = values::on_stop)]
-    pub on_stop: Option<OnStop>,
-    /// Let setuid programs such as sudo work
-    #[arg(long)]
-    pub allow_privilege_escalation: bool,
-    /// Replaces the image's entry point (one word)
-    #[arg(long, value_name = "PROGRAM")]
-    pub entrypoint: Option<String>,
     /// Take back to its default
     #[arg(long, num_args = 1.., value_enum, value_name = "FIELD")]
     pub unset: Vec<Field>,
-    /// Replaces the image's command.
-    #[arg(last = true)]
-    pub command: Vec<String>,
 }
 
 /// What can be taken back to its default.
@@ -153,26 +119,26 @@ impl SetArgs {
     /// The change on top of what is there.
     fn patch(&self, pod: &Pod) -> PatchPod {
         PatchPod {
-            command: self.change(Field::Command, words(&self.command)),
-            entrypoint: self.change(Field::Entrypoint, self.entrypoint.clone().map(|program| vec![program])),
-            runtime: self.change(Field::Runtime, self.runtime.clone()),
+            command: self.change(Field::Command, words(&self.spec.command)),
+            entrypoint: self.change(Field::Entrypoint, self.spec.entrypoint.clone().map(|program| vec![program])),
+            runtime: self.change(Field::Runtime, self.spec.runtime.clone()),
             resources: self.resources(&pod.spec.resources),
             env: self.environment(&pod.spec.env),
-            working_dir: self.change(Field::Workdir, self.workdir.clone()),
-            user: self.change(Field::User, self.user.clone()),
-            ports: self.change(Field::Ports, words(&self.ports)),
-            stop_signal: self.change(Field::StopSignal, self.stop_signal.clone()),
-            stop_timeout: self.change(Field::StopTimeout, self.stop_timeout),
-            on_stop: self.change(Field::OnStop, self.on_stop),
+            working_dir: self.change(Field::Workdir, self.spec.workdir.clone()),
+            user: self.change(Field::User, self.spec.user.clone()),
+            ports: self.change(Field::Ports, words(&self.spec.ports)),
+            stop_signal: self.change(Field::StopSignal, self.spec.stop_signal.clone()),
+            stop_timeout: self.change(Field::StopTimeout, self.spec.stop_timeout),
+            on_stop: self.change(Field::OnStop, self.spec.on_stop),
             privilege_escalation: self.change(
                 Field::PrivilegeEscalation,
-                self.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
+                self.spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
             ),
         }
     }
 
     fn resources(&self, present: &Resources) -> Option<Option<Resources>> {
-        let limits = &self.limits;
+        let limits = &self.spec.limits;
         let merged = Resources {
             cpus: self.change(Field::Cpus, limits.cpus).unwrap_or(present.cpus),
             memory: self.change(Field::Memory, limits.memory).unwrap_or(present.memory),
@@ -188,12 +154,12 @@ impl SetArgs {
     }
 
     fn environment(&self, present: &BTreeMap<String, String>) -> Option<Option<BTreeMap<String, String>>> {
-        if self.env.is_empty() && self.unset_env.is_empty() {
+        if self.spec.env.is_empty() && self.unset_env.is_empty() {
             return self.unsets(Field::Env).then_some(None);
         }
         let mut merged = if self.unsets(Field::Env) { BTreeMap::new() } else { present.clone() };
         merged.retain(|name, _| !self.unset_env.contains(name));
-        merged.extend(self.env.iter().cloned());
+        merged.extend(self.spec.env.iter().cloned());
         Some(Some(merged))
     }
 }

@@ -3,7 +3,7 @@
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::de::DeserializeOwned;
 
-use super::args::{AcceptArgs, SnapshotCommand, WaitArgs};
+use super::args::{AcceptArgs, SnapshotCommand, SnapshotListArgs, WaitArgs};
 use super::client::Client;
 use super::confirm::{Consent, Consequences, Verdict};
 use super::failure::{Exit, Failure};
@@ -20,10 +20,7 @@ const AT_ONCE: usize = 8;
 pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<(), Failure> {
     match command {
         SnapshotCommand::Create(args) => create(context, args).await,
-        SnapshotCommand::Ls { pod } => {
-            let snapshots: Vec<Snapshot> = of_pods(&context.client, pod.as_deref(), "snapshots").await?;
-            context.show(&snapshots, |snapshots, out, now| view::snapshots(snapshots, out, now))
-        }
+        SnapshotCommand::Ls(args) => list(context, &args).await,
         SnapshotCommand::Show { snapshot } => {
             let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
             context.show(&snapshot, view::snapshot)
@@ -34,17 +31,39 @@ pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<
     }
 }
 
-/// Lists what one pod has of a kind, or what all pods have of it.
+async fn list(context: &mut Context<'_>, args: &SnapshotListArgs) -> Result<(), Failure> {
+    let pods = pods(&context.client, args.pod.as_deref()).await?;
+    let mut query = Vec::new();
+    if args.pod.is_some() {
+        query.extend(pods.iter().map(|pod| ("pod", pod.id.as_str())));
+    }
+    query.extend(args.state.as_deref().map(|state| ("state", state)));
+    query.extend(args.kind.as_deref().map(|kind| ("kind", kind)));
+    query.extend(args.tenant.as_deref().map(|tenant| ("tenant", tenant)));
+    let snapshots: Vec<Snapshot> = context.client.list(&["snapshots"], &query).await?;
+    let names = names(&pods);
+    context.show(&snapshots, |snapshots, out, now| view::snapshots(snapshots, &names, out, now))
+}
+
+/// One pod, or all there are.
+pub async fn pods(client: &Client, pod: Option<&str>) -> Result<Vec<Pod>, Failure> {
+    match pod {
+        Some(text) => Ok(vec![target::pod(client, text, Among::All).await?]),
+        None => client.list(&["pods"], &[("visibility", "all")]).await,
+    }
+}
+
+/// The names of these pods.
+pub fn names(pods: &[Pod]) -> view::PodNames {
+    pods.iter().map(|pod| (pod.id.clone(), pod.name.clone())).collect()
+}
+
+/// Lists what these pods have of a kind.
 pub async fn of_pods<T: DeserializeOwned>(
     client: &Client,
-    pod: Option<&str>,
+    pods: &[Pod],
     kind: &'static str,
 ) -> Result<Vec<T>, Failure> {
-    if let Some(text) = pod {
-        let pod = target::pod(client, text, Among::All).await?;
-        return client.list(&["pods", &pod.id, kind], &[]).await;
-    }
-    let pods: Vec<Pod> = client.list(&["pods"], &[("visibility", "all")]).await?;
     let lists = futures::stream::iter(pods).map(|pod| async move {
         match client.list::<T>(&["pods", &pod.id, kind], &[]).await {
             // It was purged since the list was made.

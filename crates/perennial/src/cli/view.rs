@@ -1,6 +1,6 @@
 //! How pods, snapshots, operations and events look to people.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -48,9 +48,15 @@ pub fn pods(pods: &[Pod], out: &Out, now: Timestamp) -> String {
     rows.render(out)
 }
 
+/// Whether the pod never ran, so that it has no data of its own.
+pub fn never_ran(pod: &Pod) -> bool {
+    pod.data_generation == 0 && pod.latest_snapshot.is_none()
+}
+
 /// The phase, with the first thing that is wrong.
 fn phase(pod: &Pod) -> String {
     match pod.conditions.first() {
+        None if pod.phase == Phase::Stopped && never_ran(pod) => format!("{} (never ran)", pod.phase),
         Some(condition) => format!("{} ({})", pod.phase, condition.kind),
         None => pod.phase.to_string(),
     }
@@ -86,7 +92,7 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         .fact(
             "Data",
             match pod.data_generation {
-                0 => "never ran".to_owned(),
+                0 => "none of its own: it never ran".to_owned(),
                 generation => format!("generation {generation}"),
             },
         )
@@ -180,7 +186,7 @@ fn conditions(conditions: &[Condition], out: &Out, now: Timestamp) -> String {
 }
 
 /// How a pod stands.
-pub fn status(status: &PodStatus, out: &Out, now: Timestamp) -> String {
+pub fn status(status: &PodStatus, names: &PodNames, out: &Out, now: Timestamp) -> String {
     let mut facts = Facts::default();
     facts
         .fact("Phase", status.phase.as_str())
@@ -199,12 +205,20 @@ pub fn status(status: &PodStatus, out: &Out, now: Timestamp) -> String {
     facts.maybe("Next try", status.next_try_at.map(|at| ago(at, now)));
     let mut text = facts.render(out);
     if !status.operations.is_empty() {
-        text = format!("{text}\n\n{}", operations(&status.operations, out, now));
+        text = format!("{text}\n\n{}", operations(&status.operations, names, out, now));
     }
     if !status.conditions.is_empty() {
         text = format!("{text}\n\n{}", conditions(&status.conditions, out, now));
     }
     text
+}
+
+/// The names of pods by their ids.
+pub type PodNames = BTreeMap<String, String>;
+
+/// A pod's name; the id of one that is gone.
+fn pod_name(names: &PodNames, id: &str) -> String {
+    names.get(id).map_or_else(|| id.to_owned(), Clone::clone)
 }
 
 /// A snapshot in a few words.
@@ -220,7 +234,7 @@ pub fn brief(snapshot: &Snapshot, now: Timestamp) -> String {
 }
 
 /// A list of snapshots.
-pub fn snapshots(snapshots: &[Snapshot], out: &Out, now: Timestamp) -> String {
+pub fn snapshots(snapshots: &[Snapshot], names: &PodNames, out: &Out, now: Timestamp) -> String {
     if snapshots.is_empty() {
         return "no snapshots".to_owned();
     }
@@ -240,7 +254,7 @@ pub fn snapshots(snapshots: &[Snapshot], out: &Out, now: Timestamp) -> String {
                 maybe_size(snapshot.new_bytes),
                 snapshot.files.map_or_else(|| UNKNOWN.to_owned(), |files| files.to_string()),
                 ago(snapshot.created_at, now),
-                snapshot.pod_id.clone(),
+                pod_name(names, &snapshot.pod_id),
             ],
         );
     }
@@ -303,7 +317,7 @@ pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
 }
 
 /// A list of operations.
-pub fn operations(operations: &[Operation], out: &Out, now: Timestamp) -> String {
+pub fn operations(operations: &[Operation], names: &PodNames, out: &Out, now: Timestamp) -> String {
     if operations.is_empty() {
         return "no operations".to_owned();
     }
@@ -322,7 +336,7 @@ pub fn operations(operations: &[Operation], out: &Out, now: Timestamp) -> String
                 operation.state.to_string(),
                 step(operation).unwrap_or_else(|| UNKNOWN.to_owned()),
                 ago(operation.created_at, now),
-                operation.pod_id.clone(),
+                pod_name(names, &operation.pod_id),
             ],
         );
     }

@@ -27,7 +27,7 @@ use perennial_core::operation::{Event, Operation};
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 
-use crate::store::{EventFilter, Page, PodFilter, SnapshotScope, Store};
+use crate::store::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Store};
 
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
@@ -188,6 +188,23 @@ impl App {
     pub async fn snapshots(&self, caller: &Caller, pod: PodId, page: &Page) -> Result<Vec<Snapshot>, Error> {
         self.pod(caller, pod).await?;
         Ok(self.store.snapshot_list(&SnapshotScope::Pod(pod), page).await?)
+    }
+
+    /// Lists snapshots of all pods the caller may see, newest first.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for another's tenant or pod.
+    pub async fn snapshots_of_all(
+        &self,
+        caller: &Caller,
+        filter: SnapshotFilter,
+        page: &Page,
+    ) -> Result<Vec<Snapshot>, Error> {
+        if let Some(pod) = filter.pod {
+            self.pod(caller, pod).await?;
+        }
+        let filter = SnapshotFilter { tenant: caller.restrict(filter.tenant)?, ..filter };
+        Ok(self.store.snapshot_search(&filter, page).await?)
     }
 
     /// Lists events after number `after`, oldest first.

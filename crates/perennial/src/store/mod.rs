@@ -30,7 +30,7 @@ use connections::Connections;
 
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use lease::Lease;
-pub use read::{EventFilter, Page, PodFilter, SnapshotScope, Visibility};
+pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visibility};
 pub use recovery::RecoveryExport;
 
 /// The name of the fault point around every commit.

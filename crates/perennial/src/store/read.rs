@@ -4,14 +4,15 @@ use jiff::Timestamp;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Event, NewEvent, Operation};
 use perennial_core::pod::{Phase, Pod};
-use perennial_core::snapshot::Snapshot;
+use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState};
 use perennial_core::spec::{PodName, TenantId};
 use sqlx::any::{AnyArguments, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AssertSqlSafe, Row as _};
 
 use super::rows::{
-    operation_from_row, parse, parse_tenant, parse_time, phase_text, pod_from_row, snapshot_from_body, time,
+    operation_from_row, parse, parse_tenant, parse_time, phase_text, pod_from_row, snapshot_from_body,
+    snapshot_state_text, time,
 };
 use super::{IdempotencyRecord, Store, StoreError, StoredImage};
 
@@ -71,6 +72,19 @@ pub enum SnapshotScope {
     Pod(PodId),
     /// One tenant's.
     Tenant(TenantId),
+}
+
+/// Which snapshots a list over all pods holds.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotFilter {
+    /// Only this tenant's; `None`: everybody's.
+    pub tenant: Option<TenantId>,
+    /// Only of this pod.
+    pub pod: Option<PodId>,
+    /// Only in this state.
+    pub state: Option<SnapshotState>,
+    /// Only of this kind.
+    pub kind: Option<SnapshotKind>,
 }
 
 /// Which events a list holds.
@@ -279,6 +293,43 @@ impl Store {
         }
         select.raw(" ORDER BY id DESC").limit(page.limit);
         self.rows(select).await?.iter().map(|row| snapshot_from_body(row.try_get(0)?)).collect()
+    }
+
+    /// Lists snapshots of all pods, newest first.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn snapshot_search(&self, filter: &SnapshotFilter, page: &Page) -> Result<Vec<Snapshot>, StoreError> {
+        let wanted = usize::try_from(page.limit).unwrap_or(usize::MAX);
+        let (mut found, mut after) = (Vec::new(), page.after.clone());
+        loop {
+            let mut select = Select::new("SELECT body, id FROM snapshots WHERE 1 = 1");
+            if let Some(tenant) = &filter.tenant {
+                select.text(" AND tenant = $", tenant.as_str());
+            }
+            if let Some(pod) = filter.pod {
+                select.text(" AND pod = $", pod.to_string());
+            }
+            if let Some(state) = filter.state {
+                select.text(" AND state = $", snapshot_state_text(state));
+            }
+            if let Some(after) = &after {
+                select.text(" AND id < $", after.as_str());
+            }
+            select.raw(" ORDER BY id DESC").limit(page.limit);
+            let rows = self.rows(select).await?;
+            for row in &rows {
+                // The kind is in the document only, so that a page may take several looks.
+                let snapshot = snapshot_from_body(row.try_get(0)?)?;
+                if found.len() < wanted && filter.kind.is_none_or(|kind| snapshot.kind == kind) {
+                    found.push(snapshot);
+                }
+            }
+            if found.len() >= wanted || rows.len() < wanted {
+                return Ok(found);
+            }
+            after = rows.last().map(|row| row.try_get(1)).transpose()?;
+        }
     }
 
     /// Reads an operation; `None` when there is none.

@@ -4,6 +4,7 @@
 
 mod access;
 mod actions;
+mod contract;
 mod input;
 mod server;
 mod stream;

@@ -353,10 +353,11 @@ async fn everything_of_everybody_is_collected_from_pages() {
     let mut other = pod("other");
     other.id = OTHER.to_owned();
     let page = |pods, next: Option<&str>| List { items: pods, next: next.map(str::to_owned) };
+    let stop = operation(OperationKind::Stop, OperationState::Running, "final pass");
     let fake = Fake::default();
     fake.on("GET /api/v1/pods", [page(vec![pod("dev")], Some(POD)), page(vec![other], None)])
-        .on(&format!("GET /api/v1/pods/{POD}/snapshots"), [List { items: vec![snapshot()], next: None }]);
-    let ran = fake.run(&["snapshot", "ls", "-o", "json"]).await;
+        .on(&format!("GET /api/v1/pods/{POD}/operations"), [List { items: vec![stop.clone()], next: None }]);
+    let ran = fake.run(&["op", "ls", "-o", "json"]).await;
     // The second pod was purged in between: its 404 is no failure of the list.
     assert_eq!(ran.json().as_array().unwrap().len(), 1, "{}", ran.stderr);
     let asked = fake.asked_for("GET /api/v1/pods?");

@@ -4,12 +4,13 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use perennial::api::wire::{
     Backend, Check, CheckStatus, EngineInfo, List, OperationKind, OperationState, Phase, Pod, PodStatus, Runtime,
-    SnapshotState, System, VolumeState,
+    Snapshot, SnapshotState, System, VolumeState,
 };
 use perennial::cli::{Exit, Out, run_from};
 
 use super::fake::{
-    Buffer, Fake, OP, POD, SNAPSHOT, condition, failed, now, operation, pod, run_raw, session, snapshot, stopped, time,
+    Buffer, Fake, OP, OTHER, POD, SNAPSHOT, condition, failed, now, operation, pod, run_raw, session, snapshot,
+    stopped, time,
 };
 
 fn list<T>(items: Vec<T>) -> [List<T>; 1] {
@@ -173,7 +174,7 @@ Failed tries  1
 Next try      in 8 s
 
 ID                          KIND  STATE    STEP                            CREATED    POD
-{OP}  stop  running  final pass, 1.0 MiB of 3.0 MiB  1 min ago  {POD}
+{OP}  stop  running  final pass, 1.0 MiB of 3.0 MiB  1 min ago  dev
 
 CONDITION  SINCE     WHY
 DataLost   30 s ago  the data of volume home is gone (volume-missing)
@@ -190,7 +191,7 @@ async fn volumes_snapshots_and_operations() {
     let fake = Fake::default();
     fake.pods(&[stopped("dev")])
         .on(&format!("GET /api/v1/pods/{POD}/volumes"), list(stopped("dev").volumes))
-        .on(&format!("GET /api/v1/pods/{POD}/snapshots"), list(vec![snapshot(), bad.clone()]))
+        .on("GET /api/v1/snapshots", list(vec![snapshot(), Snapshot { pod_id: OTHER.to_owned(), ..bad.clone() }]))
         .on(&format!("GET /api/v1/snapshots/{SNAPSHOT}"), [bad])
         .on(&format!("GET /api/v1/operations/{OP}"), [failed(OperationKind::Stop)])
         .on(&format!("GET /api/v1/pods/{POD}/operations"), list(vec![failed(OperationKind::Stop)]));
@@ -203,8 +204,23 @@ async fn volumes_snapshots_and_operations() {
         format!(
             "\
 ID                          KIND   STATE     SIZE      NEW      FILES  CREATED  POD
-{SNAPSHOT}  final  verified  12.3 MiB  2.0 KiB  42     2 h ago  {POD}
-{SNAPSHOT}  final  failed    -         -        -      2 h ago  {POD}
+{SNAPSHOT}  final  verified  12.3 MiB  2.0 KiB  42     2 h ago  dev
+{SNAPSHOT}  final  failed    -         -        -      2 h ago  {OTHER}
+"
+        )
+    );
+    let asked = fake.asked_for("GET /api/v1/snapshots?");
+    assert_eq!(asked.last().unwrap().what, format!("GET /api/v1/snapshots?pod={POD}&limit=500"));
+    let all = fake.run(&["snapshot", "ls", "--state", "failed", "--kind", "final", "-o", "json"]).await;
+    assert_eq!(all.json()[1]["podId"], OTHER);
+    let asked = fake.asked_for("GET /api/v1/snapshots?");
+    assert_eq!(asked.last().unwrap().what, "GET /api/v1/snapshots?state=failed&kind=final&limit=500");
+    assert_eq!(
+        fake.run(&["op", "ls"]).await.stdout,
+        format!(
+            "\
+ID                          KIND  STATE   STEP        CREATED    POD
+{OP}  stop  failed  final pass  1 min ago  dev
 "
         )
     );

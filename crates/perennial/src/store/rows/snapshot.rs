@@ -21,6 +21,11 @@ stored_enum!(StateRow = SnapshotState {
     Verified = "verified",
     Failed = "failed",
 });
+/// The text of a state, for a filter.
+pub(in crate::store) fn snapshot_state_text(state: SnapshotState) -> &'static str {
+    state.to_row().as_str()
+}
+
 stored_enum!(GradeRow = Grade { Stopped = "stopped", Frozen = "frozen" });
 stored_struct!(WriterStampRow = WriterStamp { container: String, started_at: Option<Timestamp> });
 stored_struct!(LossRow = Loss { path: String, reason: String });
