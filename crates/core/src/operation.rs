@@ -122,6 +122,21 @@ pub struct Operation {
     pub finished_at: Option<Timestamp>,
 }
 
+impl Operation {
+    /// What the audit trail says of it as it stands, as kind and message.
+    #[must_use]
+    pub fn news(&self) -> (&'static str, String) {
+        let what = self.kind.as_str();
+        let why = self.error.as_ref().map_or_else(String::new, |problem| format!(": {}", problem.message));
+        match self.state {
+            OperationState::Pending | OperationState::Running => ("operation.requested", format!("{what} requested")),
+            OperationState::Succeeded => ("operation.succeeded", format!("{what} succeeded")),
+            OperationState::Failed => ("operation.failed", format!("{what} failed{why}")),
+            OperationState::Cancelled => ("operation.cancelled", format!("{what} cancelled{why}")),
+        }
+    }
+}
+
 /// One line of the audit trail, before it has a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {

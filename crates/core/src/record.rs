@@ -114,7 +114,7 @@ pub struct Consequences {
     pub ended: Vec<Ended>,
     /// Snapshot rows to be written.
     pub snapshots: Vec<Snapshot>,
-    /// The event, as kind and message; `None` for what is not worth a line in the audit trail.
+    /// The event beside the ends of operations, as kind and message; `None` for what is not worth a line in the trail.
     pub event: Option<(&'static str, String)>,
 }
 
@@ -327,8 +327,8 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
                 not_before: now.checked_add(delay).ok(),
             };
             let cause = if *oom { " for lack of memory" } else { "" };
-            let code = code.map_or_else(|| "unknown code".to_owned(), |c| format!("code {c}"));
-            event("pod.crashed", format!("the container ended by itself{cause} with {code}; started again"))
+            let code = code.map_or_else(|| "an unknown exit code".to_owned(), |c| format!("exit code {c}"));
+            event("pod.crashed", format!("the pod's program ended by itself{cause} with {code}; it is started again"))
         }
         Record::Stable => {
             pod.crash.count = 0;
@@ -426,11 +426,7 @@ fn apply_to_work(pod: &mut Pod, record: &Record) -> Consequences {
         Record::GoalReached => {
             let Some(goal) = pod.goal.take() else { return Consequences::default() };
             pod.failed = None;
-            Consequences {
-                ended: vec![Ended { operation: goal.operation, problem: None }],
-                event: Some(("operation.succeeded", format!("{} finished", goal.kind.as_str()))),
-                ..Consequences::default()
-            }
+            Consequences { ended: vec![Ended { operation: goal.operation, problem: None }], ..Consequences::default() }
         }
         Record::GoalFailed(problem) => fail_goal(pod, problem),
         _ => Consequences::default(),
@@ -447,11 +443,8 @@ fn end_task(pod: &mut Pod, problem: Option<&Problem>) -> Consequences {
         with_set(pod, *new, |s| s.state = SetState::Retired);
     }
     pod.failed = problem.cloned();
-    let message = problem.map_or_else(|| "task finished".to_owned(), |p| format!("task failed: {}", p.message));
-    let kind = if problem.is_none() { "operation.succeeded" } else { "operation.failed" };
     Consequences {
         ended: vec![Ended { operation: task.operation, problem: problem.cloned() }],
-        event: Some((kind, message)),
         ..Consequences::default()
     }
 }
@@ -468,7 +461,6 @@ fn fail_goal(pod: &mut Pod, problem: &Problem) -> Consequences {
     }
     Consequences {
         ended: vec![Ended { operation: goal.operation, problem: Some(problem.clone()) }],
-        event: Some(("operation.failed", format!("{} failed: {}", goal.kind.as_str(), problem.message))),
         ..Consequences::default()
     }
 }

@@ -23,11 +23,8 @@ const MISSING: &[(&str, &str)] = &[
     ("measure an empty volume, and growth", "S0.29 S1.32"),
     ("measure the sizes of an example pod", "S0.34"),
     ("bytes that a pod uses on the host", "S0.37 S0.39 S1.31"),
-    ("a test that deletions of volumes and containers are events with their ground", "S0.45"),
     ("what is in /tmp is gone after a start", "S1.16"),
     ("what is in /run is gone after a start", "S1.18"),
-    ("stop of a pod that never ran", "D31"),
-    ("undelete when the name is taken", "D38"),
     ("./dev bench measures eight volumes against none", "D45"),
 ];
 

@@ -2,8 +2,8 @@
 
 use super::{Action, Finding, Input, Next};
 use crate::operation::{OperationKind, Problem};
-use crate::pod::{ConditionKind, Desired, Phase, Retry, Work};
-use crate::spec::Profile;
+use crate::pod::{ConditionKind, Desired, LayerGap, Phase, Pod, Retry, Work};
+use crate::spec::{Backend, Profile};
 use crate::volume::{Origin, SetState};
 
 /// Crashes in a row from which on a pod is said to loop.
@@ -13,18 +13,32 @@ fn add(found: &mut Vec<Finding>, kind: ConditionKind, reason: &'static str, mess
     found.push(Finding { kind, reason, message });
 }
 
+/// Whether nothing was outside the volumes when that was looked at last, on volumes that hold every directory of the image.
+///
+/// What would have to be made within minutes, at the top of the tree, is not worth a warning about every lost container.
+fn was_empty(pod: &Pod, gap: &LayerGap) -> bool {
+    let overlay = pod.current_set().is_some_and(|set| set.backend == Backend::Overlay);
+    let newest = pod.layer.as_ref().filter(|layer| gap.captured_at == Some(layer.captured_at));
+    overlay && newest.is_some_and(|layer| layer.repository_id.is_none())
+}
+
 pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
     let pod = input.pod;
     let mut found = Vec::new();
     if pod.crash.count >= CRASH_LOOP_FROM {
         let reason = if pod.crash.oom { "out-of-memory" } else { "exited" };
         let next = pod.crash.not_before.map_or_else(String::new, |t| format!("; next start at {t}"));
-        let code = pod.crash.exit_code.map_or_else(|| "unknown".to_owned(), |c| c.to_string());
+        let code = match pod.crash.exit_code {
+            // No crash for whoever wrote the program: the word alone would be a riddle.
+            Some(0) => "0: it finishes without an error, and a pod needs a command that goes on".to_owned(),
+            Some(code) => code.to_string(),
+            None => "unknown".to_owned(),
+        };
         add(
             &mut found,
             ConditionKind::CrashLoop,
             reason,
-            format!("ended by itself {} times in a row, last with code {code}{next}", pod.crash.count),
+            format!("its program ended by itself {} times in a row, last with exit code {code}{next}", pod.crash.count),
         );
     }
     if let Some(container) = &input.observed.container
@@ -38,7 +52,7 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
             "the specification changed; restart the pod to apply it".to_owned(),
         );
     }
-    if let Some(gap) = &pod.layer_gap {
+    if let Some(gap) = pod.layer_gap.as_ref().filter(|gap| !was_empty(pod, gap)) {
         let captured = gap.captured_at.map_or_else(|| "never".to_owned(), |t| t.to_string());
         add(
             &mut found,
@@ -150,6 +164,55 @@ pub(super) fn phase(input: &Input<'_>, next: &Next) -> Phase {
             } else {
                 Phase::Deleting
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::id::{OperationId, PodId};
+    use crate::pod::LayerCapture;
+    use crate::spec::{PodName, PodSpec, TenantId};
+    use crate::volume::VolumeSet;
+
+    #[test]
+    fn a_lost_layer_that_was_empty_is_no_warning_where_volumes_hold_every_directory() {
+        let at = Timestamp::UNIX_EPOCH;
+        let set = |backend| VolumeSet {
+            number: 1,
+            backend,
+            origin: Origin::Image,
+            state: SetState::Complete,
+            attached: Some(1),
+            marked: Some(1),
+            proof: None,
+            volumes: Vec::new(),
+        };
+        let name = PodName::parse("dev").expect("a name");
+        let (id, operation) = (PodId::from_parts(0, [0; 10]), OperationId::from_parts(0, [0; 10]));
+        let mut pod = Pod::new(id, TenantId::default_tenant(), name, PodSpec::new("debian:12"), operation, at);
+        pod.current = Some(1);
+        let captured = |repository_id: Option<&str>| LayerCapture {
+            repository_id: repository_id.map(str::to_owned),
+            captured_at: at,
+            writer: None,
+            after_stop: false,
+        };
+        let (known, unknown) =
+            (LayerGap { captured_at: Some(at), lost_at: at }, LayerGap { captured_at: None, lost_at: at });
+        for (backend, layer, gap, expected) in [
+            (Backend::Overlay, Some(captured(None)), &known, true),
+            (Backend::Overlay, Some(captured(Some("abc"))), &known, false),
+            (Backend::Overlay, None, &unknown, false),
+            (Backend::Overlay, Some(captured(None)), &unknown, false),
+            (Backend::Engine, Some(captured(None)), &known, false),
+        ] {
+            pod.sets = vec![set(backend)];
+            pod.layer = layer;
+            assert_eq!(was_empty(&pod, gap), expected, "{backend:?} {:?} {gap:?}", pod.layer);
         }
     }
 }

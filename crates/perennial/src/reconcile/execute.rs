@@ -182,6 +182,7 @@ impl Reconciler {
         };
         let operation = current_operation(&view.pod);
         let event = self.event(&view.pod, operation, "pod.deleting", format!("{what}: {permit}"));
+        tracing::info!(pod = %view.pod.id, ground = %permit, "{what}");
         let mut pod = view.pod;
         let change = Change { pod: Some(pod.clone()), lease: lease.clone(), events: vec![event], ..Change::default() };
         self.store.commit(change).await?;
@@ -227,6 +228,7 @@ impl Reconciler {
                 row.state = if Some(id) == operation { OperationState::Succeeded } else { OperationState::Cancelled };
                 row.error = None;
                 row.finished_at = Some(now);
+                change.events.push(self.news(&view.pod, &row));
                 change.operations.push(row);
             }
         }

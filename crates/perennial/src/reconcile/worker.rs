@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, ObservedPod, SetSpec};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
-use perennial_core::operation::{NewEvent, OperationKind, OperationState, Problem};
+use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::plan::{self, Action, Finding, Input, Next, Plan, Policy};
 use perennial_core::pod::{Condition, ConditionKind, Desired, Pod, Retry, Work};
 use perennial_core::record::{self, Record};
@@ -314,6 +314,7 @@ impl Reconciler {
         let consequences = record::apply(&mut pod, &fact, now);
         change.snapshots.extend(consequences.snapshots);
         let mut event_operation = current_operation(&view.pod);
+        let mut ends = Vec::new();
         for ended in &consequences.ended {
             event_operation = Some(ended.operation);
             if let Some(mut operation) = self.store.operation_fetch(ended.operation).await? {
@@ -325,12 +326,14 @@ impl Reconciler {
                     operation.step = step;
                     operation.progress = progress;
                 }
+                ends.push(self.news(&pod, &operation));
                 change.operations.push(operation);
             }
         }
         if let Some((kind, message)) = consequences.event {
             change.events.push(self.event(&pod, event_operation, kind, message));
         }
+        change.events.extend(ends);
         for snapshot in &change.snapshots {
             view.snapshots.retain(|s| s.id != snapshot.id);
             view.snapshots.push(snapshot.clone());
@@ -349,6 +352,12 @@ impl Reconciler {
         }
         self.forget_layers(view, dropped).await;
         Ok(())
+    }
+
+    /// The line of the audit trail for an operation as it stands.
+    pub(super) fn news(&self, pod: &Pod, operation: &Operation) -> NewEvent {
+        let (kind, message) = operation.news();
+        self.event(pod, Some(operation.id), kind, message)
     }
 
     pub(super) fn event(

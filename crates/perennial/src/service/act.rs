@@ -163,19 +163,19 @@ impl App {
         if ended.state == OperationState::Cancelled {
             operation.error = Some(Problem {
                 code: "superseded".to_owned(),
-                message: format!("replaced by {} {}", by.kind.as_str(), by.id),
+                message: format!("{} was asked for ({})", by.kind.as_str(), by.id),
                 hint: String::new(),
             });
         }
-        let verb = if ended.state == OperationState::Cancelled { "cancelled" } else { "succeeded" };
+        let (kind, message) = operation.news();
         let event = NewEvent {
             at: by.created_at,
             actor: by.actor.clone(),
             tenant: operation.tenant.clone(),
             pod: Some(operation.pod),
             operation: Some(operation.id),
-            kind: format!("operation.{verb}"),
-            message: format!("{} {verb}: {} was asked for", operation.kind.as_str(), by.kind.as_str()),
+            kind: kind.to_owned(),
+            message,
         };
         Ok((operation, event))
     }
@@ -198,13 +198,14 @@ impl App {
 
 /// The line of the audit trail for what was asked.
 pub(super) fn requested(operation: &Operation) -> NewEvent {
+    let (kind, message) = operation.news();
     NewEvent {
         at: operation.created_at,
         actor: operation.actor.clone(),
         tenant: operation.tenant.clone(),
         pod: Some(operation.pod),
         operation: Some(operation.id),
-        kind: "operation.requested".to_owned(),
-        message: format!("{} requested", operation.kind.as_str()),
+        kind: kind.to_owned(),
+        message,
     }
 }

@@ -339,14 +339,15 @@ impl App {
             let cancelled = verbs::cancel(&pod, &operation, now)?;
             operation.state = OperationState::Cancelled;
             operation.finished_at = Some(now);
+            let (kind, message) = operation.news();
             let event = NewEvent {
                 at: now,
                 actor: caller.actor.clone(),
                 tenant: pod.tenant.clone(),
                 pod: Some(pod.id),
                 operation: Some(id),
-                kind: "operation.cancelled".to_owned(),
-                message: format!("{} cancelled", operation.kind.as_str()),
+                kind: kind.to_owned(),
+                message,
             };
             let change = Change {
                 pod: Some(cancelled.pod.clone()),

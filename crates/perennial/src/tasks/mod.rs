@@ -169,11 +169,10 @@ async fn end(
     problem: Option<Problem>,
 ) -> Result<(), StoreError> {
     let now = clock.now();
-    let (kind, message) = match &problem {
-        None => ("snapshot.deleted", "snapshot deleted".to_owned()),
-        Some(problem) => ("operation.failed", problem.message.clone()),
-    };
-    let event = NewEvent {
+    operation.state = if problem.is_none() { OperationState::Succeeded } else { OperationState::Failed };
+    operation.error = problem;
+    operation.finished_at = Some(now);
+    let event = |(kind, message): (&str, String)| NewEvent {
         at: now,
         actor: operation.actor.clone(),
         tenant: operation.tenant.clone(),
@@ -182,13 +181,19 @@ async fn end(
         kind: kind.to_owned(),
         message,
     };
-    operation.state = if problem.is_none() { OperationState::Succeeded } else { OperationState::Failed };
-    operation.error = problem;
-    operation.finished_at = Some(now);
+    let mut events = Vec::new();
+    if let Some(snapshot) = gone {
+        tracing::info!(%snapshot, pod = %operation.pod, actor = operation.actor, "a snapshot was deleted");
+        events.push(event((
+            "snapshot.deleted",
+            format!("snapshot {snapshot} deleted: {} asked for it", operation.actor),
+        )));
+    }
+    events.push(event(operation.news()));
     let change = Change {
-        operations: vec![operation],
+        operations: vec![operation.clone()],
         snapshots_gone: gone.into_iter().collect(),
-        events: vec![event],
+        events,
         ..Change::default()
     };
     store.commit(change).await

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod log;
 mod recovery;
 mod tls;
 
@@ -55,12 +56,12 @@ struct Client {
 
 impl Client {
     fn of(server: &Running) -> Self {
-        let token = std::fs::read_to_string(server.directory.path().join("admin-token")).unwrap();
-        Self {
-            http: reqwest::Client::new(),
-            base: format!("http://{}/api/v1", server.address),
-            token: token.trim().to_owned(),
-        }
+        Self::at(&server.url(), server.directory.path())
+    }
+
+    fn at(url: &str, data: &Path) -> Self {
+        let token = std::fs::read_to_string(data.join("admin-token")).unwrap();
+        Self { http: reqwest::Client::new(), base: format!("{url}/api/v1"), token: token.trim().to_owned() }
     }
 
     async fn get(&self, path: &str) -> Value {

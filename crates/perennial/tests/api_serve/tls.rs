@@ -158,14 +158,14 @@ async fn files_that_are_no_certificate_are_refused_by_name() {
 }
 
 /// The real program, as `perennial serve` with these arguments.
-fn program(data: &Path, arguments: &[&str]) -> Command {
+pub fn program(data: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
     command.env_clear().args(["serve", "--engine", "sim", "--data-dir"]).arg(data).args(arguments);
     command
 }
 
 /// A process that does not outlive its test.
-struct Child(std::process::Child);
+pub struct Child(pub std::process::Child);
 
 impl Drop for Child {
     fn drop(&mut self) {
