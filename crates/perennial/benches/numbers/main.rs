@@ -20,7 +20,10 @@ mod scale;
 mod sizes;
 mod table;
 
-const PARTS: [(&str, fn() -> Vec<String>); 3] = [("docker", docker::run), ("scale", scale::run), ("sizes", sizes::run)];
+/// Measures, prints, and answers which numbers are beyond their limits.
+type Part = fn() -> Vec<String>;
+
+const PARTS: [(&str, Part); 3] = [("docker", docker::run), ("scale", scale::run), ("sizes", sizes::run)];
 
 fn main() {
     // Cargo adds flags of its own, such as --bench.

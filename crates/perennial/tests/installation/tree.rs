@@ -1,6 +1,8 @@
 //! Files of every kind in a pod, and an independent look at them: the pod's own find, stat, sha256sum and perl.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::{BUSYBOX, Installation, Pod, VOLUMES};
 
@@ -33,6 +35,17 @@ const SETXATTR: &str = r#"
 my ($path, $name, $value) = @ARGV;
 exit(syscall(189, $path, $name, $value, length $value, 0) == 0 ? 0 : 1);
 "#;
+
+/// Bytes that the host's file system holds for a tree.
+pub fn allocated(path: &Path) -> u64 {
+    let meta = path.symlink_metadata().unwrap();
+    let below: u64 = match std::fs::read_dir(path) {
+        Ok(entries) if meta.is_dir() => entries.map(|e| allocated(&e.unwrap().path())).sum(),
+        _ => 0,
+    };
+    // Format: st_blocks counts 512 bytes, whatever the block size (inode(7)).
+    meta.blocks() * 512 + below
+}
 
 /// The eight volumes and one directory that no volume holds.
 pub fn tree(installation: &Installation, pod: &Pod) -> Tree {
