@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use perennial_core::engine::{
-    ChangeSink, ContainerSpec, ContainerState, Effect, Engine, EngineError, Fill, Owned, Presence, SetSpec,
+    ChangeSink, ContainerSpec, ContainerState, Effect, Engine, EngineError, Fill, Presence, SetSpec,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::{OperationId, PodId};
@@ -303,43 +303,4 @@ async fn any_name_is_an_image_where_that_is_wanted() {
     assert_eq!(world.engine.image_pull("whatever:latest", &Progress::default()).await, Ok(()));
     world.engine.wipe().expect("wiped");
     assert_eq!(world.engine.image_resolve(&image.id).await, Ok(None));
-}
-
-/// Measures; run it with `--ignored --nocapture` when the cost of a pod is in question.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn ten_thousand_pods() {
-    const PODS: u32 = 10_000;
-    for backend in [Backend::Overlay, Backend::Engine] {
-        let world = World::with(SimOptions { images: ImagePolicy::AcceptAny, ..SimOptions::default() });
-        let image = world.engine.image_resolve("any:1").await.expect("an answer").expect("an image");
-        let mut subjects = Vec::new();
-        let model = world.pod(0, backend).await;
-        let began = std::time::Instant::now();
-        for n in 0..PODS {
-            let mut random = [0; 10];
-            random[..4].copy_from_slice(&n.to_be_bytes());
-            let mut set = model.set.clone();
-            set.pod = PodId::from_parts(1, random);
-            set.image.clone_from(&image.id);
-            set.volumes = layout(&model.pod.spec.profile, backend, &image.layout);
-            world.engine.set_prepare(&set, Fill::Image).await.expect("prepared");
-            world.engine.set_complete(&set).await.expect("complete");
-            let container = ContainerSpec { pod: set.pod, set: set.clone(), ..model.container() };
-            let (id, _) = world.engine.container_ensure(&container).await.expect("made");
-            world.engine.container_start(&id, &set, 1).await.expect("started");
-            subjects.push(set);
-        }
-        let made = began.elapsed() / PODS;
-        let began = std::time::Instant::now();
-        for set in &subjects {
-            world.engine.observe(set.pod, std::slice::from_ref(set)).await.expect("seen");
-        }
-        let seen = began.elapsed() / PODS;
-        let began = std::time::Instant::now();
-        let owned = world.engine.list_owned().await.expect("listed");
-        let listed = began.elapsed();
-        assert_eq!(owned.iter().filter(|o| matches!(o, Owned::Set { .. })).count(), subjects.len());
-        eprintln!("{backend:?}: {made:?} to run one, {seen:?} to observe one, {listed:?} to list all");
-    }
 }

@@ -390,7 +390,8 @@ fn sim_model_random_histories_lose_nothing() {
     let first = setting("PERENNIAL_MODEL_SEED", 0);
     let count = setting("PERENNIAL_MODEL_HISTORIES", HISTORIES);
     let next = AtomicU64::new(first);
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // Two for each processor: a history often waits for the thread that its database runs on.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let play = || {
