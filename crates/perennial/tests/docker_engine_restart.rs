@@ -84,6 +84,9 @@ fn runc_an_engine_that_is_away_is_not_an_engine_without_pods() {
     assert_eq!(installation.sh(&pod, "cat /srv/kept"), "kept\n");
 }
 
+/// What of a tree is compared.
+type Compared = dyn Fn(&Tree) -> Tree;
+
 /// Without the times of what the pod never touched: each backend has the image's files from another copy of the image, of
 /// which one keeps whole seconds and one makes the directories anew.
 fn but_for_the_images_times(tree: &Tree) -> Tree {
@@ -122,13 +125,12 @@ fn wiped(name: &'static str, runtime: &str) {
     own.engine("start");
     assert_eq!(own.docker.list(&["images", "--quiet"]), Vec::<String>::new());
     installation.start_server();
-    let works =
-        |installation: &Installation, pod: &Pod, before: &Tree, compared: &dyn Fn(&Tree) -> Tree, when: &str| {
-            assert_same_when(when, &compared(before), &compared(&tree(installation, pod)));
-            let said = installation
-                .sh(pod, "perennial-hello; dpkg --verify perennial-hello; ls /usr/bin/tac 2>/dev/null || true");
-            assert_eq!(said, "hello 1 data 1\n", "{when}");
-        };
+    let works = |installation: &Installation, pod: &Pod, before: &Tree, compared: &Compared, when: &str| {
+        assert_same_when(when, &compared(before), &compared(&tree(installation, pod)));
+        let said =
+            installation.sh(pod, "perennial-hello; dpkg --verify perennial-hello; ls /usr/bin/tac 2>/dev/null || true");
+        assert_eq!(said, "hello 1 data 1\n", "{when}");
+    };
     for ((pod, before), other) in pods.iter().zip(backends.into_iter().rev()) {
         // What the stop wrote becomes a pod on the other backend, too.
         let last = installation.show(pod)["latestSnapshot"]["id"].clone();
@@ -138,8 +140,8 @@ fn wiped(name: &'static str, runtime: &str) {
         installation.run(pod, "start");
         works(&installation, pod, before, &Tree::clone, "started");
         // And as complete pods: they can be stopped and started again.
-        let compared: [(&Pod, &dyn Fn(&Tree) -> Tree); 2] = [(pod, &Tree::clone), (&copy, &but_for_the_images_times)];
-        for (pod, compared) in compared {
+        let both: [(&Pod, &Compared); 2] = [(pod, &Tree::clone), (&copy, &but_for_the_images_times)];
+        for (pod, compared) in both {
             installation.run(pod, "stop");
             installation.run(pod, "start");
             works(&installation, pod, before, compared, "started again");
