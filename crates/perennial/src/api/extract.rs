@@ -6,7 +6,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use perennial_core::Error;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::problem::ApiError;
 use crate::store::Page;
@@ -62,7 +62,9 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ApiError> {
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
-        if inner.is_data() { field_error(&path, &inner.to_string()) } else { malformed(&inner) }
+        // A word where a list of names was expected is a fault of grammar to the reader, and of a value to people.
+        let is_value = inner.is_data() || (inner.is_syntax() && serde_json::from_slice::<IgnoredAny>(text).is_ok());
+        if is_value { field_error(&path, &inner.to_string()) } else { malformed(&inner) }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
     Ok(value)
@@ -70,6 +72,7 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ApiError> {
 
 fn malformed(error: &serde_json::Error) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "malformed-json", format!("the body is not JSON: {error}"))
+        .hint("send one JSON object")
 }
 
 /// Turns serde's message into field, problem and hint.
@@ -85,7 +88,8 @@ fn field_error(path: &str, message: &str) -> ApiError {
         return Error::invalid(field, "is not a known field", hint).into();
     }
     if let Some(name) = quoted("missing field `") {
-        return Error::invalid(below(&name), "is missing", "").into();
+        let hint = if name == "name" { "write a name such as \"dev\"" } else { value_hint(&name) };
+        return Error::invalid(below(&name), "is missing", hint).into();
     }
     let field = if path == "." { "body" } else { path };
     if let Some((name, known)) =
@@ -95,7 +99,26 @@ fn field_error(path: &str, message: &str) -> ApiError {
         return Error::invalid(field, format!("{name:?} is not known"), format!("use {known}")).into();
     }
     let last = field.rsplit('.').next().unwrap_or(field);
-    Error::invalid(field, message, value_hint(last)).into()
+    let hint = if field.starts_with("env.") { value_hint("env") } else { value_hint(last) };
+    Error::invalid(field, in_plain_words(message), hint).into()
+}
+
+/// Says in the words of JSON what was expected: a caller knows nothing of this program's types.
+fn in_plain_words(message: &str) -> String {
+    if message == "expected value" || message.starts_with("invalid digit") {
+        return "is of another kind".to_owned();
+    }
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "f64" => "a number",
+        "u16" | "u32" | "u64" => "a whole number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a string" => "a text",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// What to write into a field that held something of another kind.
@@ -110,6 +133,9 @@ fn value_hint(field: &str) -> &'static str {
         "stopTimeout" => "write whole seconds, such as 10",
         "container" | "host" => "write a port number from 1 to 65535",
         "env" => "write an object of names and texts, such as {\"A\": \"1\"}",
+        "privilegeEscalation" => "use denied or allowed",
+        "onStop" => "use release or pause",
+        "backend" => "use overlay or docker",
         "command" | "entrypoint" => "write a list of words, such as [\"sleep\", \"infinity\"]",
         "volumes" => "write null for everything, or a list of {\"name\", \"mountPath\"}",
         "acceptLoss" => "write a list of paths",

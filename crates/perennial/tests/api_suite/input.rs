@@ -202,3 +202,38 @@ async fn what_is_fixed_cannot_be_patched() {
     }
     assert_eq!(server.get(&path).await.json()["specGeneration"], 1);
 }
+
+#[tokio::test]
+async fn values_of_another_kind_are_refused_in_the_words_of_json_with_a_hint() {
+    let server = Server::start().await;
+    let before = server.footprint().await;
+    for (name, value, field, words) in [
+        ("resources", json!({"cpus": "two"}), "resources.cpus", "expected a number"),
+        ("resources", json!({"pids": -1}), "resources.pids", "expected a whole number"),
+        ("resources", json!({"memory": "512MB"}), "resources.memory", "is not a size"),
+        ("stopTimeout", json!("10s"), "stopTimeout", "expected a whole number"),
+        ("command", json!("sleep infinity"), "command", "expected a list"),
+        ("volumes", json!("all"), "volumes", "expected a list"),
+        ("env", json!(["A=1"]), "env", "expected an object"),
+        ("env", json!({"A": 1}), "env.A", "expected a text"),
+        ("privilegeEscalation", json!(true), "privilegeEscalation", "of another kind"),
+        ("onStop", json!("destroy"), "onStop", "is not known"),
+        ("ports", json!([{"container": 70000}]), "ports[0].container", "expected a whole number"),
+    ] {
+        let mut body = json!({"name": "dev", "image": "debian:12"});
+        body[name] = value;
+        let answer = server.post("/api/v1/pods", body.clone()).await;
+        assert_eq!(answer.problem(), ("invalid-input".to_owned(), Some(field.to_owned())), "{body}");
+        assert!(answer.json()["detail"].as_str().unwrap().contains(words), "{body}: {answer:?}");
+        assert!(answer.json()["hint"].is_string(), "{body}: {answer:?}");
+    }
+    for body in [json!([]), json!("x"), json!({"image": "debian:12"})] {
+        let answer = server.post("/api/v1/pods", body.clone()).await;
+        assert_eq!(answer.problem().0, "invalid-input", "{body}");
+        assert!(answer.json()["hint"].is_string() && !answer.text.contains("struct"), "{body}: {answer:?}");
+    }
+    let answer = server.get("/api/v1/pods?limit=abc").await;
+    assert_eq!(answer.problem().1.as_deref(), Some("limit"));
+    assert_eq!(answer.json()["hint"], "use a number from 1 to 1000");
+    assert_eq!(server.footprint().await, before, "nothing was created");
+}
