@@ -151,7 +151,7 @@ fn text(report: &Report, out: &Out) -> String {
                     format!("{}{default}", clean(&runtime.name))
                 })
                 .collect();
-            lines.push(format!("Engine {}, runtimes: {}", clean(&engine.version), runtimes.join(", ")));
+            lines.push(format!("Pods run on {}, runtimes: {}", clean(&engine.version), runtimes.join(", ")));
         }
         lines.push(String::new());
     }

@@ -118,7 +118,7 @@ fn text(kit: &RecoveryKit) -> String {
     for repository in &kit.repositories {
         text.push_str(&section(kit, repository));
     }
-    text.push_str(&format!(
+    text.push_str(
         "\n\nWHAT IS IN A SNAPSHOT\n\n\
          Snapshots with a tag `pod:ID` are pods; `restic snapshots --tag pod:ID` lists those of one. pod.json says which\n\
          pod that was, and its image. volumes/NAME holds the files of a volume, system/ what the pod changed elsewhere.\n\
@@ -130,7 +130,7 @@ fn text(kit: &RecoveryKit) -> String {
          umask 077\n    \
          mkdir -p NEW/keys NEW/repositories\n    \
          cp COPY/perennial.db NEW/\n"
-    ));
+    );
     for RecoveryRepository { tenant, password, .. } in &kit.repositories {
         text.push_str(&format!(
             "    cp -a COPY/repositories/{tenant} NEW/repositories/\n    \

@@ -325,7 +325,7 @@ async fn doctor_is_content() {
     let (head, tail) = ran.stdout.split_once("answers\n").unwrap();
     assert!(
         head.starts_with(
-            "Perennial 0.1.0, installation 01kefake, data in /var/lib/perennial\nEngine Docker 28, runtimes: runc \
+            "Perennial 0.1.0, installation 01kefake, data in /var/lib/perennial\nPods run on Docker 28, runtimes: runc \
          (default)\n\nok       token         is taken from PERENNIAL_TOKEN\nok       server"
         ),
         "{head}"
