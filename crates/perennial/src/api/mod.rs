@@ -2,6 +2,7 @@
 //!
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
+//! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `operations`, `events`, `system`, `docs`: the routes.
 //!
 //! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
@@ -18,6 +19,7 @@ mod extract;
 mod operations;
 mod pods;
 mod problem;
+mod shown;
 mod snapshots;
 mod system;
 
@@ -54,6 +56,7 @@ pub struct ApiState {
     pub app: App,
     /// How far running operations are.
     board: ProgressBoard,
+    pods: shown::ShownPods,
     openapi: Arc<str>,
     stopping: watch::Receiver<bool>,
 }
@@ -149,7 +152,7 @@ pub fn openapi() -> String {
 
 /// Builds the router. Handlers that wait end when `stopping` becomes true.
 pub fn router(app: App, board: ProgressBoard, tokens: Tokens, stopping: watch::Receiver<bool>) -> Router {
-    let state = ApiState { app, board, openapi: openapi().into(), stopping };
+    let state = ApiState { app, board, pods: shown::ShownPods::default(), openapi: openapi().into(), stopping };
     let (router, _) = routes().split_for_parts();
     router
         .fallback(unknown_route)

@@ -1,5 +1,7 @@
 //! Routes of pods.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
@@ -19,9 +21,9 @@ use super::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, List, PatchPod, PodOperation, PodStatus, PodVolume, Problem,
     RestoreRequest,
 };
-use super::{ApiState, convert, wire};
+use super::{ApiState, convert, shown, wire};
 use crate::service::{Consent, CreateRequest};
-use crate::store::{PodFilter, Visibility};
+use crate::store::{HeadedPod, PodFilter, Visibility};
 
 /// Which pods a list shows.
 #[derive(Debug, Clone, Copy, Default, Deserialize, utoipa::ToSchema)]
@@ -98,10 +100,30 @@ pub async fn list(
             Shown::All => Visibility::All,
         },
     };
-    let mut found = state.app.pods(&caller, filter, &page).await?;
-    let next = cut(&mut found, wanted, |(pod, _)| pod.id.to_string());
-    let items = found.iter().map(|(pod, latest)| convert::pod(pod, latest.as_ref(), &state.app.settings)).collect();
-    Ok(axum::Json(List::<wire::Pod> { items, next }).into_response())
+    let mut heads = state.app.pod_heads(&caller, filter, &page).await?;
+    let next = cut(&mut heads, wanted, |head| head.id.to_string());
+    let mut items = state.pods.find(&heads);
+    let missing = heads.iter().zip(&items).filter(|(_, item)| item.is_none());
+    let missing: Vec<PodId> = missing.map(|(head, _)| head.id).collect();
+    if !missing.is_empty() {
+        let found = state.app.pods(&caller, &missing).await?;
+        for HeadedPod { head, pod, latest } in found {
+            let json = serde_json::to_string(&convert::pod(&pod, latest.as_ref(), &state.app.settings));
+            let json: Arc<str> = json.map_err(unwritable)?.into();
+            if let Some(place) = heads.iter().position(|h| h.id == head.id) {
+                items[place] = Some(Arc::clone(&json));
+            }
+            state.pods.remember(head, json);
+        }
+    }
+    // One that was purged meanwhile is left out.
+    let items: Vec<Arc<str>> = items.into_iter().flatten().collect();
+    let page = shown::page(&items, next.as_deref()).map_err(unwritable)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], page).into_response())
+}
+
+fn unwritable(error: serde_json::Error) -> Error {
+    Error::Internal { problem: format!("write the list: {error}") }
 }
 
 /// A pod with its version as `ETag`.

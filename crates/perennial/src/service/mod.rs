@@ -27,7 +27,7 @@ use perennial_core::operation::{Event, Operation};
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 
-use crate::store::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Store};
+use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
@@ -132,18 +132,23 @@ impl App {
         found.filter(|(p, _)| caller.may_see(&p.tenant)).ok_or_else(|| Error::not_found(format!("pod {pod}")))
     }
 
-    /// Lists pods the caller may see.
+    /// Lists the heads of pods the caller may see, oldest first.
     ///
     /// # Errors
     /// [`Error::NotFound`] for another's tenant.
-    pub async fn pods(
-        &self,
-        caller: &Caller,
-        filter: PodFilter,
-        page: &Page,
-    ) -> Result<Vec<(Pod, Option<Snapshot>)>, Error> {
+    pub async fn pod_heads(&self, caller: &Caller, filter: PodFilter, page: &Page) -> Result<Vec<PodHead>, Error> {
         let filter = PodFilter { tenant: caller.restrict(filter.tenant)?, ..filter };
-        Ok(self.store.pod_list_with_latest(&filter, page).await?)
+        Ok(self.store.pod_heads(&filter, page).await?)
+    }
+
+    /// Reads those of these pods that still exist and that the caller may know of.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the database does not answer.
+    pub async fn pods(&self, caller: &Caller, pods: &[PodId]) -> Result<Vec<HeadedPod>, Error> {
+        let mut found = self.store.pods_fetch_with_latest(pods).await?;
+        found.retain(|p| caller.may_see(&p.pod.tenant));
+        Ok(found)
     }
 
     /// Reads an operation.

@@ -4,7 +4,7 @@
 //! statements run on SQLite and on Postgres (`sqlx::Any`; TEXT and BIGINT only).
 //!
 //! - `change`: everything that is written, as one value and one transaction;
-//! - `read`: everything that is looked up;
+//! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported;
 //! - `connections`: what statements run on;
 //! - `rows`: how domain types are written.
@@ -13,6 +13,7 @@
 
 mod change;
 mod connections;
+mod heads;
 mod lease;
 mod open;
 mod read;
@@ -29,6 +30,7 @@ use tokio::sync::broadcast;
 use connections::Connections;
 
 pub use change::{Change, IdempotencyRecord, StoredImage};
+pub use heads::{HeadedPod, PodHead};
 pub use lease::Lease;
 pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visibility};
 pub use recovery::RecoveryExport;

@@ -17,10 +17,10 @@ use super::rows::{
 use super::{IdempotencyRecord, Store, StoreError, StoredImage};
 
 /// What `pod_from_row` reads.
-const POD_COLUMNS: &str =
+pub(super) const POD_COLUMNS: &str =
     "p.id, p.tenant, p.name, p.desired, p.phase, p.version, p.created_at, p.updated_at, p.spec, p.state";
 /// The newest verified snapshot of the pod `p`.
-const LATEST_SNAPSHOT: &str = "(SELECT s.body FROM snapshots s WHERE s.pod = p.id AND s.state = 'verified' \
+pub(super) const LATEST_SNAPSHOT: &str = "(SELECT s.body FROM snapshots s WHERE s.pod = p.id AND s.state = 'verified' \
      ORDER BY s.id DESC LIMIT 1)";
 
 /// Which pods are meant, by whether they are archived or deleted.
@@ -97,7 +97,7 @@ pub struct EventFilter {
 }
 
 /// A SELECT that is put together from fixed fragments; every value is bound.
-struct Select {
+pub(super) struct Select {
     sql: String,
     values: Vec<Value>,
 }
@@ -108,7 +108,7 @@ enum Value {
 }
 
 impl Select {
-    fn new(sql: impl Into<String>) -> Self {
+    pub(super) fn new(sql: impl Into<String>) -> Self {
         Self { sql: sql.into(), values: Vec::new() }
     }
 
@@ -120,11 +120,11 @@ impl Select {
         self
     }
 
-    fn text(&mut self, fragment: &'static str, value: impl Into<String>) -> &mut Self {
+    pub(super) fn text(&mut self, fragment: &'static str, value: impl Into<String>) -> &mut Self {
         self.with(fragment, Value::Text(value.into()))
     }
 
-    fn raw(&mut self, fragment: &'static str) -> &mut Self {
+    pub(super) fn raw(&mut self, fragment: &'static str) -> &mut Self {
         self.sql.push_str(fragment);
         self
     }
@@ -146,11 +146,11 @@ impl Select {
 }
 
 impl Store {
-    async fn rows(&self, select: Select) -> Result<Vec<AnyRow>, StoreError> {
+    pub(super) async fn rows(&self, select: Select) -> Result<Vec<AnyRow>, StoreError> {
         Ok(select.query().fetch_all(&self.read).await?)
     }
 
-    async fn row(&self, select: Select) -> Result<Option<AnyRow>, StoreError> {
+    pub(super) async fn row(&self, select: Select) -> Result<Option<AnyRow>, StoreError> {
         Ok(select.query().fetch_optional(&self.read).await?)
     }
 
@@ -198,20 +198,6 @@ impl Store {
         let mut select = Select::new(format!("SELECT {POD_COLUMNS} FROM pods p"));
         filter.apply(&mut select, page);
         self.rows(select).await?.iter().map(pod_from_row).collect()
-    }
-
-    /// Lists pods with the newest verified snapshot of each, oldest first.
-    ///
-    /// # Errors
-    /// Why they could not be read.
-    pub async fn pod_list_with_latest(
-        &self,
-        filter: &PodFilter,
-        page: &Page,
-    ) -> Result<Vec<(Pod, Option<Snapshot>)>, StoreError> {
-        let mut select = Select::new(format!("SELECT {POD_COLUMNS}, {LATEST_SNAPSHOT} FROM pods p"));
-        filter.apply(&mut select, page);
-        self.rows(select).await?.iter().map(pod_and_latest).collect()
     }
 
     /// Lists the ids of all pods, hidden ones included, oldest first.
@@ -453,7 +439,7 @@ const fn visible(visibility: Visibility) -> &'static str {
 }
 
 impl PodFilter {
-    fn apply(&self, select: &mut Select, page: &Page) {
+    pub(super) fn apply(&self, select: &mut Select, page: &Page) {
         select.text(" WHERE p.id > $", page.after.clone().unwrap_or_default()).raw(visible(self.visibility));
         if let Some(tenant) = &self.tenant {
             select.text(" AND p.tenant = $", tenant.as_str());

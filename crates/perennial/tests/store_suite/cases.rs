@@ -336,8 +336,11 @@ pub async fn the_newest_verified_snapshot_comes_along(db: &Database) {
     let pod = inserted(&store, &mut any, "dev").await;
     let latest = async || {
         let one = store.pod_fetch_with_latest(pod.id).await.unwrap().unwrap().1.map(|s| s.id);
-        let listed = store.pod_list_with_latest(&PodFilter::default(), &Page::first(9)).await.unwrap();
-        assert_eq!(listed[0].1.as_ref().map(|s| s.id), one);
+        let heads = store.pod_heads(&PodFilter::default(), &Page::first(9)).await.unwrap();
+        let listed = store.pods_fetch_with_latest(&[pod.id]).await.unwrap();
+        assert_eq!(listed.iter().map(|p| &p.head).collect::<Vec<_>>(), heads.iter().collect::<Vec<_>>());
+        assert_eq!(heads[0].latest.is_empty(), one.is_none());
+        assert_eq!(listed[0].latest.as_ref().map(|s| s.id), one);
         one
     };
     assert_eq!(latest().await, None);

@@ -166,7 +166,7 @@ fn check_version(what: &str, version: u32) -> Result<(), StoreError> {
     Err(corrupt(what, format!("document version {version}, this program knows {DOCUMENT_VERSION}")))
 }
 
-fn corrupt(what: &str, problem: impl std::fmt::Display) -> StoreError {
+pub(super) fn corrupt(what: &str, problem: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt { what: what.to_owned(), problem: problem.to_string() }
 }
 
