@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::worker::{Passed, Reconciler};
 
 /// Pods that are worked on at the same time.
-const CONCURRENCY: usize = 8;
+pub(super) const CONCURRENCY: usize = 8;
 /// How often every pod is looked at although nothing woke it: the safety net behind the event watch.
 const RESYNC: Duration = Duration::from_secs(30);
 /// Delay before the event watch is opened again after it ended.
@@ -65,6 +65,22 @@ impl Queue {
         }
     }
 
+    /// Notes when a pod at rest wants to be looked at. One that is about to be looked at will say so itself. Answers
+    /// whether nothing else is due earlier.
+    fn rests(&mut self, pod: PodId, due: Option<Timestamp>) -> bool {
+        if self.busy.contains(&pod) || self.queued.contains(&pod) {
+            return false;
+        }
+        if let Some(old) = self.later_of.remove(&pod) {
+            self.later.remove(&(old, pod));
+        }
+        if let Some(at) = due {
+            self.later_of.insert(pod, at);
+            self.later.insert((at, pod));
+        }
+        due.is_some() && self.later.first().map(|(_, first)| *first) == Some(pod)
+    }
+
     fn wake_due(&mut self, now: Timestamp) -> Option<Timestamp> {
         while let Some((at, pod)) = self.later.first().copied() {
             if at > now {
@@ -88,6 +104,13 @@ impl Waker {
     pub fn wake(&self, pod: PodId) {
         self.with(|queue| queue.push(pod));
         self.notify.notify_one();
+    }
+
+    /// Has a pod that was seen at rest looked at when it wants to be.
+    pub(super) fn rests(&self, pod: PodId, due: Option<Timestamp>) {
+        if self.with(|queue| queue.rests(pod, due)) {
+            self.notify.notify_one();
+        }
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Queue) -> T) -> T {
@@ -177,12 +200,17 @@ fn finish(waker: &Waker, joined: Result<(PodId, Passed), tokio::task::JoinError>
 
 async fn resync(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Receiver<bool>) {
     while !*stopped.borrow() {
-        match reconciler.store.pod_ids().await {
-            Ok(pods) => pods.into_iter().for_each(|pod| waker.wake(pod)),
-            Err(error) => tracing::warn!(%error, "list the pods"),
+        let due = tokio::time::Instant::now() + RESYNC;
+        tokio::select! {
+            looked = reconciler.glance_at_all(&waker) => {
+                if let Err(error) = looked {
+                    tracing::warn!(%error, "list the pods");
+                }
+            }
+            _ = stopped.changed() => {}
         }
         tokio::select! {
-            () = tokio::time::sleep(RESYNC) => {}
+            () = tokio::time::sleep_until(due) => {}
             _ = stopped.changed() => {}
         }
     }

@@ -1,7 +1,7 @@
 //! Brings every pod to what was asked for: observe → plan → execute → record, one pod at a time.
 //!
 //! * [`controller`]: which pod is looked at when; leases, backoff, wake-ups.
-//! * [`worker`]: one pass over one pod.
+//! * [`worker`]: one pass over one pod; [`glance`]: which pods need one.
 //! * [`execute`]: carries out one action of the plan; has no opinion.
 //! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
@@ -18,6 +18,7 @@ pub mod worker;
 mod capture;
 mod execute;
 mod fill;
+mod glance;
 mod images;
 mod layer;
 mod placement;

@@ -186,13 +186,18 @@ impl Reconciler {
 
     /// Observes the pod and fetches what its plan may look at.
     pub(super) async fn look(&self, pod: Pod) -> Result<View, StepError> {
+        let snapshots = self.store.snapshots_fetch(&plan::referenced_snapshots(&pod)).await?;
+        self.look_with(pod, snapshots).await
+    }
+
+    /// Observes the pod; its plan may look at these snapshots.
+    pub(super) async fn look_with(&self, pod: Pod, snapshots: Vec<Snapshot>) -> Result<View, StepError> {
         let specs: Vec<SetSpec> = pod.sets.iter().map(|s| set_spec(&pod, s)).collect();
         let mut observed = self.engine.observe(pod.id, &specs).await?;
         let quiet: Vec<SetSpec> = quiet_sets(&pod, &observed).map(|s| set_spec(&pod, s)).collect();
         if !quiet.is_empty() {
             observed.foreign.extend(self.engine.lingering(&quiet).await?);
         }
-        let snapshots = self.store.snapshots_fetch(&plan::referenced_snapshots(&pod)).await?;
         // Known without asking anybody: the engine probed its runtimes when it was connected.
         let capabilities = self.engine.capabilities().await?;
         let layer_hidden = capabilities.runtime(pod.spec.runtime.as_deref()).is_some_and(|r| !r.root_changes);
@@ -234,7 +239,7 @@ impl Reconciler {
         Ok(())
     }
 
-    fn should_record_seen(&self, pod: &Pod, view: &View) -> bool {
+    pub(super) fn should_record_seen(&self, pod: &Pod, view: &View) -> bool {
         let whole = |s: &VolumeSet| {
             view.observed.set(s.number).is_some_and(|o| o.presence == perennial_core::engine::Presence::Whole)
         };
@@ -514,7 +519,7 @@ fn condition(pod: &Pod, found: &Finding, now: Timestamp) -> Condition {
 }
 
 /// Takes phase and conditions over; reports whether anything people see has changed.
-fn apply_status(pod: &mut Pod, plan: &Plan, now: Timestamp) -> bool {
+pub(super) fn apply_status(pod: &mut Pod, plan: &Plan, now: Timestamp) -> bool {
     let conditions: Vec<Condition> = plan.conditions.iter().map(|found| condition(pod, found, now)).collect();
     let changed = pod.phase != plan.phase || pod.conditions != conditions;
     if changed {

@@ -1,0 +1,67 @@
+//! Looks at every pod to find those that need a pass.
+//!
+//! Nearly all pods are at rest whenever they are looked at, so the look is made cheap: rows are read by the page, and
+//! nothing is queued or taken for a pod at which there is nothing to do. A glance decides nothing: whatever is not
+//! plainly at rest gets a pass, which looks again.
+
+use futures::{FutureExt as _, StreamExt as _};
+use jiff::Timestamp;
+use perennial_core::id::SnapshotId;
+use perennial_core::plan::{self, Next};
+use perennial_core::pod::{Pod, Retry};
+use perennial_core::snapshot::Snapshot;
+
+use super::controller::{CONCURRENCY, Waker};
+use super::worker::{Reconciler, apply_status};
+use crate::store::{Page, PodFilter, StoreError, Visibility};
+
+/// Pods that are read at once.
+const PAGE: u32 = 250;
+
+impl Reconciler {
+    /// Glances at every pod; wakes those that are not at rest, and notes when the others want to be looked at.
+    pub(super) async fn glance_at_all(&self, waker: &Waker) -> Result<(), StoreError> {
+        let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };
+        let mut page = Page::first(PAGE);
+        loop {
+            let pods = self.store.pod_list(&filter, &page).await?;
+            let Some(last) = pods.last().map(|p| p.id.to_string()) else { return Ok(()) };
+            let mut referenced: Vec<SnapshotId> = pods.iter().flat_map(plan::referenced_snapshots).collect();
+            referenced.sort_unstable();
+            referenced.dedup();
+            let snapshots = self.store.snapshots_fetch(&referenced).await?;
+            let glances = futures::stream::iter(pods).for_each_concurrent(CONCURRENCY, |pod| {
+                let snapshots = &snapshots;
+                async move {
+                    let id = pod.id;
+                    // A defect that one pod's state meets must not end the looks at all others.
+                    let glance = std::panic::AssertUnwindSafe(self.glance(pod, snapshots)).catch_unwind().await;
+                    match glance {
+                        Ok(Some(due)) => waker.rests(id, due),
+                        Ok(None) | Err(_) => waker.wake(id),
+                    }
+                    // Requests wait for these threads too.
+                    tokio::task::yield_now().await;
+                }
+            });
+            glances.await;
+            page.after = Some(last);
+        }
+    }
+
+    /// When a pod at rest wants to be looked at; `None` when it has to be looked at now.
+    async fn glance(&self, pod: Pod, snapshots: &[Snapshot]) -> Option<Option<Timestamp>> {
+        if pod.retry.not_before.is_some_and(|at| at > self.now()) {
+            return Some(pod.retry.not_before);
+        }
+        let wanted = plan::referenced_snapshots(&pod);
+        let rows = snapshots.iter().filter(|s| wanted.contains(&s.id)).cloned().collect();
+        // What goes wrong is for the pass to report.
+        let view = self.look_with(pod, rows).await.ok()?;
+        let plan = self.plan(&view);
+        let Next::Settled { wake } = plan.next else { return None };
+        let mut shown = view.pod.clone();
+        let stale = apply_status(&mut shown, &plan, self.now()) || self.should_record_seen(&view.pod, &view);
+        (view.pod.retry == Retry::default() && !stale).then_some(wake)
+    }
+}
