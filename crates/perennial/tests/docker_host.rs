@@ -4,7 +4,7 @@
 
 mod installation;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use installation::{BUSYBOX, Installation, Pod, VOLUMES, allocated};
 use serde_json::json;
@@ -30,7 +30,7 @@ fn pod(installation: &Installation, backend: &str) -> Pod {
 }
 
 /// Writes, and removes, as the pod; every volume is looked at from the host.
-fn grows_and_shrinks(installation: &Installation, pod: &Pod, workspace: &PathBuf) {
+fn grows_and_shrinks(installation: &Installation, pod: &Pod, workspace: &Path) {
     let empty = allocated(workspace);
     let grown = || allocated(workspace) - empty;
     installation.sh(pod, "head -c 8000000 /dev/urandom >/workspace/file && sync");
