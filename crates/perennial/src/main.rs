@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use perennial::cli::{self, Cli, Command, ConfigCommand, Exit, Failure, Out, RepositoryCommand};
+use perennial::cli::{self, Cli, Command, ConfigCommand, Exit, Failure, Out, RepositoryCommand, StorageCommand};
 use perennial::config::{Config, ConfigError, LogForm, ServeArgs};
 use perennial::reconcile::repositories::key_path;
 use perennial::serve;
@@ -25,6 +25,9 @@ fn main() -> ExitCode {
         }
         Command::Repository { command: RepositoryCommand::Password { tenant } } => {
             password(&tenant, data_dir).and_then(|password| out.line(&password))
+        }
+        Command::Storage { command: StorageCommand::Claim { yes } } => {
+            forget_storage(yes, data_dir).and_then(|said| out.line(&said))
         }
         Command::Mover => {
             log_to_stderr(LogForm::Text);
@@ -110,4 +113,23 @@ fn password(tenant: &str, data_dir: Option<&Path>) -> Result<String, Failure> {
         Failure::new(Exit::NotFound, format!("read the key {}: {error}", path.display()), hint)
     })?;
     Ok(text.trim().to_owned())
+}
+
+/// Forgets which storage root belongs to a data directory that no server uses.
+fn forget_storage(yes: bool, data_dir: Option<&Path>) -> Result<String, Failure> {
+    let config = load(&ServeArgs::default(), data_dir)?;
+    let record = serve::storage_record(&config.data_dir);
+    if !record.exists() {
+        return Ok("no storage root is on record: the next start takes the one it finds".to_owned());
+    }
+    if !yes {
+        let message = "this gives up everything on the storage root in use";
+        return Err(Failure::new(Exit::Usage, message, "mount it instead; add --yes when it is gone for good"));
+    }
+    // No server may be using it meanwhile.
+    let _directory = serve::DataDir::open(&config.data_dir)
+        .map_err(|error| Failure::new(Exit::Conflict, error.to_string(), error.hint()))?;
+    std::fs::remove_file(&record)
+        .map_err(|error| Failure::internal(format!("remove {}: {error}", record.display())))?;
+    Ok("forgotten: the next start takes the storage root it finds".to_owned())
 }

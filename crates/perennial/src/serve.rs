@@ -90,6 +90,9 @@ impl ServeError {
             Self::Directory(error) => error.hint(),
             Self::Store(StoreError::NewerDatabase { .. }) => "run the newer version of perennial again",
             Self::Store(_) => "check the path or the URL of the database; `perennial config show` prints it",
+            Self::Engine(error) if error.to_string().starts_with("the storage root") => {
+                "mount the disk of the storage root; everything on it is taken for unknown until then, and for nothing else"
+            }
             Self::Engine(_) => "start Docker, or set DOCKER_HOST to where it listens; --engine sim needs none",
             Self::Simulator(_) => "check --storage-root",
             Self::Tls(error) => error.hint(),
@@ -272,9 +275,16 @@ async fn engine(
     }
 }
 
+/// The file that keeps the identity of the storage root. Whoever gives a root up for good removes it.
+#[must_use]
+pub fn storage_record(data_dir: &Path) -> PathBuf {
+    data_dir.join("storage-root")
+}
+
 /// Connects, with patience for an engine that is only starting.
 async fn docker(config: &Config, installation: InstallationId) -> Result<DockerEngine, EngineError> {
     let docker = DockerConfig {
+        storage_record: Some(storage_record(&config.data_dir)),
         volume_prefix: config.volume_prefix.clone(),
         subnet_pool: Subnet::parse(&config.subnet_pool)?,
         allowed_runtimes: Some(config.runtimes.clone()).filter(|r| !r.is_empty()),

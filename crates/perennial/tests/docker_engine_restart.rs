@@ -48,6 +48,13 @@ fn crashed(name: &'static str, runtime: &str) {
     installation.assert_released(&overlay);
     installation.run(&overlay, "start");
     assert_same(&before, &tree(&installation, &overlay));
+    // The events are followed again: nobody waits for the next look at every pod, which may be half a minute away.
+    let lost = installation.container(&overlay);
+    let began = std::time::Instant::now();
+    own.docker.run(&["rm", "--force", &lost]);
+    installation.replaced(&overlay, &lost);
+    assert!(began.elapsed() < std::time::Duration::from_secs(15), "noticed after {:?}", began.elapsed());
+    installation.sh(&overlay, "test -s /srv/made/plain");
 }
 
 #[test]
@@ -124,6 +131,12 @@ fn wiped(name: &'static str, runtime: &str) {
     std::fs::remove_dir_all(installation.storage()).unwrap();
     own.engine("start");
     assert_eq!(own.docker.list(&["images", "--quiet"]), Vec::<String>::new());
+    // An empty place is not taken for the storage root until its owner says that the old one is gone for good.
+    let (status, said) = installation.refused_server();
+    assert!(!status.success() && said.contains("is not mounted"), "{said}");
+    assert!(!installation.storage().exists(), "something was made where the disk belongs");
+    assert_eq!(installation.claim_storage(&[]).code(), Some(2));
+    assert!(installation.claim_storage(&["--yes"]).success());
     installation.start_server();
     let works = |installation: &Installation, pod: &Pod, before: &Tree, compared: &Compared, when: &str| {
         assert_same_when(when, &compared(before), &compared(&tree(installation, pod)));

@@ -222,6 +222,115 @@ fn p39_an_engine_volume_in_use_elsewhere_or_removed_outside_never_starts_empty()
     assert_eq!(installation.sh(&pod, "cat /srv/mine"), "mine\n");
 }
 
+/// Overlay rule 5: a process that outlives its container may go on writing, so the final pass waits for its end.
+#[test]
+fn runc_a_process_that_outlives_its_container_keeps_the_stop_waiting() {
+    let installation = Installation::new();
+    let pod = installation.pod_with("dev", BUSYBOX, "runc", json!({"backend": "overlay"}));
+    fill(&installation, &pod);
+    let container = installation.container(&pod);
+    let pid = installation.docker.run(&["inspect", "--format", "{{.State.Pid}}", &container]);
+    // In the container's mounts, and in nothing else of it.
+    let mut process = Command::new("nsenter")
+        .args(["--mount", &format!("--target={}", pid.trim()), "sh", "-c", "echo in; cat >/srv/late; echo written"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufRead::lines(std::io::BufReader::new(process.stdout.take().unwrap()));
+    assert_eq!(said.next().unwrap().unwrap(), "in");
+    let operation = installation.ended(&installation.act(&pod, "stop", &json!({})));
+    assert_eq!(operation["error"]["code"], "foreign-writer", "{operation:#}");
+    assert!(operation["error"].to_string().contains(&format!("process {}", process.id())), "{operation:#}");
+    assert!(installation.has_condition(&pod, "ForeignWriter"));
+    assert!(!installation.snapshots(&pod).iter().any(|s| s["state"] == "verified"), "captured beside a writer");
+    assert!(installation.set(&pod).join("srv/upper").exists());
+    std::io::Write::write_all(&mut process.stdin.take().unwrap(), b"late\n").unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "written");
+    assert!(process.wait().unwrap().success());
+    // A stop that failed leaves the pod running, as soon as it may; and then it can be stopped.
+    eventually("the pod runs again", || (installation.phase(&pod) == "running").then_some(()));
+    installation.run(&pod, "stop");
+    installation.assert_released(&pod);
+    installation.run(&pod, "start");
+    assert_eq!(installation.sh(&pod, "cat /srv/late /srv/made/plain >/dev/null; cat /srv/late"), "late\n");
+}
+
+/// D34: what is left of a damaged pod is captured and let go once its owner accepts exactly what is missing.
+#[test]
+fn p15_a_pod_without_some_of_its_volumes_or_its_marker_is_deleted_and_purged() {
+    for (backend, lost) in
+        [("overlay", &["/volumes/home", "/marker"][..]), ("docker", &["/volumes/home", "/volumes/srv"])]
+    {
+        let installation = Installation::new();
+        let pod = installation.pod_with("dev", BUSYBOX, "runc", json!({"backend": backend}));
+        installation.sh(&pod, "echo kept >/opt/kept; echo gone >/home/gone; sync");
+        installation.run(&pod, "pause");
+        if backend == "overlay" {
+            std::fs::remove_dir_all(installation.set(&pod).join("home")).unwrap();
+            std::fs::remove_file(installation.set(&pod).join("set.json")).unwrap();
+        } else {
+            let (containers, volumes) = installation.on_engine(&pod);
+            installation.docker.run(&["rm", "--force", &containers[0]]);
+            for volume in volumes.iter().filter(|v| v.ends_with("-home") || v.ends_with("-srv")) {
+                installation.docker.run(&["volume", "rm", volume]);
+            }
+        }
+        assert_eq!(installation.refused(&pod, "stop"), "volume-data-partial");
+        let accept = |paths: &[&str]| json!({"acceptLoss": paths, "confirm": pod.name});
+        let refused = installation.ended(&installation.act(&pod, "delete", &accept(&lost[..1])));
+        assert_eq!(refused["error"]["code"], "snapshot-incomplete", "{refused:#}");
+        assert!(refused["error"].to_string().contains(lost[1]), "{refused:#}");
+        installation.do_with(&pod, "delete", &accept(lost));
+        installation.assert_released(&pod);
+        let kept = installation.snapshots(&pod);
+        assert!(kept.iter().any(|s| s["state"] == "verified"), "{kept:#?}");
+        installation.run(&pod, "undelete");
+        installation.run(&pod, "start");
+        assert_eq!(installation.sh(&pod, "cat /opt/kept; test ! -e /home/gone"), "kept\n");
+        installation.run(&pod, "purge");
+        installation.assert_released(&pod);
+    }
+}
+
+/// A pod lives on file systems that copy in an instant as on any other; on btrfs its set is a subvolume that goes with it.
+#[test]
+fn runc_a_pod_lives_on_btrfs_and_on_xfs() {
+    let script = std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env");
+    let subvolumes = |at: &Path| {
+        let output = Command::new("btrfs").args(["subvolume", "list"]).arg(at).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stdout).lines().count()
+    };
+    for kind in ["btrfs", "xfs"] {
+        let mut installation = Installation::prepared(Docker::shared(), &[]);
+        let disk = installation.storage();
+        assert!(Command::new(&script).args(["mount", kind]).arg(&disk).status().unwrap().success());
+        installation.start_server();
+        let pod = installation.pod(BUSYBOX, "runc");
+        fill(&installation, &pod);
+        let before = tree(&installation, &pod);
+        if kind == "btrfs" {
+            assert_eq!(subvolumes(&disk), 1);
+        }
+        installation.run(&pod, "stop");
+        installation.assert_released(&pod);
+        if kind == "btrfs" {
+            assert_eq!(subvolumes(&disk), 0);
+        }
+        installation.run(&pod, "start");
+        assert_same(&before, &tree(&installation, &pod));
+        installation.run(&pod, "delete");
+        installation.run(&pod, "purge");
+        installation.assert_released(&pod);
+        if kind == "btrfs" {
+            assert_eq!(subvolumes(&disk), 0);
+        }
+        installation.stop_server();
+        assert!(Command::new(&script).arg("umount").arg(&disk).status().unwrap().success());
+    }
+}
+
 // ---- the repository --------------------------------------------------------------------------------------------
 
 /// P11: a start whose backup is not found fails and says so; it never starts something else.

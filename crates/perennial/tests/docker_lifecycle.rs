@@ -231,6 +231,7 @@ fn p08_a_start_never_replaces_a_sleeping_pod_by_an_empty_one() {
     installation.stop_server();
     // A new server, and nothing of the pod on the engine or in the storage root: everything from the repository.
     std::fs::remove_dir_all(installation.storage()).unwrap();
+    assert!(installation.claim_storage(&["--yes"]).success());
     installation.start_server();
     installation.run(&pod, "start");
     assert_eq!(installation.sh(&pod, "cat /workspace/work"), "work\n");

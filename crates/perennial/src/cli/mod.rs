@@ -1,7 +1,7 @@
 //! The command line: an HTTP client of the API, and the only place that prints.
 //!
 //! `main` parses [`Cli`] and hands every [`ClientCommand`] to [`run`]; it keeps the commands that work on this machine
-//! (`serve`, `config`, `repository`, `mover`) and prints through [`Out`]. A command is a function that asks the
+//! (`serve`, `config`, `repository`, `storage`, `mover`) and prints through [`Out`]. A command is a function that asks the
 //! [`client::Client`], waits if there is an operation to wait for, and shows what came of it:
 //!
 //! | file | what it holds |
@@ -93,6 +93,12 @@ pub enum Command {
         #[command(subcommand)]
         command: RepositoryCommand,
     },
+    /// Works on the storage root of a data directory, without a server.
+    Storage {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: StorageCommand,
+    },
     /// Reads or writes volumes inside a helper container; started by the server.
     #[command(hide = true)]
     Mover,
@@ -118,6 +124,19 @@ pub enum RepositoryCommand {
         /// Whose.
         #[arg(default_value = "default")]
         tenant: String,
+    },
+}
+
+/// What to do with the storage root.
+#[derive(Debug, Subcommand)]
+pub enum StorageCommand {
+    /// Forgets the storage root in use, because it is gone for good: the next start takes the one it finds, even an empty one.
+    ///
+    /// Pods that were not stopped are then shown as lost, and start again only from a snapshot.
+    Claim {
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -276,6 +276,12 @@ impl Installation {
         (child.wait().unwrap(), said)
     }
 
+    /// Says that the storage root is gone for good, as its owner would.
+    pub fn claim_storage(&self, arguments: &[&str]) -> ExitStatus {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_perennial"));
+        command.args(["storage", "claim", "--data-dir"]).arg(self.data()).args(arguments).status().unwrap()
+    }
+
     pub fn url(&self) -> &str {
         &self.server.as_ref().unwrap().url
     }
