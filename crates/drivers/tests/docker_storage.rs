@@ -1,5 +1,7 @@
 //! Storage roots on disks of their own: away and back, and on every kind of file system.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod docker_support;
 
 use std::os::unix::fs::MetadataExt;

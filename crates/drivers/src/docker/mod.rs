@@ -301,7 +301,11 @@ impl Engine for DockerEngine {
         };
         if set.backend == Backend::Overlay {
             let storage = self.storage.clone();
-            blocking(move || Ok(sweep(&storage))).await?;
+            blocking(move || {
+                sweep(&storage);
+                Ok(())
+            })
+            .await?;
         }
         if effect == Effect::Removed {
             // The container may have been removed by somebody else, who left the tenant's network.
