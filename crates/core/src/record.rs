@@ -295,6 +295,16 @@ fn started(pod: &mut Pod) -> Consequences {
     }
 }
 
+/// Ends what waited for a pause: everything stays where it is, and what else is due for a paused pod keeps nobody waiting.
+fn stopped(pod: &mut Pod) -> Consequences {
+    let replacing = matches!(pod.tasks.first(), Some(Task { work: Work::Replace { .. }, .. }));
+    if pod.desired != Desired::Paused || pod.goal.is_none() || pod.current.is_none() || replacing {
+        return Consequences::default();
+    }
+    pod.retry = Retry::default();
+    apply_to_work(pod, &Record::GoalReached)
+}
+
 fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
     match record {
         Record::ContainerReady(container) => {
@@ -314,7 +324,9 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
         }
         Record::StoppedRun(stamp) => {
             pod.crash.last = Some(stamp.clone());
-            event("pod.container-stopped", "container stopped")
+            let mut consequences = stopped(pod);
+            consequences.event = Some(("pod.container-stopped", "container stopped".to_owned()));
+            consequences
         }
         Record::Crashed { stamp, code, oom } => {
             let count = pod.crash.count + 1;

@@ -82,3 +82,22 @@ fn scratch_paths(runtime: &str) {
         }
     }
 }
+
+#[test]
+fn runc_what_volumes_take_up_is_shown() {
+    let installation = Installation::new();
+    for backend in ["overlay", "docker"] {
+        let pod = pod(&installation, backend);
+        installation.sh(&pod, "head -c 8000000 /dev/urandom >/workspace/file && sync");
+        let volumes = installation.get(&format!("/api/v1/pods/{}/volumes", pod.id));
+        let used = |name: &str| {
+            let volume = volumes["items"].as_array().unwrap().iter().find(|v| v["name"] == name).unwrap();
+            volume["usedBytes"].as_u64().unwrap()
+        };
+        assert!((8 * MB..9 * MB).contains(&used("workspace")), "{backend}: {volumes:#}");
+        assert!(used("srv") < MB, "{backend}: {volumes:#}");
+        installation.run(&pod, "stop");
+        let volumes = installation.get(&format!("/api/v1/pods/{}/volumes", pod.id));
+        assert!(volumes["items"].as_array().unwrap().iter().all(|v| v["usedBytes"].is_null()), "{volumes:#}");
+    }
+}

@@ -18,8 +18,8 @@ use super::auth::Caller;
 use super::extract::{Id, Json, Query, cursor, cut, page};
 use super::problem::ApiError;
 use super::wire::{
-    AcceptRequest, ConfirmRequest, CreatePod, List, PatchPod, PodOperation, PodStatus, PodVolume, Problem,
-    RestoreRequest,
+    AcceptRequest, ConfirmRequest, CreatePod, List, MeasuredVolume, PatchPod, PodOperation, PodStatus, PodVolume,
+    Problem, RestoreRequest,
 };
 use super::{ApiState, convert, shown, wire};
 use crate::service::{Consent, CreateRequest};
@@ -299,15 +299,21 @@ pub async fn status(
     }))
 }
 
-/// Lists a pod's volumes.
+/// Lists a pod's volumes and what they take up on the host; looks at every file of theirs.
 #[utoipa::path(get, path = "/api/v1/pods/{id}/volumes", operation_id = "pod_volumes", tag = "pods",
     params(("id" = String, Path, description = "The pod's id.")),
-    responses((status = 200, body = List<PodVolume>), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+    responses((status = 200, body = List<MeasuredVolume>), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn volumes(
     State(state): State<ApiState>,
     Caller(caller): Caller,
     Id(id): Id<PodId>,
-) -> Result<axum::Json<List<PodVolume>>, ApiError> {
+) -> Result<axum::Json<List<MeasuredVolume>>, ApiError> {
     let (pod, _) = state.app.pod(&caller, id).await?;
-    Ok(axum::Json(List { items: convert::volumes(&pod, &state.app.settings), next: None }))
+    let usage = state.app.volume_usage(&pod).await;
+    let measured = |volume: PodVolume| {
+        let used_bytes = usage.iter().find(|u| u.name == volume.name).and_then(|u| u.bytes);
+        MeasuredVolume { volume, used_bytes }
+    };
+    let items = convert::volumes(&pod, &state.app.settings).into_iter().map(measured).collect();
+    Ok(axum::Json(List { items, next: None }))
 }

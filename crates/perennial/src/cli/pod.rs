@@ -14,8 +14,9 @@ use super::target::{self, Among};
 use super::view;
 use super::wait;
 use crate::api::wire::{
-    AcceptRequest, ConfirmRequest, CreatePod, Operation, OperationKind, OperationState, Pod, PodOperation, PodStatus,
-    PodVolume, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotState, VolumeState,
+    AcceptRequest, ConfirmRequest, CreatePod, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
+    PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotState,
+    VolumeState,
 };
 
 /// Where the data of a pod is that never ran.
@@ -50,8 +51,8 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
         }
         PodCommand::Volumes(args) => {
             let pod = target::pod(&context.client, &args.pod, Among::All).await?;
-            let volumes: Vec<PodVolume> = context.client.list(&["pods", &pod.id, "volumes"], &[]).await?;
-            context.show(&volumes, |volumes, out, _| view::volumes(volumes, out))
+            let volumes: Vec<MeasuredVolume> = context.client.list(&["pods", &pod.id, "volumes"], &[]).await?;
+            context.show(&volumes, |volumes, out, _| view::measured_volumes(volumes, out))
         }
         PodCommand::Events { pod, args } => {
             let pod = target::pod(&context.client, &pod, Among::All).await?;

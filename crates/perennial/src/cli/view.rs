@@ -8,7 +8,7 @@ use super::human::{UNKNOWN, ago, instant, maybe_ago, maybe_size, size};
 use super::out::{Colour, Out, clean};
 use super::table::{Facts, Rows};
 use crate::api::wire::{
-    Backend, Condition, Event, OnStop, Operation, OperationState, Phase, Pod, PodStatus, PodVolume,
+    Backend, Condition, Event, MeasuredVolume, OnStop, Operation, OperationState, Phase, Pod, PodStatus, PodVolume,
     PrivilegeEscalation, Resources, Snapshot, SnapshotState, VolumeState,
 };
 
@@ -145,27 +145,31 @@ fn ports(pod: &Pod) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// A list of volumes.
-pub fn volumes(volumes: &[PodVolume], out: &Out) -> String {
-    if volumes.is_empty() {
-        return "no volumes".to_owned();
-    }
-    let mut rows = Rows::new(&["VOLUME", "PATH", "STATE", "ON THE ENGINE"]);
-    for volume in volumes {
+/// A list of volumes and what they take up.
+pub fn measured_volumes(volumes: &[MeasuredVolume], out: &Out) -> String {
+    let with_size = |v: &MeasuredVolume| (v.volume.clone(), Some(maybe_size(v.used_bytes)));
+    volume_table(&volumes.iter().map(with_size).collect::<Vec<_>>(), out)
+}
+
+fn volumes(volumes: &[PodVolume], out: &Out) -> String {
+    volume_table(&volumes.iter().map(|v| (v.clone(), None)).collect::<Vec<_>>(), out)
+}
+
+/// With a column of sizes where there are any.
+fn volume_table(volumes: &[(PodVolume, Option<String>)], out: &Out) -> String {
+    let Some((_, used)) = volumes.first() else { return "no volumes".to_owned() };
+    let used = used.as_ref().map(|_| "USED");
+    let heads: Vec<&str> = ["VOLUME", "PATH", "STATE"].into_iter().chain(used).chain(["ON THE ENGINE"]).collect();
+    let mut rows = Rows::new(&heads);
+    for (volume, used) in volumes {
         let colour = match volume.state {
             VolumeState::Lost | VolumeState::Partial => Some(Colour::Red),
             VolumeState::Seeding => Some(Colour::Yellow),
             VolumeState::Absent | VolumeState::Complete => None,
         };
-        rows.row(
-            colour,
-            [
-                volume.name.clone(),
-                volume.mount_path.clone(),
-                volume.state.to_string(),
-                volume.engine_name.clone().unwrap_or_else(|| UNKNOWN.to_owned()),
-            ],
-        );
+        let facts = [volume.name.clone(), volume.mount_path.clone(), volume.state.to_string()];
+        let name = volume.engine_name.clone().unwrap_or_else(|| UNKNOWN.to_owned());
+        rows.row(colour, facts.into_iter().chain(used.clone()).chain([name]));
     }
     rows.render(out)
 }

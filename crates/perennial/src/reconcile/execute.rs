@@ -1,6 +1,6 @@
 //! Carries out one action of the plan. Every step may be repeated from its beginning.
 
-use perennial_core::engine::{ContainerSpec, EngineError};
+use perennial_core::engine::{ContainerSpec, ContainerState, EngineError};
 use perennial_core::id::SnapshotId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::plan::{Action, Next};
@@ -34,6 +34,10 @@ impl Reconciler {
             Action::Stop { container } => {
                 let stamp = view.observed.container.as_ref().map(perennial_core::engine::ObservedContainer::stamp);
                 self.engine.container_stop(&container, view.pod.spec.stop_timeout).await?;
+                if let Some(seen) = &mut view.observed.container {
+                    // The call returns once it has ended.
+                    seen.state = ContainerState::Exited { code: None, oom: false };
+                }
                 match stamp {
                     Some(stamp) => self.record(&mut view, Record::StoppedRun(stamp)).await,
                     None => Ok(()),

@@ -496,7 +496,7 @@ fn quiet_sets<'a>(pod: &'a Pod, observed: &ObservedPod) -> impl Iterator<Item = 
 }
 
 /// The set as the engine has to know it.
-pub(super) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
+pub(crate) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
     SetSpec {
         pod: pod.id,
         tenant: pod.tenant.clone(),

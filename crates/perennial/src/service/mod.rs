@@ -21,12 +21,13 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
-use perennial_core::engine::Engine;
+use perennial_core::engine::{Engine, VolumeUsage};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Event, Operation};
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 
+use crate::reconcile::worker::set_spec;
 use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
 pub use act::{Once, Outcome, Request};
@@ -130,6 +131,18 @@ impl App {
     pub async fn pod(&self, caller: &Caller, pod: PodId) -> Result<(Pod, Option<Snapshot>), Error> {
         let found = self.store.pod_fetch_with_latest(pod).await?;
         found.filter(|(p, _)| caller.may_see(&p.tenant)).ok_or_else(|| Error::not_found(format!("pod {pod}")))
+    }
+
+    /// Tells what the pod's volumes take up on the host; nothing of what the engine cannot tell now.
+    pub async fn volume_usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
+        let Some(set) = pod.current_set() else { return Vec::new() };
+        match self.engine.set_usage(&set_spec(pod, set)).await {
+            Ok(usage) => usage,
+            Err(error) => {
+                tracing::debug!(pod = %pod.id, %error, "measure volumes");
+                Vec::new()
+            }
+        }
     }
 
     /// Lists the heads of pods the caller may see, oldest first.

@@ -3,8 +3,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use perennial::api::wire::{
-    Backend, Check, CheckStatus, EngineInfo, List, OperationKind, OperationState, Phase, Pod, PodStatus, Runtime,
-    Snapshot, SnapshotState, System, VolumeState,
+    Backend, Check, CheckStatus, EngineInfo, List, MeasuredVolume, OperationKind, OperationState, Phase, Pod,
+    PodStatus, Runtime, Snapshot, SnapshotState, System, VolumeState,
 };
 use perennial::cli::{Exit, Out, run_from};
 
@@ -189,15 +189,25 @@ async fn volumes_snapshots_and_operations() {
     (bad.state, bad.bytes, bad.new_bytes, bad.files) = (SnapshotState::Failed, None, None, None);
     bad.error = Some("unreadable".to_owned());
     let fake = Fake::default();
+    let used = [Some(12_900_000), None].into_iter();
+    let volumes: Vec<MeasuredVolume> = std::iter::zip(pod("dev").volumes, used)
+        .map(|(volume, used_bytes)| MeasuredVolume { volume, used_bytes })
+        .collect();
     fake.pods(&[stopped("dev")])
-        .on(&format!("GET /api/v1/pods/{POD}/volumes"), list(stopped("dev").volumes))
+        .on(&format!("GET /api/v1/pods/{POD}/volumes"), list(volumes))
         .on("GET /api/v1/snapshots", list(vec![snapshot(), Snapshot { pod_id: OTHER.to_owned(), ..bad.clone() }]))
         .on(&format!("GET /api/v1/snapshots/{SNAPSHOT}"), [bad])
         .on(&format!("GET /api/v1/operations/{OP}"), [failed(OperationKind::Stop)])
         .on(&format!("GET /api/v1/pods/{POD}/operations"), list(vec![failed(OperationKind::Stop)]));
     assert_eq!(
         fake.run(&["pod", "volumes", "dev"]).await.stdout,
-        "VOLUME  PATH   STATE   ON THE ENGINE\nhome    /home  absent  -\netc     /etc   absent  -\n"
+        format!(
+            "\
+VOLUME  PATH   STATE     USED      ON THE ENGINE
+home    /home  complete  12.3 MiB  perennial-vol-{POD}-home
+etc     /etc   complete  -         perennial-vol-{POD}-etc
+"
+        )
     );
     assert_eq!(
         fake.run(&["snapshot", "ls", "dev"]).await.stdout,

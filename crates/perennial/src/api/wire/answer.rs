@@ -116,6 +116,18 @@ pub struct PodVolume {
     pub state: VolumeState,
 }
 
+/// A volume of a pod, and what it takes up on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeasuredVolume {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: PodVolume,
+    /// Bytes on the host: of an overlay volume what the pod changed, else all of it; null when it is not there or
+    /// nobody can tell.
+    pub used_bytes: Option<u64>,
+}
+
 /// A statement about a pod that people and programs can act on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
