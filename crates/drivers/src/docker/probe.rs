@@ -132,7 +132,11 @@ impl DockerEngine {
         let tries = names.iter().map(|name| self.probe_runtime(name, &image));
         let mut seen = Vec::new();
         let mut certain = true;
-        for (name, result) in names.iter().zip(futures::future::join_all(tries).await) {
+        for (name, mut result) in names.iter().zip(futures::future::join_all(tries).await) {
+            // All at once may have been too much: an SSH server lets in ten that have not yet said who they are.
+            if matches!(result, Err(EngineError::Transient { .. } | EngineError::OutcomeUnknown { .. })) {
+                result = self.probe_runtime(name, &image).await;
+            }
             match result {
                 Ok(runtime) => seen.push(runtime),
                 Err(e) => {

@@ -19,8 +19,10 @@ use super::worker::{Passed, Reconciler};
 pub(super) const CONCURRENCY: usize = 8;
 /// How often every pod is looked at although nothing woke it: the safety net behind the event watch.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Delay before the event watch is opened again after it ended.
+/// Delay before the event watch is opened again after it ended; doubles while it ends at once.
 const WATCH_AGAIN: Duration = Duration::from_millis(500);
+/// Longest such delay.
+const WATCH_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// What waits to be looked at.
 #[derive(Debug, Default)]
@@ -217,7 +219,9 @@ async fn resync(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::R
 }
 
 async fn watch_engine(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Receiver<bool>) {
+    let mut delay = WATCH_AGAIN;
     while !*stopped.borrow() {
+        let began = tokio::time::Instant::now();
         tokio::select! {
             ended = reconciler.engine.watch(&waker) => {
                 if let Err(error) = ended {
@@ -230,8 +234,10 @@ async fn watch_engine(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: wa
         if let Ok(pods) = reconciler.store.pod_ids().await {
             pods.into_iter().for_each(|pod| waker.wake(pod));
         }
+        // An engine that is away is not asked about every pod all the time.
+        delay = if began.elapsed() > WATCH_AGAIN_MAX { WATCH_AGAIN } else { (delay * 2).min(WATCH_AGAIN_MAX) };
         tokio::select! {
-            () = tokio::time::sleep(WATCH_AGAIN) => {}
+            () = tokio::time::sleep(delay) => {}
             _ = stopped.changed() => return,
         }
     }

@@ -1,9 +1,9 @@
 //! Brings every pod to what was asked for: observe → plan → execute → record, one pod at a time.
 //!
 //! * [`controller`]: which pod is looked at when; leases, backoff, wake-ups.
-//! * [`worker`]: one pass over one pod; [`glance`]: which pods need one.
+//! * [`worker`]: one pass over one pod, under one of its [`leases`], written down by [`records`]; [`glance`]: which pods need one.
 //! * [`execute`]: carries out one action of the plan; has no opinion.
-//! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes.
+//! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes; [`forget`]: those that let them go.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
 //! * [`repositories`]: the tenants' repositories, kept open.
 //! * [`progress`]: how far running operations are, for people.
@@ -18,11 +18,14 @@ pub mod worker;
 mod capture;
 mod execute;
 mod fill;
+mod forget;
 mod glance;
 mod images;
 mod layer;
+mod leases;
 mod placement;
 mod podfile;
+mod records;
 mod step;
 
 pub use controller::{Controller, ControllerHandle};

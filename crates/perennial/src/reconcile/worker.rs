@@ -8,27 +8,20 @@ use jiff::{SignedDuration, Timestamp};
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, ObservedPod, SetSpec};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
-use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::plan::{self, Action, Finding, Input, Next, Plan, Policy};
-use perennial_core::pod::{Condition, ConditionKind, Desired, Pod, Retry, Work};
+use perennial_core::pod::{Condition, Desired, Pod, Retry, Work};
 use perennial_core::record::{self, Record};
-use perennial_core::snapshot::{Snapshot, SnapshotState};
+use perennial_core::snapshot::Snapshot;
 use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
 
+use super::leases::LEASE;
 use super::progress::ProgressBoard;
+use super::records::{Failure, RETRY_FIRST, RETRY_MAX};
 use super::repositories::Repositories;
 use super::step::{StepError, problem};
 use crate::store::{Change, Lease, Store};
 
-/// How long a lease lasts without being renewed.
-const LEASE: SignedDuration = SignedDuration::from_secs(60);
-/// First delay after a failed try; doubles with each.
-const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(500);
-/// Longest delay between tries.
-const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
-/// Tries after which a start or a replacement that cannot read its source ends (the pod keeps what it had).
-const GIVE_UP_AFTER: u32 = 5;
 /// How often a blocked pod is looked at.
 const BLOCKED_EVERY: SignedDuration = SignedDuration::from_secs(10);
 /// How often the time at which data was last seen whole is recorded.
@@ -82,7 +75,7 @@ pub(super) struct Memory {
     pub(super) began: HashMap<SnapshotId, u64>,
     /// When system layers were looked at.
     pub(super) layers: HashMap<PodId, Timestamp>,
-    leases: HashMap<PodId, (Lease, Timestamp)>,
+    pub(super) leases: HashMap<PodId, (Lease, Timestamp)>,
 }
 
 /// What one pass knows.
@@ -247,217 +240,9 @@ impl Reconciler {
         due && pod.current_set().is_some_and(|s| s.attached.is_some() && whole(s))
     }
 
-    fn after(&self, delay: SignedDuration) -> Option<Timestamp> {
+    pub(super) fn after(&self, delay: SignedDuration) -> Option<Timestamp> {
         self.now().checked_add(delay).ok()
     }
-
-    // ---- leases ------------------------------------------------------------------------------------------------
-
-    /// The lease of a pod: ours for a while longer, or taken now; `None` when another server works on it.
-    async fn lease(&self, pod: PodId) -> Result<Option<Lease>, StepError> {
-        let now = self.now();
-        let half = now.checked_add(LEASE / 2).unwrap_or(now);
-        if let Some((lease, until)) = self.memory().leases.get(&pod)
-            && *until > half
-        {
-            return Ok(Some(lease.clone()));
-        }
-        let until = now.checked_add(LEASE).unwrap_or(now);
-        let lease = self.store.lease_acquire(pod, &self.settings.holder, now, until).await?;
-        let mut memory = self.memory();
-        match &lease {
-            Some(lease) => memory.leases.insert(pod, (lease.clone(), until)),
-            None => memory.leases.remove(&pod),
-        };
-        Ok(lease)
-    }
-
-    /// Runs a step and renews the lease as long as it takes.
-    async fn with_lease_kept<T>(
-        &self,
-        pod: PodId,
-        step: impl Future<Output = Result<T, StepError>>,
-    ) -> Result<T, StepError> {
-        let mut step = Box::pin(step);
-        let third = std::time::Duration::try_from(LEASE / 3).unwrap_or(std::time::Duration::from_secs(20));
-        loop {
-            match tokio::time::timeout(third, &mut step).await {
-                Ok(result) => return result,
-                Err(_elapsed) => match self.lease(pod).await {
-                    Ok(Some(_)) => {}
-                    // Another server works on the pod: nothing more may be done here.
-                    Ok(None) => return Err(StepError::Overtaken),
-                    Err(error) => tracing::warn!(%pod, ?error, "renew the lease"),
-                },
-            }
-        }
-    }
-
-    /// Gives all leases back, so that another server can go on at once.
-    pub async fn release_leases(&self) {
-        let leases: Vec<Lease> = self.memory().leases.drain().map(|(_, (lease, _))| lease).collect();
-        for lease in leases {
-            if let Err(error) = self.store.lease_release(&lease).await {
-                tracing::debug!(%error, "release a lease");
-            }
-        }
-    }
-
-    // ---- records -----------------------------------------------------------------------------------------------
-
-    /// Commits one fact with everything that follows from it, and goes on with the changed pod.
-    pub(super) async fn record(&self, view: &mut View, fact: Record) -> Result<(), StepError> {
-        self.record_with(view, fact, Change::default()).await
-    }
-
-    pub(super) async fn record_with(&self, view: &mut View, fact: Record, mut change: Change) -> Result<(), StepError> {
-        let now = self.now();
-        if matches!(fact, Record::GoalFailed(_) | Record::TaskFailed(_)) {
-            change.snapshots.extend(abandoned_captures(view, &fact));
-        }
-        let mut pod = view.pod.clone();
-        let consequences = record::apply(&mut pod, &fact, now);
-        change.snapshots.extend(consequences.snapshots);
-        let mut event_operation = current_operation(&view.pod);
-        let mut ends = Vec::new();
-        for ended in &consequences.ended {
-            event_operation = Some(ended.operation);
-            if let Some(mut operation) = self.store.operation_fetch(ended.operation).await? {
-                operation.state =
-                    if ended.problem.is_none() { OperationState::Succeeded } else { OperationState::Failed };
-                operation.error.clone_from(&ended.problem);
-                operation.finished_at = Some(now);
-                if let Some((step, progress)) = self.board.read(ended.operation) {
-                    operation.step = step;
-                    operation.progress = progress;
-                }
-                ends.push(self.news(&pod, &operation));
-                change.operations.push(operation);
-            }
-        }
-        if let Some((kind, message)) = consequences.event {
-            change.events.push(self.event(&pod, event_operation, kind, message));
-        }
-        change.events.extend(ends);
-        for snapshot in &change.snapshots {
-            view.snapshots.retain(|s| s.id != snapshot.id);
-            view.snapshots.push(snapshot.clone());
-        }
-        let needed = pod.layers();
-        let dropped = view.pod.layers().into_iter().filter(|id| !needed.contains(id)).map(str::to_owned).collect();
-        view.pod = pod;
-        let plan = self.plan(view);
-        apply_status(&mut view.pod, &plan, now);
-        change.pod = Some(view.pod.clone());
-        change.lease.clone_from(&view.lease);
-        self.store.commit(change).await?;
-        view.pod.version += 1;
-        for ended in consequences.ended {
-            self.board.end(ended.operation);
-        }
-        self.forget_layers(view, dropped).await;
-        Ok(())
-    }
-
-    /// The line of the audit trail for an operation as it stands.
-    pub(super) fn news(&self, pod: &Pod, operation: &Operation) -> NewEvent {
-        let (kind, message) = operation.news();
-        self.event(pod, Some(operation.id), kind, message)
-    }
-
-    pub(super) fn event(
-        &self,
-        pod: &Pod,
-        operation: Option<OperationId>,
-        kind: &str,
-        message: impl Into<String>,
-    ) -> NewEvent {
-        NewEvent {
-            at: self.now(),
-            actor: "system".to_owned(),
-            tenant: pod.tenant.clone(),
-            pod: Some(pod.id),
-            operation,
-            kind: kind.to_owned(),
-            message: message.into(),
-        }
-    }
-
-    /// Records a failed try: another one later, or the end of the operation.
-    async fn failed(&self, id: PodId, found: Problem, failure: Failure) -> Passed {
-        match self.record_failure(id, found, failure).await {
-            Ok(passed) => passed,
-            Err(error) => {
-                tracing::warn!(pod = %id, ?error, "record a failure");
-                Passed::Wait(self.after(RETRY_FIRST))
-            }
-        }
-    }
-
-    async fn record_failure(&self, id: PodId, found: Problem, failure: Failure) -> Result<Passed, StepError> {
-        let Some(pod) = self.store.pod_fetch(id).await? else { return Ok(Passed::Gone) };
-        tracing::warn!(pod = %id, code = found.code, problem = found.message, tries = pod.retry.count + 1, "a step failed");
-        let lease = self.memory().leases.get(&id).map(|(lease, _)| lease.clone());
-        let mut view = View {
-            pod,
-            observed: ObservedPod::default(),
-            snapshots: Vec::new(),
-            lease,
-            retry_cleared: false,
-            layer_hidden: false,
-        };
-        let lasting = failure == Failure::Lasting || gives_up(&view.pod, &found);
-        if lasting && let Some(end) = plan::failure_of(&view.pod, &found) {
-            if let Ok(looked) = self.look(view.pod.clone()).await {
-                view = View { lease: view.lease, ..looked };
-            }
-            self.record(&mut view, end).await?;
-            return Ok(Passed::Again);
-        }
-        let count = view.pod.retry.count.saturating_add(1);
-        let delay = retry_delay(count);
-        let until = self.after(delay);
-        let now = self.now();
-        view.pod.retry = Retry { count, not_before: until, problem: Some(found.clone()) };
-        view.pod.updated_at = now;
-        let others = view.pod.conditions.iter().filter(|c| c.kind != ConditionKind::Retrying).cloned();
-        let shown = plan::retrying(&view.pod.retry).map(|found| condition(&view.pod, &found, now));
-        view.pod.conditions = others.chain(shown).collect();
-        let mut change = Change { lease: view.lease.clone(), ..Change::default() };
-        if let Some(operation) = current_operation(&view.pod)
-            && let Some(mut row) = self.store.operation_fetch(operation).await?
-            && !row.state.is_terminal()
-        {
-            row.state = OperationState::Running;
-            row.error = Some(found);
-            change.operations.push(row);
-        }
-        change.pod = Some(view.pod);
-        self.store.commit(change).await?;
-        Ok(Passed::Wait(until))
-    }
-}
-
-/// Whether repeating may help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Failure {
-    MayPass,
-    Lasting,
-}
-
-/// Whether a start or a replacement has tried often enough to read its source.
-fn gives_up(pod: &Pod, found: &Problem) -> bool {
-    let reads = pod.goal.as_ref().is_some_and(|g| matches!(g.kind, OperationKind::Create | OperationKind::Start))
-        || matches!(pod.tasks.first().map(|t| &t.work), Some(Work::Replace { switched: false, .. }));
-    let source = found.code.starts_with("repository-") || found.code == "image-pull-failed";
-    // Somebody who works on the repository ends some day.
-    let source = source && found.code != "repository-locked";
-    reads && source && pod.retry.count + 1 >= GIVE_UP_AFTER
-}
-
-fn retry_delay(count: u32) -> SignedDuration {
-    let factor = 1_i32.checked_shl(count.saturating_sub(1).min(16)).unwrap_or(i32::MAX);
-    RETRY_FIRST.checked_mul(factor).unwrap_or(RETRY_MAX).min(RETRY_MAX)
 }
 
 /// The operation that is being worked on.
@@ -468,22 +253,6 @@ pub(super) fn current_operation(pod: &Pod) -> Option<OperationId> {
         (Some(goal), _) => Some(goal.operation),
         (None, task) => task.map(|t| t.operation),
     }
-}
-
-/// Captures that nobody will finish: they are failed, not pending for ever.
-fn abandoned_captures(view: &View, fact: &Record) -> Vec<Snapshot> {
-    let (Record::GoalFailed(found) | Record::TaskFailed(found)) = fact else { return Vec::new() };
-    let of_task = match view.pod.tasks.first().map(|t| &t.work) {
-        Some(Work::Replace { safety, .. }) => *safety,
-        Some(Work::Snapshot { snapshot, .. }) => Some(*snapshot),
-        _ => None,
-    };
-    let id = if matches!(fact, Record::GoalFailed(_)) { view.pod.capture } else { of_task };
-    id.and_then(|id| view.snapshot(id))
-        .filter(|s| matches!(s.state, SnapshotState::Pending | SnapshotState::Uploaded))
-        .map(|s| Snapshot { state: SnapshotState::Failed, error: Some(found.message.clone()), ..s.clone() })
-        .into_iter()
-        .collect()
 }
 
 /// The sets that ran, on which no container runs, and of which something is wanted: nobody may have them mounted, seen by
@@ -508,7 +277,7 @@ pub(crate) fn set_spec(pod: &Pod, set: &VolumeSet) -> SetSpec {
 }
 
 /// The finding with its time, which stays while kind and reason do.
-fn condition(pod: &Pod, found: &Finding, now: Timestamp) -> Condition {
+pub(super) fn condition(pod: &Pod, found: &Finding, now: Timestamp) -> Condition {
     let same = pod.conditions.iter().find(|c| c.kind == found.kind && c.reason == found.reason);
     Condition {
         kind: found.kind,
