@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # Installs what development and tests need, and only what is missing. Debian and Ubuntu.
 # A Docker Engine that is already there is used as it is: never configured, never restarted.
+#
+#   deps.sh           everything
+#   deps.sh --build   what a build needs
+#   deps.sh --run     what a first pod needs besides
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 # command (or @package, for what has no command) = package, or alternatives, the first that exists wins
-NEEDED=(
-    gcc=gcc @libc6-dev=libc6-dev cmake=cmake pkg-config=pkg-config
-    curl=curl jq=jq flock=util-linux ip=iproute2 iptables=iptables
-    dockerd=docker.io docker='docker-cli docker.io'
-    debootstrap=debootstrap busybox=busybox-static
+FOR_BUILD=(gcc=gcc @libc6-dev=libc6-dev pkg-config=pkg-config jq=jq)
+FOR_RUN=(
+    curl=curl flock=util-linux ip=iproute2 iptables=iptables
+    dockerd=docker.io docker='docker-cli docker.io' debootstrap=debootstrap busybox=busybox-static
+)
+FOR_TESTS=(
     setfattr=attr setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
     sqlite3=sqlite3 restic=restic shellcheck=shellcheck
 )
@@ -49,7 +54,7 @@ first_candidate() {
 
 install_packages() {
     local entry what packages=()
-    for entry in "${NEEDED[@]}"; do
+    for entry in "$@"; do
         what=${entry%%=*}
         case $what in
             @*) dpkg-query -W -f '${db:Status-Status}\n' "${what#@}" 2>/dev/null | grep -qx installed && continue ;;
@@ -109,8 +114,19 @@ install_cargo_tool() {
 
 have apt-get || die "only Debian and Ubuntu are supported" "install the tools listed in scripts/deps.sh yourself"
 have cargo || die "cargo is missing" "install Rust with rustup; rust-version is in Cargo.toml"
-install_packages
-install_postgres
-fetch_runsc runsc trixie
-fetch_runsc runsc-2022 bookworm
-[ "${1:-}" = --no-cargo ] || { install_cargo_tool cargo-nextest; install_cargo_tool cargo-deny; }
+case ${1:-} in
+    --build) install_packages "${FOR_BUILD[@]}" ;;
+    --run)
+        install_packages "${FOR_BUILD[@]}" "${FOR_RUN[@]}"
+        fetch_runsc runsc trixie
+        ;;
+    '')
+        install_packages "${FOR_BUILD[@]}" "${FOR_RUN[@]}" "${FOR_TESTS[@]}"
+        install_postgres
+        fetch_runsc runsc trixie
+        fetch_runsc runsc-2022 bookworm
+        install_cargo_tool cargo-nextest
+        install_cargo_tool cargo-deny
+        ;;
+    *) die "unknown option: $1" ;;
+esac

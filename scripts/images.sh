@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes the test images without any registry and loads them into the engine of DOCKER_HOST. Only what is missing.
-# With --archives it loads nothing; with --directory it only prints where the archives are.
+#
+#   images.sh [--archives] [NAME…]   all of them, or those named; --archives loads nothing
+#   images.sh --directory            only prints where the archives are
 #
 # Each image is packed once into an archive below $PERENNIAL_DEV_DIR/images/<recipe>, so that every engine gets the same
 # image id and a new engine needs seconds. The recipe is a hash of this file: what changes here is made anew.
@@ -20,7 +22,10 @@ recipe=$(sha256sum "$0" | cut -c1-12)
 cache=$DEV_DIR/images/$recipe
 [ "${1:-}" != --directory ] || { echo "$cache"; exit; }
 [ "$(id -u)" = 0 ] || { as_root env DOCKER_HOST="${DOCKER_HOST:-}" bash "$0" "$@"; exit; }
-NAMES=(busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 debian:12 debian-split:12 debian-postgres:15)
+only_archives=
+[ "${1:-}" != --archives ] || { only_archives=1; shift; }
+NAMES=("$@")
+[ $# -gt 0 ] || NAMES=(busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 debian:12 debian-split:12 debian-postgres:15)
 archive_of() { printf '%s/%s.tar' "$cache" "${1/:/-}"; }
 
 tar_tree() { tar -C "$1" --sort=name --numeric-owner --xattrs --acls -c .; }
@@ -137,21 +142,31 @@ debian_rootfs() {
     ln "$tar" "$work/debian.tar"
 }
 
-make_debian() {
-    local config="{$PATH_ENV,\"Cmd\":[\"bash\"]}" debs=$work/debs/usr/share/perennial-test
-    debian_rootfs
-    mkdir -p "$debs" "$cache/debs"
-    hello_deb 1 "$debs/perennial-hello_1.deb"
-    hello_deb 2 "$debs/perennial-hello_2.deb"
-    cp "$debs"/*.deb "$cache/debs/"
-    # Only the directories of the path, so that the layer changes nothing but the files.
-    tar_tree "$work/debs" >"$work/debs.tar"
-    pack debian:12 "$config" "$work/debian.tar" "$work/debs.tar"
+# The layer with the packages is kept, so that it is the same one in every image, whenever that is made.
+debs_layer() {
+    local debs=$work/debs/usr/share/perennial-test
+    if [ ! -e "$cache/debs.tar" ]; then
+        mkdir -p "$debs" "$cache/debs"
+        hello_deb 1 "$debs/perennial-hello_1.deb"
+        hello_deb 2 "$debs/perennial-hello_2.deb"
+        cp "$debs"/*.deb "$cache/debs/"
+        # Only the directories of the path, so that the layer changes nothing but the files.
+        tar_tree "$work/debs" >"$cache/debs.tar.new"
+        mv "$cache/debs.tar.new" "$cache/debs.tar"
+    fi
+    ln "$cache/debs.tar" "$work/debs.tar"
+}
 
+make_debian() {
+    local config="{$PATH_ENV,\"Cmd\":[\"bash\"]}"
+    debian_rootfs
+    debs_layer
+    ! lacks debian:12 || pack debian:12 "$config" "$work/debian.tar" "$work/debs.tar"
+    lacks debian-postgres:15 debian-split:12 || return 0
     mkdir "$work/debian"
     tar -C "$work/debian" --xattrs --acls -xpf "$work/debian.tar"
-    make_debian_postgres "$config"
-    make_debian_split "$config"
+    ! lacks debian-postgres:15 || make_debian_postgres "$config"
+    ! lacks debian-split:12 || make_debian_split "$config"
 }
 
 # What changes is caught in an overlay's upper directory: it becomes the layer above debian:12.
@@ -219,18 +234,25 @@ make_debian_split() {
     pack debian-split:12 "$1" "$work/split.tar" "$work/debs.tar"
 }
 
+# lacks NAME…: one of these is wanted and has no archive yet.
+lacks() {
+    local name
+    for name in "${NAMES[@]}"; do
+        [[ " $* " != *" $name "* ]] || [ -e "$(archive_of "$name")" ] || return 0
+    done
+    return 1
+}
+
 make_archives() {
-    local name missing=
-    for name in "${NAMES[@]}"; do [ -e "$(archive_of "$name")" ] || missing=1; done
-    [ -n "$missing" ] || return 0
+    lacks "${NAMES[@]}" || return 0
     say "images: making the archives"
     find "$DEV_DIR/images" -mindepth 1 -maxdepth 1 -type d ! -path "$cache" -exec rm -rf --one-file-system {} +
     mkdir -p "$cache"
     work=$(mktemp -d "$DEV_DIR/images/work.XXXX")
     # shellcheck disable=SC2064  # the directory of now
     trap "umount -l '$work'/postgres-root/proc '$work'/postgres-root 2>/dev/null || true; rm -rf --one-file-system '$work'" EXIT
-    make_busybox
-    make_debian
+    ! lacks busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 || make_busybox
+    ! lacks debian:12 debian-postgres:15 debian-split:12 || make_debian
 }
 
 # The id of an image is the hash of its configuration; what another recipe left behind has another one.
@@ -251,4 +273,4 @@ mkdir -p "$DEV_DIR/images"
 exec 9>"$DEV_DIR/images/.lock"
 flock -w 600 9
 make_archives
-[ "${1:-}" = --archives ] || load_missing
+[ -n "$only_archives" ] || load_missing

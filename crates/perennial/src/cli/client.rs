@@ -17,6 +17,7 @@ use super::failure::{Exit, Failure};
 use super::session::Session;
 use crate::api::wire::{List, Problem};
 use crate::config::default_data_dir;
+use crate::crypto;
 
 /// Longest time to reach the server.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -128,6 +129,7 @@ impl Client {
             (AUTHORIZATION, bearer),
             (ACCEPT, HeaderValue::from_static("application/json, application/problem+json")),
         ]);
+        crypto::install();
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("perennial/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)

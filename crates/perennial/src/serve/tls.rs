@@ -14,7 +14,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
@@ -23,6 +22,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
 use crate::config::TlsFiles;
+use crate::crypto;
 
 /// How long a client may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -114,7 +114,7 @@ impl Certificate {
     /// # Errors
     /// [`TlsError::Library`].
     pub fn listener(self: &Arc<Self>, tcp: TcpListener) -> Result<TlsListener, TlsError> {
-        let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let builder = ServerConfig::builder_with_provider(crypto::provider())
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Library)?;
         let mut config =
@@ -181,7 +181,7 @@ fn read(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
         return Err(TlsError::File { path, problem: "holds no certificate".to_owned() });
     }
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| wrong(&files.key, error))?;
-    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|source| TlsError::Pair {
+    CertifiedKey::from_der(chain, key, &crypto::provider()).map_err(|source| TlsError::Pair {
         cert: files.cert.display().to_string(),
         key: files.key.display().to_string(),
         source,

@@ -14,7 +14,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use sqlx::any::{AnyConnectOptions, AnyQueryResult, AnyRow, AnyStatement, AnyTypeInfo};
 use sqlx::pool::PoolConnection;
 use sqlx::{
-    Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Describe, Either, Execute, Executor, SqlStr,
+    Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Either, Execute, Executor, SqlStr,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -199,13 +199,6 @@ impl<'c> Executor<'c> for &'c Connections {
         'c: 'e,
     {
         Box::pin(async move { self.acquire().await?.connection()?.prepare_with(sql, parameters).await })
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<Describe<Any>>>
-    where
-        'c: 'e,
-    {
-        Box::pin(async move { self.acquire().await?.connection()?.describe(sql).await })
     }
 }
 

@@ -8,15 +8,20 @@ use perennial_core::fault::Tap;
 use perennial_core::id::InstallationId;
 use rand::RngExt as _;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::{AnyConnection, Row as _};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{AnyConnection, Row as _, SqlStr};
 use tokio::sync::broadcast;
 
 use super::connections::{Connections, Local, WAIT};
 use super::rows::{parse, time};
 use super::{BACKLOG, Store, StoreError};
 
-static MIGRATIONS: Migrator = sqlx::migrate!();
+/// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
+/// directory would build both database drivers a second time, for the compiler.
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "first", include_str!("../../migrations/0001_first.sql")),
+    (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
+];
 
 /// Readers beside the one writer of a SQLite file.
 const SQLITE_READERS: u32 = 4;
@@ -87,10 +92,13 @@ impl Store {
 }
 
 async fn migrate(connection: &mut AnyConnection) -> Result<(), StoreError> {
-    match MIGRATIONS.run(connection).await {
+    let migration = |(version, description, sql): (i64, &'static str, &'static str)| {
+        Migration::new(version, description.into(), MigrationType::Simple, SqlStr::from_static(sql), false)
+    };
+    match Migrator::with_migrations(MIGRATIONS.map(migration).into()).run(connection).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => {
-            let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or_default();
+            let known = MIGRATIONS.iter().map(|(version, ..)| *version).max().unwrap_or_default();
             Err(StoreError::NewerDatabase { found, known })
         }
         Err(other) => Err(StoreError::Migration(other)),

@@ -60,6 +60,7 @@ impl Client {
     }
 
     fn at(url: &str, data: &Path) -> Self {
+        perennial::crypto::install();
         let token = std::fs::read_to_string(data.join("admin-token")).unwrap();
         Self { http: reqwest::Client::new(), base: format!("{url}/api/v1"), token: token.trim().to_owned() }
     }

@@ -100,6 +100,7 @@ impl Installation {
 
     /// Without a server yet.
     pub fn prepared(docker: Docker, arguments: &[&str]) -> Self {
+        perennial::crypto::install();
         Self {
             docker,
             directory: tempfile::Builder::new().prefix("e2e-").tempdir_in(base()).unwrap(),
