@@ -1,7 +1,7 @@
 //! A pod's container: made, checked, started, stopped, removed.
 
 use bollard::errors::Error as Bollard;
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, Volume as EngineVolume};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions,
     StopContainerOptionsBuilder,
@@ -59,7 +59,7 @@ impl DockerEngine {
         }
         self.check_set(&wanted.set).await?;
         let definitions = self.definitions(&wanted.set).await?;
-        self.define_volumes(&definitions).await?;
+        self.define_volumes(&definitions, &[]).await?;
         let declared = self.declared_volumes(&wanted.set.image).await?;
         // Nobody removes the network between making it and making the container that needs it.
         let _held = self.networks.lock().await;
@@ -68,7 +68,7 @@ impl DockerEngine {
             wanted,
             &Surroundings {
                 installation: self.config.installation,
-                network: &network,
+                network: &network.name,
                 volumes: &definitions,
                 declared: &declared,
                 logging: self.info.logging.as_deref(),
@@ -82,7 +82,7 @@ impl DockerEngine {
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
         let made = self.docker.create_container(Some(options), body).await;
         let id = made.map_err(|e| fail("make the container", e))?.id;
-        if let Err(e) = self.check_mounts(&id, &definitions).await {
+        if let Err(e) = self.check_made(&id, &wanted.set, &definitions).await {
             // Made a moment ago by this call and never started: there is nothing in it that anybody could miss.
             let options = RemoveContainerOptionsBuilder::default().v(true).build();
             if let Err(left) = self.docker.remove_container(&id, Some(options)).await {
@@ -156,33 +156,10 @@ impl DockerEngine {
         }
     }
 
-    /// Reads back what the engine made of the mounts (rule 4), and refuses one that is nobody's.
-    async fn check_mounts(&self, id: &str, wanted: &[Definition]) -> Result<(), EngineError> {
-        let seen = self.look_at(id).await?.ok_or_else(|| transient("the container went away"))?;
-        let mounts = seen.inspected.mounts.unwrap_or_default();
-        for mount in &mounts {
-            let is_ours = wanted
-                .iter()
-                .any(|d| mount.name.as_ref() == Some(&d.name) && mount.destination.as_ref() == Some(&d.target));
-            let kind = mount.typ.as_deref().unwrap_or_default();
-            if !is_ours && kind != "tmpfs" {
-                let at = mount.destination.as_deref().unwrap_or_default();
-                return Err(rejected(format!("the container would have a mount at {at} that is none of the pod's")));
-            }
-        }
-        let checks = wanted.iter().map(|definition| async {
-            let mounted = mounts.iter().any(|m| m.name.as_ref() == Some(&definition.name) && m.rw == Some(true));
-            if !mounted {
-                return Err(conflict(format!("the container does not mount {}", definition.name)));
-            }
-            let inspected = self.docker.inspect_volume(&definition.name).await;
-            let volume = found("read the volume's options back", inspected)?;
-            if !volume.is_some_and(|v| definition.matches(&v)) {
-                return Err(conflict(format!("the volume {} is not as it was asked for", definition.name)));
-            }
-            Ok(())
-        });
-        futures::future::try_join_all(checks).await.map(|_| ())
+    /// Reads back what the engine made of a container and its volumes.
+    async fn check_made(&self, id: &str, set: &SetSpec, wanted: &[Definition]) -> Result<(), EngineError> {
+        let (seen, present) = futures::try_join!(self.look_at(id), self.set_volumes(set))?;
+        check_mounts(&seen.ok_or_else(|| transient("the container went away"))?, wanted, &present)
     }
 
     pub(super) async fn remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError> {
@@ -215,9 +192,11 @@ impl DockerEngine {
         }
         self.check_set(set).await?;
         self.check_only(set, Some(&seen.id)).await?;
-        let definitions = self.definitions(set).await?;
-        self.define_volumes(&definitions).await?;
-        self.check_mounts(&seen.id, &definitions).await?;
+        let (definitions, mut present) = futures::try_join!(self.definitions(set), self.set_volumes(set))?;
+        if self.define_volumes(&definitions, &present).await? != Effect::Unchanged {
+            present = self.set_volumes(set).await?;
+        }
+        check_mounts(&seen, &definitions, &present)?;
         self.rejoin_network(&seen, &set.tenant).await?;
         if set.backend == Backend::Overlay {
             self.provide_mtab(set).await?;
@@ -290,6 +269,30 @@ impl DockerEngine {
         self.docker.unpause_container(&seen.id).await.map_err(|e| fail("unfreeze the container", e))?;
         Ok(Effect::Updated)
     }
+}
+
+/// Compares what the engine made of the mounts with what was asked for (rule 4), and refuses one that is nobody's.
+fn check_mounts(seen: &Seen, wanted: &[Definition], present: &[EngineVolume]) -> Result<(), EngineError> {
+    let mounts = seen.inspected.mounts.as_deref().unwrap_or_default();
+    for mount in mounts {
+        let is_ours = wanted
+            .iter()
+            .any(|d| mount.name.as_ref() == Some(&d.name) && mount.destination.as_ref() == Some(&d.target));
+        let kind = mount.typ.as_deref().unwrap_or_default();
+        if !is_ours && kind != "tmpfs" {
+            let at = mount.destination.as_deref().unwrap_or_default();
+            return Err(rejected(format!("the container would have a mount at {at} that is none of the pod's")));
+        }
+    }
+    for definition in wanted {
+        if !mounts.iter().any(|m| m.name.as_ref() == Some(&definition.name) && m.rw == Some(true)) {
+            return Err(conflict(format!("the container does not mount {}", definition.name)));
+        }
+        if !definition.is_among(present) {
+            return Err(conflict(format!("the volume {} is not as it was asked for", definition.name)));
+        }
+    }
+    Ok(())
 }
 
 /// A program that is not there or cannot be run is the specification's fault; the engine answers 404 for some of it.

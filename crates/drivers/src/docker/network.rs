@@ -6,7 +6,7 @@ use bollard::errors::Error as Bollard;
 use bollard::models::{
     Ipam, IpamConfig, Network, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
 };
-use bollard::query_parameters::{InspectNetworkOptions, ListContainersOptionsBuilder, ListNetworksOptions};
+use bollard::query_parameters::{ListContainersOptionsBuilder, ListNetworksOptions};
 use perennial_core::engine::EngineError;
 use perennial_core::spec::TenantId;
 use sha2::{Digest, Sha256};
@@ -63,6 +63,13 @@ impl std::fmt::Display for Subnet {
     }
 }
 
+/// The network of a tenant.
+pub(super) struct TenantNetwork {
+    pub(super) name: String,
+    /// Changes when it is removed and made anew.
+    id: String,
+}
+
 const fn mask(prefix: u8) -> u32 {
     if prefix == 0 { 0 } else { u32::MAX << (32 - prefix) }
 }
@@ -73,19 +80,19 @@ impl DockerEngine {
         format!("perennial-{}-{tenant}", self.config.installation)
     }
 
-    /// Makes the tenant's network when it is not there and returns its name. The caller holds the networks' lock.
-    pub(super) async fn ensure_network(&self, tenant: &TenantId) -> Result<String, EngineError> {
+    /// Makes the tenant's network when it is not there. The caller holds the networks' lock.
+    pub(super) async fn ensure_network(&self, tenant: &TenantId) -> Result<TenantNetwork, EngineError> {
         firewall::ensure(self).await;
         for _ in 0..TRIES {
-            if let Some(name) = self.try_network(tenant).await? {
-                return Ok(name);
+            if let Some(network) = self.try_network(tenant).await? {
+                return Ok(network);
             }
         }
         Err(transient(format!("no free network was found in {}", self.config.subnet_pool)))
     }
 
     /// One try; `None` when another process made something at the same moment.
-    async fn try_network(&self, tenant: &TenantId) -> Result<Option<String>, EngineError> {
+    async fn try_network(&self, tenant: &TenantId) -> Result<Option<TenantNetwork>, EngineError> {
         let name = self.network_name(tenant.as_str());
         let wanted = labels::of_tenant(self.config.installation, tenant);
         let networks = self.networks_list().await?;
@@ -94,7 +101,8 @@ impl DockerEngine {
             if wanted.iter().any(|(k, v)| labels.get(k) != Some(v)) {
                 return Err(conflict(format!("a network {name} exists that is not this tenant's")));
             }
-            return Ok(Some(name));
+            let id = network.id.clone().ok_or_else(|| transient("the engine's network has no id"))?;
+            return Ok(Some(TenantNetwork { name, id }));
         }
         let mut taken: Vec<Subnet> = networks.iter().flat_map(subnets).collect();
         if self.shares_files().await? {
@@ -105,7 +113,7 @@ impl DockerEngine {
                 continue;
             }
             match self.docker.create_network(self.network_request(&name, tenant, subnet)).await {
-                Ok(_) => return Ok(Some(name)),
+                Ok(made) => return Ok(Some(TenantNetwork { name, id: made.id })),
                 // Something of the host has these addresses.
                 Err(Bollard::DockerResponseServerError { message, .. }) if message.contains("overlaps") => {}
                 // Two networks of one name can be, two bridges cannot.
@@ -146,14 +154,12 @@ impl DockerEngine {
     /// container remembers the old one's id.
     pub(super) async fn rejoin_network(&self, seen: &Seen, tenant: &TenantId) -> Result<(), EngineError> {
         let _held = self.networks.lock().await;
-        let name = self.ensure_network(tenant).await?;
-        let network = self.docker.inspect_network(&name, None::<InspectNetworkOptions>).await;
-        let network = network.map_err(|e| look("look at the tenant's network", e))?;
+        let TenantNetwork { name, id } = self.ensure_network(tenant).await?;
         let settings = seen.inspected.network_settings.as_ref().and_then(|s| s.networks.as_ref());
         let joined = settings.and_then(|n| n.get(&name));
         // A container that never ran has joined by name only.
         let remembered = joined.and_then(|j| j.network_id.clone()).filter(|id| !id.is_empty());
-        if joined.is_some() && remembered.is_none_or(|id| Some(&id) == network.id.as_ref()) {
+        if joined.is_some() && remembered.is_none_or(|remembered| remembered == id) {
             return Ok(());
         }
         if joined.is_some() {

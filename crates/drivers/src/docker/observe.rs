@@ -23,11 +23,11 @@ impl DockerEngine {
     pub(super) async fn observe_pod(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError> {
         let mut names: HashSet<String> = sets.iter().flat_map(|s| self.names(s)).collect();
         // Sets that were not asked about count as well: whoever mounts one of the pod's volumes is seen.
-        for volume in self.pod_volumes(pod).await? {
-            names.insert(volume);
-        }
+        let name = container_name(pod);
+        let (volumes, own, containers) =
+            futures::try_join!(self.pod_volumes(pod), self.look_at(&name), self.all_containers())?;
+        names.extend(volumes);
         let mut observed = ObservedPod::default();
-        let own = self.look_at(&container_name(pod)).await?;
         if let Some(seen) = own
             && labels::pod_of(&seen.labels, self.config.installation) == Some(pod)
         {
@@ -36,7 +36,7 @@ impl DockerEngine {
             observed.container = Some(container);
         }
         let own = observed.container.as_ref().map(|c| c.id.as_str());
-        for container in self.all_containers().await? {
+        for container in containers {
             let Some(id) = container.id.clone() else { continue };
             // Helpers are ours; what touches a set ends those that were left behind.
             let helper = self.scratch_of(&container).is_some();

@@ -24,7 +24,7 @@ use perennial_core::volume::{Volume, engine_name};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::client::{blocking, conflict, fail, found, io, not_found, rejected, transient};
+use super::client::{blocking, conflict, fail, io, not_found, rejected, transient};
 use super::storage::{Marker, MarkerState, Storage, is_there};
 use super::{DockerEngine, image, labels, tree, writers};
 
@@ -109,6 +109,11 @@ impl Definition {
         volume.driver == "local" && volume.options == self.options && self.owns(volume)
     }
 
+    /// Whether the engine has exactly this one.
+    pub(super) fn is_among(&self, present: &[EngineVolume]) -> bool {
+        present.iter().any(|v| v.name == self.name && self.matches(v))
+    }
+
     /// Whether the engine's volume carries this one's labels.
     pub(super) fn owns(&self, volume: &EngineVolume) -> bool {
         self.labels.iter().all(|(k, v)| volume.labels.get(k) == Some(v))
@@ -144,22 +149,35 @@ impl DockerEngine {
         .await
     }
 
-    /// Makes the definitions that the engine lacks, and replaces an outdated one that nobody uses.
-    pub(super) async fn define_volumes(&self, wanted: &[Definition]) -> Result<(), EngineError> {
-        futures::future::try_join_all(wanted.iter().map(|d| self.define_volume(d))).await.map(|_| ())
+    /// Makes the definitions that are not among those the engine has, and replaces an outdated one that nobody uses.
+    pub(super) async fn define_volumes(
+        &self,
+        wanted: &[Definition],
+        present: &[EngineVolume],
+    ) -> Result<Effect, EngineError> {
+        let missing: Vec<_> = wanted.iter().filter(|d| !d.is_among(present)).collect();
+        let effect = if missing.is_empty() { Effect::Unchanged } else { Effect::Created };
+        futures::future::try_join_all(missing.into_iter().map(|d| self.define_volume(d))).await?;
+        Ok(effect)
     }
 
     async fn define_volume(&self, definition: &Definition) -> Result<(), EngineError> {
-        let inspected = self.docker.inspect_volume(&definition.name).await;
-        if let Some(volume) = found("look at the volume", inspected)? {
-            if definition.matches(&volume) {
-                return Ok(());
-            }
-            if !definition.owns(&volume) || volume.options.is_empty() {
-                return Err(conflict(format!("a volume {} exists that is not this pod's", definition.name)));
-            }
-            self.remove_definition(&volume).await?;
+        let there = self.make_volume(definition).await?;
+        if definition.matches(&there) {
+            return Ok(());
         }
+        if !definition.owns(&there) || there.options.is_empty() {
+            return Err(conflict(format!("a volume {} exists that is not this pod's", definition.name)));
+        }
+        self.remove_definition(&there).await?;
+        if definition.matches(&self.make_volume(definition).await?) {
+            return Ok(());
+        }
+        Err(conflict(format!("the volume {} is not as it was asked for", definition.name)))
+    }
+
+    /// Asks for a volume. Where there is one of this name, the engine returns that, whatever it is like.
+    async fn make_volume(&self, definition: &Definition) -> Result<EngineVolume, EngineError> {
         let request = VolumeCreateRequest {
             name: Some(definition.name.clone()),
             driver: Some("local".to_owned()),
@@ -167,12 +185,7 @@ impl DockerEngine {
             labels: Some(definition.labels.clone()),
             ..VolumeCreateRequest::default()
         };
-        let made = self.docker.create_volume(request).await.map_err(|e| fail("make the volume", e))?;
-        // Somebody may have made another one of this name a moment earlier: then the engine returns that.
-        if definition.matches(&made) {
-            return Ok(());
-        }
-        Err(conflict(format!("the volume {} is not as it was asked for", definition.name)))
+        self.docker.create_volume(request).await.map_err(|e| fail("make the volume", e))
     }
 
     /// Removes the definition of an overlay volume, once its mount point is proven unmounted (rule 6).

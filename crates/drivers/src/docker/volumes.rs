@@ -27,7 +27,7 @@ impl DockerEngine {
             self.remove_volume(&volume.name).await?;
         }
         let definitions = self.definitions(set).await?;
-        self.define_volumes(&definitions).await?;
+        self.define_volumes(&definitions, &[]).await?;
         if fill == Fill::Image {
             self.seed(set, &definitions).await?;
         }

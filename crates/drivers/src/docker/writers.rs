@@ -17,6 +17,8 @@ use super::{DockerEngine, labels};
 
 /// How long a mount that is on its way out may take.
 const MOMENT: Duration = Duration::from_secs(2);
+/// Between two looks at one: a container's mounts are usually gone some milliseconds after its end.
+const BLINK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 impl DockerEngine {
     /// Every container of the engine, with its mounts.
@@ -70,9 +72,10 @@ impl DockerEngine {
     /// The same, but `except` may refer to it, and must not have it mounted either.
     pub(super) async fn check_only(&self, set: &SetSpec, except: Option<&str>) -> Result<(), EngineError> {
         let mut names: HashSet<String> = self.names(set).collect();
-        names.extend(self.set_volumes(set).await?.into_iter().map(|v| v.name));
+        let (volumes, containers) = futures::try_join!(self.set_volumes(set), self.all_containers())?;
+        names.extend(volumes.into_iter().map(|v| v.name));
         let set_dir = self.storage.set(set.pod, set.number);
-        for container in self.all_containers().await? {
+        for container in containers {
             let id = container.id.clone().unwrap_or_default();
             if Some(id.as_str()) == except {
                 continue;
@@ -120,13 +123,15 @@ impl DockerEngine {
         }
         let dirs: Arc<[PathBuf]> = dirs.into();
         let patience = Instant::now() + MOMENT;
+        let mut blink = BLINK.0;
         loop {
             let looked_for = Arc::clone(&dirs);
             let users = blocking(move || users(&looked_for)).await?;
             if users.is_empty() || Instant::now() >= patience {
                 return Ok(users);
             }
-            tokio::time::sleep(MOMENT / 20).await;
+            tokio::time::sleep(blink).await;
+            blink = (blink * 2).min(BLINK.1);
         }
     }
 }
