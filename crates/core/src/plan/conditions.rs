@@ -3,7 +3,7 @@
 use super::{Action, Finding, Input, Next};
 use crate::operation::{OperationKind, Problem};
 use crate::pod::{ConditionKind, Desired, LayerGap, Phase, Pod, Retry, Work};
-use crate::spec::{Backend, Profile};
+use crate::spec::Profile;
 use crate::volume::{Origin, SetState};
 
 /// Crashes in a row from which on a pod is said to loop.
@@ -11,15 +11,6 @@ const CRASH_LOOP_FROM: u32 = 3;
 
 fn add(found: &mut Vec<Finding>, kind: ConditionKind, reason: &'static str, message: String) {
     found.push(Finding { kind, reason, message });
-}
-
-/// Whether nothing was outside the volumes when that was looked at last, on volumes that hold every directory of the image.
-///
-/// What would have to be made within minutes, at the top of the tree, is not worth a warning about every lost container.
-fn was_empty(pod: &Pod, gap: &LayerGap) -> bool {
-    let overlay = pod.current_set().is_some_and(|set| set.backend == Backend::Overlay);
-    let newest = pod.layer.as_ref().filter(|layer| gap.captured_at == Some(layer.captured_at));
-    overlay && newest.is_some_and(|layer| layer.repository_id.is_none())
 }
 
 pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
@@ -52,14 +43,8 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
             "the specification changed; restart the pod to apply it".to_owned(),
         );
     }
-    if let Some(gap) = pod.layer_gap.as_ref().filter(|gap| !was_empty(pod, gap)) {
-        let captured = gap.captured_at.map_or_else(|| "never".to_owned(), |t| t.to_string());
-        add(
-            &mut found,
-            ConditionKind::SystemLayerStale,
-            "container-lost",
-            format!("the container was lost at {}; what no volume holds was last captured: {captured}", gap.lost_at),
-        );
+    if let Some(gap) = &pod.layer_gap {
+        add(&mut found, ConditionKind::SystemLayerStale, "container-lost", stale(pod, gap));
     }
     if input.layer_hidden && pod.spec.profile == Profile::Universal && pod.current.is_some() {
         add(
@@ -98,6 +83,15 @@ pub fn retrying(retry: &Retry) -> Option<Finding> {
     let problem = retry.problem.as_ref()?;
     let message = format!("{} (tried {} times)", problem.message, retry.count);
     Some(Finding { kind: ConditionKind::Retrying, reason: "last-try-failed", message })
+}
+
+/// Both times, and whether there was anything to lose at the earlier one.
+fn stale(pod: &Pod, gap: &LayerGap) -> String {
+    let captured = gap.captured_at.map_or_else(|| "never".to_owned(), |t| t.to_string());
+    let newest = pod.layer.as_ref().filter(|layer| gap.captured_at == Some(layer.captured_at));
+    let was_empty = newest.is_some_and(|layer| layer.repository_id.is_none());
+    let then = if was_empty { " (there was nothing then)" } else { "" };
+    format!("the container was lost at {}; what no volume holds was last captured: {captured}{then}", gap.lost_at)
 }
 
 /// The condition a block is shown as.
@@ -176,43 +170,25 @@ mod tests {
     use crate::id::{OperationId, PodId};
     use crate::pod::LayerCapture;
     use crate::spec::{PodName, PodSpec, TenantId};
-    use crate::volume::VolumeSet;
 
     #[test]
-    fn a_lost_layer_that_was_empty_is_no_warning_where_volumes_hold_every_directory() {
-        let at = Timestamp::UNIX_EPOCH;
-        let set = |backend| VolumeSet {
-            number: 1,
-            backend,
-            origin: Origin::Image,
-            state: SetState::Complete,
-            attached: Some(1),
-            marked: Some(1),
-            proof: None,
-            volumes: Vec::new(),
-        };
+    fn a_lost_layer_is_told_with_both_times_even_when_it_was_empty() {
+        let at = |second| Timestamp::from_second(second).expect("a time");
         let name = PodName::parse("dev").expect("a name");
         let (id, operation) = (PodId::from_parts(0, [0; 10]), OperationId::from_parts(0, [0; 10]));
-        let mut pod = Pod::new(id, TenantId::default_tenant(), name, PodSpec::new("debian:12"), operation, at);
-        pod.current = Some(1);
+        let mut pod = Pod::new(id, TenantId::default_tenant(), name, PodSpec::new("debian:12"), operation, at(0));
         let captured = |repository_id: Option<&str>| LayerCapture {
             repository_id: repository_id.map(str::to_owned),
-            captured_at: at,
+            captured_at: at(60),
             writer: None,
             after_stop: false,
         };
-        let (known, unknown) =
-            (LayerGap { captured_at: Some(at), lost_at: at }, LayerGap { captured_at: None, lost_at: at });
-        for (backend, layer, gap, expected) in [
-            (Backend::Overlay, Some(captured(None)), &known, true),
-            (Backend::Overlay, Some(captured(Some("abc"))), &known, false),
-            (Backend::Overlay, None, &unknown, false),
-            (Backend::Overlay, Some(captured(None)), &unknown, false),
-            (Backend::Engine, Some(captured(None)), &known, false),
-        ] {
-            pod.sets = vec![set(backend)];
-            pod.layer = layer;
-            assert_eq!(was_empty(&pod, gap), expected, "{backend:?} {:?} {gap:?}", pod.layer);
-        }
+        let gap = LayerGap { captured_at: Some(at(60)), lost_at: at(120) };
+        let told = "the container was lost at 1970-01-01T00:02:00Z; what no volume holds was last captured: ";
+        pod.layer = Some(captured(Some("abc")));
+        assert_eq!(stale(&pod, &gap), format!("{told}1970-01-01T00:01:00Z"));
+        pod.layer = Some(captured(None));
+        assert_eq!(stale(&pod, &gap), format!("{told}1970-01-01T00:01:00Z (there was nothing then)"));
+        assert_eq!(stale(&pod, &LayerGap { captured_at: None, lost_at: at(120) }), format!("{told}never"));
     }
 }

@@ -13,6 +13,7 @@ use perennial_core::id::PodId;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::glance::Pace;
 use super::worker::{Passed, Reconciler};
 
 /// Pods that are worked on at the same time.
@@ -201,16 +202,18 @@ fn finish(waker: &Waker, joined: Result<(PodId, Passed), tokio::task::JoinError>
 }
 
 async fn resync(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Receiver<bool>) {
+    let mut pace = Pace::Swift;
     while !*stopped.borrow() {
         let due = tokio::time::Instant::now() + RESYNC;
         tokio::select! {
-            looked = reconciler.glance_at_all(&waker) => {
+            looked = reconciler.glance_at_all(&waker, pace) => {
                 if let Err(error) = looked {
                     tracing::warn!(%error, "list the pods");
                 }
             }
             _ = stopped.changed() => {}
         }
+        pace = Pace::Gentle;
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
             _ = stopped.changed() => {}

@@ -4,6 +4,8 @@
 //! nothing is queued or taken for a pod at which there is nothing to do. A glance decides nothing: whatever is not
 //! plainly at rest gets a pass, which looks again.
 
+use std::time::{Duration, Instant};
+
 use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use perennial_core::id::SnapshotId;
@@ -15,16 +17,31 @@ use super::controller::{CONCURRENCY, Waker};
 use super::worker::{Reconciler, apply_status};
 use crate::store::{Page, PodFilter, StoreError, Visibility};
 
-/// Pods that are read at once.
-const PAGE: u32 = 250;
+/// Pods that are read at once: few enough that a request that comes meanwhile hardly waits.
+const PAGE: u32 = 50;
+/// How many times as long as it looked at a page a gentle look rests after it, so that requests have the processors.
+const REST: u32 = 3;
+/// Longest such rest: an engine that answers slowly leaves the processors idle by itself.
+const REST_MAX: Duration = Duration::from_millis(100);
+
+/// How a look at all pods shares the processors with requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// As quickly as it goes: nobody knows yet what happened while no server ran.
+    Swift,
+    /// Spread over some seconds, because nothing is expected to be found.
+    Gentle,
+}
 
 impl Reconciler {
     /// Glances at every pod; wakes those that are not at rest, and notes when the others want to be looked at.
-    pub(super) async fn glance_at_all(&self, waker: &Waker) -> Result<(), StoreError> {
+    pub(super) async fn glance_at_all(&self, waker: &Waker, pace: Pace) -> Result<(), StoreError> {
         let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };
         let mut page = Page::first(PAGE);
         loop {
+            let began = Instant::now();
             let pods = self.store.pod_list(&filter, &page).await?;
+            let is_last = pods.len() < PAGE as usize;
             let Some(last) = pods.last().map(|p| p.id.to_string()) else { return Ok(()) };
             let mut referenced: Vec<SnapshotId> = pods.iter().flat_map(plan::referenced_snapshots).collect();
             referenced.sort_unstable();
@@ -45,6 +62,12 @@ impl Reconciler {
                 }
             });
             glances.await;
+            if is_last {
+                return Ok(());
+            }
+            if pace == Pace::Gentle {
+                tokio::time::sleep((began.elapsed() * REST).min(REST_MAX)).await;
+            }
             page.after = Some(last);
         }
     }
