@@ -164,6 +164,8 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
     if scenario == Scenario::Purge {
         ensure!(owned.is_empty(), "left after the purge: {owned:?}");
         ensure!(server.app.store.pod_fetch(pod).await.unwrap().is_none(), "the purged pod is still there");
+        let left = world.snapshots_in_repository(&format!("pod:{pod}"));
+        ensure!(left == 0, "{left} snapshots are left in the repository after the purge");
         return Ok(());
     }
     let record = server.pod(pod).await;
@@ -207,6 +209,14 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
     ensure!(now == expected, "bytes differ: {:?} instead of {:?}", now.keys(), expected.keys());
     let pending = server.snapshots(pod).await.into_iter().find(|s| s.state == SnapshotState::Pending);
     ensure!(pending.is_none(), "a snapshot is pending for ever: {pending:?}");
+    // What a crash left in the repository goes with the next capture at the latest.
+    server.succeed(server.snapshot(pod).await).await;
+    let record = server.pod(pod).await;
+    let (kept, needed) = (world.snapshots_in_repository(&format!("layer:{pod}")), record.layers().len());
+    ensure!(kept == needed, "{kept} captures of the layer are in the repository, {needed} are needed");
+    let rows = server.snapshots(pod).await.into_iter().filter(|s| s.repository_id.is_some()).count();
+    let stored = world.snapshots_in_repository(&format!("pod:{pod}"));
+    ensure!(stored == rows + kept, "{stored} snapshots are in the repository, {rows} and {kept} layers are known");
     Ok(())
 }
 
