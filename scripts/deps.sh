@@ -16,7 +16,7 @@ FOR_RUN=(
 )
 FOR_TESTS=(
     setfattr=attr setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
-    sqlite3=sqlite3 restic=restic shellcheck=shellcheck
+    sqlite3=sqlite3 restic=restic shellcheck=shellcheck ssh=openssh-client
 )
 
 apt_ready=
@@ -42,6 +42,13 @@ apt_install() {
         install -y --no-install-recommends "$@" >&2 || failed=1
     [ -z "$ours" ] || as_root rm -f $policy
     [ -z "$failed" ] || die "apt-get install failed"
+}
+
+# The tests start one of their own: the package's is told to stay away, now and when the machine starts.
+install_sshd() {
+    [ ! -x /usr/sbin/sshd ] || return 0
+    as_root install -D -m 644 /dev/null /etc/ssh/sshd_not_to_be_run
+    apt_install openssh-server
 }
 
 has_candidate() { [[ $(apt-cache policy "$1" 2>/dev/null) == *"Candidate: "[!\(]* ]]; }
@@ -123,6 +130,7 @@ case ${1:-} in
     '')
         install_packages "${FOR_BUILD[@]}" "${FOR_RUN[@]}" "${FOR_TESTS[@]}"
         install_postgres
+        install_sshd
         fetch_runsc runsc trixie
         fetch_runsc runsc-2022 bookworm
         install_cargo_tool cargo-nextest

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bollard::Docker;
 use bollard::query_parameters::{KillContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 use docker_support::hands::check;
-use docker_support::{BUSYBOX, Bench, OtherEngine, shared_config, storage_base};
+use docker_support::{BUSYBOX, Bench, OtherEngine, REACH_CASES, free_port, shared_config, storage_base};
 use perennial_core::engine::{ChangeSink, Engine, EngineError, LayerAccess, SetAccess};
 use perennial_core::id::PodId;
 use perennial_core::spec::Backend;
@@ -149,25 +149,7 @@ async fn a_watch_ends_with_its_engine_and_another_tells_again() {
 
 // ---- by TCP, and on another host --------------------------------------------------------------------------------
 
-/// What of the suite depends on how the engine is reached.
-const CASES: [&str; 10] = [
-    "image_is_exported_and_imported",
-    "set_becomes_whole",
-    "set_is_deleted_with_its_permit_only",
-    "life_of_a_container_is_observed",
-    "container_freezes_and_goes_on",
-    "stubborn_container_is_killed_after_its_grace",
-    "every_volume_keeps_its_bytes",
-    "layer_is_reached_and_put_back",
-    "watch_tells_of_ends",
-    "owned_things_are_listed",
-];
 const IMAGES: [&str; 3] = [BUSYBOX, "perennial-test/layers:1", "perennial-test/volume:1"];
-
-/// A port of this host that nobody uses right now.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_behind_tcp_conforms_and_shares_files_when_it_is_proven() {
@@ -185,7 +167,7 @@ async fn an_engine_behind_tcp_conforms_and_shares_files_when_it_is_proven() {
     // It is this host all the same, which the probe proved by what came out on its disk.
     assert_eq!(engine.capabilities().await.unwrap().backends, [Backend::Overlay, Backend::Engine]);
     for backend in [Backend::Overlay, Backend::Engine] {
-        for case in CASES {
+        for case in REACH_CASES {
             check(case, backend, "runc", config()).await;
         }
     }

@@ -37,6 +37,9 @@ pub struct ServeArgs {
     /// Address of the Docker Engine [default: DOCKER_HOST, else the local socket]
     #[arg(long, env = "PERENNIAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
+    /// An option for the ssh that reaches an engine at ssh://…, such as IdentityFile=PATH; repeatable
+    #[arg(long = "docker-ssh-option", env = "PERENNIAL_DOCKER_SSH_OPTIONS", value_delimiter = ';', value_name = "OPT")]
+    pub docker_ssh_options: Option<Vec<String>>,
     /// The runtime of pods that name none [default: the engine's]
     #[arg(long, env = "PERENNIAL_DEFAULT_RUNTIME", value_name = "NAME")]
     pub default_runtime: Option<String>,
@@ -112,6 +115,7 @@ struct File {
     storage_root: Option<PathBuf>,
     database: Option<String>,
     docker_host: Option<String>,
+    docker_ssh_options: Option<Vec<String>>,
     default_runtime: Option<String>,
     runtimes: Option<Vec<String>>,
     volume_access: Option<VolumeAccess>,
@@ -198,6 +202,8 @@ pub struct Config {
     /// Address of the Docker Engine; `None` for `DOCKER_HOST`, else the local socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker_host: Option<String>,
+    /// Options for the `ssh` that reaches an engine at `ssh://…`.
+    pub docker_ssh_options: Vec<String>,
     /// The runtime of pods that name none; `None` for the engine's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_runtime: Option<String>,
@@ -294,6 +300,7 @@ impl Config {
                 .map_err(|e| value("storage_root", e.to_string(), "pass --storage-root DIR"))?,
             database: database.unwrap_or_else(|| format!("sqlite:{}", data_dir.join("perennial.db").display())),
             docker_host: args.docker_host.clone().or(file.docker_host),
+            docker_ssh_options: args.docker_ssh_options.clone().or(file.docker_ssh_options).unwrap_or_default(),
             default_runtime: args.default_runtime.clone().or(file.default_runtime),
             runtimes: args.runtimes.clone().or(file.runtimes).unwrap_or_default(),
             volume_access: args.volume_access.or(file.volume_access).unwrap_or_default(),

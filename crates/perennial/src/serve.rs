@@ -93,6 +93,10 @@ impl ServeError {
             Self::Engine(error) if error.to_string().starts_with("the storage root") => {
                 "mount the disk of the storage root; everything on it is taken for unknown until then, and for nothing else"
             }
+            Self::Engine(error) if error.to_string().starts_with("ssh to the engine") => {
+                "log in once by hand as the user of the server; `docker_ssh_options` names a key or a file of hosts that are not \
+                 the usual ones"
+            }
             Self::Engine(_) => "start Docker, or set DOCKER_HOST to where it listens; --engine sim needs none",
             Self::Simulator(_) => "check --storage-root",
             Self::Tls(error) => error.hint(),
@@ -290,6 +294,7 @@ async fn docker(config: &Config, installation: InstallationId) -> Result<DockerE
         allowed_runtimes: Some(config.runtimes.clone()).filter(|r| !r.is_empty()),
         default_runtime: config.default_runtime.clone(),
         docker_host: config.docker_host.clone(),
+        ssh_options: config.docker_ssh_options.clone(),
         // This very program, even when another version has taken its place on the disk.
         mover_binary: Some(PathBuf::from("/proc/self/exe")),
         volume_access: match config.volume_access {

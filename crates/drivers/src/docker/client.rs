@@ -9,6 +9,9 @@ use bollard::Docker;
 use bollard::errors::Error as Bollard;
 use perennial_core::engine::EngineError;
 
+use super::ssh::{self, Address};
+use super::tunnel::Tunnel;
+
 /// How long an ordinary request may take; long ones say so themselves.
 pub(super) const REQUEST: Duration = Duration::from_secs(120);
 /// How long loading, saving or exporting an image may be silent.
@@ -16,15 +19,25 @@ pub(super) const LONG: Duration = Duration::from_secs(3600);
 /// The oldest API this driver speaks (Docker 20.10).
 const API_MIN: (usize, usize) = (1, 41);
 
-/// Connects to the given host, else to `DOCKER_HOST`, else to the local socket.
-pub(super) async fn connect(host: Option<&str>) -> Result<Docker, EngineError> {
+/// Connects to the given host, else to `DOCKER_HOST`, else to the local socket. The connection lasts as long as the
+/// tunnel that comes with it.
+pub(super) async fn connect(
+    host: Option<&str>,
+    ssh_options: &[String],
+) -> Result<(Docker, Option<Tunnel>), EngineError> {
     let from_env = std::env::var("DOCKER_HOST").ok().filter(|h| !h.is_empty());
-    let client = match host.map(str::to_owned).or(from_env) {
-        Some(host) => Docker::connect_with_host(&host),
-        None => Docker::connect_with_unix_defaults(),
+    let host = host.map(str::to_owned).or(from_env);
+    let tunnel = match host.as_deref().filter(|host| host.starts_with(ssh::SCHEME)) {
+        Some(host) => Some(Tunnel::open(&Address::parse(host)?, ssh_options).await?),
+        None => None,
+    };
+    let client = match (&tunnel, host) {
+        (Some(tunnel), _) => Docker::connect_with_host(&format!("unix://{}", tunnel.socket().display())),
+        (None, Some(host)) => Docker::connect_with_host(&host),
+        (None, None) => Docker::connect_with_unix_defaults(),
     };
     let client = client.map_err(|e| fail("connect to the engine", e))?.with_timeout(REQUEST);
-    let client = client.negotiate_version().await.map_err(|e| fail("ask the engine for its version", e))?;
+    let client = client.negotiate_version().await.map_err(|e| behind(tunnel.as_ref(), e))?;
     let version = client.client_version();
     if (version.major_version, version.minor_version) < API_MIN {
         return Err(rejected(format!(
@@ -32,7 +45,18 @@ pub(super) async fn connect(host: Option<&str>) -> Result<Docker, EngineError> {
             version.major_version, version.minor_version, API_MIN.0, API_MIN.1
         )));
     }
-    Ok(client)
+    Ok((client, tunnel))
+}
+
+/// Says why an engine does not tell its version. A tunnel takes connections whether or not there is an engine at its
+/// other end; only what `ssh` says of that tells why they are closed.
+fn behind(tunnel: Option<&Tunnel>, error: Bollard) -> EngineError {
+    let error = look("ask the engine for its version", error);
+    let said = tunnel.map(Tunnel::said).filter(|said| !said.is_empty());
+    match (error, said) {
+        (EngineError::Transient { problem }, Some(said)) => transient(format!("{problem}; ssh says: {said}")),
+        (error, _) => error,
+    }
 }
 
 /// Says what a failed call means; `doing` is a bare verb phrase.

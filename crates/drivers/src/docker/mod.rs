@@ -1,8 +1,9 @@
-//! The Docker Engine (20.10 and later), by its API: a local socket, TCP, or SSH.
+//! The Docker Engine (20.10 and later), by its API: a local socket, TCP, or a socket that `ssh` forwards.
 //!
 //! | file | what it is about |
 //! |---|---|
 //! | `client` | the connection, and what an answer or its absence means |
+//! | `ssh`, `tunnel` | an engine on another host: its address, and the one `ssh` that forwards its socket |
 //! | `labels` | ownership |
 //! | `storage`, `tree`, `untar` | Perennial's own directory on this host |
 //! | `trees` | image trees that nobody needs any more |
@@ -28,10 +29,12 @@ mod overlay;
 mod probe;
 mod scratch;
 mod spec;
+mod ssh;
 mod storage;
 mod tiny;
 mod tree;
 mod trees;
+mod tunnel;
 mod untar;
 mod volumes;
 mod watch;
@@ -58,6 +61,7 @@ pub use network::Subnet;
 use client::{blocking, look, rejected};
 use image::FlattenLocks;
 use storage::Storage;
+use tunnel::Tunnel;
 
 /// How to reach an engine, and what may be used of it.
 #[derive(Debug, Clone)]
@@ -79,6 +83,8 @@ pub struct DockerConfig {
     pub default_runtime: Option<String>,
     /// Address of the engine; `None` takes `DOCKER_HOST`, else the local socket.
     pub docker_host: Option<String>,
+    /// Options for `ssh` (`NAME=VALUE`) when the address is one of SSH.
+    pub ssh_options: Vec<String>,
     /// Backends that may be used.
     pub backends: Vec<Backend>,
     /// A static `perennial` executable for helper containers; without it volumes are only reached as directories.
@@ -102,6 +108,7 @@ impl DockerConfig {
             allowed_runtimes: None,
             default_runtime: None,
             docker_host: None,
+            ssh_options: Vec::new(),
             backends: vec![Backend::Overlay, Backend::Engine],
             mover_binary: None,
             volume_access: VolumeAccess::Auto,
@@ -141,6 +148,8 @@ struct EngineInfo {
 #[derive(Debug)]
 pub struct DockerEngine {
     docker: Docker,
+    /// What every connection goes through when the engine is behind SSH.
+    _tunnel: Option<Tunnel>,
     config: DockerConfig,
     storage: Storage,
     info: EngineInfo,
@@ -161,7 +170,7 @@ impl DockerEngine {
     /// [`EngineError::Transient`] when the engine does not answer, or when the storage root is on record and not there;
     /// [`EngineError::Rejected`] when the engine is too old or the storage root cannot be used.
     pub async fn connect(config: DockerConfig) -> Result<Self, EngineError> {
-        let docker = client::connect(config.docker_host.as_deref()).await?;
+        let (docker, tunnel) = client::connect(config.docker_host.as_deref(), &config.ssh_options).await?;
         let info = ask(&docker).await?;
         let (root, record, installation) =
             (config.storage_root.clone(), config.storage_record.clone(), config.installation);
@@ -174,6 +183,7 @@ impl DockerEngine {
         .await?;
         let engine = Self {
             docker,
+            _tunnel: tunnel,
             config,
             storage,
             info,

@@ -133,7 +133,7 @@ impl DockerEngine {
         let mut seen = Vec::new();
         let mut certain = true;
         for (name, mut result) in names.iter().zip(futures::future::join_all(tries).await) {
-            // All at once may have been too much: an SSH server lets in ten that have not yet said who they are.
+            // All at once may have been too much for its host, or the way to it was interrupted meanwhile.
             if matches!(result, Err(EngineError::Transient { .. } | EngineError::OutcomeUnknown { .. })) {
                 result = self.probe_runtime(name, &image).await;
             }

@@ -20,7 +20,7 @@ use perennial_drivers::docker::{DockerConfig, DockerEngine};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use super::{BUSYBOX, connect, exec};
+use super::{BUSYBOX, connect, exec, own_way};
 
 /// A container's processes, the engine's command line, and a person with root on the host.
 struct DockerHands {
@@ -184,7 +184,7 @@ impl Clock for WallClock {
 /// Runs one case of the suite on the engine and the storage root of this configuration.
 pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerConfig) {
     let storage = config.storage_root.clone();
-    let docker = connect(config.docker_host.as_deref().expect("an engine")).await;
+    let docker = connect(&own_way(&config)).await;
     let hands = DockerHands { docker, storage: storage.clone(), lingering: Mutex::default() };
     let engine = DockerEngine::connect(config).await.expect("connect");
     let shell = |line: &str| ["sh", "-c", line].map(str::to_owned).to_vec();

@@ -11,6 +11,7 @@
 
 pub mod engines;
 pub mod hands;
+pub mod sshd;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,23 @@ use perennial_core::volume::{Origin, SetState, VolumeSet, layout};
 use perennial_drivers::docker::{DockerConfig, DockerEngine};
 
 pub use engines::{LoopFs, OtherEngine};
+pub use sshd::{Sshd, free_port};
 
 pub const BUSYBOX: &str = "perennial-test/busybox:1";
+
+/// What of the suite depends on how the engine is reached.
+pub const REACH_CASES: [&str; 10] = [
+    "image_is_exported_and_imported",
+    "set_becomes_whole",
+    "set_is_deleted_with_its_permit_only",
+    "life_of_a_container_is_observed",
+    "container_freezes_and_goes_on",
+    "stubborn_container_is_killed_after_its_grace",
+    "every_volume_keeps_its_bytes",
+    "layer_is_reached_and_put_back",
+    "watch_tells_of_ends",
+    "owned_things_are_listed",
+];
 
 /// One installation on the test engine; everything it made goes when it is dropped.
 pub struct Bench {
@@ -68,6 +84,11 @@ pub fn host() -> String {
         .expect("set PERENNIAL_TEST_DOCKER_HOST or DOCKER_HOST to the engine under test (./dev engine up)")
 }
 
+/// How a test itself reaches the engine of a configuration: behind SSH it is the one under test, at its socket.
+pub fn own_way(config: &DockerConfig) -> String {
+    config.docker_host.clone().filter(|h| !h.starts_with("ssh://")).unwrap_or_else(host)
+}
+
 fn random() -> [u8; 10] {
     rand::random()
 }
@@ -82,7 +103,7 @@ impl Bench {
         let root = tempfile::Builder::new().prefix("docker-").tempdir_in(storage_base()).unwrap();
         let mut config = config(installation, root.path(), runtimes);
         change(&mut config);
-        let docker = connect(&config.docker_host.clone().unwrap_or_else(host)).await;
+        let docker = connect(&own_way(&config)).await;
         let engine = DockerEngine::connect(config.clone()).await.unwrap();
         Self { engine, docker, config, installation, root }
     }
@@ -303,7 +324,7 @@ impl TestPod {
 impl Drop for Bench {
     fn drop(&mut self) {
         let (docker, filters) = (self.docker.clone(), self.filters());
-        let host = self.config.docker_host.clone().unwrap_or_else(host);
+        let host = own_way(&self.config);
         let cleaned = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             // A connection belongs to the runtime that made it.

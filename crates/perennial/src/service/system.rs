@@ -98,8 +98,8 @@ impl App {
                 Some(capabilities)
             }
             Err(error) => {
-                let hint = "start it (systemctl start docker), or set docker_host to where it listens; pods run on \
-                            meanwhile, and what was asked for is done when it answers";
+                let hint = "start it (systemctl start docker), or set docker_host to where it listens (behind ssh, the log \
+                            says what ssh said); pods run on meanwhile, and what was asked for is done when it answers";
                 checks.push(Check::bad("engine", CheckState::Failed, error.to_string(), hint));
                 None
             }

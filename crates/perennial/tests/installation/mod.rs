@@ -147,6 +147,7 @@ impl Installation {
         let log = File::options().create(true).append(true).open(self.log_path()).unwrap();
         // An argument given twice is refused.
         let given = |name: &str| self.arguments.iter().any(|a| a == name);
+        let host = ["--docker-host", &self.docker.host];
         command
             .arg("serve")
             .args(if given("--engine") { &[][..] } else { &["--engine", "docker"] })
@@ -154,7 +155,7 @@ impl Installation {
             .arg(self.data())
             .arg("--storage-root")
             .arg(self.storage())
-            .args(["--docker-host", &self.docker.host])
+            .args(if given("--docker-host") { &[][..] } else { &host })
             .args(if given("--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] })
             .args(&self.arguments)
             .env("RUST_LOG", LOG)
