@@ -64,8 +64,11 @@ pub async fn authenticate(State(tokens): State<Tokens>, mut request: Request, ne
     let token = token(request.headers(), page);
     let Some(caller) = token.and_then(|token| tokens.caller(&token)) else {
         let mut response = unauthorized().into_response();
-        let challenge = if page { "Basic realm=\"perennial\", Bearer" } else { "Bearer" };
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        // One line for each: browsers take two in one line for neither.
+        let challenges: &[&str] = if page { &["Basic realm=\"perennial\"", "Bearer"] } else { &["Bearer"] };
+        for challenge in challenges {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         return response;
     };
     request.extensions_mut().insert(Caller(caller));

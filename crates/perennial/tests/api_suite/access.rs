@@ -78,7 +78,8 @@ async fn status(server: &Server, method: &str, path: &str, authorization: Option
     let response = server.send(request.body(Body::empty()).unwrap()).await;
     let status = response.status();
     if status == StatusCode::UNAUTHORIZED {
-        assert!(response.headers().contains_key("www-authenticate"));
+        let challenges = response.headers().get_all("www-authenticate");
+        assert!(challenges.iter().any(|c| c == "Bearer"), "{challenges:?}");
         assert_eq!(read(response).await.problem().0, "unauthorized");
     }
     status
@@ -123,6 +124,9 @@ async fn a_browser_sends_the_token_as_a_password_and_only_for_the_pages() {
     assert_eq!(status(&server, "GET", "/docs", Some(&encode("me:x"))).await, StatusCode::UNAUTHORIZED);
     assert_eq!(status(&server, "GET", "/api/v1/pods", Some(&basic)).await, StatusCode::UNAUTHORIZED);
     assert_eq!(status(&server, "POST", "/docs", Some(&basic)).await, StatusCode::UNAUTHORIZED);
+    let asked = server.send(Request::get("/docs").body(Body::empty()).unwrap()).await;
+    let challenges: Vec<_> = asked.headers().get_all("www-authenticate").iter().collect();
+    assert_eq!(challenges, ["Basic realm=\"perennial\"", "Bearer"]);
 }
 
 #[tokio::test]

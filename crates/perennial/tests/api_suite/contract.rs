@@ -183,3 +183,26 @@ async fn an_undelete_is_refused_while_the_name_is_taken() {
     let back = server.post(&format!("/api/v1/pods/{old}/undelete"), json!({})).await;
     assert_eq!((back.status, &back.json()["pod"]["desired"]), (StatusCode::ACCEPTED, &json!("stopped")));
 }
+
+/// The names of the contract, as clients that are generated from the document will send and expect them.
+#[test]
+fn the_document_tells_the_names_that_are_sent() {
+    let document: Value = serde_json::from_str(&perennial::api::openapi()).unwrap();
+    let names = |schema: &str| -> Vec<String> {
+        let names = document.pointer(&format!("/components/schemas/{schema}/enum")).unwrap().as_array().unwrap();
+        names.iter().map(|n| n.as_str().unwrap().to_owned()).collect()
+    };
+    for (schema, contract) in [
+        ("Desired", "running paused stopped archived deleted"),
+        (
+            "Phase",
+            "creating starting running pausing paused stopping stopped restoring resetting archived deleting deleted error",
+        ),
+        ("OperationState", "pending running succeeded failed cancelled"),
+        ("SnapshotState", "pending uploaded verified failed"),
+        ("SnapshotKind", "manual scheduled final safety"),
+        ("VolumeState", "absent seeding complete lost partial"),
+    ] {
+        assert_eq!(names(schema), contract.split(' ').collect::<Vec<_>>(), "{schema}");
+    }
+}
