@@ -16,7 +16,7 @@ FOR_RUN=(
 )
 FOR_TESTS=(
     setfattr=attr setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
-    sqlite3=sqlite3 restic=restic shellcheck=shellcheck ssh=openssh-client
+    sqlite3=sqlite3 restic=restic shellcheck=shellcheck ssh=openssh-client node=nodejs npm=npm
 )
 
 apt_ready=
@@ -119,6 +119,28 @@ install_cargo_tool() {
         cargo install --quiet --locked "$1" >&2
 }
 
+# An S3 service. Newer ones need a newer Rust than the workspace does.
+S3_SERVER=s3s-fs@0.14.1
+install_s3() {
+    [ -x "$DEV_DIR/tools/bin/s3s-fs" ] && return
+    say "deps: cargo install $S3_SERVER"
+    as_root mkdir -p "$DEV_DIR/tools"
+    as_root chown "$(id -u)" "$DEV_DIR/tools"
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo install --quiet --locked --features binary --root "$DEV_DIR/tools" "$S3_SERVER" >&2
+}
+
+# An Azure Blob service. No script of any package is run.
+AZURITE=azurite@3.35.0
+install_azurite() {
+    local target=$DEV_DIR/tools/azurite
+    [ -e "$target/node_modules/azurite/dist/src/blob/main.js" ] && return
+    say "deps: npm install $AZURITE"
+    as_root mkdir -p "$target"
+    as_root chown "$(id -u)" "$DEV_DIR/tools" "$target"
+    npm install --silent --ignore-scripts --no-audit --no-fund --omit=dev --prefix "$target" "$AZURITE" >&2
+}
+
 have apt-get || die "only Debian and Ubuntu are supported" "install the tools listed in scripts/deps.sh yourself"
 have cargo || die "cargo is missing" "install Rust with rustup; rust-version is in Cargo.toml"
 case ${1:-} in
@@ -135,6 +157,8 @@ case ${1:-} in
         fetch_runsc runsc-2022 bookworm
         install_cargo_tool cargo-nextest
         install_cargo_tool cargo-deny
+        install_s3
+        install_azurite
         ;;
     *) die "unknown option: $1" ;;
 esac

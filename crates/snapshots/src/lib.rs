@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`backend`] | the only way bytes reach a store |
 //! | `crypto`, `pack`, `wire`, `node`, `quote`, `polynomial` | the format, one structure each |
-//! | `index`, `lock`, `repository` | an open repository, shared with other programs |
+//! | `index`, `lock`, `password`, `repository` | an open repository, shared with other programs |
 //! | `fsdir` | directories that somebody hostile rearranges while we are in them |
 //! | `chunker`, `uploader`, `archive` | from directories to a snapshot |
 //! | `verify` | nothing counts before it was read back |
@@ -16,7 +16,7 @@
 //! | `maintenance` | forget, prune, check |
 //! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
-//! Everything blocks; threads are used inside. Nothing here prints, and nothing is asynchronous.
+//! Everything blocks; threads are used inside. Nothing here prints, and nothing that callers see is asynchronous.
 
 pub mod backend;
 pub mod remote;
@@ -33,6 +33,7 @@ mod lock;
 mod maintenance;
 mod node;
 mod pack;
+mod password;
 mod polynomial;
 mod quote;
 mod repository;
@@ -47,7 +48,8 @@ pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
 pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport};
 pub use node::{NodeKind, Time};
-pub use repository::{KeyCost, Password, Repository};
+pub use password::{KeyCost, Password};
+pub use repository::Repository;
 pub use request::{
     ArchiveRequest, Archived, Counts, Entry, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, SnapshotInfo,
     Source,

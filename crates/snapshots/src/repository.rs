@@ -19,57 +19,10 @@ use crate::id::{Id, SnapshotFileId, TreeId};
 use crate::index::{Found, IdMap, IdSet, Index, Origin};
 use crate::node::{Node, NodeKind, decode_tree};
 use crate::pack::open_blob;
+use crate::password::{KeyCost, Password};
 use crate::polynomial;
 use crate::request::{Counts, Entry, SnapshotInfo};
 use crate::wire::{BlobKind, Config, IndexFile, KeyFile, MacKey, MasterKey, SnapshotFile};
-
-/// Opens a repository's keys. Never shown by `Debug`.
-#[derive(Clone)]
-pub struct Password(Vec<u8>);
-
-impl Password {
-    /// Takes a password as it is.
-    #[must_use]
-    pub fn new(password: impl Into<Vec<u8>>) -> Self {
-        Self(password.into())
-    }
-
-    /// Draws a password of 256 bits, written in 64 hexadecimal digits.
-    #[must_use]
-    pub fn random() -> Self {
-        Self(hex::encode(rand::random::<[u8; 32]>()).into_bytes())
-    }
-
-    /// The password itself, to be shown to its owner or handed to restic.
-    #[must_use]
-    pub fn reveal(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(…)")
-    }
-}
-
-/// How much work each guess of a password costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyCost {
-    /// A fraction of a second and 32 MiB.
-    Interactive,
-    /// Almost nothing; for tests.
-    Test,
-}
-
-impl KeyCost {
-    fn log_n(self) -> u8 {
-        match self {
-            Self::Interactive => 15,
-            Self::Test => 8,
-        }
-    }
-}
 
 /// Memory a foreign key file may make us use, in bytes.
 const MAX_KEY_MEMORY: u64 = 1 << 30;
@@ -159,7 +112,14 @@ impl Repository {
         };
         // The config comes last: with it, there is a repository. It is never compressed, for its version says
         // whether anything is.
-        backend.write(FileKind::Config, FileKind::CONFIG_ID, &key.seal(&to_json(&config)?))?;
+        match backend.write(FileKind::Config, FileKind::CONFIG_ID, &key.seal(&to_json(&config)?)) {
+            // Somebody made one here at the same time; our key opens nothing.
+            Err(e) if e.source.kind() == std::io::ErrorKind::AlreadyExists => {
+                backend.remove(FileKind::Key, Id::of(&file))?;
+                return Err(Error::AlreadyInitialized);
+            }
+            other => other?,
+        }
         Self::open(backend, password)
     }
 
@@ -320,7 +280,7 @@ pub(crate) fn key_of(master: MasterKey) -> Option<Key> {
 
 fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
     let salt: [u8; 64] = rand::random();
-    let wrapping = Key::derive(&password.0, &salt, cost.log_n(), 8, 1)?;
+    let wrapping = Key::derive(password.reveal(), &salt, cost.log_n(), 8, 1)?;
     to_json(&KeyFile {
         created: Timestamp::now(),
         username: "perennial".into(),
@@ -360,7 +320,7 @@ fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Result<Option<
     }
     // At most 30: bounded by the memory above.
     let log_n = u8::try_from(file.n.trailing_zeros()).unwrap_or(u8::MAX);
-    let wrapping = Key::derive(&password.0, &file.salt, log_n, file.r, file.p)?;
+    let wrapping = Key::derive(password.reveal(), &file.salt, log_n, file.r, file.p)?;
     let Ok(master) = wrapping.open(&file.data) else { return Ok(None) };
     let master: MasterKey = serde_json::from_slice(&master).map_err(|e| damaged(&e.to_string()))?;
     key_of(master).map(Some).ok_or_else(|| damaged("a key has the wrong size"))

@@ -4,14 +4,24 @@
 //! atomic and durable when it returns; an answer of "absent" is a proof, and everything else is an error; a listing
 //! that returns is complete. Decorators around a backend inject faults in tests and may retry in production.
 
+mod connect;
+mod limited;
 mod local;
+mod location;
 mod memory;
+mod object;
+mod problem;
 
 use std::fmt;
 use std::io;
 
+pub use connect::{Addressing, ConnectOptions};
+pub use limited::{Bandwidth, LimitedBackend};
 pub use local::LocalBackend;
+pub use location::{AzureCredential, AzureLocation, InvalidLocation, Location, S3Location};
 pub use memory::MemoryBackend;
+pub use object::{ObjectBackend, Patience};
+pub use problem::Secret;
 
 use crate::id::Id;
 
@@ -94,6 +104,7 @@ impl BackendError {
                 | io::ErrorKind::InvalidInput
                 | io::ErrorKind::InvalidData
                 | io::ErrorKind::ReadOnlyFilesystem
+                | io::ErrorKind::AlreadyExists
                 | io::ErrorKind::Unsupported
         )
     }

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::backend::{LocalBackend, MemoryBackend};
-use crate::repository::{KeyCost, Password, Repository};
+use crate::password::{KeyCost, Password};
+use crate::repository::Repository;
 
 fn repo() -> Repository {
     Repository::init(Arc::new(MemoryBackend::new()), &Password::new("x"), KeyCost::Test).unwrap()

@@ -1,9 +1,16 @@
 //! Shared by the tests: corpora, an independent comparer, and backends that fail.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, reason = "each test uses a part; tests may panic")]
+#![allow(
+    dead_code,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "each test uses a part; tests may panic"
+)]
 
 pub mod compare;
 pub mod corpus;
 pub mod faulty;
+pub mod service;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,10 +88,16 @@ pub fn verify_all(repo: &Repository, snapshot: SnapshotFileId) -> Verified {
 
 /// Runs restic on a local repository; it must succeed.
 pub fn restic(repo: &Path, args: &[&str]) -> String {
+    restic_with(repo.as_os_str(), args, &[])
+}
+
+/// The same on any repository, with more in its environment.
+pub fn restic_with(repo: &std::ffi::OsStr, args: &[&str], environment: &[(&str, &str)]) -> String {
     let output = std::process::Command::new("restic")
         .args(["--no-cache", "-r"])
         .arg(repo)
         .args(args)
+        .envs(environment.iter().copied())
         .env("RESTIC_PASSWORD", "correct horse")
         .env("HOME", "/nonexistent")
         .output()
