@@ -317,11 +317,16 @@ impl Backend for ObjectBackend {
             let data = match self.store.get_range(&self.object(kind, id), offset..end).await {
                 Ok(data) => data,
                 Err(error @ StoreError::NotFound { .. }) => return Err(self.failed_look(kind, id, error).await),
-                // A range outside of the object is refused in as many words as there are stores.
-                Err(error) => match self.stat(kind, id).await {
-                    Ok(size) if size < end => return Err(self.short(0, len as u64)),
-                    _ => return Err(self.unknown(&error)),
-                },
+                Err(error) => {
+                    let error = self.unknown(&error);
+                    // A range outside of the object is refused in as many words as there are stores.
+                    return match error.kind() {
+                        io::ErrorKind::Other if self.stat(kind, id).await.is_ok_and(|size| size < end) => {
+                            Err(self.short(0, len as u64))
+                        }
+                        _ => Err(error),
+                    };
+                }
             };
             if data.len() == len { Ok(data.into()) } else { Err(self.short(data.len(), len as u64)) }
         };

@@ -92,9 +92,11 @@ fn text(error: &StoreError, secrets: &[Secret]) -> String {
         text = text.replace(secret.reveal(), "…");
     }
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // An answer without words leaves the colon before them.
+    let text = text.trim_end_matches([':', ' ']);
     match text.char_indices().nth(LONGEST) {
         Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
+        None => text.to_owned(),
     }
 }
 
