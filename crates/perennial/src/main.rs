@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Repository { command: RepositoryCommand::Password { tenant } } => {
             password(&tenant, data_dir).and_then(|password| out.line(&password))
         }
+        Command::Repository { command } => cli::run_on_repository(&connection, command, &mut out),
         Command::Storage { command: StorageCommand::Claim { yes } } => {
             forget_storage(yes, data_dir).and_then(|said| out.line(&said))
         }

@@ -12,6 +12,7 @@
 //! | `args`, `values` | what may be typed |
 //! | `wait`, `confirm` | progress lines, Ctrl-C, time-outs; saying what is destroyed before it is |
 //! | `view`, `table`, `human` | how answers look |
+//! | `repository` | commands on repositories, without a server |
 //! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
@@ -29,6 +30,7 @@ mod out;
 mod pod;
 mod pod_set;
 mod recovery_kit;
+mod repository;
 mod session;
 mod snapshot;
 mod table;
@@ -46,6 +48,7 @@ use crate::config::ServeArgs;
 pub use args::{ClientCommand, Connection, Output};
 pub use failure::{Exit, Failure};
 pub use out::Out;
+pub use repository::{RepositoryCommand, run as run_on_repository};
 pub use session::{Interrupt, Session};
 
 /// What `--help` says at its end.
@@ -87,9 +90,9 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Works on the repositories in a data directory, without a server.
+    /// Works on repositories without a server: backup, restore, check.
     Repository {
-        /// What to do with them.
+        /// What to do with one.
         #[command(subcommand)]
         command: RepositoryCommand,
     },
@@ -114,17 +117,6 @@ pub enum ConfigCommand {
     Check(ServeArgs),
     /// Prints it as it would be used, with every default.
     Show(ServeArgs),
-}
-
-/// What to do with the repositories in a data directory.
-#[derive(Debug, Subcommand)]
-pub enum RepositoryCommand {
-    /// Prints the password of a tenant's repository, so that restic opens it without Perennial.
-    Password {
-        /// Whose.
-        #[arg(default_value = "default")]
-        tenant: String,
-    },
 }
 
 /// What to do with the storage root.

@@ -1,0 +1,179 @@
+//! What may be typed after `perennial repository`.
+
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// What to do with a repository.
+#[derive(Debug, Subcommand)]
+pub enum RepositoryCommand {
+    /// Prints the password of a tenant's repository, so that restic opens it without Perennial.
+    Password {
+        /// Whose.
+        #[arg(default_value = "default")]
+        tenant: String,
+    },
+    /// Makes a repository, which any restic reads, too.
+    Init(PlaceArgs),
+    /// Takes a snapshot of directories and reads back what it wrote.
+    Backup(BackupArgs),
+    /// Restores a snapshot, or a directory of it, to an empty directory.
+    Restore(RestoreArgs),
+    /// Lists a directory of a snapshot.
+    Ls(LsArgs),
+    /// Lists the snapshots.
+    Snapshots(SnapshotsArgs),
+    /// Looks for damage.
+    Check(CheckArgs),
+    /// Removes snapshots; what they alone needed goes with the next prune.
+    Forget(ForgetArgs),
+    /// Deletes what no snapshot needs.
+    Prune(PruneArgs),
+}
+
+/// Where a repository is, and how to open it.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
+    /// The repository as restic writes it: /path, s3:https://host/bucket/prefix, azure:container:/prefix
+    #[arg(long, env = "RESTIC_REPOSITORY", value_name = "URL", help_heading = "Repository")]
+    pub repo: String,
+    /// A file that holds the password; without it --password-command, else RESTIC_PASSWORD
+    #[arg(
+        long,
+        env = "RESTIC_PASSWORD_FILE",
+        value_name = "FILE",
+        conflicts_with = "password_command",
+        help_heading = "Repository"
+    )]
+    pub password_file: Option<PathBuf>,
+    /// A command of the shell that prints the password
+    #[arg(
+        long,
+        env = "RESTIC_PASSWORD_COMMAND",
+        hide_env_values = true,
+        value_name = "COMMAND",
+        help_heading = "Repository"
+    )]
+    pub password_command: Option<String>,
+    /// Speak http with other machines, too, where everybody on the way can read along
+    #[arg(long, help_heading = "Repository")]
+    pub allow_http: bool,
+    /// Where S3 finds the bucket's name: auto is dns for Amazon's own service and path for others
+    #[arg(long, value_enum, default_value_t = BucketLookup::Auto, value_name = "HOW", help_heading = "Repository")]
+    pub bucket_lookup: BucketLookup,
+    /// Send no more than so many KiB a second
+    #[arg(long, value_name = "KIB", help_heading = "Repository")]
+    pub limit_upload: Option<NonZeroU64>,
+    /// Receive no more than so many KiB a second
+    #[arg(long, value_name = "KIB", help_heading = "Repository")]
+    pub limit_download: Option<NonZeroU64>,
+}
+
+/// Where S3 finds the bucket's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BucketLookup {
+    /// As the service expects it.
+    Auto,
+    /// `https://host/bucket/key`.
+    Path,
+    /// `https://bucket.host/key`.
+    Dns,
+}
+
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The directories, with everything below them on the same file system
+    #[arg(required = true, value_name = "DIR")]
+    pub directories: Vec<PathBuf>,
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// A tag for the snapshot; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// A path that is left out, with everything below it; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub exclude: Vec<PathBuf>,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot: the beginning of its id, or latest
+    pub snapshot: String,
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// The directory to restore to; it is made when missing, and must be empty
+    #[arg(long, value_name = "DIR")]
+    pub target: PathBuf,
+    /// The directory of the snapshot that becomes the target
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    pub path: String,
+}
+
+/// Arguments of `ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// The snapshot: the beginning of its id, or latest
+    #[arg(default_value = "latest")]
+    pub snapshot: String,
+    /// The directory
+    #[arg(default_value = "/")]
+    pub path: String,
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// Arguments of `snapshots`.
+#[derive(Debug, Args)]
+pub struct SnapshotsArgs {
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Only those that carry this tag; with several, all of them
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Read every byte, too
+    #[arg(long)]
+    pub read_data: bool,
+}
+
+/// Arguments of `forget`.
+#[derive(Debug, Args)]
+pub struct ForgetArgs {
+    /// The snapshots: the beginnings of their ids, or latest
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    pub snapshots: Vec<String>,
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Do it without asking
+    #[arg(long)]
+    pub yes: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+}

@@ -1,0 +1,42 @@
+//! `perennial repository …` on any repository, without a server: plain directories in and out.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `args` | what may be typed |
+//! | `open` | place, password and progress; errors of the engine as failures of the command line |
+//! | `write` | init, backup, restore |
+//! | `read` | snapshots, ls, check, and which snapshot is meant |
+//! | `clean` | forget and prune |
+
+mod args;
+mod clean;
+mod open;
+mod read;
+mod write;
+
+use super::args::Connection;
+use super::failure::Failure;
+use super::out::Out;
+
+pub use args::RepositoryCommand;
+
+/// Runs a command on a repository. Blocks.
+///
+/// # Errors
+/// What went wrong, with an exit code.
+pub fn run(connection: &Connection, command: RepositoryCommand, out: &mut Out) -> Result<(), Failure> {
+    let mut desk = open::Desk { connection, out };
+    match command {
+        RepositoryCommand::Password { .. } => {
+            Err(Failure::usage("this command reads a data directory", "run it directly"))
+        }
+        RepositoryCommand::Init(place) => write::init(&mut desk, &place),
+        RepositoryCommand::Backup(args) => write::backup(&mut desk, &args),
+        RepositoryCommand::Restore(args) => write::restore(&mut desk, &args),
+        RepositoryCommand::Ls(args) => read::ls(&mut desk, &args),
+        RepositoryCommand::Snapshots(args) => read::snapshots(&mut desk, &args),
+        RepositoryCommand::Check(args) => read::check(&mut desk, &args),
+        RepositoryCommand::Forget(args) => clean::forget(&mut desk, &args),
+        RepositoryCommand::Prune(args) => clean::prune(&mut desk, &args),
+    }
+}

@@ -1,0 +1,236 @@
+//! Opening a repository on the command line: place, password, progress, and what its errors mean here.
+
+use std::error::Error as _;
+use std::io;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use perennial_core::progress::Progress;
+use perennial_snapshots::backend::{Addressing, Bandwidth, ConnectOptions, InvalidLocation, LimitedBackend, Location};
+use perennial_snapshots::{Backend, Error, Password, Repository};
+use serde::Serialize;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+use super::args::{BucketLookup, PlaceArgs};
+use crate::cli::args::Connection;
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::out::Out;
+use crate::cli::session;
+
+/// How often a live line is drawn.
+const REDRAW: Duration = Duration::from_millis(150);
+
+/// What every command works with.
+pub(super) struct Desk<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) out: &'a mut Out,
+}
+
+/// A place that was not looked at yet.
+pub(super) struct Place {
+    pub(super) name: String,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) password: Password,
+}
+
+impl Desk<'_> {
+    /// Everything that can be wrong with the arguments is found before the repository is touched.
+    pub(super) fn place(&self, args: &PlaceArgs) -> Result<Place, Failure> {
+        let location = Location::from_env(&args.repo).map_err(invalid)?;
+        let options = ConnectOptions {
+            ca_file: self.connection.ca_file.clone(),
+            allow_http: args.allow_http,
+            addressing: match args.bucket_lookup {
+                BucketLookup::Auto => Addressing::Auto,
+                BucketLookup::Path => Addressing::Path,
+                BucketLookup::Dns => Addressing::Host,
+            },
+            ..ConnectOptions::default()
+        };
+        let password = password(args)?;
+        let backend = location.connect(&options).map_err(invalid)?;
+        let rate = |kib: Option<std::num::NonZeroU64>| kib.map(|kib| kib.saturating_mul(KIB));
+        let bandwidth = Bandwidth { up: rate(args.limit_upload), down: rate(args.limit_download) };
+        let backend: Arc<dyn Backend> =
+            if bandwidth == Bandwidth::default() { backend } else { Arc::new(LimitedBackend::new(backend, bandwidth)) };
+        Ok(Place { name: location.to_string(), backend, password })
+    }
+
+    pub(super) fn open(&self, args: &PlaceArgs) -> Result<(Place, Repository), Failure> {
+        let place = self.place(args)?;
+        let repository =
+            Repository::open(Arc::clone(&place.backend), &place.password).map_err(|e| failure(&e, &place.name))?;
+        Ok((place, repository))
+    }
+
+    /// Does work that takes long: with a live line on a terminal, and so that Ctrl-C ends it in good order.
+    pub(super) fn work<T: Send>(
+        &self,
+        place: &Place,
+        what: &str,
+        work: impl FnOnce(&Progress) -> Result<T, Error>,
+    ) -> Result<T, Failure> {
+        let progress = Progress::default();
+        let (done, ready) = (Notify::new(), Barrier::new(2));
+        let live = self.out.is_live();
+        let result = std::thread::scope(|scope| {
+            scope.spawn(|| watch(&progress, &done, &ready, live.then_some(what)));
+            // From here on Ctrl-C leaves no lock behind.
+            ready.wait();
+            let result = work(&progress);
+            done.notify_one();
+            result
+        });
+        result.map_err(|error| failure(&error, &place.name))
+    }
+
+    /// Prints an answer: exactly for JSON and YAML, by `table` for people.
+    pub(super) fn show<T: Serialize>(
+        &mut self,
+        answer: &T,
+        table: impl FnOnce(&T, &Out) -> String,
+    ) -> Result<(), Failure> {
+        session::show(self.connection.output, self.out, answer, table)
+    }
+}
+
+const KIB: std::num::NonZeroU64 = match std::num::NonZeroU64::new(1024) {
+    Some(kib) => kib,
+    None => std::num::NonZeroU64::MIN,
+};
+
+fn invalid(error: InvalidLocation) -> Failure {
+    Failure::new(Exit::Invalid, error.to_string(), error.hint)
+}
+
+fn password(args: &PlaceArgs) -> Result<Password, Failure> {
+    let wrong = |message: String| Failure::new(Exit::Invalid, message, "");
+    let text = if let Some(file) = &args.password_file {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| wrong(format!("password-file: read {}: {error}", file.display())))?;
+        text.trim().to_owned()
+    } else if let Some(command) = &args.password_command {
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| wrong(format!("password-command: {error}")))?;
+        if !output.status.success() {
+            return Err(wrong(format!("password-command: it failed ({})", output.status)));
+        }
+        String::from_utf8(output.stdout)
+            .map_err(|_| wrong("password-command: what it printed is not Unicode".to_owned()))?
+            .trim()
+            .to_owned()
+    } else {
+        std::env::var("RESTIC_PASSWORD").unwrap_or_default()
+    };
+    if text.is_empty() {
+        let hint = "name a file with --password-file, or set RESTIC_PASSWORD";
+        return Err(Failure::new(Exit::Usage, "no password, or an empty one, was given for the repository", hint));
+    }
+    Ok(Password::new(text))
+}
+
+/// Draws the line, and cancels the work on Ctrl-C or when the process is to end; a second time ends it at once.
+fn watch(progress: &Progress, done: &Notify, ready: &Barrier, what: Option<&str>) {
+    let prepared = prepare();
+    ready.wait();
+    // Without a runtime there is no line and no clean end, but the work goes on.
+    let Some((runtime, mut interrupt, mut terminate)) = prepared else { return };
+    let bar = what.map(bar);
+    runtime.block_on(async {
+        let mut ticks = tokio::time::interval(REDRAW);
+        loop {
+            tokio::select! {
+                biased;
+                () = done.notified() => break,
+                _ = interrupt.recv() => cancel(progress),
+                _ = terminate.recv() => cancel(progress),
+                _ = ticks.tick() => if let (Some(bar), Some(what)) = (&bar, what) { draw(bar, what, progress) },
+            }
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+}
+
+fn prepare() -> Option<(Runtime, Signal, Signal)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let entered = runtime.enter();
+    let signals = (signal(SignalKind::interrupt()).ok()?, signal(SignalKind::terminate()).ok()?);
+    drop(entered);
+    Some((runtime, signals.0, signals.1))
+}
+
+fn cancel(progress: &Progress) {
+    if progress.check().is_err() {
+        std::process::exit(Exit::Interrupted.code().into());
+    }
+    progress.cancel();
+}
+
+fn bar(what: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
+fn draw(bar: &ProgressBar, what: &str, progress: &Progress) {
+    let now = progress.read();
+    let mut text = format!("{what}: {}", HumanBytes(now.bytes_done));
+    if now.bytes_total > 0 {
+        text = format!("{text} of {}", HumanBytes(now.bytes_total));
+    }
+    if now.files_done > 0 {
+        text = format!("{text}, {} files", now.files_done);
+    }
+    bar.set_message(text);
+    bar.tick();
+}
+
+/// What an error of the engine means on the command line.
+pub(super) fn failure(error: &Error, place: &str) -> Failure {
+    let (exit, hint) = match error {
+        Error::NoRepository => (Exit::NotFound, "perennial repository init makes one; check --repo"),
+        Error::NotFound { .. } => (Exit::NotFound, "perennial repository snapshots lists what there is"),
+        Error::AlreadyInitialized => (Exit::Conflict, "use it as it is, or choose another place"),
+        Error::Locked { .. } => (Exit::Conflict, "somebody works on it; try again when they are done"),
+        Error::LockLost => (Exit::Conflict, "nothing was finished; try again"),
+        Error::TargetNotEmpty { .. } => (Exit::Conflict, "name an empty directory, or one that does not exist yet"),
+        Error::WrongPassword => (Exit::Forbidden, "check --password-file, --password-command or RESTIC_PASSWORD"),
+        Error::InvalidRequest(_) | Error::UnsupportedVersion { .. } => (Exit::Invalid, ""),
+        Error::Cancelled => (Exit::Interrupted, "what was uploaded is not uploaded again"),
+        Error::Backend(e) if e.source.kind() == io::ErrorKind::PermissionDenied => {
+            (Exit::Forbidden, "check the credentials, and what they may do there")
+        }
+        Error::Backend(e) if e.is_retryable() => {
+            (Exit::Unavailable, "try again when the store answers; what was uploaded is not uploaded again")
+        }
+        Error::Incomplete { .. } => (Exit::Failed, "mend it, or leave these paths out with --exclude"),
+        Error::Damaged { .. } | Error::MissingBlob { .. } => {
+            (Exit::Failed, "perennial repository check --read-data lists everything that is damaged")
+        }
+        _ => (Exit::Failed, ""),
+    };
+    let mut message = format!("{place}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    if let Error::Incomplete { losses } = error {
+        for loss in losses {
+            message = format!("{message}\n  {loss}");
+        }
+    }
+    Failure::new(exit, message, hint)
+}
