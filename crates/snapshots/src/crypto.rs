@@ -89,14 +89,19 @@ impl Key {
 
     /// Authenticates, then decrypts.
     pub(crate) fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, Forged> {
-        let (iv, rest) = sealed.split_first_chunk::<IV>().ok_or(Forged)?;
-        let (cipher_text, mac) = rest.split_last_chunk::<MAC>().ok_or(Forged)?;
-        if !bool::from(self.mac(iv, cipher_text).ct_eq(mac)) {
+        let mut sealed = sealed.to_vec();
+        self.open_in_place(&mut sealed).map(|plain| plain.to_vec())
+    }
+
+    /// Authenticates, then decrypts where the message lies.
+    pub(crate) fn open_in_place<'m>(&self, sealed: &'m mut [u8]) -> Result<&'m [u8], Forged> {
+        let (iv, rest) = sealed.split_first_chunk_mut::<IV>().ok_or(Forged)?;
+        let (text, mac) = rest.split_last_chunk_mut::<MAC>().ok_or(Forged)?;
+        if !bool::from(self.mac(iv, text).ct_eq(mac)) {
             return Err(Forged);
         }
-        let mut plain = cipher_text.to_vec();
-        self.cipher(iv).apply_keystream(&mut plain);
-        Ok(plain)
+        self.cipher(iv).apply_keystream(text);
+        Ok(text)
     }
 }
 

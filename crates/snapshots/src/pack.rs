@@ -7,6 +7,7 @@
 //! ```
 //! Data and trees go to different packs, so that reading all trees does not mean reading all data.
 
+use std::cell::RefCell;
 use std::io;
 
 use crate::backend::FileKind;
@@ -19,6 +20,9 @@ use crate::wire::{BlobKind, IndexBlob};
 pub(crate) const TARGET_SIZE: usize = 16 << 20;
 /// zstd at its fastest regular level: compression is the ceiling of a first snapshot.
 const LEVEL: i32 = 1;
+/// Blobs from this size on are only compressed when a part of them shrinks.
+const SAMPLE_FROM: usize = 64 << 10;
+const SAMPLE: usize = 4 << 10;
 /// No single blob comes near this; a larger claim is an error and not a reason to allocate.
 const MAX_BLOB: u32 = 512 << 20;
 
@@ -44,15 +48,9 @@ impl Sealer {
         id: Id,
         data: &[u8],
     ) -> Result<u64> {
-        self.compressed.clear();
-        let bound = zstd::zstd_safe::compress_bound(data.len());
-        self.compressed.reserve(bound);
-        self.compressor
-            .compress_to_buffer(data, &mut self.compressed)
-            .map_err(|source| Error::System { doing: "compress", source })?;
         let offset = pack.data.len();
         // What does not shrink is kept as it is: the format marks each blob.
-        let smaller = self.compressed.len() < data.len();
+        let smaller = self.may_shrink(data)? && self.compress(data)? < data.len();
         key.seal_into(if smaller { &self.compressed } else { data }, &mut pack.data);
         let too_large = || Error::invalid(format!("blob {id}"), "too large for a pack");
         let blob = IndexBlob {
@@ -64,6 +62,28 @@ impl Sealer {
         };
         pack.blobs.push(blob);
         Ok(u64::from(blob.length))
+    }
+
+    fn compress(&mut self, data: &[u8]) -> Result<usize> {
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(data.len()));
+        self.compressor
+            .compress_to_buffer(data, &mut self.compressed)
+            .map_err(|source| Error::System { doing: "compress", source })
+    }
+
+    /// Media and archives do not shrink, which a few pages of them show at a fraction of the cost.
+    fn may_shrink(&mut self, data: &[u8]) -> Result<bool> {
+        if data.len() < SAMPLE_FROM {
+            return Ok(true);
+        }
+        for part in 1..4 {
+            let start = data.len() / 4 * part;
+            if self.compress(&data[start..start + SAMPLE])? < SAMPLE - SAMPLE / 32 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
@@ -161,21 +181,48 @@ pub(crate) fn parse_header(key: &Key, id: Id, pack: &[u8]) -> Result<Vec<IndexBl
     Ok(blobs)
 }
 
+thread_local! {
+    /// Making one costs more than opening a small blob with it.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 /// Decrypts and decompresses a blob and proves by its hash that it is the right one.
-pub(crate) fn open_blob(key: &Key, pack: Id, blob: &IndexBlob, sealed: &[u8]) -> Result<Vec<u8>> {
+///
+/// The blob is decrypted where it lies; the result is there or, for a compressed blob, in `plain`, whose memory is used
+/// again.
+pub(crate) fn open_blob<'b>(
+    key: &Key,
+    pack: Id,
+    blob: &IndexBlob,
+    sealed: &'b mut [u8],
+    plain: &'b mut Vec<u8>,
+) -> Result<&'b [u8]> {
     let damaged = |reason: &str| Error::damaged(FileKind::Pack, pack, format!("blob {}: {reason}", blob.id));
-    let plain = key.open(sealed).map_err(|_| damaged("authentication failed"))?;
-    let plain = if blob.uncompressed_length == 0 {
-        plain
+    let stored = key.open_in_place(sealed).map_err(|_| damaged("authentication failed"))?;
+    let content = if blob.uncompressed_length == 0 {
+        stored
     } else {
         if blob.uncompressed_length > MAX_BLOB {
             return Err(damaged("unreasonably large"));
         }
-        zstd::bulk::decompress(&plain, blob.uncompressed_length as usize)
-            .map_err(|e: io::Error| damaged(&format!("decompression failed: {e}")))?
+        plain.clear();
+        plain.reserve(blob.uncompressed_length as usize);
+        decompress(stored, plain).map_err(|e| damaged(&format!("decompression failed: {e}")))?;
+        plain
     };
-    if Id::of(&plain) != blob.id {
+    if Id::of(content) != blob.id {
         return Err(damaged("the content has another hash"));
     }
-    Ok(plain)
+    Ok(content)
+}
+
+/// Decompresses into memory that was reserved.
+fn decompress(stored: &[u8], plain: &mut Vec<u8>) -> io::Result<usize> {
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(stored, plain)
+    })
 }

@@ -431,8 +431,11 @@ impl Inner {
     pub(crate) fn load_blob(&self, kind: BlobKind, id: Id, needed_by: &str) -> Result<Vec<u8>> {
         let read = |found: Found| -> Result<Vec<u8>> {
             let (offset, len) = (u64::from(found.blob.offset), found.blob.length as usize);
-            let sealed = self.backend.read_range(FileKind::Pack, found.pack, offset, len)?;
-            open_blob(&self.key, found.pack, &found.blob, &sealed)
+            let mut sealed = self.backend.read_range(FileKind::Pack, found.pack, offset, len)?;
+            let mut plain = Vec::new();
+            let content = open_blob(&self.key, found.pack, &found.blob, &mut sealed, &mut plain)?;
+            // Most are compressed, and then this is where they are already.
+            Ok(if found.blob.uncompressed_length == 0 { content.to_vec() } else { plain })
         };
         match self.find_blob(kind, id).map(read) {
             Some(Err(Error::Backend(e))) if e.is_not_found() => {}

@@ -201,7 +201,9 @@ fn read_packs(inner: &Inner, packs: &[Id], progress: &Progress) -> Result<PacksR
         }
         Ok(())
     };
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(packs.len()).clamp(1, 16);
+    // More than processors, because some wait for the disk.
+    let workers = std::thread::available_parallelism().map_or(2, usize::from) + 2;
+    let workers = workers.min(packs.len()).clamp(1, 16);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -225,7 +227,7 @@ pub(crate) fn read_pack(inner: &Inner, id: Id) -> Result<PacksRead> {
         inner.backend.drop_caches(FileKind::Pack, id)?;
         inner.backend.read(FileKind::Pack, id)
     };
-    let data = match read() {
+    let mut data = match read() {
         Err(e) if e.is_not_found() => return Err(damaged("it is missing".into())),
         other => other?,
     };
@@ -233,10 +235,11 @@ pub(crate) fn read_pack(inner: &Inner, id: Id) -> Result<PacksRead> {
         return Err(damaged("its hash is not its name".into()));
     }
     let blobs = parse_header(&inner.key, id, &data)?;
+    let mut plain = Vec::new();
     for blob in &blobs {
         let (start, len) = (blob.offset as usize, blob.length as usize);
-        let sealed = data.get(start..start + len).ok_or_else(|| damaged("a blob lies outside of it".into()))?;
-        open_blob(&inner.key, id, blob, sealed)?;
+        let sealed = data.get_mut(start..start + len).ok_or_else(|| damaged("a blob lies outside of it".into()))?;
+        open_blob(&inner.key, id, blob, sealed, &mut plain)?;
         let index = inner.index.read().unwrap_or_else(PoisonError::into_inner);
         match index.find(blob.kind, blob.id) {
             None => return Err(damaged(format!("its blob {} is in no index", blob.id))),

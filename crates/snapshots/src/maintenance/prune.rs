@@ -217,6 +217,7 @@ fn plan(inner: &Inner, progress: &Progress) -> Result<Plan> {
 fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) -> Result<PruneReport> {
     let Plan { mut keep, repack, old_indexes, report } = plan;
     let mut builders: [PackBuilder; 2] = Default::default();
+    let mut plain = Vec::new();
     for (id, blobs) in repack {
         progress.check()?;
         let data = inner.backend.read(FileKind::Pack, id)?;
@@ -225,7 +226,7 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
                 .get(blob.offset as usize..blob.offset as usize + blob.length as usize)
                 .ok_or_else(|| Error::damaged(FileKind::Pack, id, "shorter than its index says"))?;
             // A damaged blob stops the prune here, while its old pack is still there to be rescued.
-            open_blob(&inner.key, id, &blob, sealed)?;
+            open_blob(&inner.key, id, &blob, &mut sealed.to_vec(), &mut plain)?;
             let builder = &mut builders[blob.kind as usize];
             builder.copy_sealed(sealed, blob)?;
             if builder.is_full() {
