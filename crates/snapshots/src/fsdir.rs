@@ -155,20 +155,27 @@ pub(crate) enum XattrError {
 
 /// Reads all extended attributes of what a descriptor (also an `O_PATH` one) refers to, sorted by name.
 pub(crate) fn read_xattrs(fd: &OwnedFd) -> Result<Vec<Xattr>, XattrError> {
-    let path = proc_path(fd);
-    let mut names = vec![0_u8; 1024];
-    let len = match rustix::fs::listxattr(&path, &mut names[..]) {
-        Ok(len) => len,
-        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+    // An O_PATH descriptor has to be reached by its path, which costs more; most are not, and have no attributes.
+    let list = |names: &mut [u8]| match rustix::fs::flistxattr(fd, &mut *names) {
+        Err(Errno::BADF) => rustix::fs::listxattr(proc_path(fd), names),
+        other => other,
+    };
+    let mut first = [0_u8; 1024];
+    let mut larger = Vec::new();
+    let names = match list(&mut first) {
+        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Ok(len) => &first[..len],
         Err(Errno::RANGE) => {
             // The system's limits for both the list and a value.
-            names.resize(64 << 10, 0);
-            rustix::fs::listxattr(&path, &mut names[..]).map_err(XattrError::Errno)?
+            larger.resize(64 << 10, 0);
+            let len = list(&mut larger).map_err(XattrError::Errno)?;
+            &larger[..len]
         }
         Err(e) => return Err(XattrError::Errno(e)),
     };
+    let path = proc_path(fd);
     let mut xattrs = Vec::new();
-    for name in names[..len].split(|b| *b == 0).filter(|name| !name.is_empty()) {
+    for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
         let name = std::str::from_utf8(name).map_err(|_| XattrError::Name)?;
         let mut value = vec![0_u8; 512];
         let len = match rustix::fs::getxattr(&path, name, &mut value[..]) {

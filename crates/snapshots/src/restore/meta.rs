@@ -6,7 +6,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmod, chownat, utimensat};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, utimensat};
 use rustix::io::Errno;
 
 use crate::fsdir::{Stat, XattrError, proc_path, read_xattrs};
@@ -28,7 +28,6 @@ fn timespec(time: Time) -> Timespec {
 
 /// Gives what a descriptor (also an `O_PATH` one) refers to the node's metadata; does nothing where nothing differs.
 pub(crate) fn apply(fd: &OwnedFd, stat: &Stat, node: &Node, overlay: Overlay) -> Result<(), Errno> {
-    let path = proc_path(fd);
     let mut touched = false;
     if stat.uid != node.uid || stat.gid != node.gid {
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
@@ -36,10 +35,10 @@ pub(crate) fn apply(fd: &OwnedFd, stat: &Stat, node: &Node, overlay: Overlay) ->
         touched = true;
     }
     if node.kind != NodeKind::Symlink && (touched || stat.mode & 0o7777 != node.mode) {
-        chmod(&path, Mode::from_raw_mode(node.mode))?;
+        set_mode(fd, node.mode)?;
         touched = true;
     }
-    touched |= apply_xattrs(fd, &path, node, overlay)?;
+    touched |= apply_xattrs(fd, node, overlay)?;
     if touched || stat.mtime != node.mtime || stat.atime != node.atime {
         let times = Timestamps { last_access: timespec(node.atime), last_modification: timespec(node.mtime) };
         utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
@@ -47,12 +46,25 @@ pub(crate) fn apply(fd: &OwnedFd, stat: &Stat, node: &Node, overlay: Overlay) ->
     Ok(())
 }
 
-fn apply_xattrs(fd: &OwnedFd, path: &str, node: &Node, overlay: Overlay) -> Result<bool, Errno> {
+fn set_mode(fd: &OwnedFd, mode: u32) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(mode);
+    match fchmod(fd, mode) {
+        // An O_PATH descriptor.
+        Err(Errno::BADF) => rustix::fs::chmod(proc_path(fd), mode),
+        other => other,
+    }
+}
+
+fn apply_xattrs(fd: &OwnedFd, node: &Node, overlay: Overlay) -> Result<bool, Errno> {
     let present = match read_xattrs(fd) {
         Ok(present) => present,
         Err(XattrError::Errno(e)) => return Err(e),
         Err(XattrError::Name) => return Err(Errno::ILSEQ),
     };
+    if present.is_empty() && node.xattrs.is_empty() && overlay != (Overlay::Upper { opaque: true }) {
+        return Ok(false);
+    }
+    let path = &proc_path(fd);
     let mut touched = false;
     for old in &present {
         let ours = match overlay {
@@ -82,7 +94,7 @@ fn apply_xattrs(fd: &OwnedFd, path: &str, node: &Node, overlay: Overlay) -> Resu
     }
     // An ACL takes part in the mode, so a changed one may have changed it.
     if touched && node.kind != NodeKind::Symlink && crate::fsdir::stat_fd(fd)?.mode & 0o7777 != node.mode {
-        chmod(path, Mode::from_raw_mode(node.mode))?;
+        set_mode(fd, node.mode)?;
     }
     Ok(touched)
 }

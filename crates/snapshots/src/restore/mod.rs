@@ -6,6 +6,7 @@
 //! written into: what differs is written beside it and renamed over it, so that other names of the old inode (hard
 //! links) and its open readers keep what they had.
 
+mod lists;
 mod lower;
 mod meta;
 mod plan;

@@ -1,6 +1,5 @@
 //! Goes through the tree: makes directories and special files, deletes what must go, queues regular files.
 
-use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -13,10 +12,11 @@ use perennial_core::progress::Progress;
 use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
+use super::lists::Lists;
 use super::lower::Upper;
 use super::meta::{self, Overlay};
 use super::remove::{remove_entry, remove_path, temporary_name};
-use super::write::{Job, LinkState, Links, Place, link_to, run_job};
+use super::write::{Job, LinkState, Links, Place, link_to, run_job, same_special};
 use super::{Existing, Removals, RestoreRequest, Restored};
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir, Stat};
@@ -28,6 +28,10 @@ use crate::request::Counts;
 const QUEUE: usize = 64;
 const OPEN_DEPTH: usize = 64;
 const MAX_WORKERS: usize = 16;
+/// So many more workers than processors, because some wait for the disk.
+const WAITING_WORKERS: usize = 2;
+/// So much is written before the disk is told to begin: enough to fill it, and little to wait for at the end.
+const SYNC_EVERY: u64 = 128 << 20;
 
 /// What the planner and the workers share.
 pub(crate) struct Shared<'a> {
@@ -37,6 +41,10 @@ pub(crate) struct Shared<'a> {
     target: &'a Path,
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
+    /// Whom new files belong to before they are given away.
+    pub(crate) uid: u32,
+    /// How many bytes are to be written before the file system is told to write them to the disk.
+    next_sync: AtomicU64,
     pub(crate) done: Done,
 }
 
@@ -138,31 +146,6 @@ pub(crate) fn complete(shared: &Shared<'_>, task: &Arc<Task>) -> Result<()> {
     }
 }
 
-/// The removed list, ready to be asked per directory.
-#[derive(Default)]
-struct Lists {
-    whiteouts: BTreeMap<Vec<u8>, Vec<Vec<u8>>>,
-    opaque: HashSet<Vec<u8>>,
-}
-
-impl Lists {
-    fn new(list: Vec<Removed>) -> Self {
-        let mut lists = Self::default();
-        for entry in list {
-            match entry.how {
-                Removal::Opaque => drop(lists.opaque.insert(entry.path)),
-                Removal::Whiteout => {
-                    let at = entry.path.iter().rposition(|b| *b == b'/');
-                    let (dir, name) =
-                        at.map_or((&[][..], &entry.path[..]), |i| (&entry.path[..i], &entry.path[i + 1..]));
-                    lists.whiteouts.entry(dir.to_vec()).or_default().push(name.to_vec());
-                }
-            }
-        }
-        lists
-    }
-}
-
 struct Frame {
     task: Arc<Task>,
     subdirs: Vec<Node>,
@@ -197,6 +180,8 @@ pub(crate) fn run(
         target: &request.target,
         failure: Mutex::default(),
         failed: AtomicBool::new(false),
+        uid: rustix::process::geteuid().as_raw(),
+        next_sync: AtomicU64::new(SYNC_EVERY),
         done: Done::default(),
     };
     if matches!(request.removals, Removals::Delete { .. }) {
@@ -218,22 +203,41 @@ pub(crate) fn run(
     let sync = target.fd().map_err(shared.error("open", &target, b""))?;
     let (jobs, receiver) = sync_channel::<Job>(QUEUE);
     let receiver = Mutex::new(receiver);
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_WORKERS);
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
+    let sync_error = |e| Error::io("sync the file system of", &request.target, e);
+    // Everything is durable only after the last call, but the disk need not be idle until then.
+    let (written, due) = sync_channel::<()>(1);
     std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for () in due {
+                shared.next_sync.store(shared.done.written.load(Ordering::Relaxed) + SYNC_EVERY, Ordering::Relaxed);
+                if let Err(error) = rustix::fs::syncfs(&*sync) {
+                    shared.fail(sync_error(error));
+                }
+            }
+        });
         for _ in 0..workers {
-            scope.spawn(|| {
+            let written = written.clone();
+            let (receiver, shared) = (&receiver, &shared);
+            scope.spawn(move || {
                 loop {
-                    let job = lock(&receiver).recv();
+                    let job = lock(receiver).recv();
                     let Ok(job) = job else { return };
                     // After a failure the queue is only emptied, so that the planner never waits for it.
                     if !shared.failed.load(Ordering::Acquire)
-                        && let Err(error) = run_job(&shared, job)
+                        && let Err(error) = run_job(shared, job)
                     {
                         shared.fail(error);
+                    }
+                    if shared.done.written.load(Ordering::Relaxed) >= shared.next_sync.load(Ordering::Relaxed) {
+                        // One is under way already when this fails.
+                        let _ = written.try_send(());
                     }
                 }
             });
         }
+        drop(written);
         let planner = Planner { shared: &shared, jobs, upper, lists: Lists::new(list), only };
         if let Err(error) = planner.run(request, root, target) {
             shared.fail(error);
@@ -243,7 +247,7 @@ pub(crate) fn run(
         return Err(error);
     }
     // One call makes all files, directories and names durable; it reports what failed to be written before.
-    rustix::fs::syncfs(&*sync).map_err(|e| Error::io("sync the file system of", &request.target, e))?;
+    rustix::fs::syncfs(&*sync).map_err(sync_error)?;
     let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let done = &shared.done;
     Ok(Restored {
@@ -483,17 +487,5 @@ impl Planner<'_> {
             return Err(error(e));
         }
         Ok(stat.ino)
-    }
-}
-
-fn same_special(fd: &OwnedFd, node: &Node, stat: &Stat) -> rustix::io::Result<bool> {
-    let alone = stat.nlink == 1 || node.link_key().is_some();
-    if stat.kind() != Some(node.kind) || !alone {
-        return Ok(false);
-    }
-    match node.kind {
-        NodeKind::Symlink => Ok(rustix::fs::readlinkat(fd, &node.name, Vec::new())?.as_bytes() == node.link_target),
-        NodeKind::Fifo => Ok(true),
-        _ => Ok(stat.rdev == node.device),
     }
 }
