@@ -2,6 +2,9 @@
 //!
 //! FastCDC: a gear hash rolls over the bytes, and a cut is where its upper bits are zero; more bits before the wanted
 //! size and fewer after it keep chunks near that size. Files up to [`MIN`] are one chunk without looking at them.
+//!
+//! Files that change in place, databases above all, are cut at fixed places instead ([`Grain::Pages`]): scattered pages
+//! would change nearly every large chunk, and nothing ever moves in them.
 //! Changing any number here only costs deduplication against what was stored before.
 
 /// No cut before this; also the size up to which a file is one blob.
@@ -29,6 +32,66 @@ const fn gear() -> [u64; 256] {
         i += 1;
     }
     table
+}
+
+/// Files from this size on may be cut into pages; below, a file is one small chunk anyway.
+const PAGED_FROM: u64 = 256 << 10;
+/// Four pages of SQLite, two of PostgreSQL, one of InnoDB. Half of this would save little of what a change stores, and
+/// cost twice the lists and headers.
+const PAGES: usize = 16 << 10;
+/// A file has no more chunks than this, so that lists of blobs stay small: very large ones get larger chunks.
+const MOST_CHUNKS: u64 = 1 << 18;
+/// Chunks of this size show that a file was cut into pages before; content is never cut so small.
+const PAGED_AVERAGE: u64 = (MIN / 2) as u64;
+
+/// Where a file is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grain {
+    /// Where its content says so.
+    Content,
+    /// At multiples of this many bytes.
+    Pages(usize),
+}
+
+impl Grain {
+    /// Chooses by a file's size, its first bytes, and whether it was seen to change in place.
+    pub(crate) fn of(size: u64, head: &[u8], in_place: bool) -> Self {
+        if size < PAGED_FROM || !(in_place || is_database(head)) {
+            return Self::Content;
+        }
+        let mut pages = PAGES;
+        while size / pages as u64 > MOST_CHUNKS {
+            pages *= 2;
+        }
+        // As coarse as that, pages gain nothing.
+        if pages < MIN / 2 { Self::Pages(pages) } else { Self::Content }
+    }
+
+    /// Reports whether a file of this size, stored in so many blobs, was cut into pages.
+    pub(crate) fn was_paged(size: u64, blobs: usize) -> bool {
+        size >= PAGED_FROM && blobs as u64 > size / PAGED_AVERAGE + 1
+    }
+
+    /// Returns the length of the first chunk of `data`, which holds at least [`MAX`] bytes or all that is left.
+    pub(crate) fn cut(self, data: &[u8]) -> usize {
+        match self {
+            Self::Content => cut(data),
+            Self::Pages(pages) => pages.min(data.len()),
+        }
+    }
+}
+
+/// Tells files of SQLite, PostgreSQL, InnoDB, LMDB and bbolt by how they begin. An error costs only deduplication.
+fn is_database(head: &[u8]) -> bool {
+    let at = |offset: usize, bytes: &[u8]| head.get(offset..offset + bytes.len()) == Some(bytes);
+    let sqlite = at(0, b"SQLite format 3\0");
+    // A heap or index page: its size and layout version, and before them the offset of the special space within it.
+    let postgres = at(18, &[0x04, 0x20]) && head.get(17).is_some_and(|high| *high <= 0x20) && !at(0, &[0; 12]);
+    // Page 0 of a table space has no neighbours and is of the type "file header".
+    let innodb = at(4, &[0; 4]) && at(24, &[0, 8]) && at(26, &[0; 8]);
+    let lmdb = at(16, &[0xde, 0xc0, 0xef, 0xbe]);
+    let bbolt = at(16, &[0xed, 0xda, 0x0c, 0xed]);
+    sqlite || postgres || innodb || lmdb || bbolt
 }
 
 /// Returns the length of the first chunk of `data`, which holds at least [`MAX`] bytes or all that is left.
@@ -90,5 +153,19 @@ mod tests {
         let changed = new.iter().filter(|c| !old.contains(c)).count();
         assert!(changed <= 3, "{changed}");
         assert!(old[..old.len() - 1].iter().all(|c| c.len() > MIN && c.len() <= MAX));
+    }
+
+    #[test]
+    fn databases_are_cut_into_pages_and_lists_stay_short() {
+        let sqlite = b"SQLite format 3\0 and so on";
+        assert_eq!(Grain::of(1 << 20, sqlite, false), Grain::Pages(PAGES));
+        assert_eq!(Grain::of(1 << 10, sqlite, false), Grain::Content);
+        assert_eq!(Grain::of(1 << 20, b"text", false), Grain::Content);
+        assert_eq!(Grain::of(1 << 20, b"text", true), Grain::Pages(PAGES));
+        let Grain::Pages(pages) = Grain::of(10 << 30, sqlite, false) else { panic!("no pages") };
+        assert!((10 << 30) / pages as u64 <= MOST_CHUNKS);
+        assert_eq!(Grain::of(1 << 40, sqlite, false), Grain::Content);
+        assert!(Grain::was_paged(1 << 20, 64) && Grain::was_paged(10 << 30, (10 << 30) / pages));
+        assert!(!Grain::was_paged(1 << 20, 2) && !Grain::was_paged(10, 1));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{Shared, lock};
 use crate::error::{Error, Result};
+use crate::id::Id;
 use crate::node::{Node, encode_tree};
 use crate::pack::Sealer;
 use crate::request::Counts;
@@ -19,8 +20,13 @@ pub(crate) struct Pending {
     /// Where the finished node goes; none for a root.
     parent: Option<(Arc<Pending>, usize)>,
     waits_for: AtomicUsize,
+    /// What the trees to compare with have here.
+    known: Vec<Known>,
     state: Mutex<State>,
 }
+
+/// A tree of the repository.
+pub(crate) type Known = (Id, Arc<Vec<Node>>);
 
 struct State {
     /// The directory itself; its subtree is filled in at the end. Once a root is finished, it is here.
@@ -34,10 +40,10 @@ struct State {
 impl Pending {
     /// Starts a directory with so many entries, all unknown; it also waits for the scanner's [`complete`] call with
     /// no slot.
-    pub(crate) fn new(parent: Option<(Arc<Self>, usize)>, node: Node, entries: usize) -> Arc<Self> {
+    pub(crate) fn new(parent: Option<(Arc<Self>, usize)>, node: Node, entries: usize, known: Vec<Known>) -> Arc<Self> {
         let state =
             State { node: Some(node), entries: vec![None; entries], counts: Counts::default(), finished: false };
-        Arc::new(Self { parent, waits_for: AtomicUsize::new(1), state: Mutex::new(state) })
+        Arc::new(Self { parent, waits_for: AtomicUsize::new(1), known, state: Mutex::new(state) })
     }
 
     /// Adds something to wait for; only the scanner does, while it is waited for itself.
@@ -88,7 +94,12 @@ pub(crate) fn complete(shared: &Shared<'_>, sealer: &mut Sealer, dir: &Arc<Pendi
             (std::mem::take(&mut state.entries), state.node.take(), state.counts)
         };
         let nodes: Vec<Node> = entries.into_iter().flatten().collect();
-        let tree = shared.uploader.save(sealer, BlobKind::Tree, &encode_tree(&nodes)?)?;
+        // An unchanged directory is the same tree: nothing to write down, hash and look up.
+        let same = |(id, known): &&Known| **known == nodes && shared.uploader.has(BlobKind::Tree, *id);
+        let tree = match dir.known.iter().find(same) {
+            Some((id, _)) => *id,
+            None => shared.uploader.save(sealer, BlobKind::Tree, &encode_tree(&nodes)?)?,
+        };
         let Some(mut node) = node else { return Ok(()) };
         node.subtree = Some(tree);
         let mut total = counts;

@@ -5,6 +5,7 @@
 //! ([`build`]), so memory holds the directories under way and not the whole tree. The order that makes a crash
 //! harmless: packs, then index files, then the snapshot file, which is what makes a snapshot exist.
 
+mod ahead;
 mod build;
 mod read;
 mod scan;
@@ -31,6 +32,7 @@ use crate::uploader::Uploader;
 use crate::verify::{check_file, walk_tree};
 use crate::wire::{BlobKind, SnapshotFile, Summary};
 
+use ahead::Ahead;
 use build::Links;
 use read::Job;
 pub(crate) use read::ZEROS;
@@ -38,6 +40,8 @@ pub(crate) use read::ZEROS;
 /// Jobs waiting for workers; each holds a directory's descriptor, so this bounds descriptors, too.
 const QUEUE: usize = 64;
 const MAX_WORKERS: usize = 16;
+/// So many more workers than processors, because those that write a pack wait for the disk.
+const WAITING_WORKERS: usize = 2;
 
 /// What scanner and workers share.
 pub(crate) struct Shared<'a> {
@@ -227,8 +231,10 @@ fn capture_root(
             layout.place(&root.at, node, Some(counts))
         }
         Source::Directory { path, layout: kind, exclude } => {
-            let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents)?;
-            let outcome = run(shared, scan)?;
+            let ahead = Ahead::new(shared.inner);
+            let (asker, asked) = ahead.ends();
+            let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents, asker)?;
+            let outcome = run(shared, scan, || ahead.load(asked))?;
             if *kind == Layout::OverlayUpper {
                 let list = removed::encode(outcome.removed);
                 let mut node = Node::new(Vec::new(), NodeKind::File);
@@ -304,11 +310,13 @@ fn rearrange(
 }
 
 /// Scans one root with workers beside.
-fn run(shared: &Shared<'_>, scan: scan::Scan<'_>) -> Result<scan::Outcome> {
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_WORKERS);
+fn run(shared: &Shared<'_>, scan: scan::Scan<'_>, load_ahead: impl FnOnce() + Send) -> Result<scan::Outcome> {
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
     let (sender, receiver) = sync_channel::<Job>(QUEUE);
     let receiver = Mutex::new(receiver);
     let outcome = std::thread::scope(|scope| {
+        scope.spawn(load_ahead);
         for _ in 0..workers {
             scope.spawn(|| {
                 let mut worker = read::Worker::new(shared).map_err(|error| shared.fail(error)).ok();

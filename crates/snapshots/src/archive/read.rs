@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::build::{Slot, complete};
 use super::{Shared, lock};
-use crate::chunker;
+use crate::chunker::{self, Grain};
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Stat, XattrError};
 use crate::id::Id;
@@ -23,8 +23,8 @@ use crate::request::{Layout, Loss, LossReason, Pass};
 use crate::wire::BlobKind;
 
 const ATTEMPTS: u32 = 4;
-/// Two of the largest chunks: what is left after cutting is moved to the front once per as many bytes.
-const BUFFER: usize = 2 * chunker::MAX;
+/// How much is read at a time.
+const READ: usize = 2 << 20;
 /// Files this sparse and large are asked for their holes; for smaller ones reading zeros is quicker.
 const SEEK_HOLES_FROM: u64 = 2 * ZERO_CHUNK;
 const ZERO_CHUNK: u64 = chunker::MAX as u64;
@@ -47,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) racy_from: Time,
     /// The inode has several names.
     pub(crate) link: Option<(u64, u64)>,
+    /// What we compare with shows that the file changes in place.
+    pub(crate) in_place: bool,
 }
 
 pub(crate) struct Worker<'a> {
@@ -134,7 +136,7 @@ impl<'a> Worker<'a> {
         let mut node = before.to_node(&job.slot.name, NodeKind::File);
         let captured = capture_xattrs(&fd, job.layout, &job.slot.path)?;
         node.xattrs = captured.xattrs;
-        (node.content, node.size) = self.read_content(&fd, before)?;
+        (node.content, node.size) = self.read_content(&fd, before, job.in_place)?;
         let after = fsdir::stat_fd(&fd)?;
         // A change that comes after this read but within the clock's granularity leaves the same ctime, and so does
         // one through a page that was mapped and dirty already: such a time must not vouch for anything.
@@ -145,13 +147,14 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads up to the size the file had when it was opened, so that a file that grows all the time has an end.
-    fn read_content(&mut self, fd: &OwnedFd, stat: Stat) -> Result<(Vec<Id>, u64), ReadError> {
+    fn read_content(&mut self, fd: &OwnedFd, stat: Stat, in_place: bool) -> Result<(Vec<Id>, u64), ReadError> {
         let mut content = Vec::new();
         let mut total = 0_u64;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         let sparse = stat.size >= SEEK_HOLES_FROM && stat.blocks.saturating_mul(512) < stat.size;
         let mut next_hole_check = 0_u64;
+        let mut grain = None;
         loop {
             self.shared.check()?;
             let at = total + buffer.len() as u64;
@@ -160,7 +163,7 @@ impl<'a> Worker<'a> {
                 let zeros = hole.zeros / ZERO_CHUNK;
                 if zeros > 0 {
                     // The chunk before ends where the hole starts.
-                    total += self.save_chunks(&mut buffer, &mut content, 0)?;
+                    total += self.save_chunks(&mut buffer, &mut content, grain.unwrap_or(Grain::Content), true)?;
                     let (data, id) = &*ZEROS;
                     self.shared.uploader.save_as(&mut self.sealer, BlobKind::Data, *id, data)?;
                     content.extend(std::iter::repeat_n(*id, usize::try_from(zeros).unwrap_or(0)));
@@ -171,27 +174,23 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let limit = stat.size.min(if sparse { next_hole_check } else { u64::MAX }).saturating_sub(at);
-            let ended = if buffer.len() < BUFFER && limit > 0 {
-                self.fill(fd, &mut buffer, limit)? == 0
-            } else {
-                at >= stat.size
-            };
-            if buffer.is_empty() && ended {
-                break;
+            let got = if limit > 0 { self.fill(fd, &mut buffer, limit)? } else { 0 };
+            let last = got == 0 || at + got as u64 >= stat.size;
+            if !buffer.is_empty() {
+                let grain = *grain.get_or_insert_with(|| Grain::of(stat.size, &buffer, in_place));
+                total += self.save_chunks(&mut buffer, &mut content, grain, last)?;
             }
-            if ended {
-                total += self.save_chunks(&mut buffer, &mut content, 0)?;
-            } else if buffer.len() >= BUFFER {
-                total += self.save_chunks(&mut buffer, &mut content, chunker::MAX)?;
+            if last {
+                break;
             }
         }
         self.buffer = buffer;
         Ok((content, total))
     }
 
-    /// Reads once, at most until the buffer is full.
+    /// Reads once, so much that the cost of a call does not matter and so little that it stays in the caches.
     fn fill(&self, fd: &OwnedFd, buffer: &mut Vec<u8>, limit: u64) -> Result<usize, ReadError> {
-        let room = (BUFFER - buffer.len()).min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let room = READ.min(usize::try_from(limit).unwrap_or(usize::MAX));
         let old = buffer.len();
         buffer.resize(old + room, 0);
         let got = loop {
@@ -207,15 +206,17 @@ impl<'a> Worker<'a> {
         Ok(got)
     }
 
-    /// Saves chunks from the front of the buffer until less than `enough` is left; a chunk that more input could make
-    /// longer is only cut when `enough` is zero.
-    fn save_chunks(&mut self, buffer: &mut Vec<u8>, content: &mut Vec<Id>, enough: usize) -> Result<u64> {
+    /// Saves chunks from the front of the buffer. One that more input could make longer waits, unless this is the last.
+    fn save_chunks(&mut self, buffer: &mut Vec<u8>, content: &mut Vec<Id>, grain: Grain, last: bool) -> Result<u64> {
         let mut start = 0;
-        while start < buffer.len() && buffer.len() - start >= enough {
+        while start < buffer.len() {
             self.shared.check()?;
-            let len = chunker::cut(&buffer[start..]);
-            let chunk = &buffer[start..start + len];
-            content.push(self.shared.uploader.save(&mut self.sealer, BlobKind::Data, chunk)?);
+            let rest = &buffer[start..];
+            let len = grain.cut(rest);
+            if !last && len == rest.len() && len < chunker::MAX {
+                break;
+            }
+            content.push(self.shared.uploader.save(&mut self.sealer, BlobKind::Data, &rest[..len])?);
             start += len;
         }
         buffer.drain(..start);
@@ -289,7 +290,7 @@ pub(crate) fn capture_xattrs(fd: &OwnedFd, layout: Layout, path: &[u8]) -> Resul
 pub(crate) fn save_bytes(shared: &Shared<'_>, sealer: &mut Sealer, mut data: &[u8]) -> Result<Vec<Id>> {
     let mut content = Vec::new();
     while !data.is_empty() {
-        let (chunk, rest) = data.split_at(chunker::cut(&data[..data.len().min(chunker::MAX)]));
+        let (chunk, rest) = data.split_at(Grain::Content.cut(&data[..data.len().min(chunker::MAX)]));
         content.push(shared.uploader.save(sealer, BlobKind::Data, chunk)?);
         data = rest;
     }

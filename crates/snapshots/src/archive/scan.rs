@@ -15,9 +15,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 
-use super::build::{LinkState, Pending, Slot, complete};
+use super::ahead::Asker;
+use super::build::{Known, LinkState, Pending, Slot, complete};
 use super::read::{Job, ReadError, capture_xattrs, loss_reason};
 use super::{Shared, lock};
+use crate::chunker::Grain;
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir, Stat};
 use crate::id::Id;
@@ -35,6 +37,8 @@ const MAX_PATH: usize = 16 << 10;
 /// The kernel stamps files with a clock that ticks every 10 ms at the slowest.
 const GRANULARITY_NS: u32 = 20_000_000;
 const LIST_ATTEMPTS: u32 = 4;
+/// So many subdirectories' trees are loaded before they are needed.
+const LOOK_AHEAD: usize = 4;
 
 /// One root about to be scanned.
 pub(crate) struct Scan<'a> {
@@ -43,7 +47,8 @@ pub(crate) struct Scan<'a> {
     at: &'a str,
     layout: Layout,
     exclude: HashSet<Vec<u8>>,
-    parents: Vec<Vec<Node>>,
+    parents: Vec<Known>,
+    ahead: Asker<'a>,
     racy_from: Time,
     removed: Vec<Removed>,
     sealer: Sealer,
@@ -75,7 +80,7 @@ struct Frame {
     dir: Dir,
     pending: Arc<Pending>,
     /// What the trees to compare with have here.
-    parents: Vec<Vec<Node>>,
+    parents: Vec<Known>,
     /// Subdirectories still to visit, last first.
     subdirs: Vec<(usize, Vec<u8>)>,
 }
@@ -88,6 +93,7 @@ impl<'a> Scan<'a> {
         layout: Layout,
         exclude: &[PathBuf],
         parents: &[Id],
+        ahead: Asker<'a>,
     ) -> Result<Self> {
         let io = |doing| move |e: Errno| Error::io(doing, path, e);
         let root = Dir::open_root(path).map_err(io("open directory"))?;
@@ -96,11 +102,9 @@ impl<'a> Scan<'a> {
         rustix::fs::syncfs(&*fd).map_err(io("sync the file system of"))?;
         let mut trees = Vec::new();
         for parent in parents {
-            match shared.inner.resolve(*parent, at).and_then(|node| match node.subtree {
-                Some(tree) => shared.inner.load_tree(tree, at),
-                None => Ok(Vec::new()),
-            }) {
-                Ok(nodes) => trees.push(nodes),
+            let known = |tree| shared.inner.load_tree(tree, at).map(|nodes| (tree, Arc::new(nodes)));
+            match shared.inner.resolve(*parent, at).and_then(|node| node.subtree.map(known).transpose()) {
+                Ok(known) => trees.extend(known),
                 // What cannot be compared with is read anew: that is how damage heals.
                 Err(Error::NotFound { .. } | Error::MissingBlob { .. } | Error::Damaged { .. }) => {}
                 Err(Error::InvalidContent { .. }) => {}
@@ -120,6 +124,7 @@ impl<'a> Scan<'a> {
             layout,
             exclude,
             parents: trees,
+            ahead,
             racy_from,
             removed: Vec::new(),
             sealer,
@@ -186,16 +191,30 @@ impl<'a> Scan<'a> {
             return Err(ReadError::Lost(LossReason::TooLarge));
         }
         let dir = frame.dir.open_dir(name)?;
+        // What comes after this directory and its subdirectories.
+        self.want(frame);
         let mut parents = Vec::new();
-        for nodes in &frame.parents {
+        for (_, nodes) in &frame.parents {
             let Some(tree) = find(nodes, name).and_then(|n| n.subtree) else { continue };
-            match self.shared.inner.load_tree(tree, self.at) {
-                Ok(nodes) => parents.push(nodes),
+            let loaded = self.ahead.take(tree).map_or_else(|| self.shared.inner.load_tree(tree, self.at), Ok);
+            match loaded {
+                Ok(nodes) => parents.push((tree, Arc::new(nodes))),
                 Err(Error::MissingBlob { .. } | Error::Damaged { .. } | Error::InvalidContent { .. }) => {}
                 Err(e) => return Err(e.into()),
             }
         }
         self.enter(jobs, dir, Some((Arc::clone(&frame.pending), slot)), parents, name.to_vec())
+    }
+
+    /// Has the trees of the next subdirectories loaded.
+    fn want(&self, frame: &Frame) {
+        for (_, name) in frame.subdirs.iter().rev().take(LOOK_AHEAD) {
+            for (_, nodes) in &frame.parents {
+                if let Some(tree) = find(nodes, name).and_then(|n| n.subtree) {
+                    self.ahead.want(tree);
+                }
+            }
+        }
     }
 
     /// Lists a directory, settles what can be settled at once, and queues files that must be read.
@@ -204,7 +223,7 @@ impl<'a> Scan<'a> {
         jobs: &SyncSender<Job>,
         dir: Dir,
         parent: Option<(Arc<Pending>, usize)>,
-        parents: Vec<Vec<Node>>,
+        parents: Vec<Known>,
         name: Vec<u8>,
     ) -> Result<Frame, ReadError> {
         let fd = dir.fd()?;
@@ -215,13 +234,14 @@ impl<'a> Scan<'a> {
         }
         let mut node = stat.to_node(&name, NodeKind::Dir);
         node.xattrs = captured.xattrs;
-        let pending = Pending::new(parent, node, entries.len());
+        let pending = Pending::new(parent, node, entries.len(), parents.clone());
         let mut frame = Frame { dir, pending, parents, subdirs: Vec::new() };
         for (slot, (name, stat)) in entries.into_iter().enumerate() {
             self.settle(jobs, &mut frame, &fd, slot, name, stat)?;
         }
         // Popped from the end, so the first comes last.
         frame.subdirs.reverse();
+        self.want(&frame);
         Ok(frame)
     }
 
@@ -338,12 +358,14 @@ impl<'a> Scan<'a> {
             frame.pending.put(slot, known);
             return Ok(());
         }
+        let in_place = changes_in_place(frame, &name, stat);
         let job = Job {
             parent: Arc::clone(fd),
             slot: make_slot(&name),
             layout: self.layout,
             racy_from: self.racy_from,
             link,
+            in_place,
         };
         // The receiver lives as long as the scanner runs, so this only fails when everything is being torn down.
         jobs.send(job).map_err(|_| Error::Cancelled)
@@ -351,7 +373,7 @@ impl<'a> Scan<'a> {
 
     /// Finds the file in a tree we compare with; an unchanged ctime vouches for the extended attributes as well.
     fn unchanged(&self, frame: &Frame, name: &[u8], stat: Stat) -> Option<Node> {
-        let known = frame.parents.iter().find_map(|nodes| {
+        let known = frame.parents.iter().find_map(|(_, nodes)| {
             let node = find(nodes, name)?;
             let same = node.kind == NodeKind::File
                 && node.size == stat.size
@@ -385,6 +407,15 @@ impl<'a> Scan<'a> {
         node.xattrs = capture_xattrs(&fd, self.layout, &self.snapshot_path(relative))?.xattrs;
         Ok(node)
     }
+}
+
+/// Reports whether a changed file is still the same inode of the same size, as a database or a disk image is, or was
+/// seen to be so before.
+fn changes_in_place(frame: &Frame, name: &[u8], stat: Stat) -> bool {
+    frame.parents.iter().filter_map(|(_, nodes)| find(nodes, name)).any(|known| {
+        let same = known.size == stat.size && known.inode == stat.ino && known.mtime != stat.mtime.clamped();
+        known.kind == NodeKind::File && (same || Grain::was_paged(known.size, known.content.len()))
+    })
 }
 
 fn find<'n>(nodes: &'n [Node], name: &[u8]) -> Option<&'n Node> {
