@@ -3,6 +3,8 @@
 //! A tree is a JSON object with sorted nodes. The in-memory [`Node`] holds plain Unix values; the conversion to and
 //! from restic's JSON (Go's file mode bits, quoted names, RFC 3339 times) happens here and nowhere else.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -176,8 +178,9 @@ impl Node {
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireTree {
-    nodes: Vec<WireNode>,
+struct WireTree<'t> {
+    #[serde(borrow)]
+    nodes: Vec<WireNode<'t>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -193,18 +196,18 @@ fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
 
 /// restic's `Node`; the order of fields is restic's, so that equal directories get equal trees.
 #[derive(Serialize, Deserialize)]
-struct WireNode {
+struct WireNode<'t> {
     name: String,
-    #[serde(rename = "type")]
-    kind: String,
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'t, str>,
     #[serde(default, skip_serializing_if = "is_zero")]
     mode: u32,
-    #[serde(default)]
-    mtime: String,
-    #[serde(default)]
-    atime: String,
-    #[serde(default)]
-    ctime: String,
+    #[serde(default, borrow)]
+    mtime: Cow<'t, str>,
+    #[serde(default, borrow)]
+    atime: Cow<'t, str>,
+    #[serde(default, borrow)]
+    ctime: Cow<'t, str>,
     #[serde(default)]
     uid: u32,
     #[serde(default)]
@@ -236,18 +239,18 @@ const GO_SETGID: u32 = 1 << 22;
 const GO_STICKY: u32 = 1 << 20;
 const SPECIAL: [(u32, u32); 3] = [(0o4000, GO_SETUID), (0o2000, GO_SETGID), (0o1000, GO_STICKY)];
 
-impl From<&Node> for WireNode {
+impl From<&Node> for WireNode<'_> {
     fn from(node: &Node) -> Self {
         let (_, kind, type_bits, _) = node.kind.row();
         let special = SPECIAL.iter().filter(|(unix, _)| node.mode & unix != 0).fold(0, |bits, (_, go)| bits | go);
         let raw_target = std::str::from_utf8(&node.link_target).is_err().then(|| node.link_target.clone());
         Self {
             name: quote(&node.name),
-            kind: kind.to_owned(),
+            kind: kind.into(),
             mode: type_bits | special | node.mode & 0o777,
-            mtime: node.mtime.to_text(),
-            atime: node.atime.to_text(),
-            ctime: node.ctime.to_text(),
+            mtime: node.mtime.to_text().into(),
+            atime: node.atime.to_text().into(),
+            ctime: node.ctime.to_text().into(),
             uid: node.uid,
             gid: node.gid,
             inode: node.inode,
@@ -269,7 +272,7 @@ impl From<&Node> for WireNode {
     }
 }
 
-impl WireNode {
+impl WireNode<'_> {
     fn into_node(self, tree: Id) -> Result<Node> {
         let invalid = |reason: &str| Error::invalid(format!("tree {tree}, entry {:?}", self.name), reason);
         let name = unquote(&self.name).ok_or_else(|| invalid("the name's quoting is wrong"))?;
@@ -331,7 +334,7 @@ pub(crate) fn encode_tree(nodes: &[Node]) -> Result<Vec<u8>> {
 
 /// Parses a tree and refuses unsafe, unsorted or doubled names.
 pub(crate) fn decode_tree(id: Id, json: &[u8]) -> Result<Vec<Node>> {
-    let wire: WireTree =
+    let wire: WireTree<'_> =
         serde_json::from_slice(json).map_err(|e| Error::invalid(format!("tree {id}"), e.to_string()))?;
     let nodes = wire.nodes.into_iter().map(|node| node.into_node(id)).collect::<Result<Vec<_>>>()?;
     if nodes.windows(2).any(|pair| pair[0].name >= pair[1].name) {
