@@ -20,6 +20,9 @@ use crate::wire::{BlobKind, IndexBlob};
 pub(crate) const TARGET_SIZE: usize = 16 << 20;
 /// zstd at its fastest regular level: compression is the ceiling of a first snapshot.
 const LEVEL: i32 = 1;
+/// The next level costs small blobs little, and they gain more by it.
+const LEVEL_OF_SMALL: i32 = 2;
+const SMALL: usize = 64 << 10;
 /// Blobs from this size on are only compressed when a part of them shrinks.
 const SAMPLE_FROM: usize = 64 << 10;
 const SAMPLE: usize = 4 << 10;
@@ -68,7 +71,8 @@ impl Sealer {
         self.compressed.clear();
         self.compressed.reserve(zstd::zstd_safe::compress_bound(data.len()));
         self.compressor
-            .compress_to_buffer(data, &mut self.compressed)
+            .set_compression_level(if data.len() <= SMALL { LEVEL_OF_SMALL } else { LEVEL })
+            .and_then(|()| self.compressor.compress_to_buffer(data, &mut self.compressed))
             .map_err(|source| Error::System { doing: "compress", source })
     }
 
@@ -225,4 +229,35 @@ fn decompress(stored: &[u8], plain: &mut Vec<u8>) -> io::Result<usize> {
         };
         decompressor.decompress_to_buffer(stored, plain)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_shrink_is_stored_as_it_is_and_comes_back_like_the_rest() {
+        let noise: Vec<u8> = (0_u64..16_384).flat_map(|i| *Id::of(&i.to_le_bytes()).as_bytes()).collect();
+        let text = b"the same again and ".repeat(20_000);
+        // Only one of the three parts that are looked at shrinks.
+        let mixed = [&noise[..], &text[..], &noise[..]].concat();
+        let key = Key::random();
+        let (mut sealer, mut pack) = (Sealer::new().expect("a compressor"), PackBuilder::default());
+        let contents = [&noise[..], &text, &mixed, b"short", b""];
+        for content in contents {
+            sealer.add(&mut pack, &key, BlobKind::Data, Id::of(content), content).expect("sealed");
+        }
+        let mut finished = pack.finish(&key);
+        let blobs = parse_header(&key, finished.id, &finished.data).expect("a header");
+        assert_eq!(
+            blobs.iter().map(|b| b.uncompressed_length != 0).collect::<Vec<_>>(),
+            [false, true, true, false, false]
+        );
+        let mut plain = Vec::new();
+        for (blob, content) in blobs.iter().zip(contents) {
+            let sealed = &mut finished.data[blob.offset as usize..][..blob.length as usize];
+            let opened = open_blob(&key, finished.id, blob, sealed, &mut plain).expect("opened");
+            assert!(opened == content);
+        }
+    }
 }
