@@ -11,7 +11,7 @@ pub struct Sizes {
 }
 
 const STEPS: [&str; 5] = ["full", "unchanged", "changed", "restore", "in place"];
-const TOOLS: [&str; 4] = ["restic", "perennial", "perennial, verified", "tar | zstd"];
+const TOOLS: [&str; 5] = ["restic", "restic, not on the disk", "perennial", "perennial, verified", "tar | zstd"];
 /// What peak memory at 100,000 files may be.
 const MEGABYTES: f64 = 300.0;
 
