@@ -106,6 +106,12 @@ pub(crate) struct FinishedPack {
 }
 
 impl PackBuilder {
+    /// Starts in memory that an earlier pack was in.
+    pub(crate) fn reusing(mut data: Vec<u8>) -> Self {
+        data.clear();
+        Self { data, blobs: Vec::new() }
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.data.len() >= TARGET_SIZE
     }

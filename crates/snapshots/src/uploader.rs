@@ -26,6 +26,8 @@ pub(crate) struct Uploader<'a> {
     /// Blobs this upload has taken on: in an open pack, being written, or written.
     taken: [[Mutex<IdSet>; SHARDS]; 2],
     open: [Mutex<Vec<PackBuilder>>; 2],
+    /// Memory of packs that were written, for those that come: the system would have to clear as much for each.
+    spare: Mutex<Vec<Vec<u8>>>,
     unindexed: Mutex<Vec<IndexPack>>,
     written: Mutex<Vec<Id>>,
     new_bytes: AtomicU64,
@@ -45,6 +47,7 @@ impl<'a> Uploader<'a> {
             inner,
             taken: Default::default(),
             open: Default::default(),
+            spare: Mutex::default(),
             unindexed: Mutex::default(),
             written: Mutex::default(),
             new_bytes: AtomicU64::new(0),
@@ -75,7 +78,8 @@ impl<'a> Uploader<'a> {
             return Ok(());
         }
         let pool = &self.open[kind as usize];
-        let mut pack = lock(pool).pop().unwrap_or_default();
+        let open = lock(pool).pop();
+        let mut pack = open.unwrap_or_else(|| PackBuilder::reusing(lock(&self.spare).pop().unwrap_or_default()));
         sealer.add(&mut pack, &self.inner.key, kind, id, data)?;
         if pack.is_full() {
             self.write(pack)?;
@@ -93,6 +97,7 @@ impl<'a> Uploader<'a> {
         lock(&self.written).push(pack.id);
         let ready = {
             let mut unindexed = lock(&self.unindexed);
+            lock(&self.spare).push(pack.data);
             unindexed.push(IndexPack { id: pack.id, blobs: pack.blobs });
             (unindexed.len() >= PACKS_PER_INDEX).then(|| std::mem::take(&mut *unindexed))
         };
