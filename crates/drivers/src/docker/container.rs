@@ -190,16 +190,19 @@ impl DockerEngine {
         if matches!(seen.status, ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::PAUSED) {
             return Ok(Effect::Unchanged);
         }
-        self.check_set(set).await?;
-        self.check_only(set, Some(&seen.id)).await?;
-        let (definitions, mut present) = futures::try_join!(self.definitions(set), self.set_volumes(set))?;
+        // Looks, none of which changes anything that another would see.
+        let ((), (), definitions, mut present) = futures::try_join!(
+            self.check_set(set),
+            self.check_only(set, Some(&seen.id)),
+            self.definitions(set),
+            self.set_volumes(set)
+        )?;
         if self.define_volumes(&definitions, &present).await? != Effect::Unchanged {
             present = self.set_volumes(set).await?;
         }
         check_mounts(&seen, &definitions, &present)?;
-        self.rejoin_network(&seen, &set.tenant).await?;
+        futures::try_join!(self.rejoin_network(&seen, &set.tenant), self.provide_mtab(set))?;
         if set.backend == Backend::Overlay {
-            self.provide_mtab(set).await?;
             let (storage, set) = (self.storage.clone(), set.clone());
             blocking(move || {
                 let marker = storage.marker(set.pod, set.number)?.filter(|m| m.state == MarkerState::Complete);

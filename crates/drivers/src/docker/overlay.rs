@@ -313,6 +313,9 @@ impl DockerEngine {
 
     /// Provides /etc/mtab where neither the image nor the pod has one: the engine makes it only in its own layer.
     pub(super) async fn provide_mtab(&self, set: &SetSpec) -> Result<(), EngineError> {
+        if set.backend != Backend::Overlay {
+            return Ok(());
+        }
         let access = self.overlay_access(set).await?;
         blocking(move || {
             let Some(etc) = access.iter().find(|v| v.mount_path == "/etc") else { return Ok(()) };
