@@ -4,6 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::{host, storage_base};
 
+/// Runs the rest of its arguments with an empty directory at `$1`. A copy of an overlay of a test beside this one would
+/// have that test's data in use for as long as the engine runs.
+const APART: &str = r#"
+    awk '/ - overlay / { print $5 }' /proc/self/mountinfo | sort -r | while read -r target; do umount -l "$target"; done
+    mount -t tmpfs apart "$1" && shift && exec bash "$@"
+"#;
+
 /// Another engine of the tests, which goes with this value.
 pub struct OtherEngine {
     name: &'static str,
@@ -17,11 +24,11 @@ impl OtherEngine {
         Self::started(name, engine_script(&["start", name, config]))
     }
 
-    /// The same in a mount namespace in which this directory is an empty one: as if it were another host.
+    /// The same in a mount namespace without the overlays of this host's engines, and in which this directory is an
+    /// empty one: as if it were another host.
     pub fn start_apart(name: &'static str, config: &str, hidden: &Path) -> Self {
-        let hide = "mount -t tmpfs apart \"$1\" && shift && exec bash \"$@\"";
         let output = std::process::Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", hide, "sh"])
+            .args(["--mount", "--propagation", "private", "sh", "-c", APART, "sh"])
             .arg(hidden)
             .arg(script("engine.sh"))
             .args(["start", name, config])
