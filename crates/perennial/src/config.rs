@@ -3,12 +3,17 @@
 //! Unknown keys are refused by name and every value is checked before anything is touched. `perennial config show`
 //! prints what would be used, secrets hidden.
 
+mod repository;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Serialize};
+
+use repository::FileRepository;
+pub use repository::{BucketLookup, RepositorySection, bandwidth, limited};
 
 /// Longest undelete window, in days: ten years; longer ones are typing mistakes.
 const WINDOW_MAX_DAYS: i64 = 3653;
@@ -34,6 +39,16 @@ pub struct ServeArgs {
     /// Database, sqlite:PATH or postgres://… [default: perennial.db in the data directory]
     #[arg(long, env = "PERENNIAL_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Option<String>,
+    /// The place below which every tenant has its repository, as restic writes it: /path, s3:https://host/bucket/prefix,
+    /// azure:container:/prefix [default: repositories in the data directory]
+    #[arg(long, env = "PERENNIAL_REPOSITORY", value_name = "URL")]
+    pub repository: Option<String>,
+    /// A file with NAME=value lines that hold the credentials of that place [default: the server's environment]
+    #[arg(long, env = "PERENNIAL_REPOSITORY_ENV_FILE", value_name = "FILE")]
+    pub repository_env_file: Option<PathBuf>,
+    /// Authorities that are trusted for that place, PEM [default: those of the system]
+    #[arg(long, env = "PERENNIAL_REPOSITORY_CA_FILE", value_name = "FILE")]
+    pub repository_ca_file: Option<PathBuf>,
     /// Address of the Docker Engine [default: DOCKER_HOST, else the local socket]
     #[arg(long, env = "PERENNIAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
@@ -123,6 +138,8 @@ struct File {
     subnet_pool: Option<String>,
     undelete_window: Option<String>,
     allow_plaintext: Option<bool>,
+    #[serde(default)]
+    repository: FileRepository,
     #[serde(default)]
     server: FileServer,
 }
@@ -219,7 +236,9 @@ pub struct Config {
     pub undelete_window: String,
     /// Whether plaintext is allowed on addresses others can reach.
     pub allow_plaintext: bool,
-    /// How the server is reached. Last, because it is a table in TOML.
+    /// Where the repositories are. From here on, because they are tables in TOML.
+    pub repository: RepositorySection,
+    /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
 }
@@ -312,6 +331,7 @@ impl Config {
             subnet_pool: args.subnet_pool.clone().or(file.subnet_pool).unwrap_or_else(|| "10.214.0.0/16".to_owned()),
             undelete_window: args.undelete_window.clone().or(file.undelete_window).unwrap_or_else(|| "7d".to_owned()),
             allow_plaintext: args.allow_plaintext.or(file.allow_plaintext).unwrap_or_default(),
+            repository: RepositorySection::load(args, file.repository, &data_dir)?,
             server: ServerSection {
                 tls: TlsFiles::both(
                     args.tls_cert.clone().or(file.server.tls.cert),
@@ -441,6 +461,11 @@ mod tests {
             ("volume_prefix = \"../x\"", "volume_prefix"),
             ("undelete_window = \"-1d\"", "undelete_window"),
             ("undelete_window = \"soon\"", "undelete_window"),
+            ("[repository]\nlocation = \"ftp:x\"", "repository.location"),
+            ("[repository]\nlocation = \"some/where\"", "relative"),
+            ("[repository]\nlocation = \"s3:https://key:secret@h/bucket\"", "credentials do not belong"),
+            ("[repository]\nbucket_lookup = \"host\"", "bucket_lookup"),
+            ("[repository]\nlimit_upload = 0", "limit_upload"),
             ("[server.tls]\ncert = \"c.pem\"", "server.tls.key"),
             ("[server.tls]\nkey = \"k.pem\"", "server.tls.cert"),
             ("[server.tls]\ncertificate = \"c.pem\"", "certificate"),

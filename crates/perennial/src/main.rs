@@ -1,10 +1,10 @@
 //! The `perennial` program: reads arguments and hands over.
 
-use std::error::Error as _;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use perennial::causes::describe;
 use perennial::cli::{self, Cli, Command, ConfigCommand, Exit, Failure, Out, RepositoryCommand, StorageCommand};
 use perennial::config::{Config, ConfigError, LogForm, ServeArgs};
 use perennial::reconcile::repositories::key_path;
@@ -51,6 +51,7 @@ fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Config, Failure> {
 /// Checks the configuration, and the files it names.
 fn check(args: &ServeArgs, data_dir: Option<&Path>) -> Result<(), Failure> {
     let config = load(args, data_dir)?;
+    config.repository.connect(&TenantId::default_tenant()).map_err(|error| refused(&error))?;
     match config.server.tls.map(serve::Certificate::load) {
         Some(Err(error)) => Err(Failure::new(Exit::Invalid, error.to_string(), error.hint())),
         Some(Ok(_)) | None => Ok(()),
@@ -75,18 +76,12 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
     };
     let done = runtime.block_on(serve::run(&config, ready));
     done.map_err(|error| {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
         let exit = match &error {
             serve::ServeError::Config(_) | serve::ServeError::Tls(_) => Exit::Invalid,
             serve::ServeError::Directory(serve::DirectoryError::Locked(_)) => Exit::Conflict,
             _ => Exit::Unavailable,
         };
-        Failure::new(exit, message, error.hint())
+        Failure::new(exit, describe(&error), error.hint())
     })
 }
 

@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::api::{self, Tokens};
-use crate::config::{Config, ConfigError, EngineKind, VolumeAccess};
+use crate::config::{Config, ConfigError, EngineKind, RepositorySection, VolumeAccess};
 use crate::fault::process_tap;
 use crate::reconcile::controller::Waker;
 use crate::reconcile::progress::ProgressBoard;
@@ -147,6 +147,8 @@ impl Running {
     /// [`ServeError`] saying what could not be used; nothing is left behind that the next start does not take over.
     pub async fn start(config: &Config) -> Result<Self, ServeError> {
         let window = config.undelete_window()?;
+        // What is missing for it is told now and not at the first stop.
+        config.repository.connect(&TenantId::default_tenant())?;
         let certificate = match &config.server.tls {
             Some(files) => Some(Arc::new(Certificate::load(files.clone())?)),
             None => None,
@@ -161,7 +163,7 @@ impl Running {
         let engine = engine(config, store.installation(), &clock, Arc::clone(&tap)).await?;
         // A key that is there came with a repository from elsewhere, which is not to be begun anew.
         if directory.is_new() && !key_path(directory.path(), &TenantId::default_tenant()).exists() {
-            first_repository(directory.path()).await;
+            first_repository(directory.path(), &config.repository).await;
         }
         let board = ProgressBoard::default();
         let waker = Waker::default();
@@ -169,7 +171,7 @@ impl Running {
         let reconciler = Arc::new(Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
-            Repositories::in_directory(directory.path(), tap),
+            Repositories::configured(directory.path(), &config.repository, tap),
             (Arc::clone(&clock), Arc::clone(&ids)),
             board.clone(),
             Settings {
@@ -193,6 +195,7 @@ impl Running {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),
                 storage_root: config.storage_root.clone(),
+                repository: config.repository.clone(),
                 volume_prefix: config.volume_prefix.clone(),
                 runtimes: config.runtimes.clone(),
             }),
@@ -242,8 +245,8 @@ impl Running {
 }
 
 /// Makes the default tenant's repository and its key. Whoever cannot write it now is told, and again when it is used.
-async fn first_repository(data_dir: &Path) {
-    let repositories = Repositories::in_directory(data_dir, Arc::new(NoTap));
+async fn first_repository(data_dir: &Path, section: &RepositorySection) {
+    let repositories = Repositories::configured(data_dir, section, Arc::new(NoTap));
     let made = tokio::task::spawn_blocking(move || repositories.prepare(&TenantId::default_tenant())).await;
     if let Err(problem) = made.map_err(|error| error.to_string()).and_then(|made| made) {
         tracing::warn!(%problem, "make the first repository");

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod s3;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -9,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+
+use s3::{CREDENTIALS, S3};
 
 const PASSWORD: &str = "correct horse";
 
@@ -184,33 +188,6 @@ fn life(desk: &Desk) {
     assert_eq!(desk.json(&["check", "--read-data"])["packs"], 0);
 }
 
-/// A service that is stopped and deleted with this value.
-struct S3 {
-    script: PathBuf,
-    directory: tempfile::TempDir,
-    address: String,
-}
-
-impl S3 {
-    fn start(script: PathBuf) -> Self {
-        let mut service = Self { script, directory: tempfile::tempdir().unwrap(), address: String::new() };
-        let started = service.run("start");
-        assert_eq!(started.code, 0, "{}", started.stderr);
-        started.stdout.trim().clone_into(&mut service.address);
-        service
-    }
-
-    fn run(&self, what: &str) -> Answer {
-        answer(Command::new(&self.script).arg(what).arg(self.directory.path().join("s3")))
-    }
-}
-
-impl Drop for S3 {
-    fn drop(&mut self) {
-        let _ = self.run("stop");
-    }
-}
-
 #[test]
 fn a_repository_in_a_directory_lives_without_a_server() {
     life(&Desk::new());
@@ -218,11 +195,7 @@ fn a_repository_in_a_directory_lives_without_a_server() {
 
 #[test]
 fn a_repository_in_a_real_s3_lives_without_a_server() {
-    let Some(script) = std::env::var_os("PERENNIAL_TEST_S3_SCRIPT").filter(|s| !s.is_empty()) else {
-        assert!(std::env::var_os("PERENNIAL_TEST_REQUIRE").is_none(), "PERENNIAL_TEST_S3_SCRIPT: ./dev env");
-        return;
-    };
-    let service = S3::start(PathBuf::from(script));
+    let Some(service) = S3::start() else { return };
     let mut desk = Desk::new();
     desk.repository = format!("{}/by hand", service.address);
     desk.run(&["init"]).fails(6, "AWS_ACCESS_KEY_ID");
@@ -230,7 +203,7 @@ fn a_repository_in_a_real_s3_lives_without_a_server() {
     let refused = desk.run(&["init"]);
     refused.fails(5, "403");
     assert!(!refused.stderr.contains("not-the-one"), "{}", refused.stderr);
-    desk.environment = vec![("AWS_ACCESS_KEY_ID", "perennial"), ("AWS_SECRET_ACCESS_KEY", "perennial-secret")];
+    desk.environment = CREDENTIALS.to_vec();
     life(&desk);
 }
 

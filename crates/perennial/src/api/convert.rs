@@ -267,7 +267,7 @@ pub fn recovery_status(state: &RecoveryState) -> wire::RecoveryStatus {
 pub fn recovery_entry(entry: &RecoveryEntry) -> wire::RecoveryRepository {
     wire::RecoveryRepository {
         tenant: entry.tenant.to_string(),
-        location: entry.location.display().to_string(),
+        location: entry.location.clone(),
         password: wire::Secret(String::from_utf8_lossy(entry.password.reveal()).into_owned()),
     }
 }

@@ -93,6 +93,11 @@ impl Drop for Target {
     }
 }
 
+/// Whether a repository is a directory of the server's host.
+fn is_directory(location: &str) -> bool {
+    location.starts_with('/')
+}
+
 /// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
@@ -131,15 +136,21 @@ fn text(kit: &RecoveryKit) -> String {
          mkdir -p NEW/keys NEW/repositories\n    \
          cp COPY/perennial.db NEW/\n"
     );
-    for RecoveryRepository { tenant, password, .. } in &kit.repositories {
-        text.push_str(&format!(
-            "    cp -a COPY/repositories/{tenant} NEW/repositories/\n    \
-             printf '%s\\n' {} > NEW/keys/{tenant}\n",
-            quoted(&password.0)
-        ));
+    let mut elsewhere = "";
+    for RecoveryRepository { tenant, location, password } in &kit.repositories {
+        if is_directory(location) {
+            text.push_str(&format!("    cp -a COPY/repositories/{tenant} NEW/repositories/\n"));
+        } else {
+            elsewhere = location.strip_suffix(&format!("/{tenant}")).unwrap_or(location);
+        }
+        text.push_str(&format!("    printf '%s\\n' {} > NEW/keys/{tenant}\n", quoted(&password.0)));
+    }
+    text.push_str("    perennial serve --data-dir NEW");
+    if !elsewhere.is_empty() {
+        text.push_str(&format!(" --repository {}", quoted(elsewhere)));
     }
     text.push_str(
-        "    perennial serve --data-dir NEW\n\n\
+        "\n\n\
          Stopped pods start as if nothing had happened. Pods that were not stopped say `DataLost`: what was in their\n\
          volumes is gone with the host, and `perennial pod restore POD SNAPSHOT` brings back the newest copy.\n",
     );
@@ -148,18 +159,29 @@ fn text(kit: &RecoveryKit) -> String {
 
 fn section(kit: &RecoveryKit, repository: &RecoveryRepository) -> String {
     let RecoveryRepository { tenant, location, password } = repository;
+    let (place, whose) = if is_directory(location) {
+        (
+            format!("{location} on {}", kit.host),
+            "On any machine that has the repository, or a copy of it (change the first line to where it is):",
+        )
+    } else {
+        (
+            location.clone(),
+            "On any machine, with the credentials of the store, which are not in this file (for S3 AWS_ACCESS_KEY_ID and\n\
+         AWS_SECRET_ACCESS_KEY, for Azure AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_KEY in the environment):",
+        )
+    };
     format!(
         "\n\nREPOSITORY OF TENANT {tenant}\n\n\
          Format        restic, version 2: any restic from 0.14 on reads it, without Perennial\n\
-         Location      {location} on {}\n\
+         Location      {place}\n\
          Password      {}\n\n\
-         On any machine that has the repository, or a copy of it (change the first line to where it is):\n\n    \
+         {whose}\n\n    \
          export RESTIC_REPOSITORY={}\n    \
          export RESTIC_PASSWORD={}\n    \
          restic snapshots\n    \
          restic restore SNAPSHOT --target restored\n\n\
          SNAPSHOT is an id of the first column that `restic snapshots` prints. As root, files get back their owners.\n",
-        kit.host,
         password.0,
         quoted(location),
         quoted(&password.0),

@@ -254,7 +254,7 @@ impl Reconciler {
                 Ok(verified) => Ok(Ok(verified)),
                 Err(error) if error.is_retryable() => Err(error.into()),
                 Err(perennial_snapshots::Error::Cancelled) => Err(StepError::Cancelled),
-                Err(error) => Ok(Err(super::step::describe(&error))),
+                Err(error) => Ok(Err(crate::causes::describe(&error))),
             }
         })
         .await?;

@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use perennial_core::fault::Tap;
 use perennial_core::spec::TenantId;
-use perennial_snapshots::backend::{Backend, LocalBackend, MemoryBackend};
+use perennial_snapshots::backend::{Backend, MemoryBackend};
 use perennial_snapshots::{KeyCost, Password, Repository};
 
-use super::step::{StepError, describe, retry};
+use super::step::{StepError, retry};
+use crate::causes::describe;
+use crate::config::{ConfigError, RepositorySection};
 use crate::fault::TappedBackend;
 
 /// Opens repositories on demand and keeps them open.
@@ -27,8 +29,8 @@ pub struct Repositories {
 /// Where repositories live.
 #[derive(Clone)]
 enum Place {
-    /// `<data>/repositories/<tenant>` with `<data>/keys/<tenant>`.
-    Directory(PathBuf),
+    /// Where the configuration says, each below one place, with `<data>/keys/<tenant>`.
+    Configured { data: PathBuf, section: Arc<RepositorySection> },
     /// In memory, for the simulator and tests; the map outlives the server that uses it.
     Memory(MemoryRepositories),
 }
@@ -49,10 +51,11 @@ impl MemoryRepositories {
 pub const MEMORY_PASSWORD: &str = "simulated";
 
 impl Repositories {
-    /// Repositories below a data directory.
+    /// Repositories where the configuration says, their keys in the data directory.
     #[must_use]
-    pub fn in_directory(data_dir: &Path, tap: Arc<dyn Tap>) -> Self {
-        Self { place: Place::Directory(data_dir.to_owned()), tap, open: Arc::default(), closed: Arc::default() }
+    pub fn configured(data_dir: &Path, section: &RepositorySection, tap: Arc<dyn Tap>) -> Self {
+        let place = Place::Configured { data: data_dir.to_owned(), section: Arc::new(section.clone()) };
+        Self { place, tap, open: Arc::default(), closed: Arc::default() }
     }
 
     /// Repositories in memory.
@@ -97,10 +100,10 @@ impl Repositories {
     fn open_anew(&self, tenant: &TenantId) -> Result<Repository, StepError> {
         let (backend, password, cost): (Arc<dyn Backend>, Password, KeyCost) = match &self.place {
             Place::Memory(memory) => (Arc::new(memory.backend(tenant)), Password::new(MEMORY_PASSWORD), KeyCost::Test),
-            Place::Directory(data) => {
-                let path = repository_path(data, tenant);
-                let password = ensure_key(data, tenant, &path)?;
-                (Arc::new(LocalBackend::new(path)), password, KeyCost::Interactive)
+            Place::Configured { data, section } => {
+                let backend = section.connect(tenant).map_err(|error| misconfigured(&error))?;
+                let password = ensure_key(data, tenant, &*backend, &section.of_tenant(tenant))?;
+                (backend, password, KeyCost::Interactive)
             }
         };
         let backend: Arc<dyn Backend> = Arc::new(TappedBackend::new(backend, Arc::clone(&self.tap)));
@@ -117,16 +120,16 @@ impl Repositories {
 
     /// A repository that was there and is not is a disk that is not mounted, or a loss: no empty one takes its place.
     fn refuse_second(&self, tenant: &TenantId) -> Result<(), StepError> {
-        let Place::Directory(data) = &self.place else { return Ok(()) };
+        let Place::Configured { data, section } = &self.place else { return Ok(()) };
         let marker = made_path(data, tenant);
         match marker.try_exists() {
             Ok(false) => Ok(()),
             Ok(true) => {
-                let path = repository_path(data, tenant);
+                let why = if section.directory().is_some() { "is its disk mounted?" } else { "is it the right place?" };
                 let message = format!(
-                    "the repository {} is not there, but it was (is its disk mounted?); if it is lost for good, \
-                     remove {} to begin a new one",
-                    path.display(),
+                    "the repository {} is not there, but one was made before ({why}); bring it back, or move it to where \
+                     the configuration says; if it is lost for good, remove {} to begin a new one",
+                    section.of_tenant(tenant),
                     marker.display()
                 );
                 Err(retry("repository-missing", message))
@@ -136,19 +139,13 @@ impl Repositories {
     }
 
     fn remember_made(&self, tenant: &TenantId) -> Result<(), StepError> {
-        let Place::Directory(data) = &self.place else { return Ok(()) };
+        let Place::Configured { data, .. } = &self.place else { return Ok(()) };
         let marker = made_path(data, tenant);
         if marker.exists() {
             return Ok(());
         }
         write_secret(&marker, b"the repository of this tenant was made").map_err(|e| unreadable(&marker, &e))
     }
-}
-
-/// Where a tenant's repository is: `<data>/repositories/<tenant>`.
-#[must_use]
-pub fn repository_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
-    data_dir.join("repositories").join(tenant.as_str())
 }
 
 /// Where the password of a tenant's repository is: `<data>/keys/<tenant>`.
@@ -187,7 +184,7 @@ fn made_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
 /// Reads the key, or makes it durable before the repository that it opens exists.
 ///
 /// A repository without its key is a loss, so a missing key beside an existing repository is an error, not a new key.
-fn ensure_key(data: &Path, tenant: &TenantId, repository: &Path) -> Result<Password, StepError> {
+fn ensure_key(data: &Path, tenant: &TenantId, backend: &dyn Backend, name: &str) -> Result<Password, StepError> {
     let path = key_path(data, tenant);
     match std::fs::read_to_string(&path) {
         Ok(text) if !text.trim().is_empty() => return Ok(Password::new(text.trim().as_bytes())),
@@ -195,14 +192,17 @@ fn ensure_key(data: &Path, tenant: &TenantId, repository: &Path) -> Result<Passw
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(unreadable(&path, &error)),
     }
-    if repository.join("config").exists() {
-        let message =
-            format!("the repository {} exists, but its key {} does not", repository.display(), path.display());
+    if Repository::exists(backend)? {
+        let message = format!("the repository {name} exists, but its key {} does not", path.display());
         return Err(retry("repository-key-missing", message));
     }
     let password = Password::random();
     write_secret(&path, password.reveal()).map_err(|e| unreadable(&path, &e))?;
     Ok(password)
+}
+
+fn misconfigured(error: &ConfigError) -> StepError {
+    retry("repository-misconfigured", format!("{error}; {}", error.hint()))
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> StepError {

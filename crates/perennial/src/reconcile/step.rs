@@ -3,6 +3,7 @@
 use perennial_core::engine::EngineError;
 use perennial_core::operation::Problem;
 
+use crate::causes::describe;
 use crate::store::StoreError;
 
 /// Why a step did not succeed.
@@ -83,16 +84,4 @@ impl From<perennial_snapshots::Error> for StepError {
             _ => retry("repository-unavailable", message),
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

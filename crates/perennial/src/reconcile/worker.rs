@@ -125,7 +125,7 @@ impl Reconciler {
             Ok(Some(pod)) => pod,
             Ok(None) => return Passed::Gone,
             Err(error) => {
-                tracing::warn!(pod = %id, error = %super::step::describe(&error), "read the pod");
+                tracing::warn!(pod = %id, error = %crate::causes::describe(&error), "read the pod");
                 return Passed::Wait(self.after(RETRY_FIRST));
             }
         };

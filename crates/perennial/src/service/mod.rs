@@ -27,6 +27,7 @@ use perennial_core::operation::{Event, Operation};
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 
+use crate::config::RepositorySection;
 use crate::reconcile::worker::set_spec;
 use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
@@ -57,6 +58,8 @@ pub struct AppSettings {
     pub data_dir: PathBuf,
     /// Where volumes and image trees live.
     pub storage_root: PathBuf,
+    /// Where the repositories are.
+    pub repository: RepositorySection,
     /// Prefix of volume names on the engine.
     pub volume_prefix: String,
     /// Runtimes that pods may ask for; empty: every runtime of the engine.

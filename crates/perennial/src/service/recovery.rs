@@ -1,7 +1,5 @@
 //! The recovery kit (D42): what is needed to read the repositories without this host, and whether anybody has it.
 
-use std::path::PathBuf;
-
 use jiff::Timestamp;
 use perennial_core::Error;
 use perennial_core::operation::NewEvent;
@@ -10,7 +8,7 @@ use perennial_snapshots::Password;
 use sha2::{Digest as _, Sha256};
 
 use super::{App, Caller};
-use crate::reconcile::repositories::{keys, repository_path};
+use crate::reconcile::repositories::keys;
 use crate::store::{Change, RecoveryExport};
 
 /// Everything that is needed to read the repositories without this host.
@@ -29,8 +27,8 @@ pub struct RecoveryKit {
 pub struct RecoveryEntry {
     /// Whose.
     pub tenant: TenantId,
-    /// Where it is on this host.
-    pub location: PathBuf,
+    /// Where it is, as restic writes it.
+    pub location: String,
     /// What opens it.
     pub password: Password,
 }
@@ -76,8 +74,8 @@ impl App {
         };
         let exports = keys.iter().map(export).collect();
         self.store.commit(Change { recovery_exports: exports, events: vec![event], ..Change::default() }).await?;
-        let data = &self.settings.data_dir;
-        let entry = |(tenant, password)| RecoveryEntry { location: repository_path(data, &tenant), tenant, password };
+        let section = &self.settings.repository;
+        let entry = |(tenant, password)| RecoveryEntry { location: section.of_tenant(&tenant), tenant, password };
         Ok(RecoveryKit {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             made_at: at,

@@ -9,8 +9,11 @@ use perennial_core::Error;
 use perennial_core::engine::{Capabilities, EngineError, RuntimeInfo};
 use perennial_core::id::PodId;
 use perennial_core::spec::TenantId;
+use perennial_snapshots::Repository;
 
 use super::{App, AppSettings, RecoveryState};
+use crate::causes::describe;
+use crate::config::RepositorySection;
 use crate::size::size;
 use crate::store::EventFilter;
 
@@ -183,12 +186,15 @@ fn runtime(runtime: &RuntimeInfo) -> Check {
 }
 
 fn local_checks(settings: &AppSettings) -> Vec<Check> {
-    let mut checks = vec![permissions(&settings.data_dir), repository(&settings.data_dir)];
-    checks.extend(disks(&[
-        ("data", settings.data_dir.clone()),
-        ("pods", settings.storage_root.clone()),
-        ("repositories", settings.data_dir.join("repositories")),
-    ]));
+    let directory = settings.repository.directory();
+    let mut checks = vec![permissions(&settings.data_dir)];
+    checks.push(match &directory {
+        Some(directory) => repository_directory(directory),
+        None => repository_elsewhere(&settings.repository),
+    });
+    let mut places = vec![("data", settings.data_dir.clone()), ("pods", settings.storage_root.clone())];
+    places.extend(directory.map(|directory| ("repositories", directory)));
+    checks.extend(disks(&places));
     checks
 }
 
@@ -219,9 +225,8 @@ fn permissions(data_dir: &Path) -> Check {
 }
 
 /// Writes a byte where repositories live and removes it again.
-fn repository(data_dir: &Path) -> Check {
-    let directory = data_dir.join("repositories");
-    let tried = tempfile::Builder::new().prefix(".probe-").tempfile_in(&directory).and_then(|mut probe| {
+fn repository_directory(directory: &Path) -> Check {
+    let tried = tempfile::Builder::new().prefix(".probe-").tempfile_in(directory).and_then(|mut probe| {
         std::io::Write::write_all(&mut probe, b"x")?;
         probe.as_file().sync_all()?;
         probe.close()
@@ -233,6 +238,32 @@ fn repository(data_dir: &Path) -> Check {
             CheckState::Failed,
             format!("{} cannot be written: {error}", directory.display()),
             "no stop can succeed: mount its disk, make space, or mend the permissions of the directory",
+        ),
+    }
+}
+
+/// Asks the store of the default tenant's repository whether it is there. What may be written is seen at the first stop
+/// only: the store of a repository holds nothing that a probe could write without being in somebody's way.
+fn repository_elsewhere(section: &RepositorySection) -> Check {
+    let tenant = TenantId::default_tenant();
+    let place = section.of_tenant(&tenant);
+    let failed =
+        |problem: String, hint: &str| Check::bad("repository", CheckState::Failed, format!("{place}: {problem}"), hint);
+    let backend = match section.connect(&tenant) {
+        Ok(backend) => backend,
+        Err(error) => return failed(error.to_string(), error.hint()),
+    };
+    match Repository::exists(&*backend) {
+        Ok(true) => Check::ok("repository", format!("{place} answers")),
+        Ok(false) => Check::bad(
+            "repository",
+            CheckState::Warning,
+            format!("{place} answers, and there is no repository yet"),
+            "it is made when a tenant's first snapshot is",
+        ),
+        Err(error) => failed(
+            describe(&error),
+            "no stop can succeed: check the address, the credentials and the network (`perennial config show`)",
         ),
     }
 }

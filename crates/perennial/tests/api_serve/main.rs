@@ -4,6 +4,9 @@
 
 mod log;
 mod recovery;
+mod remote;
+#[path = "../s3/mod.rs"]
+mod s3;
 mod tls;
 
 use std::io::{self, Write};

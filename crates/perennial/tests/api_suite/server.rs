@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use perennial::api::{self, Tokens};
+use perennial::config::RepositorySection;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::service::{App, AppSettings, SnapshotRemover};
 use perennial::store::{Change, Store};
@@ -107,6 +108,7 @@ impl Server {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: directory.path().to_owned(),
                 storage_root: directory.path().to_owned(),
+                repository: RepositorySection::in_directory(&directory.path().join("repositories")),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
             }),

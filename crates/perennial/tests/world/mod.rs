@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
+use perennial::config::RepositorySection;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Repositories};
 use perennial::reconcile::worker::Passed;
@@ -170,6 +171,7 @@ impl World {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: self.directory.path().to_owned(),
                 storage_root: self.directory.path().to_owned(),
+                repository: RepositorySection::in_directory(&self.directory.path().join("repositories")),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
             }),

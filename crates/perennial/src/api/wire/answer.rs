@@ -421,7 +421,7 @@ pub struct RecoveryKit {
 pub struct RecoveryRepository {
     /// Whose.
     pub tenant: String,
-    /// Where it is on the server's host.
+    /// Where it is, as restic writes it; a path is one of the server's host.
     pub location: String,
     /// Its password.
     #[schema(value_type = String)]

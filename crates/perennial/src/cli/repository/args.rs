@@ -3,7 +3,9 @@
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
+
+use crate::config::BucketLookup;
 
 /// What to do with a repository.
 #[derive(Debug, Subcommand)]
@@ -68,17 +70,6 @@ pub struct PlaceArgs {
     /// Receive no more than so many KiB a second
     #[arg(long, value_name = "KIB", help_heading = "Repository")]
     pub limit_download: Option<NonZeroU64>,
-}
-
-/// Where S3 finds the bucket's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BucketLookup {
-    /// As the service expects it.
-    Auto,
-    /// `https://host/bucket/key`.
-    Path,
-    /// `https://bucket.host/key`.
-    Dns,
 }
 
 /// Arguments of `backup`.

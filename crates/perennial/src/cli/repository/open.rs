@@ -1,6 +1,5 @@
 //! Opening a repository on the command line: place, password, progress, and what its errors mean here.
 
-use std::error::Error as _;
 use std::io;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
@@ -8,18 +7,20 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use perennial_core::progress::Progress;
-use perennial_snapshots::backend::{Addressing, Bandwidth, ConnectOptions, InvalidLocation, LimitedBackend, Location};
+use perennial_snapshots::backend::{ConnectOptions, InvalidLocation, Location};
 use perennial_snapshots::{Backend, Error, Password, Repository};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::args::{BucketLookup, PlaceArgs};
+use super::args::PlaceArgs;
+use crate::causes::describe;
 use crate::cli::args::Connection;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::Out;
 use crate::cli::session;
+use crate::config::{bandwidth, limited};
 
 /// How often a live line is drawn.
 const REDRAW: Duration = Duration::from_millis(150);
@@ -44,19 +45,12 @@ impl Desk<'_> {
         let options = ConnectOptions {
             ca_file: self.connection.ca_file.clone(),
             allow_http: args.allow_http,
-            addressing: match args.bucket_lookup {
-                BucketLookup::Auto => Addressing::Auto,
-                BucketLookup::Path => Addressing::Path,
-                BucketLookup::Dns => Addressing::Host,
-            },
+            addressing: args.bucket_lookup.into(),
             ..ConnectOptions::default()
         };
         let password = password(args)?;
         let backend = location.connect(&options).map_err(invalid)?;
-        let rate = |kib: Option<std::num::NonZeroU64>| kib.map(|kib| kib.saturating_mul(KIB));
-        let bandwidth = Bandwidth { up: rate(args.limit_upload), down: rate(args.limit_download) };
-        let backend: Arc<dyn Backend> =
-            if bandwidth == Bandwidth::default() { backend } else { Arc::new(LimitedBackend::new(backend, bandwidth)) };
+        let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
         Ok(Place { name: location.to_string(), backend, password })
     }
 
@@ -97,11 +91,6 @@ impl Desk<'_> {
         session::show(self.connection.output, self.out, answer, table)
     }
 }
-
-const KIB: std::num::NonZeroU64 = match std::num::NonZeroU64::new(1024) {
-    Some(kib) => kib,
-    None => std::num::NonZeroU64::MIN,
-};
 
 fn invalid(error: InvalidLocation) -> Failure {
     Failure::new(Exit::Invalid, error.to_string(), error.hint)
@@ -221,12 +210,7 @@ pub(super) fn failure(error: &Error, place: &str) -> Failure {
         }
         _ => (Exit::Failed, ""),
     };
-    let mut message = format!("{place}: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        message = format!("{message}: {cause}");
-        source = cause.source();
-    }
+    let mut message = format!("{place}: {}", describe(error));
     if let Error::Incomplete { losses } = error {
         for loss in losses {
             message = format!("{message}\n  {loss}");
