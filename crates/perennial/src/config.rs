@@ -3,15 +3,19 @@
 //! Unknown keys are refused by name and every value is checked before anything is touched. `perennial config show`
 //! prints what would be used, secrets hidden.
 
+mod keys;
 mod repository;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Serialize};
 
+use keys::FileKeys;
+pub use keys::KeysSection;
 use repository::FileRepository;
 pub use repository::{BucketLookup, RepositorySection, bandwidth, limited};
 
@@ -49,6 +53,9 @@ pub struct ServeArgs {
     /// Authorities that are trusted for that place, PEM [default: those of the system]
     #[arg(long, env = "PERENNIAL_REPOSITORY_CA_FILE", value_name = "FILE")]
     pub repository_ca_file: Option<PathBuf>,
+    /// A file with the installation key, which the keys of repositories are kept wrapped with [default: not wrapped]
+    #[arg(long, env = "PERENNIAL_INSTALLATION_KEY_FILE", value_name = "FILE")]
+    pub installation_key_file: Option<PathBuf>,
     /// Address of the Docker Engine [default: DOCKER_HOST, else the local socket]
     #[arg(long, env = "PERENNIAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
@@ -140,6 +147,8 @@ struct File {
     allow_plaintext: Option<bool>,
     #[serde(default)]
     repository: FileRepository,
+    #[serde(default)]
+    keys: FileKeys,
     #[serde(default)]
     server: FileServer,
 }
@@ -238,6 +247,9 @@ pub struct Config {
     pub allow_plaintext: bool,
     /// Where the repositories are. From here on, because they are tables in TOML.
     pub repository: RepositorySection,
+    /// What their keys are wrapped with.
+    #[serde(skip_serializing_if = "KeysSection::is_empty")]
+    pub keys: KeysSection,
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
@@ -332,6 +344,7 @@ impl Config {
             undelete_window: args.undelete_window.clone().or(file.undelete_window).unwrap_or_else(|| "7d".to_owned()),
             allow_plaintext: args.allow_plaintext.or(file.allow_plaintext).unwrap_or_default(),
             repository: RepositorySection::load(args, file.repository, &data_dir)?,
+            keys: KeysSection::load(args, file.keys)?,
             server: ServerSection {
                 tls: TlsFiles::both(
                     args.tls_cert.clone().or(file.server.tls.cert),
@@ -413,6 +426,11 @@ fn hide_password(url: &str) -> String {
     hidden().unwrap_or_else(|| url.to_owned())
 }
 
+/// Whether others than its owner may do anything with a file.
+fn is_open_to_others(path: &Path) -> std::io::Result<bool> {
+    Ok(std::fs::metadata(path)?.permissions().mode() & 0o077 != 0)
+}
+
 fn read(path: &Path) -> Result<File, ConfigError> {
     let shown = path.display().to_string();
     let text =
@@ -466,6 +484,7 @@ mod tests {
             ("[repository]\nlocation = \"s3:https://key:secret@h/bucket\"", "credentials do not belong"),
             ("[repository]\nbucket_lookup = \"host\"", "bucket_lookup"),
             ("[repository]\nlimit_upload = 0", "limit_upload"),
+            ("[keys]\nfile = \"/k\"\ncommand = [\"kms\"]", "keys.command"),
             ("[server.tls]\ncert = \"c.pem\"", "server.tls.key"),
             ("[server.tls]\nkey = \"k.pem\"", "server.tls.cert"),
             ("[server.tls]\ncertificate = \"c.pem\"", "certificate"),

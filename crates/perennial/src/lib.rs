@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod fault;
+pub mod keys;
 pub mod mover;
 pub mod reconcile;
 pub mod serve;

@@ -2,14 +2,16 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser as _;
 use perennial::causes::describe;
 use perennial::cli::{self, Cli, Command, ConfigCommand, Exit, Failure, Out, RepositoryCommand, StorageCommand};
 use perennial::config::{Config, ConfigError, LogForm, ServeArgs};
-use perennial::reconcile::repositories::key_path;
+use perennial::keys::Keyring;
 use perennial::serve;
 use perennial_core::spec::TenantId;
+use perennial_snapshots::{KeyCost, Repository};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -25,6 +27,9 @@ fn main() -> ExitCode {
         }
         Command::Repository { command: RepositoryCommand::Password { tenant } } => {
             password(&tenant, data_dir).and_then(|password| out.line(&password))
+        }
+        Command::Repository { command: RepositoryCommand::ChangePassword { tenant } } => {
+            change_password(&tenant, data_dir).and_then(|told| out.line(&told))
         }
         Command::Repository { command } => cli::run_on_repository(&connection, command, &mut out),
         Command::Storage { command: StorageCommand::Claim { yes } } => {
@@ -77,7 +82,7 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
     let done = runtime.block_on(serve::run(&config, ready));
     done.map_err(|error| {
         let exit = match &error {
-            serve::ServeError::Config(_) | serve::ServeError::Tls(_) => Exit::Invalid,
+            serve::ServeError::Config(_) | serve::ServeError::Tls(_) | serve::ServeError::Keys(_) => Exit::Invalid,
             serve::ServeError::Directory(serve::DirectoryError::Locked(_)) => Exit::Conflict,
             _ => Exit::Unavailable,
         };
@@ -100,15 +105,46 @@ fn log_to_stderr(form: LogForm) {
 
 /// Reads the password of a tenant's repository, which needs no server.
 fn password(tenant: &str, data_dir: Option<&Path>) -> Result<String, Failure> {
-    let wrong = |error: perennial_core::Error| Failure::new(Exit::Invalid, error.to_string(), "");
-    let tenant = TenantId::parse(tenant).map_err(wrong)?;
+    let tenant = tenant_of(tenant)?;
     let config = load(&ServeArgs::default(), data_dir)?;
-    let path = key_path(&config.data_dir, &tenant);
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        let hint = "a repository gets its key with its first snapshot; --data-dir chooses the directory";
-        Failure::new(Exit::NotFound, format!("read the key {}: {error}", path.display()), hint)
-    })?;
-    Ok(text.trim().to_owned())
+    let keys = config.keys.keyring(&config.data_dir).map_err(|error| refused(&error))?;
+    match keys.read(&tenant) {
+        Ok(Some(password)) => Ok(String::from_utf8_lossy(password.reveal()).into_owned()),
+        Ok(None) => Err(no_key(&keys, &tenant)),
+        Err(error) => Err(Failure::new(Exit::Failed, error.to_string(), error.hint())),
+    }
+}
+
+fn tenant_of(text: &str) -> Result<TenantId, Failure> {
+    TenantId::parse(text).map_err(|error| Failure::new(Exit::Invalid, error.to_string(), ""))
+}
+
+fn no_key(keys: &Keyring, tenant: &TenantId) -> Failure {
+    let hint = "a repository gets its key with its first snapshot; --data-dir chooses the directory";
+    Failure::new(Exit::NotFound, format!("there is no key {}", keys.path(tenant).display()), hint)
+}
+
+/// Gives a tenant's repository a new password, while no server uses it.
+fn change_password(tenant: &str, data_dir: Option<&Path>) -> Result<String, Failure> {
+    let tenant = tenant_of(tenant)?;
+    let config = load(&ServeArgs::default(), data_dir)?;
+    let keys = config.keys.keyring(&config.data_dir).map_err(|error| refused(&error))?;
+    if !keys.path(&tenant).exists() {
+        return Err(no_key(&keys, &tenant));
+    }
+    let _directory = serve::DataDir::open(&config.data_dir)
+        .map_err(|error| Failure::new(Exit::Conflict, error.to_string(), error.hint()))?;
+    let backend = config.repository.connect(&tenant).map_err(|error| refused(&error))?;
+    keys.change(&tenant, KeyCost::Interactive, |password| Repository::open(Arc::clone(&backend), password)).map_err(
+        |error| {
+            let hint = "the password in use still opens the repository; run it again when the cause is mended";
+            Failure::new(Exit::Failed, format!("{}: {}", config.repository.of_tenant(&tenant), describe(&error)), hint)
+        },
+    )?;
+    Ok(format!(
+        "The repository of {tenant} has a new password. Recovery kits made before do not open it: make a new one with\n\
+         `perennial recovery-kit`. Copies of the repository made before still open with the old password."
+    ))
 }
 
 /// Forgets which storage root belongs to a data directory that no server uses.

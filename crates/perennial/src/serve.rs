@@ -29,9 +29,10 @@ use tokio::sync::watch;
 use crate::api::{self, Tokens};
 use crate::config::{Config, ConfigError, EngineKind, RepositorySection, VolumeAccess};
 use crate::fault::process_tap;
+use crate::keys::{KeyError, Keyring};
 use crate::reconcile::controller::Waker;
 use crate::reconcile::progress::ProgressBoard;
-use crate::reconcile::repositories::{Repositories, key_path};
+use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
 use crate::service::{App, AppSettings};
 use crate::store::{Store, StoreError};
@@ -59,6 +60,9 @@ pub enum ServeError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// A key of a repository cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// The database cannot be used.
     #[error("open the database")]
     Store(#[from] StoreError),
@@ -88,6 +92,7 @@ impl ServeError {
         match self {
             Self::Config(error) => error.hint(),
             Self::Directory(error) => error.hint(),
+            Self::Keys(error) => error.hint(),
             Self::Store(StoreError::NewerDatabase { .. }) => "run the newer version of perennial again",
             Self::Store(_) => "check the path or the URL of the database; `perennial config show` prints it",
             Self::Engine(error) if error.to_string().starts_with("the storage root") => {
@@ -153,7 +158,12 @@ impl Running {
             Some(files) => Some(Arc::new(Certificate::load(files.clone())?)),
             None => None,
         };
+        let keys = config.keys.keyring(&config.data_dir)?;
         let directory = DataDir::open(&config.data_dir)?;
+        let wrapped = keys.rewrap()?;
+        if wrapped > 0 {
+            tracing::info!(keys = wrapped, "wrapped keys of repositories with the installation key");
+        }
         let tap = process_tap();
         let store = Store::open(&config.database, Arc::clone(&tap)).await?;
         let listener = listen(config.listen).await?;
@@ -162,8 +172,8 @@ impl Running {
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds);
         let engine = engine(config, store.installation(), &clock, Arc::clone(&tap)).await?;
         // A key that is there came with a repository from elsewhere, which is not to be begun anew.
-        if directory.is_new() && !key_path(directory.path(), &TenantId::default_tenant()).exists() {
-            first_repository(directory.path(), &config.repository).await;
+        if directory.is_new() && !keys.path(&TenantId::default_tenant()).exists() {
+            first_repository(keys.clone(), &config.repository).await;
         }
         let board = ProgressBoard::default();
         let waker = Waker::default();
@@ -171,7 +181,7 @@ impl Running {
         let reconciler = Arc::new(Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
-            Repositories::configured(directory.path(), &config.repository, tap),
+            Repositories::configured(keys.clone(), &config.repository, tap),
             (Arc::clone(&clock), Arc::clone(&ids)),
             board.clone(),
             Settings {
@@ -196,6 +206,7 @@ impl Running {
                 data_dir: directory.path().to_owned(),
                 storage_root: config.storage_root.clone(),
                 repository: config.repository.clone(),
+                keys,
                 volume_prefix: config.volume_prefix.clone(),
                 runtimes: config.runtimes.clone(),
             }),
@@ -245,8 +256,8 @@ impl Running {
 }
 
 /// Makes the default tenant's repository and its key. Whoever cannot write it now is told, and again when it is used.
-async fn first_repository(data_dir: &Path, section: &RepositorySection) {
-    let repositories = Repositories::configured(data_dir, section, Arc::new(NoTap));
+async fn first_repository(keys: Keyring, section: &RepositorySection) {
+    let repositories = Repositories::configured(keys, section, Arc::new(NoTap));
     let made = tokio::task::spawn_blocking(move || repositories.prepare(&TenantId::default_tenant())).await;
     if let Err(problem) = made.map_err(|error| error.to_string()).and_then(|made| made) {
         tracing::warn!(%problem, "make the first repository");

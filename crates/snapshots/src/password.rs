@@ -1,6 +1,12 @@
-//! What opens a repository.
+//! What opens a repository, and how that is changed.
 
 use std::fmt;
+
+use crate::backend::FileKind;
+use crate::error::{Error, Result};
+use crate::id::Id;
+use crate::lock::{LockGuard, LockMode};
+use crate::repository::{Repository, find_key, try_key, wrap_key};
 
 /// Opens a repository's keys. Never shown by `Debug`.
 #[derive(Clone)]
@@ -47,5 +53,49 @@ impl KeyCost {
             Self::Interactive => 15,
             Self::Test => 8,
         }
+    }
+}
+
+impl Repository {
+    /// Makes a password open the repository, beside those that do already; one of them may be this one.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while somebody prunes; store errors.
+    pub fn add_password(&self, password: &Password, cost: KeyCost) -> Result<()> {
+        let backend = &*self.inner.backend;
+        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        match find_key(backend, password) {
+            Ok(_) => return Ok(()),
+            Err(Error::WrongPassword) => {}
+            Err(error) => return Err(error),
+        }
+        let file = wrap_key(&self.inner.key, password, cost)?;
+        guard.ensure()?;
+        backend.write(FileKind::Key, Id::of(&file), &file)?;
+        // Somebody will count on it alone: it has to open what is there, as read back.
+        backend.drop_caches(FileKind::Key, Id::of(&file))?;
+        find_key(backend, password).map(drop)
+    }
+
+    /// Keeps a password from opening the repository; `kept` does so from then on. The master key stays the same: with a
+    /// copy of the repository that was made before, the old password opens that copy.
+    ///
+    /// # Errors
+    /// [`Error::WrongPassword`] when `kept` does not open the repository: nothing is removed then.
+    /// [`Error::InvalidRequest`] when both are the same. [`Error::Locked`] while somebody prunes; store errors.
+    pub fn remove_password(&self, password: &Password, kept: &Password) -> Result<()> {
+        if password.reveal() == kept.reveal() {
+            return Err(Error::InvalidRequest("the password to remove is the one to keep".into()));
+        }
+        let backend = &*self.inner.backend;
+        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        find_key(backend, kept)?;
+        for info in backend.list(FileKind::Key)? {
+            if try_key(backend, info.id, password)?.is_some() {
+                guard.ensure()?;
+                backend.remove(FileKind::Key, info.id)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -278,7 +278,7 @@ pub(crate) fn key_of(master: MasterKey) -> Option<Key> {
     Some(Key::new(encrypt, k, r))
 }
 
-fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
+pub(crate) fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
     let salt: [u8; 64] = rand::random();
     let wrapping = Key::derive(password.reveal(), &salt, cost.log_n(), 8, 1)?;
     to_json(&KeyFile {
@@ -294,7 +294,7 @@ fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<Vec<u8>> {
     })
 }
 
-fn find_key(backend: &dyn Backend, password: &Password) -> Result<Key> {
+pub(crate) fn find_key(backend: &dyn Backend, password: &Password) -> Result<Key> {
     let mut trouble = None;
     for info in backend.list(FileKind::Key)? {
         match try_key(backend, info.id, password) {
@@ -307,7 +307,7 @@ fn find_key(backend: &dyn Backend, password: &Password) -> Result<Key> {
     Err(trouble.unwrap_or(Error::WrongPassword))
 }
 
-fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Result<Option<Key>> {
+pub(crate) fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Result<Option<Key>> {
     let data = backend.read(FileKind::Key, id)?;
     let damaged = |reason: &str| Error::damaged(FileKind::Key, id, reason);
     if Id::of(&data) != id {

@@ -1,7 +1,6 @@
 //! `[repository]`: the place below which every tenant has its repository.
 
 use std::num::NonZeroU64;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use perennial_snapshots::backend::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, ServeArgs, value};
+use super::{ConfigError, ServeArgs, is_open_to_others, value};
 
 /// What limits are counted in, in bytes.
 const KIB: NonZeroU64 = match NonZeroU64::new(1024) {
@@ -204,12 +203,11 @@ fn invalid(error: &InvalidLocation) -> ConfigError {
 fn read_variables(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     const KEY: &str = "repository.env_file";
     let wrong = |problem: String, hint| value(KEY, format!("{}: {problem}", path.display()), hint);
-    let mode = std::fs::metadata(path).map_err(|e| wrong(e.to_string(), "name a file that the server can read"))?;
-    if mode.permissions().mode() & 0o077 != 0 {
+    let unreadable = |e: std::io::Error| wrong(e.to_string(), "name a file that the server can read");
+    if is_open_to_others(path).map_err(unreadable)? {
         return Err(wrong("others can read it".to_owned(), "close it to others: chmod go= FILE"));
     }
-    let text =
-        std::fs::read_to_string(path).map_err(|e| wrong(e.to_string(), "name a file that the server can read"))?;
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let mut variables = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -228,6 +226,8 @@ fn read_variables(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     const S3: &str = "s3:http://127.0.0.1:9/bucket/all";

@@ -1,9 +1,7 @@
 //! The tenants' repositories: one each, its key beside the data directory's other secrets, kept open.
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +14,7 @@ use super::step::{StepError, retry};
 use crate::causes::describe;
 use crate::config::{ConfigError, RepositorySection};
 use crate::fault::TappedBackend;
+use crate::keys::{KeyError, Keyring, write_secret};
 
 /// Opens repositories on demand and keeps them open.
 #[derive(Clone)]
@@ -29,8 +28,8 @@ pub struct Repositories {
 /// Where repositories live.
 #[derive(Clone)]
 enum Place {
-    /// Where the configuration says, each below one place, with `<data>/keys/<tenant>`.
-    Configured { data: PathBuf, section: Arc<RepositorySection> },
+    /// Where the configuration says, each below one place.
+    Configured { keys: Keyring, section: Arc<RepositorySection> },
     /// In memory, for the simulator and tests; the map outlives the server that uses it.
     Memory(MemoryRepositories),
 }
@@ -51,10 +50,10 @@ impl MemoryRepositories {
 pub const MEMORY_PASSWORD: &str = "simulated";
 
 impl Repositories {
-    /// Repositories where the configuration says, their keys in the data directory.
+    /// Repositories where the configuration says.
     #[must_use]
-    pub fn configured(data_dir: &Path, section: &RepositorySection, tap: Arc<dyn Tap>) -> Self {
-        let place = Place::Configured { data: data_dir.to_owned(), section: Arc::new(section.clone()) };
+    pub fn configured(keys: Keyring, section: &RepositorySection, tap: Arc<dyn Tap>) -> Self {
+        let place = Place::Configured { keys, section: Arc::new(section.clone()) };
         Self { place, tap, open: Arc::default(), closed: Arc::default() }
     }
 
@@ -100,9 +99,9 @@ impl Repositories {
     fn open_anew(&self, tenant: &TenantId) -> Result<Repository, StepError> {
         let (backend, password, cost): (Arc<dyn Backend>, Password, KeyCost) = match &self.place {
             Place::Memory(memory) => (Arc::new(memory.backend(tenant)), Password::new(MEMORY_PASSWORD), KeyCost::Test),
-            Place::Configured { data, section } => {
+            Place::Configured { keys, section } => {
                 let backend = section.connect(tenant).map_err(|error| misconfigured(&error))?;
-                let password = ensure_key(data, tenant, &*backend, &section.of_tenant(tenant))?;
+                let password = ensure_key(keys, tenant, &*backend, &section.of_tenant(tenant))?;
                 (backend, password, KeyCost::Interactive)
             }
         };
@@ -120,8 +119,8 @@ impl Repositories {
 
     /// A repository that was there and is not is a disk that is not mounted, or a loss: no empty one takes its place.
     fn refuse_second(&self, tenant: &TenantId) -> Result<(), StepError> {
-        let Place::Configured { data, section } = &self.place else { return Ok(()) };
-        let marker = made_path(data, tenant);
+        let Place::Configured { keys, section } = &self.place else { return Ok(()) };
+        let marker = keys.made_path(tenant);
         match marker.try_exists() {
             Ok(false) => Ok(()),
             Ok(true) => {
@@ -139,8 +138,8 @@ impl Repositories {
     }
 
     fn remember_made(&self, tenant: &TenantId) -> Result<(), StepError> {
-        let Place::Configured { data, .. } = &self.place else { return Ok(()) };
-        let marker = made_path(data, tenant);
+        let Place::Configured { keys, .. } = &self.place else { return Ok(()) };
+        let marker = keys.made_path(tenant);
         if marker.exists() {
             return Ok(());
         }
@@ -148,57 +147,29 @@ impl Repositories {
     }
 }
 
-/// Where the password of a tenant's repository is: `<data>/keys/<tenant>`.
-#[must_use]
-pub fn key_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
-    data_dir.join("keys").join(tenant.as_str())
-}
-
-/// The keys of every tenant's repository, by tenant. Blocks.
-///
-/// # Errors
-/// Whatever the file system answers; no key at all is no error.
-pub fn keys(data_dir: &Path) -> std::io::Result<Vec<(TenantId, Password)>> {
-    let mut found = Vec::new();
-    let entries = match std::fs::read_dir(data_dir.join("keys")) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        // Other files lie beside the keys; their names are no tenant's.
-        if let Some(tenant) = entry?.file_name().to_str().and_then(|name| TenantId::parse(name).ok()) {
-            let text = std::fs::read_to_string(key_path(data_dir, &tenant))?;
-            found.push((tenant, Password::new(text.trim().as_bytes())));
-        }
-    }
-    found.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
-    Ok(found)
-}
-
-/// What says that a tenant's repository was made: beside its key, because the repository's disk may be another one.
-fn made_path(data_dir: &Path, tenant: &TenantId) -> PathBuf {
-    data_dir.join("keys").join(format!("{tenant}.made"))
-}
-
 /// Reads the key, or makes it durable before the repository that it opens exists.
 ///
 /// A repository without its key is a loss, so a missing key beside an existing repository is an error, not a new key.
-fn ensure_key(data: &Path, tenant: &TenantId, backend: &dyn Backend, name: &str) -> Result<Password, StepError> {
-    let path = key_path(data, tenant);
-    match std::fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(Password::new(text.trim().as_bytes())),
-        Ok(_) => return Err(retry("repository-key-missing", format!("the key file {} is empty", path.display()))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(unreadable(&path, &error)),
+fn ensure_key(keys: &Keyring, tenant: &TenantId, backend: &dyn Backend, name: &str) -> Result<Password, StepError> {
+    if let Some(password) = keys.read(tenant).map_err(|error| no_key(&error))? {
+        return Ok(password);
     }
     if Repository::exists(backend)? {
+        let path = keys.path(tenant);
         let message = format!("the repository {name} exists, but its key {} does not", path.display());
         return Err(retry("repository-key-missing", message));
     }
     let password = Password::random();
-    write_secret(&path, password.reveal()).map_err(|e| unreadable(&path, &e))?;
+    keys.write(tenant, &password).map_err(|error| no_key(&error))?;
     Ok(password)
+}
+
+fn no_key(error: &KeyError) -> StepError {
+    let code = match error {
+        KeyError::Empty(_) => "repository-key-missing",
+        _ => "repository-key-unreadable",
+    };
+    retry(code, format!("{error}; {}", error.hint()))
 }
 
 fn misconfigured(error: &ConfigError) -> StepError {
@@ -207,20 +178,4 @@ fn misconfigured(error: &ConfigError) -> StepError {
 
 fn unreadable(path: &Path, error: &std::io::Error) -> StepError {
     retry("repository-key-unreadable", format!("{}: {}", path.display(), describe(error)))
-}
-
-/// Writes a secret atomically and durably, readable by its owner only.
-///
-/// # Errors
-/// Whatever the file system answers.
-pub fn write_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
-    let directory = path.parent().unwrap_or_else(|| Path::new("."));
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let temporary = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(secret)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    std::fs::File::open(directory)?.sync_all()
 }

@@ -28,6 +28,7 @@ use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 
 use crate::config::RepositorySection;
+use crate::keys::Keyring;
 use crate::reconcile::worker::set_spec;
 use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
@@ -60,6 +61,8 @@ pub struct AppSettings {
     pub storage_root: PathBuf,
     /// Where the repositories are.
     pub repository: RepositorySection,
+    /// Their keys.
+    pub keys: Keyring,
     /// Prefix of volume names on the engine.
     pub volume_prefix: String,
     /// Runtimes that pods may ask for; empty: every runtime of the engine.

@@ -8,7 +8,6 @@ use perennial_snapshots::Password;
 use sha2::{Digest as _, Sha256};
 
 use super::{App, Caller};
-use crate::reconcile::repositories::keys;
 use crate::store::{Change, RecoveryExport};
 
 /// Everything that is needed to read the repositories without this host.
@@ -100,9 +99,9 @@ impl App {
     }
 
     async fn keys(&self) -> Result<Vec<(TenantId, Password)>, Error> {
-        let data = self.settings.data_dir.clone();
+        let keys = self.settings.keys.clone();
         let unreadable = |problem: String| Error::Unavailable { problem: format!("read the keys: {problem}") };
-        let read = tokio::task::spawn_blocking(move || keys(&data)).await;
+        let read = tokio::task::spawn_blocking(move || keys.all()).await;
         read.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))
     }
 }

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use perennial::api::{self, Tokens};
 use perennial::config::RepositorySection;
+use perennial::keys::Keyring;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::service::{App, AppSettings, SnapshotRemover};
 use perennial::store::{Change, Store};
@@ -109,6 +110,7 @@ impl Server {
                 data_dir: directory.path().to_owned(),
                 storage_root: directory.path().to_owned(),
                 repository: RepositorySection::in_directory(&directory.path().join("repositories")),
+                keys: Keyring::new(directory.path(), None, None),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
             }),

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial::config::RepositorySection;
+use perennial::keys::Keyring;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Repositories};
 use perennial::reconcile::worker::Passed;
@@ -172,6 +173,7 @@ impl World {
                 data_dir: self.directory.path().to_owned(),
                 storage_root: self.directory.path().to_owned(),
                 repository: RepositorySection::in_directory(&self.directory.path().join("repositories")),
+                keys: Keyring::new(self.directory.path(), None, None),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
             }),

@@ -16,6 +16,12 @@ pub enum RepositoryCommand {
         #[arg(default_value = "default")]
         tenant: String,
     },
+    /// Gives a tenant's repository a new password, while no server uses its data directory.
+    ChangePassword {
+        /// Whose.
+        #[arg(default_value = "default")]
+        tenant: String,
+    },
     /// Makes a repository, which any restic reads, too.
     Init(PlaceArgs),
     /// Takes a snapshot of directories and reads back what it wrote.

@@ -27,7 +27,7 @@ pub use args::RepositoryCommand;
 pub fn run(connection: &Connection, command: RepositoryCommand, out: &mut Out) -> Result<(), Failure> {
     let mut desk = open::Desk { connection, out };
     match command {
-        RepositoryCommand::Password { .. } => {
+        RepositoryCommand::Password { .. } | RepositoryCommand::ChangePassword { .. } => {
             Err(Failure::usage("this command reads a data directory", "run it directly"))
         }
         RepositoryCommand::Init(place) => write::init(&mut desk, &place),
