@@ -81,7 +81,7 @@ async fn an_engine_whose_ssh_is_killed_is_unknown_until_it_is_back_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ssh_host_with_another_key_and_a_user_without_one_are_refused_with_the_reason() {
-    let sshd = Sshd::start();
+    let sshd = Sshd::start_with(10);
     let root = tempfile::tempdir_in(storage_base()).unwrap();
     let connect = async |address: String, options: Vec<String>| {
         let mut config = shared_config(&["runc"]);

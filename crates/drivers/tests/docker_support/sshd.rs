@@ -33,6 +33,11 @@ pub struct Sshd {
 impl Sshd {
     /// Starts one that lets in one connection that has not yet logged in, and no more.
     pub fn start() -> Self {
+        Self::start_with(1)
+    }
+
+    /// Starts one that lets in so many. It counts one that was given up until it notices, some moments later.
+    pub fn start_with(startups: u32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut sshd = Self { port: free_port(), directory, listener: None };
         for key in ["host", "user", "other"] {
@@ -44,12 +49,12 @@ impl Sshd {
         };
         known("known", "host");
         known("known-otherwise", "other");
-        std::fs::write(sshd.path("sshd_config"), sshd.config()).unwrap();
+        std::fs::write(sshd.path("sshd_config"), sshd.config(startups)).unwrap();
         sshd.listen();
         sshd
     }
 
-    fn config(&self) -> String {
+    fn config(&self, startups: u32) -> String {
         let shadow = std::fs::read_to_string("/etc/shadow").unwrap();
         // Without PAM an account whose password is locked is not let in by a key either.
         let pam = if shadow.lines().any(|line| line.starts_with("root:!")) { "yes" } else { "no" };
@@ -57,7 +62,7 @@ impl Sshd {
         let (key, users) = (self.path("host").display().to_string(), self.path("user.pub").display().to_string());
         format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {key}\nAuthorizedKeysFile {users}\nUsePAM {pam}\n\
-             StrictModes no\nMaxStartups 1\nMaxSessions 1\nPidFile none\nPermitRootLogin prohibit-password\n\
+             StrictModes no\nMaxStartups {startups}\nMaxSessions 1\nPidFile none\nPermitRootLogin prohibit-password\n\
              PasswordAuthentication no\nKbdInteractiveAuthentication no\nLogLevel INFO\n"
         )
     }

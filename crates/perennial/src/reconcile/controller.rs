@@ -211,12 +211,12 @@ async fn resync(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::R
                     tracing::warn!(%error, "list the pods");
                 }
             }
-            _ = stopped.changed() => {}
+            _ = stopped.changed() => return,
         }
         pace = Pace::Gentle;
         tokio::select! {
             () = tokio::time::sleep_until(due) => {}
-            _ = stopped.changed() => {}
+            _ = stopped.changed() => return,
         }
     }
 }

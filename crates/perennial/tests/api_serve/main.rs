@@ -120,6 +120,23 @@ async fn a_server_serves_refuses_a_second_one_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_right_after_the_start_does_not_wait_for_the_next_look_at_all_pods() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let server = Running::start(&config).await.unwrap();
+    let client = Client::of(&server);
+    // Several, so that the stop comes while they are looked at.
+    for n in 0..20 {
+        client.done(&client.post("pods", json!({"name": format!("p{n}"), "image": "debian:12"})).await).await;
+    }
+    server.stop().await;
+    for _ in 0..5 {
+        let server = Running::start(&config).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), server.stop()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_does_not_wait_for_those_who_wait() {
     let directory = tempfile::tempdir().unwrap();
     let server = Running::start(&config(directory.path())).await.unwrap();
