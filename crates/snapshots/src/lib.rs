@@ -46,7 +46,7 @@ mod wire;
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
-pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport};
+pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport, PruneRequest};
 pub use node::{NodeKind, Time};
 pub use password::{KeyCost, Password};
 pub use repository::Repository;

@@ -105,7 +105,7 @@ impl<'a> Uploader<'a> {
     }
 
     fn write_index(&self, packs: Vec<IndexPack>) -> Result<()> {
-        let file = IndexFile { packs };
+        let file = IndexFile { packs, ..IndexFile::default() };
         let id = self.inner.save_json(FileKind::Index, &file)?;
         self.inner.index.write().unwrap_or_else(PoisonError::into_inner).add_written(id, Origin::Written, &file);
         Ok(())

@@ -52,6 +52,21 @@ pub(crate) struct MacKey {
 pub(crate) struct IndexFile {
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) packs: Vec<IndexPack>,
+    /// Packs that nothing needed when a prune looked, and that go after a while; restic does not see them, and rustic
+    /// writes them the same way. Their blobs do not count as there.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) packs_to_delete: Vec<MarkedPack>,
+}
+
+/// A pack that is to be deleted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MarkedPack {
+    pub(crate) id: Id,
+    /// None when no index named the pack.
+    pub(crate) blobs: Vec<IndexBlob>,
+    /// When it was marked; absent: nobody knows, so it waits from the next prune on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) time: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

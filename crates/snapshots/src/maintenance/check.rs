@@ -8,7 +8,7 @@ use perennial_core::progress::Progress;
 use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
-use crate::index::IdMap;
+use crate::index::{IdMap, IdSet};
 use crate::lock::{LockGuard, LockMode};
 use crate::node::NodeKind;
 use crate::pack::expected_size;
@@ -45,6 +45,8 @@ pub struct CheckReport {
     pub packs: u64,
     /// Packs that no index names: left by interrupted uploads, harmless, removed by a prune.
     pub packs_not_indexed: u64,
+    /// Packs that nothing needed when a prune looked, and that go with a later one.
+    pub packs_waiting: u64,
     /// Packs that were read.
     pub packs_read: u64,
 }
@@ -131,6 +133,7 @@ fn check_indexes(inner: &Inner, report: &mut CheckReport) -> Result<()> {
     let files = inner.backend.list(FileKind::Index)?;
     let present = inner.list_packs()?;
     let mut indexed: IdMap<bool> = IdMap::default();
+    let mut waiting = IdSet::default();
     for info in files {
         inner.backend.drop_caches(FileKind::Index, info.id)?;
         let file = match inner.load_json::<IndexFile>(FileKind::Index, info.id) {
@@ -140,6 +143,7 @@ fn check_indexes(inner: &Inner, report: &mut CheckReport) -> Result<()> {
                 continue;
             }
         };
+        waiting.extend(file.packs_to_delete.iter().map(|pack| pack.id).filter(|id| present.contains_key(id)));
         for pack in file.packs {
             let expected = expected_size(&pack.blobs);
             let wrong = match present.get(&pack.id) {
@@ -154,7 +158,10 @@ fn check_indexes(inner: &Inner, report: &mut CheckReport) -> Result<()> {
         }
     }
     report.packs = indexed.len() as u64;
-    report.packs_not_indexed = present.keys().filter(|id| !indexed.contains_key(*id)).count() as u64;
+    waiting.retain(|id| !indexed.contains_key(id));
+    report.packs_waiting = waiting.len() as u64;
+    let unknown = present.keys().filter(|id| !indexed.contains_key(*id) && !waiting.contains(*id));
+    report.packs_not_indexed = unknown.count() as u64;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ mod check;
 mod prune;
 
 pub use check::{CheckReport, Depth, Problem};
-pub use prune::{DoomedPack, PruneReason, PruneReport};
+pub use prune::{DoomedPack, PruneReason, PruneReport, PruneRequest};
 
 use crate::backend::FileKind;
 use crate::error::Result;

@@ -1,12 +1,17 @@
 //! Pruning: deletes what no snapshot needs, in an order in which a crash loses nothing.
 //!
-//! Everything is planned first, from indexes, packs and snapshots as the store lists them under an exclusive lock;
-//! a snapshot that cannot be read or lacks a blob stops it (P32: a damaged repository is no reason to delete more).
-//! Then: needed blobs of partly used packs are written to new packs and read back; a complete new index is written
-//! and read back; old index files are removed; packs are removed last.
+//! Everything is planned first, from indexes, packs and snapshots as the store lists them under an exclusive lock, so
+//! that no upload of anybody is under way; a snapshot that cannot be read or lacks a blob stops it (P32: a damaged
+//! repository is no reason to delete more). Then: needed blobs of partly used packs are written to new packs and read
+//! back; a complete new index is written and read back; old index files are removed; packs are removed last.
+//!
+//! With a grace time there are two phases. What nothing needs is only marked in the index: from then on no upload
+//! builds on it, and it is still there. A prune after the grace time deletes it, unless a snapshot needs it by then,
+//! which takes the mark back. So an upload whose lock was lost, or a store that listed a snapshot late, costs nothing.
 
 use std::collections::{HashMap, HashSet};
 
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
 
 use super::Mode;
@@ -17,7 +22,7 @@ use crate::index::{IdMap, IdSet};
 use crate::lock::{LockGuard, LockMode};
 use crate::pack::{PackBuilder, expected_size, open_blob, parse_header};
 use crate::repository::{Inner, Repository};
-use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack};
+use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack};
 
 /// A pack is rewritten when this share of it is unused, in percent: rewriting costs more than some waste.
 const REPACK_FROM_PERCENT: u64 = 10;
@@ -26,6 +31,21 @@ const SMALL: u64 = 4 << 20;
 const MERGE_FROM: usize = 8;
 /// Blobs in one index file: about 10 MiB of JSON.
 const BLOBS_PER_INDEX: usize = 50_000;
+/// A mark this far ahead of the clock says that a clock was wrong: its time begins anew.
+const CLOCK_ERROR: SignedDuration = SignedDuration::from_hours(1);
+
+/// How a prune goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PruneRequest {
+    /// Whether anything is done.
+    pub mode: Mode,
+    /// How long packs that nothing needs are only marked; zero: they, and all that were marked before, go now.
+    pub grace: SignedDuration,
+    /// The present time, by the same clock from prune to prune.
+    pub now: Timestamp,
+    /// Bytes of packs to take apart at most; partly used packs beyond stay for the next prune.
+    pub rewrite_at_most: u64,
+}
 
 /// Why a pack goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +60,7 @@ pub enum PruneReason {
     Small,
 }
 
-/// A pack that goes.
+/// A pack that nothing needs as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DoomedPack {
     /// The pack.
@@ -62,11 +82,19 @@ pub struct PruneReport {
     pub blobs_needed: u64,
     /// Packs that stay as they are.
     pub packs_kept: u64,
-    /// Packs that go.
+    /// Packs that go: now, or with a grace time when it is over.
     pub doomed: Vec<DoomedPack>,
+    /// Packs that an earlier prune marked and that go now.
+    pub expired: Vec<Id>,
+    /// Packs that are marked and stay until their grace time is over.
+    pub waiting: u64,
+    /// Packs that were marked, and that a snapshot needs after all.
+    pub recovered: u64,
+    /// Partly used packs that stay for the next prune, because this one does not take more apart.
+    pub postponed: u64,
     /// Index files that are replaced by new ones.
     pub indexes_replaced: u64,
-    /// Bytes freed, rewritten ones taken off.
+    /// Bytes freed now, rewritten ones taken off.
     pub freed_bytes: u64,
 }
 
@@ -76,33 +104,82 @@ struct Plan {
     keep: Vec<IndexPack>,
     /// Packs to take blobs out of, with those blobs.
     repack: Vec<(Id, Vec<IndexBlob>)>,
+    /// The marks of the new index.
+    marks: Vec<MarkedPack>,
+    /// What is deleted at the end.
+    delete: Vec<Id>,
     old_indexes: Vec<Id>,
     report: PruneReport,
 }
 
 impl Repository {
-    /// Deletes packs, blobs and index files that no snapshot needs.
+    /// Deletes packs, blobs and index files that no snapshot needs, marked ones included, at once.
+    ///
+    /// # Errors
+    /// As [`prune_with`](Self::prune_with).
+    pub fn prune(&self, mode: Mode, progress: &Progress) -> Result<PruneReport> {
+        let now = Timestamp::now();
+        self.prune_with(&PruneRequest { mode, grace: SignedDuration::ZERO, now, rewrite_at_most: u64::MAX }, progress)
+    }
+
+    /// Marks packs that no snapshot needs, and deletes those whose grace time is over.
     ///
     /// # Errors
     /// [`Error::Locked`] while anybody else works on the repository; [`Error::MissingBlob`] or [`Error::Damaged`] when
-    /// a snapshot is not complete, and then nothing is changed; [`Error::LockLost`]; store errors.
-    pub fn prune(&self, mode: Mode, progress: &Progress) -> Result<PruneReport> {
+    /// a snapshot is not complete, and then nothing is deleted; [`Error::LockLost`]; store errors. The same call again
+    /// goes on where an interrupted one was.
+    pub fn prune_with(&self, request: &PruneRequest, progress: &Progress) -> Result<PruneReport> {
         let inner = &*self.inner;
         progress.check()?;
         let guard = LockGuard::acquire(&self.inner, LockMode::Exclusive)?;
         inner.refresh_index()?;
-        let plan = plan(inner, progress)?;
-        if mode == Mode::Execute {
+        let mut recovered = 0;
+        let mut plan = loop {
+            match plan(inner, request, progress) {
+                Err(Error::MissingBlob { blob, needed_by }) if request.mode == Mode::Execute => {
+                    recover(inner, blob, needed_by)?;
+                    recovered += 1;
+                }
+                other => break other?,
+            }
+        };
+        plan.report.recovered = recovered;
+        if request.mode == Mode::Execute {
             inner.backend.remove_leftovers()?;
         }
-        let nothing_to_do = plan.report.doomed.is_empty() && plan.report.indexes_replaced == 0;
-        if mode == Mode::DryRun || nothing_to_do {
+        let new_marks = !request.grace.is_zero() && !plan.report.doomed.is_empty();
+        let nothing_to_do = plan.delete.is_empty() && plan.report.indexes_replaced == 0 && !new_marks;
+        if request.mode == Mode::DryRun || nothing_to_do {
             return Ok(plan.report);
         }
         let report = execute(inner, &guard, plan, progress)?;
         inner.refresh_index()?;
         Ok(report)
     }
+}
+
+/// Takes the mark back from a pack, because a snapshot needs this blob of it.
+///
+/// The index file that says so is added, and nothing is taken away: the next plan sees the pack as any other.
+fn recover(inner: &Inner, blob: Id, needed_by: String) -> Result<()> {
+    for info in inner.backend.list(FileKind::Index)? {
+        let file = match inner.load_json::<IndexFile>(FileKind::Index, info.id) {
+            Err(Error::Damaged { .. }) => continue,
+            other => other?,
+        };
+        let home = file.packs_to_delete.into_iter().find(|pack| pack.blobs.iter().any(|b| b.id == blob));
+        if let Some(MarkedPack { id, blobs, .. }) = home
+            && inner.backend.size(FileKind::Pack, id)? == Some(expected_size(&blobs))
+        {
+            tracing::warn!(pack = %id, by = needed_by, "a pack that was to be deleted is needed after all");
+            inner.save_json(
+                FileKind::Index,
+                &IndexFile { packs: vec![IndexPack { id, blobs }], ..IndexFile::default() },
+            )?;
+            return inner.refresh_index();
+        }
+    }
+    Err(Error::MissingBlob { blob, needed_by })
 }
 
 /// Every blob that any snapshot needs; fails when one is not there.
@@ -133,12 +210,13 @@ fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(u64, HashSet<Blob
     Ok((snapshots.len() as u64, needed))
 }
 
-fn plan(inner: &Inner, progress: &Progress) -> Result<Plan> {
-    let (snapshots, needed) = needed_blobs(inner, progress)?;
+fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Plan> {
+    let (snapshots, mut needed) = needed_blobs(inner, progress)?;
     let mut report = PruneReport { snapshots, blobs_needed: needed.len() as u64, ..PruneReport::default() };
     let present = inner.list_packs()?;
     let mut old_indexes = Vec::new();
     let mut indexed: IdMap<Vec<IndexBlob>> = IdMap::default();
+    let mut marked: IdMap<MarkedPack> = IdMap::default();
     let mut stale_entries = false;
     for info in inner.backend.list(FileKind::Index)? {
         old_indexes.push(info.id);
@@ -148,6 +226,13 @@ fn plan(inner: &Inner, progress: &Progress) -> Result<Plan> {
                     let intact = present.get(&pack.id) == Some(&expected_size(&pack.blobs));
                     let doubled = intact && indexed.insert(pack.id, pack.blobs).is_some();
                     stale_entries |= !intact || doubled;
+                }
+                for pack in file.packs_to_delete {
+                    // Of two marks the later counts: to wait longer costs only space.
+                    let earlier = marked.get(&pack.id).is_none_or(|other| other.time < pack.time);
+                    if earlier && present.contains_key(&pack.id) {
+                        marked.insert(pack.id, pack);
+                    }
                 }
             }
             // All snapshots are complete without it.
@@ -163,9 +248,19 @@ fn plan(inner: &Inner, progress: &Progress) -> Result<Plan> {
             *small.entry(blob.kind).or_insert(0_usize) += 1;
         }
     }
-    let mut homes: HashSet<BlobKey> = HashSet::new();
+    marked.retain(|id, _| !indexed.contains_key(id));
     let mut keep = Vec::new();
     let mut repack = Vec::new();
+    let mut delete = Vec::new();
+    let mut marks = Vec::new();
+    let mut rewritten = 0_u64;
+    let doom = |id: Id, blobs: Vec<IndexBlob>, delete: &mut Vec<Id>, marks: &mut Vec<MarkedPack>| {
+        if request.grace.is_zero() {
+            delete.push(id);
+        } else {
+            marks.push(MarkedPack { id, blobs, time: Some(request.now) });
+        }
+    };
     let mut packs: Vec<_> = indexed.into_iter().collect();
     // Large packs first, so that of a blob that is there twice, the copy in the small pack goes.
     packs.sort_by_key(|(id, _)| (std::cmp::Reverse(present.get(id).copied()), *id));
@@ -173,7 +268,8 @@ fn plan(inner: &Inner, progress: &Progress) -> Result<Plan> {
         let size = present.get(&id).copied().unwrap_or(0);
         let used: Vec<IndexBlob> = blobs
             .iter()
-            .filter(|b| needed.contains(&(b.kind, b.id)) && homes.insert((b.kind, b.id)))
+            // Taken out when its home is found, so that a blob has one and what is left over has none.
+            .filter(|b| needed.remove(&(b.kind, b.id)))
             .copied()
             .collect();
         let moved: u64 = used.iter().map(|b| u64::from(b.length)).sum();
@@ -191,31 +287,56 @@ fn plan(inner: &Inner, progress: &Progress) -> Result<Plan> {
             keep.push(IndexPack { id, blobs });
             continue;
         };
-        report.freed_bytes += size - moved.min(size);
+        if !used.is_empty() && rewritten.saturating_add(size) > request.rewrite_at_most {
+            report.postponed += 1;
+            report.packs_kept += 1;
+            keep.push(IndexPack { id, blobs });
+            continue;
+        }
+        report.freed_bytes += if request.grace.is_zero() { size - moved.min(size) } else { 0 };
         report.doomed.push(DoomedPack { id, size, moved, reason });
         if !used.is_empty() {
+            rewritten += size;
             repack.push((id, used));
         }
+        doom(id, blobs, &mut delete, &mut marks);
     }
     // What the index in memory knows and the index files do not would be deleted with packs that look abandoned.
-    if let Some((_, blob)) = needed.iter().find(|key| !homes.contains(*key)) {
+    if let Some((_, blob)) = needed.iter().next() {
         return Err(Error::MissingBlob { blob: *blob, needed_by: "a snapshot, according to the index files".into() });
     }
     let known: IdSet = keep.iter().map(|p| p.id).chain(report.doomed.iter().map(|p| p.id)).collect();
-    for (id, size) in &present {
-        if !known.contains(id) {
-            report.freed_bytes += size;
-            report.doomed.push(DoomedPack { id: *id, size: *size, moved: 0, reason: PruneReason::NotIndexed });
-        }
+    for (id, size) in present.iter().filter(|(id, _)| !known.contains(*id) && !marked.contains_key(*id)) {
+        report.freed_bytes += if request.grace.is_zero() { *size } else { 0 };
+        report.doomed.push(DoomedPack { id: *id, size: *size, moved: 0, reason: PruneReason::NotIndexed });
+        doom(*id, Vec::new(), &mut delete, &mut marks);
     }
-    if stale_entries || report.doomed.iter().any(|p| p.reason != PruneReason::NotIndexed) {
+    let mut begun_anew = false;
+    for (id, mut pack) in marked {
+        let age = pack.time.map(|time| request.now.duration_since(time));
+        if request.grace.is_zero() || age.is_some_and(|age| age >= request.grace) {
+            report.freed_bytes += present.get(&id).copied().unwrap_or(0);
+            report.expired.push(id);
+            delete.push(id);
+            continue;
+        }
+        if age.is_none_or(|age| age < -CLOCK_ERROR) {
+            pack.time = Some(request.now);
+            begun_anew = true;
+        }
+        marks.push(pack);
+    }
+    report.waiting = marks.len() as u64;
+    // Packs that no index names and that go at once leave no trace in it.
+    let leaves_trace = |pack: &DoomedPack| !request.grace.is_zero() || pack.reason != PruneReason::NotIndexed;
+    if stale_entries || begun_anew || !report.expired.is_empty() || report.doomed.iter().any(leaves_trace) {
         report.indexes_replaced = old_indexes.len() as u64;
     }
-    Ok(Plan { keep, repack, old_indexes, report })
+    Ok(Plan { keep, repack, marks, delete, old_indexes, report })
 }
 
 fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) -> Result<PruneReport> {
-    let Plan { mut keep, repack, old_indexes, report } = plan;
+    let Plan { mut keep, repack, marks, delete, old_indexes, report } = plan;
     let mut builders: [PackBuilder; 2] = Default::default();
     let mut plain = Vec::new();
     for (id, blobs) in repack {
@@ -240,16 +361,17 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
             keep.push(write_pack(inner, builder)?);
         }
     }
-    if report.indexes_replaced > 0 {
-        let new_indexes = write_indexes(inner, keep)?;
+    // A repository that lost all its index files has none to replace, and still gets its marks.
+    if report.indexes_replaced > 0 || !marks.is_empty() {
+        let new_indexes = write_indexes(inner, keep, marks)?;
         for id in old_indexes.iter().filter(|id| !new_indexes.contains(id)) {
             guard.ensure()?;
             inner.backend.remove(FileKind::Index, *id)?;
         }
     }
-    for pack in &report.doomed {
+    for pack in delete {
         guard.ensure()?;
-        inner.backend.remove(FileKind::Pack, pack.id)?;
+        inner.backend.remove(FileKind::Pack, pack)?;
     }
     Ok(report)
 }
@@ -266,26 +388,35 @@ fn write_pack(inner: &Inner, builder: PackBuilder) -> Result<IndexPack> {
     Ok(IndexPack { id: pack.id, blobs: pack.blobs })
 }
 
-fn write_indexes(inner: &Inner, packs: Vec<IndexPack>) -> Result<Vec<Id>> {
+fn write_indexes(inner: &Inner, packs: Vec<IndexPack>, marks: Vec<MarkedPack>) -> Result<Vec<Id>> {
     let mut ids = Vec::new();
     let mut file = IndexFile::default();
     let mut blobs = 0;
-    let write = |file: &IndexFile| -> Result<Id> {
-        let id = inner.save_json(FileKind::Index, file)?;
+    let mut write = |file: IndexFile| -> Result<()> {
+        let id = inner.save_json(FileKind::Index, &file)?;
         inner.backend.drop_caches(FileKind::Index, id)?;
         inner.load_json::<IndexFile>(FileKind::Index, id)?;
-        Ok(id)
+        ids.push(id);
+        Ok(())
     };
     for pack in packs {
         blobs += pack.blobs.len();
         file.packs.push(pack);
         if blobs >= BLOBS_PER_INDEX {
-            ids.push(write(&std::mem::take(&mut file))?);
+            write(std::mem::take(&mut file))?;
             blobs = 0;
         }
     }
-    if !file.packs.is_empty() {
-        ids.push(write(&file)?);
+    for pack in marks {
+        blobs += pack.blobs.len().max(1);
+        file.packs_to_delete.push(pack);
+        if blobs >= BLOBS_PER_INDEX {
+            write(std::mem::take(&mut file))?;
+            blobs = 0;
+        }
+    }
+    if !file.packs.is_empty() || !file.packs_to_delete.is_empty() {
+        write(file)?;
     }
     Ok(ids)
 }
