@@ -13,6 +13,8 @@ pub mod plan;
 pub mod pod;
 pub mod progress;
 pub mod record;
+pub mod retention;
+pub mod schedule;
 pub mod snapshot;
 pub mod spec;
 pub mod verbs;

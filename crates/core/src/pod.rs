@@ -245,6 +245,8 @@ pub enum ConditionKind {
     ForeignWriter,
     /// Sets are kept because nothing proves a copy of them.
     Quarantined,
+    /// The newest snapshot that was asked for failed.
+    SnapshotFailed,
 }
 
 impl ConditionKind {
@@ -263,6 +265,7 @@ impl ConditionKind {
             Self::Failed => "Failed",
             Self::ForeignWriter => "ForeignWriter",
             Self::Quarantined => "Quarantined",
+            Self::SnapshotFailed => "SnapshotFailed",
         }
     }
 }
@@ -316,6 +319,10 @@ pub struct Pod {
     pub failed: Option<Problem>,
     /// Last time the data was seen whole; says since when data would be missing.
     pub data_seen_at: Option<Timestamp>,
+    /// Scheduled snapshots up to this time are taken or not wanted; `None` before the first look at the schedule.
+    pub scheduled_until: Option<Timestamp>,
+    /// Why the newest snapshot that was asked for failed; cleared by the next that succeeds.
+    pub snapshot_failed: Option<Problem>,
     /// What is seen: a cache for people.
     pub phase: Phase,
     /// What is worth knowing: a cache for people.
@@ -375,6 +382,8 @@ impl Pod {
             retry: Retry::default(),
             failed: None,
             data_seen_at: None,
+            scheduled_until: Some(now),
+            snapshot_failed: None,
             phase: Phase::Creating,
             conditions: Vec::new(),
             created_at: now,

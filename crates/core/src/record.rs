@@ -454,6 +454,9 @@ fn end_task(pod: &mut Pod, problem: Option<&Problem>) -> Consequences {
         // The half-made replacement never ran and is nobody's data.
         with_set(pod, *new, |s| s.state = SetState::Retired);
     }
+    if matches!(task.work, Work::Snapshot { .. }) {
+        pod.snapshot_failed = problem.cloned();
+    }
     pod.failed = problem.cloned();
     Consequences {
         ended: vec![Ended { operation: task.operation, problem: problem.cloned() }],

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
+use crate::schedule::SnapshotRules;
 
 /// Smallest memory limit Docker accepts, in bytes (6 MiB since API 1.41; older ones took 4 MiB).
 pub const MEMORY_MIN: u64 = 6 << 20;
@@ -130,6 +131,8 @@ pub struct PodSpec {
     pub backend: Option<Backend>,
     /// Whether processes may gain privileges by setuid programs such as sudo (D39).
     pub privilege_escalation: PrivilegeEscalation,
+    /// When snapshots are taken and which are kept.
+    pub snapshots: SnapshotRules,
 }
 
 /// Limits of a pod; `None` is no limit of that kind.
@@ -240,6 +243,7 @@ impl PodSpec {
             on_stop: OnStop::Release,
             backend: None,
             privilege_escalation: PrivilegeEscalation::Denied,
+            snapshots: SnapshotRules::default(),
         }
     }
 
@@ -252,7 +256,8 @@ impl PodSpec {
         self.validate_process()?;
         self.resources.validate()?;
         self.validate_volumes()?;
-        self.validate_ports()
+        self.validate_ports()?;
+        self.snapshots.validate()
     }
 
     fn validate_image(&self) -> Result<(), Error> {

@@ -170,6 +170,10 @@ fn aim(pod: &Pod, desired: Desired, kind: OperationKind, accepted: Option<Accept
         }
         !pointless
     });
+    if released && desired == Desired::Running {
+        // The times that passed meanwhile had nothing to take.
+        next.scheduled_until = Some(order.now);
+    }
     next.desired = desired;
     next.goal = Some(Goal { operation: order.operation, kind, previous, accepted });
     let answer = Answer::New(Box::new(operation(&next, kind, order)));
@@ -402,6 +406,22 @@ pub fn snapshot(pod: &Pod, id: SnapshotId, accepted: Option<Acceptance>, order: 
     Ok(decision)
 }
 
+/// Takes the snapshot that the schedule asks for, and records that everything up to `until` is done.
+///
+/// # Errors
+/// [`Error::Conflict`] when the pod is archived, deleted or being purged, or its host is released.
+pub fn scheduled_snapshot(pod: &Pod, id: SnapshotId, until: Timestamp, order: &Order) -> Result<Decision, Error> {
+    let mut decision = snapshot(pod, id, None, order)?;
+    // Nobody asked: what went wrong before stays visible, and a failed step waits for its own time.
+    decision.pod.failed.clone_from(&pod.failed);
+    decision.pod.retry.clone_from(&pod.retry);
+    decision.pod.scheduled_until = Some(until);
+    if let Some(row) = &mut decision.snapshot {
+        row.kind = SnapshotKind::Scheduled;
+    }
+    Ok(decision)
+}
+
 /// Destroys the pod, its data and its snapshots; everything else in work ends.
 ///
 /// # Errors
@@ -443,7 +463,12 @@ pub fn patch(pod: &Pod, spec: PodSpec, now: Timestamp) -> Result<Option<Pod>, Er
     if spec == pod.spec {
         return Ok(None);
     }
-    Ok(Some(Pod { spec, spec_generation: pod.spec_generation + 1, updated_at: now, ..pod.clone() }))
+    // What the container is made from is the same: nothing has to be restarted.
+    let only_snapshots = PodSpec { snapshots: pod.spec.snapshots.clone(), ..spec.clone() } == pod.spec;
+    let spec_generation = pod.spec_generation + u64::from(!only_snapshots);
+    // A new schedule begins now; times that it would have had before are not made up.
+    let scheduled_until = if spec.snapshots == pod.spec.snapshots { pod.scheduled_until } else { Some(now) };
+    Ok(Some(Pod { spec, spec_generation, scheduled_until, updated_at: now, ..pod.clone() }))
 }
 
 /// What a cancelled operation leaves.

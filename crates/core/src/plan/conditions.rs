@@ -59,6 +59,9 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
     if let Some(problem) = &pod.failed {
         add(&mut found, ConditionKind::Failed, "operation-failed", problem.message.clone());
     }
+    if let Some(problem) = &pod.snapshot_failed {
+        add(&mut found, ConditionKind::SnapshotFailed, "last-snapshot-failed", problem.message.clone());
+    }
     if let Some(problem) =
         pod.current_set().filter(|s| s.attached.is_some()).and_then(|s| super::data_problem(input, s))
     {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::id::PodId;
 use crate::operation::Problem;
+use crate::schedule::SnapshotRules;
 use crate::snapshot::SnapshotState;
 use crate::spec::{Backend, PodName, TenantId};
 use crate::volume::{Volume, VolumeSet};
@@ -380,6 +381,34 @@ fn a_patch_counts_and_keeps_what_the_data_depends_on() {
     assert!(matches!(patch(&pod, image, now()), Err(Error::Conflict { code: "spec-field-fixed", .. })));
     let wrong = PodSpec { stop_timeout: 999_999, ..pod.spec.clone() };
     assert!(matches!(patch(&pod, wrong, now()), Err(Error::InvalidInput { .. })));
+}
+
+#[test]
+fn rules_of_snapshots_need_no_restart_and_begin_now() {
+    let pod = on_host(Desired::Running, Phase::Running);
+    let rules = SnapshotRules { schedule: Some("0 3 * * *".into()), ..SnapshotRules::default() };
+    let spec = PodSpec { snapshots: rules, ..pod.spec.clone() };
+    let later = now() + SignedDuration::from_hours(1);
+    let next = patch(&pod, spec.clone(), later).expect("patch").expect("a change");
+    assert_eq!((next.spec_generation, next.scheduled_until), (pod.spec_generation, Some(later)));
+    let both = patch(&pod, PodSpec { stop_timeout: 30, ..spec }, later).expect("patch").expect("a change");
+    assert_eq!(both.spec_generation, pod.spec_generation + 1);
+}
+
+#[test]
+fn a_scheduled_snapshot_hides_no_failure_and_hurries_no_retry() {
+    let mut pod = on_host(Desired::Running, Phase::Running);
+    let problem = Problem { code: "c".into(), message: "m".into(), hint: String::new() };
+    pod.failed = Some(problem);
+    pod.retry = Retry { count: 3, not_before: Some(now()), problem: None };
+    let asked = scheduled_snapshot(&pod, snap(9), now(), &order()).expect("taken");
+    assert_eq!((&asked.pod.failed, &asked.pod.retry), (&pod.failed, &pod.retry));
+    assert_eq!(asked.pod.scheduled_until, Some(now()));
+    assert_eq!(asked.snapshot.map(|s| s.kind), Some(SnapshotKind::Scheduled));
+    let gone = released(Desired::Stopped, Phase::Stopped);
+    assert!(scheduled_snapshot(&gone, snap(9), now(), &order()).is_err());
+    let started = start(&Pod { scheduled_until: None, ..gone }, &order()).expect("started");
+    assert_eq!(started.pod.scheduled_until, Some(order().now), "what passed while it was stopped is not made up");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::pod::{
@@ -10,6 +10,8 @@ use perennial_core::pod::{
     ReadyContainer, Retry, Task, Trash, Work,
 };
 use perennial_core::progress::ProgressReading;
+use perennial_core::retention::{Keep, Manual};
+use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
 use perennial_core::spec::{
     Backend, DeclaredVolume, OnStop, PodName, PodSpec, PortSpec, PrivilegeEscalation, Profile, Resources, TenantId,
@@ -141,6 +143,29 @@ impl Any {
             on_stop: self.of(&[OnStop::Release, OnStop::Pause]),
             backend: self.option(Self::backend),
             privilege_escalation: self.of(&[PrivilegeEscalation::Denied, PrivilegeEscalation::Allowed]),
+            snapshots: SnapshotRules {
+                schedule: self.option(Self::text),
+                time_zone: self.option(Self::text),
+                keep: self.option(Self::keep),
+            },
+        }
+    }
+
+    fn count(&mut self) -> u32 {
+        u32::try_from(self.u64() >> 32).unwrap()
+    }
+
+    fn keep(&mut self) -> Keep {
+        Keep {
+            last: self.count(),
+            hourly: self.count(),
+            daily: self.count(),
+            weekly: self.count(),
+            monthly: self.count(),
+            yearly: self.count(),
+            within: self.option(|any| SignedDuration::new(i64::from(any.count()), 1234)),
+            minimum: self.count(),
+            manual: self.of(&[Manual::Kept, Manual::Rotated]),
         }
     }
 
@@ -304,6 +329,8 @@ impl Any {
             },
             failed: self.option(Self::problem),
             data_seen_at: self.option(Self::time),
+            scheduled_until: self.option(Self::time),
+            snapshot_failed: self.option(Self::problem),
             phase: self.phase(),
             conditions: self.list(Self::condition),
             updated_at: self.time(),

@@ -11,7 +11,7 @@ mod spec;
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::spec::{PodName, TenantId};
 
@@ -52,7 +52,7 @@ macro_rules! stored_as_is {
         }
     )* };
 }
-stored_as_is!(bool, u16, u32, u64, i64, String, Timestamp, BTreeMap<String, String>);
+stored_as_is!(bool, u16, u32, u64, i64, String, Timestamp, SignedDuration, BTreeMap<String, String>);
 
 macro_rules! stored_as_text {
     ($($type:ty: $parse:expr),*) => { $(
@@ -95,12 +95,13 @@ impl<T: Stored> Stored for Vec<T> {
     }
 }
 
-/// Stores a struct as a JSON object with the same fields.
+/// Stores a struct as a JSON object with the same fields. Attributes are the row's: a field that documents of released
+/// versions lack says there what it was then.
 macro_rules! stored_struct {
-    ($row:ident = $type:ty { $($field:ident: $ty:ty),* $(,)? }) => {
+    ($row:ident = $type:ty { $($(#[$attribute:meta])* $field:ident: $ty:ty),* $(,)? }) => {
         #[derive(serde::Serialize, serde::Deserialize)]
         #[serde(deny_unknown_fields, rename_all = "camelCase")]
-        pub(super) struct $row { $($field: <$ty as Stored>::Row),* }
+        pub(super) struct $row { $($(#[$attribute])* $field: <$ty as Stored>::Row),* }
 
         impl Stored for $type {
             type Row = $row;

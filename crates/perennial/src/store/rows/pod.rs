@@ -61,6 +61,7 @@ stored_enum!(ConditionKindRow = ConditionKind {
     Failed = "Failed",
     ForeignWriter = "ForeignWriter",
     Quarantined = "Quarantined",
+    SnapshotFailed = "SnapshotFailed",
 });
 
 stored_struct!(ImageLayoutRow = ImageLayout {
@@ -225,6 +226,8 @@ struct StateDocument {
     retry: RetryRow,
     failed: Option<<Problem as Stored>::Row>,
     data_seen_at: Option<Timestamp>,
+    scheduled_until: Option<Timestamp>,
+    snapshot_failed: Option<<Problem as Stored>::Row>,
     conditions: Vec<ConditionRow>,
 }
 
@@ -260,6 +263,8 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         retry,
         failed,
         data_seen_at,
+        scheduled_until,
+        snapshot_failed,
         phase,
         conditions,
         created_at: _,
@@ -286,6 +291,8 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         retry: retry.to_row(),
         failed: failed.to_row(),
         data_seen_at: *data_seen_at,
+        scheduled_until: *scheduled_until,
+        snapshot_failed: snapshot_failed.to_row(),
         conditions: conditions.to_row(),
     };
     Ok((desired.to_row().as_str(), phase.to_row().as_str(), write("pod state", &document)?))
@@ -334,6 +341,8 @@ pub(in crate::store) fn pod_from_row(row: &AnyRow) -> Result<Pod, StoreError> {
         retry: Stored::from_row(state.retry).map_err(bad)?,
         failed: Stored::from_row(state.failed).map_err(bad)?,
         data_seen_at: state.data_seen_at,
+        scheduled_until: state.scheduled_until,
+        snapshot_failed: Stored::from_row(state.snapshot_failed).map_err(bad)?,
         phase: Stored::from_row(PhaseRow::parse(row.try_get(4)?).map_err(bad)?).map_err(bad)?,
         conditions: Stored::from_row(state.conditions).map_err(bad)?,
         created_at: parse_time(what, row.try_get(6)?)?,

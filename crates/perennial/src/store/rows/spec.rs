@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use jiff::SignedDuration;
+use perennial_core::retention::{Keep, Manual};
+use perennial_core::schedule::SnapshotRules;
 use perennial_core::spec::{
     Backend, DeclaredVolume, OnStop, PodSpec, PortSpec, PrivilegeEscalation, Profile, Resources,
 };
@@ -48,6 +51,28 @@ impl Stored for Profile {
     }
 }
 
+stored_enum!(ManualRow = Manual { Kept = "kept", Rotated = "rotated" });
+stored_struct!(KeepRow = Keep {
+    last: u32,
+    hourly: u32,
+    daily: u32,
+    weekly: u32,
+    monthly: u32,
+    yearly: u32,
+    within: Option<SignedDuration>,
+    minimum: u32,
+    manual: Manual,
+});
+stored_struct!(SnapshotRulesRow = SnapshotRules {
+    schedule: Option<String>,
+    time_zone: Option<String>,
+    keep: Option<Keep>,
+});
+
+fn no_rules() -> SnapshotRulesRow {
+    SnapshotRules::default().to_row()
+}
+
 stored_struct!(SpecRow = PodSpec {
     image: String,
     command: Option<Vec<String>>,
@@ -64,4 +89,6 @@ stored_struct!(SpecRow = PodSpec {
     on_stop: OnStop,
     backend: Option<Backend>,
     privilege_escalation: PrivilegeEscalation,
+    #[serde(default = "no_rules")]
+    snapshots: SnapshotRules,
 });
