@@ -11,6 +11,7 @@ use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, Connection as _, Row as _};
 
+use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, Store, StoreError};
@@ -36,6 +37,8 @@ pub struct Change {
     pub images: Vec<StoredImage>,
     /// Keys that are in a recovery kit from now on.
     pub recovery_exports: Vec<RecoveryExport>,
+    /// Tenants in whose repositories something was forgotten now, so that there is something to prune.
+    pub prunes_wanted: Vec<(TenantId, Timestamp)>,
     /// The answer to a request, so that its repetition is answered alike.
     pub idempotency: Option<IdempotencyRecord>,
 }
@@ -129,6 +132,9 @@ impl Change {
         }
         for export in &self.recovery_exports {
             export_upsert(tx, export).await?;
+        }
+        for (tenant, at) in &self.prunes_wanted {
+            prune_wanted_upsert(tx, tenant, *at).await?;
         }
         if let Some(record) = &self.idempotency {
             idempotency_insert(tx, record).await?;

@@ -5,7 +5,7 @@
 //!
 //! - `change`: everything that is written, as one value and one transaction;
 //! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
-//! - `lease`: who may work on a pod; `recovery`: which keys were exported;
+//! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
 //! - `rows`: how domain types are written.
 //!
@@ -16,6 +16,7 @@ mod connections;
 mod heads;
 mod lease;
 mod open;
+mod prunes;
 mod read;
 mod recovery;
 mod rows;

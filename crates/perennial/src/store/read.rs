@@ -364,6 +364,16 @@ impl Store {
         self.rows(select).await?.iter().map(|row| operation_from_row(row.try_get(0)?)).collect()
     }
 
+    /// Lists operations of all pods that have not ended and take, restore or delete a snapshot, oldest first.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn operations_of_snapshots(&self) -> Result<Vec<Operation>, StoreError> {
+        let sql =
+            "SELECT body FROM operations WHERE state IN ('pending', 'running') AND snapshot IS NOT NULL ORDER BY id";
+        self.rows(Select::new(sql)).await?.iter().map(|row| operation_from_row(row.try_get(0)?)).collect()
+    }
+
     /// Lists events after number `after`, oldest first.
     ///
     /// # Errors

@@ -529,3 +529,50 @@ pub async fn a_newer_database_is_refused(db: &Database) {
         other => panic!("{other:?}"),
     }
 }
+
+pub async fn repositories_to_prune_are_found(db: &Database) {
+    let store = db.open().await;
+    let mut any = Any::new(77);
+    let pod = inserted(&store, &mut any, "one").await;
+    let hour = 3600;
+    let due = async |at: i64| {
+        let due = store.prunes_due((after(at - 24 * hour), after(at - hour), after(at))).await.unwrap();
+        due.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(due(0).await.is_empty(), "a tenant without snapshots has nothing to prune");
+    let row = any.snapshot(&pod);
+    let tenant = row.tenant.clone();
+    store.commit(Change { snapshots: vec![row], ..Change::default() }).await.unwrap();
+    let name = vec![tenant.to_string()];
+    assert_eq!(due(0).await, name, "never pruned");
+    store.prune_done(&tenant, after(0)).await.unwrap();
+    assert!(due(23 * hour).await.is_empty());
+    assert_eq!(due(24 * hour).await, name, "once a day");
+    let wanted = |at| Change { prunes_wanted: vec![(tenant.clone(), after(at))], ..Change::default() };
+    store.commit(wanted(10)).await.unwrap();
+    assert!(due(20).await.is_empty(), "not again at once");
+    assert_eq!(due(hour).await, name);
+    store.prune_done(&tenant, after(hour)).await.unwrap();
+    assert!(due(3 * hour).await.is_empty());
+    // Forgotten in the very moment in which a prune began: it may have been too late for it.
+    store.commit(wanted(hour)).await.unwrap();
+    assert_eq!(due(2 * hour).await, name);
+    // A clock that was ahead when the last one began does not keep it waiting for years.
+    store.prune_done(&tenant, after(1000 * 24 * hour)).await.unwrap();
+    assert_eq!(due(2 * hour).await, name);
+}
+
+pub async fn unfinished_work_on_snapshots_is_found(db: &Database) {
+    let store = db.open().await;
+    let mut any = Any::new(78);
+    let pod = inserted(&store, &mut any, "one").await;
+    let row = any.snapshot(&pod);
+    let make = |any: &mut Any, snapshot, state| Operation { snapshot, state, ..any.operation(&pod) };
+    let running = make(&mut any, Some(row.id), OperationState::Running);
+    let ended = make(&mut any, Some(row.id), OperationState::Succeeded);
+    let other = make(&mut any, None, OperationState::Pending);
+    let operations = vec![running.clone(), ended, other];
+    store.commit(Change { operations, ..Change::default() }).await.unwrap();
+    let found: Vec<_> = store.operations_of_snapshots().await.unwrap().iter().map(|o| o.id).collect();
+    assert_eq!(found, [running.id]);
+}

@@ -55,6 +55,8 @@ cases!(
     idempotency_keys_are_used_once,
     images_are_remembered_per_tenant,
     exported_keys_are_remembered_per_tenant,
+    repositories_to_prune_are_found,
+    unfinished_work_on_snapshots_is_found,
     taps_stop_lose_and_kill_commits,
     commits_are_announced,
     opening_again_keeps_everything,
