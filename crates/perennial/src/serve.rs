@@ -154,6 +154,7 @@ impl Running {
         let window = config.undelete_window()?;
         // What is missing for it is told now and not at the first stop.
         config.repository.connect(&TenantId::default_tenant())?;
+        let snapshots = config.snapshots.rules()?;
         let certificate = match &config.server.tls {
             Some(files) => Some(Arc::new(Certificate::load(files.clone())?)),
             None => None,
@@ -209,6 +210,7 @@ impl Running {
                 keys,
                 volume_prefix: config.volume_prefix.clone(),
                 runtimes: config.runtimes.clone(),
+                snapshots,
             }),
         };
         let (stop, stopping) = watch::channel(false);

@@ -179,6 +179,14 @@ fn life(desk: &Desk) {
     desk.run(&["forget", &id[..12]]).fails(2, "needs a confirmation");
     assert!(desk.run(&["forget", &id[..12], "--dry-run"]).stdout.contains("nothing was done"));
     assert_eq!(desk.json(&["snapshots"]).as_array().unwrap().len(), 2);
+    desk.run(&["forget"]).fails(2, "required");
+    desk.run(&["forget", &id[..12], "--keep-last", "1"]).fails(2, "cannot be used with");
+    desk.run(&["forget", "--keep-manual", "rotate", "--yes"]).fails(2, "say nothing");
+    desk.run(&["forget", "--keep-daily", "9", "--time-zone", "Mars", "--yes"]).fails(2, "not a time zone");
+    let by_rule = desk.json(&["forget", "--keep-last", "1", "--time-zone", "Europe/Berlin", "--dry-run"]);
+    assert_eq!((&by_rule["snapshots"][0]["id"], by_rule["kept"].as_array().unwrap().len()), (&first["snapshot"], 1));
+    assert_eq!(by_rule["kept"][0]["reasons"][0], "last: number 1 of the newest 1");
+    assert_eq!(desk.json(&["forget", "--keep-last", "5", "--yes"])["snapshots"], Value::Array(vec![]));
     let forgotten = desk.json(&["forget", &id[..12], "latest", "--yes"]);
     assert_eq!(forgotten["snapshots"].as_array().unwrap().len(), 2);
     let plan = desk.json(&["prune", "--dry-run"]);

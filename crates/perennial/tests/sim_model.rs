@@ -19,8 +19,10 @@ use perennial_core::engine::{Engine, Owned};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, OperationState};
 use perennial_core::pod::Phase;
-use perennial_core::snapshot::{SnapshotKind, SnapshotState};
-use perennial_core::spec::Backend;
+use perennial_core::retention::{Keep, Manual};
+use perennial_core::schedule::SnapshotRules;
+use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState};
+use perennial_core::spec::{Backend, PodSpec};
 use perennial_drivers::sim::Cause;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -68,7 +70,11 @@ impl<'a> History<'a> {
         let mut rng = SmallRng::seed_from_u64(seed);
         let backend = if rng.random_bool(0.7) { Backend::Overlay } else { Backend::Engine };
         let server = world.server().await;
-        let pod = server.running(&format!("pod-{seed}"), small_spec(backend)).await;
+        // Every hour one, of which two are kept: most of what is taken goes again.
+        let keep = Keep { last: 2, manual: Manual::Rotated, ..Keep::default() };
+        let rules = SnapshotRules { schedule: Some("0 * * * *".to_owned()), time_zone: None, keep: Some(keep) };
+        let snapshots = if rng.random_bool(0.5) { rules } else { SnapshotRules::default() };
+        let pod = server.running(&format!("pod-{seed}"), PodSpec { snapshots, ..small_spec(backend) }).await;
         let fresh = files(world, pod);
         Self {
             world,
@@ -111,7 +117,8 @@ impl<'a> History<'a> {
             80..=82 => self.verb("undelete").await,
             83..=85 => self.verb("archive").await,
             86..=89 => self.outside().await,
-            90..=92 => self.tick(),
+            90..=91 => self.tick(),
+            92..=95 => self.housekeep().await,
             _ => self.settle().await,
         }
     }
@@ -261,6 +268,46 @@ impl<'a> History<'a> {
         self.steps.push("time passes".to_owned());
         let minutes = self.rng.random_range(1..120);
         self.world.clock.advance(SignedDuration::from_mins(minutes));
+    }
+
+    /// Hours pass: schedules and rules are looked at, perhaps by a server that dies. The newest copy never goes.
+    async fn housekeep(&mut self) {
+        self.settle().await;
+        let verified = |rows: Vec<Snapshot>| rows.into_iter().filter(Snapshot::is_restorable).map(|s| s.id).max();
+        let newest = verified(self.server.snapshots(self.pod).await);
+        let hours = self.rng.random_range(1..30);
+        self.world.clock.advance(SignedDuration::from_hours(hours));
+        let blows = [Blow::Count, Blow::KillBefore, Blow::KillAfter, Blow::FailBefore, Blow::LoseAnswer];
+        let (blow, at) = (blows[self.rng.random_range(0..blows.len())], self.rng.random_range(0..40));
+        self.steps.push(format!("{hours} hours of housekeeping, {blow:?} at call {at}"));
+        let striker = Arc::new(Striker::new(blow, at));
+        let server = self.world.server_with(Arc::clone(&striker) as _).await;
+        let life = async {
+            server.housekeeper().run_due().await;
+            for _ in 0..20 {
+                server.reconciler.pass(self.pod).await;
+            }
+            server.housekeeper().run_due().await;
+            server.housekeeper().prune_due().await;
+        };
+        tokio::select! {
+            () = life => {}
+            () = striker.death() => {}
+        }
+        self.server = self.world.server().await;
+        self.server.settle(self.pod).await;
+        // What was begun is taken over after some minutes.
+        for _ in 0..3 {
+            self.world.clock.advance(SignedDuration::from_mins(3));
+            self.server.housekeeper().run_due().await;
+            self.server.settle(self.pod).await;
+        }
+        self.server.housekeeper().prune_due().await;
+        let rows = self.server.snapshots(self.pod).await;
+        self.snapshots.retain(|id, _| rows.iter().any(|row| row.id == *id));
+        let now = verified(rows);
+        self.require(now >= newest, || format!("the newest verified snapshot was {newest:?} and is {now:?}"));
+        self.settle().await;
     }
 
     /// Lets everything come to rest and checks what has to be true then.

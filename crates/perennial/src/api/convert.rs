@@ -10,7 +10,7 @@ use perennial_core::spec::{
 };
 use perennial_core::volume::{SetState, UNIVERSAL, engine_name};
 
-use super::{problem, wire};
+use super::{problem, retention, wire};
 use crate::service::{AppSettings, Check, CheckState, RecoveryEntry, RecoveryState};
 
 /// Converts between an enum of the domain and the same names on the wire.
@@ -82,6 +82,7 @@ pub fn pod(pod: &Pod, latest: Option<&Snapshot>, settings: &AppSettings) -> wire
         volumes: volumes(pod, settings),
         conditions: conditions(pod),
         latest_snapshot: latest.map(snapshot),
+        next_snapshot_at: settings.next_snapshot_at(pod),
         spec: spec(&pod.spec),
         deleted_at: pod.trash.as_ref().map(|t| t.deleted_at),
         purge_at: pod.trash.as_ref().and_then(|t| t.purge_at),
@@ -168,6 +169,7 @@ fn spec(spec: &PodSpec) -> wire::PodSpec {
         on_stop: spec.on_stop.into(),
         backend: spec.backend.map(Into::into),
         privilege_escalation: spec.privilege_escalation.into(),
+        snapshots: retention::rules(&spec.snapshots),
     }
 }
 
@@ -334,6 +336,7 @@ pub fn new_spec(create: &wire::CreatePod, base: Option<&PodSpec>) -> Result<PodS
     set(&mut spec.on_stop, create.on_stop.map(Into::into).as_ref());
     set_some(&mut spec.backend, create.backend.map(Into::into).as_ref());
     set(&mut spec.privilege_escalation, create.privilege_escalation.map(Into::into).as_ref());
+    set(&mut spec.snapshots, create.snapshots.as_ref().map(retention::domain_rules).as_ref());
     if let Some(volumes) = &create.volumes {
         let declared = |v: &wire::VolumeDeclaration| DeclaredVolume {
             name: v.name.clone(),
@@ -375,5 +378,7 @@ pub fn patched_spec(spec: &PodSpec, patch: &wire::PatchPod) -> PodSpec {
         patch.privilege_escalation.map(|p| p.map(Into::into)),
         &default.privilege_escalation,
     );
+    let rules = patch.snapshots.as_ref().map(|r| r.as_ref().map(retention::domain_rules));
+    set(&mut next.snapshots, rules, &default.snapshots);
     next
 }

@@ -3,7 +3,7 @@
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
-//! - `pods`, `snapshots`, `operations`, `events`, `system`, `docs`: the routes.
+//! - `pods`, `snapshots`, `retention`, `operations`, `events`, `system`, `docs`: the routes.
 //!
 //! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -19,6 +19,7 @@ mod extract;
 mod operations;
 mod pods;
 mod problem;
+pub(crate) mod retention;
 mod shown;
 mod snapshots;
 mod system;
@@ -125,6 +126,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::of_pod))
         .routes(routes!(operations::list))
         .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(retention::forget))
         .routes(routes!(snapshots::of_all))
         .routes(routes!(snapshots::show, snapshots::delete))
         .routes(routes!(operations::show))

@@ -6,9 +6,11 @@
 mod answer;
 mod names;
 mod request;
+mod retention;
 mod size;
 
 pub use answer::*;
 pub use names::*;
 pub use request::*;
+pub use retention::*;
 pub use size::{Cpus, Size};

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::human::parse_duration;
 use super::pod_set::SetArgs;
+use super::retention::{KeepArgs, RulesArgs};
 use super::values;
 use crate::api::wire::{Backend, Cpus, OnStop, Port, Size, VolumeDeclaration};
 
@@ -279,6 +280,9 @@ pub struct SpecArgs {
     /// Let setuid programs such as sudo work
     #[arg(long)]
     pub allow_privilege_escalation: bool,
+    /// When snapshots are taken, and which are kept.
+    #[command(flatten)]
+    pub snapshots: RulesArgs,
     /// Replaces the image's entry point (one word)
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
@@ -351,6 +355,8 @@ pub enum SnapshotCommand {
         /// Its id.
         snapshot: String,
     },
+    /// Deletes the snapshots of a pod that its rules do not keep.
+    Forget(ForgetArgs),
     /// Deletes a snapshot.
     #[command(visible_aliases = ["delete", "remove"])]
     Rm {
@@ -366,6 +372,22 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+}
+
+/// Lets snapshots go.
+#[derive(Debug, Clone, Args)]
+pub struct ForgetArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Rules for this once, instead of the pod's.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Do not ask for a confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Say what would go and why, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// Which snapshots.

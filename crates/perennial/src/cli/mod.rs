@@ -31,6 +31,7 @@ mod pod;
 mod pod_set;
 mod recovery_kit;
 mod repository;
+mod retention;
 mod session;
 mod snapshot;
 mod table;

@@ -15,8 +15,8 @@ use super::view;
 use super::wait;
 use crate::api::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
-    PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotState,
-    VolumeState,
+    PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotRules,
+    SnapshotState, VolumeState,
 };
 
 /// Where the data of a pod is that never ran.
@@ -101,6 +101,7 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
         on_stop: spec.on_stop,
         backend: args.backend,
         privilege_escalation: spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
+        snapshots: spec.snapshots.over(&SnapshotRules::default()),
         tenant: args.tenant,
         from_snapshot: args.from_snapshot,
     };

@@ -13,7 +13,7 @@ use super::failure::{Exit, Failure};
 use super::out::clean;
 use super::session::Context;
 use super::target::{self, Among};
-use crate::api::wire::{PatchPod, Pod, PrivilegeEscalation, Resources};
+use crate::api::wire::{PatchPod, Pod, PrivilegeEscalation, Resources, SnapshotRules};
 
 /// How often a change is merged again because somebody else was faster.
 const MERGES: u32 = 5;
@@ -70,6 +70,12 @@ pub enum Field {
     OnStop,
     /// Denied.
     PrivilegeEscalation,
+    /// The installation's.
+    Schedule,
+    /// The installation's.
+    TimeZone,
+    /// The installation's.
+    Keep,
 }
 
 /// Runs `pod set`.
@@ -134,6 +140,7 @@ impl SetArgs {
                 Field::PrivilegeEscalation,
                 self.spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
             ),
+            snapshots: self.snapshots(&pod.spec.snapshots),
         }
     }
 
@@ -151,6 +158,16 @@ impl SetArgs {
         let fields = [Field::Cpus, Field::Memory, Field::MemorySwap, Field::MemoryReservation, Field::Pids];
         let named = fields.iter().any(|field| self.unsets(*field));
         (named || merged != *present).then_some(Some(merged))
+    }
+
+    fn snapshots(&self, present: &SnapshotRules) -> Option<Option<SnapshotRules>> {
+        let base = SnapshotRules {
+            schedule: present.schedule.clone().filter(|_| !self.unsets(Field::Schedule)),
+            time_zone: present.time_zone.clone().filter(|_| !self.unsets(Field::TimeZone)),
+            keep: present.keep.filter(|_| !self.unsets(Field::Keep)),
+        };
+        let merged = self.spec.snapshots.over(&base).unwrap_or(base);
+        (merged != *present).then_some(Some(merged))
     }
 
     fn environment(&self, present: &BTreeMap<String, String>) -> Option<Option<BTreeMap<String, String>>> {

@@ -10,7 +10,7 @@ use super::failure::{Exit, Failure};
 use super::human::maybe_size;
 use super::session::Context;
 use super::target::{self, Among};
-use super::{Output, pod, view, wait};
+use super::{Output, pod, retention, view, wait};
 use crate::api::wire::{OperationState, Pod, Snapshot, SnapshotOperation};
 
 /// How many pods are asked at the same time when everybody's things are listed.
@@ -25,6 +25,7 @@ pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<
             let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
             context.show(&snapshot, view::snapshot)
         }
+        SnapshotCommand::Forget(args) => retention::forget(context, &args).await,
         SnapshotCommand::Rm { snapshot, yes, dry_run, wait } => {
             remove(context, &snapshot, Consent::from_options(yes, dry_run), wait).await
         }
@@ -89,7 +90,7 @@ async fn remove(context: &mut Context<'_>, id: &str, consent: Consent, args: Wai
         let mut plan = Consequences::new("deletion of a snapshot", &pod);
         plan.effect(
             format!("snapshot {}", view::brief(&snapshot, context.now())),
-            "forgotten and pruned from the repository",
+            "forgotten; what it alone held is pruned about a day later",
             "snapshot rm destroys it",
         );
         plan.copy = match &pod.latest_snapshot {

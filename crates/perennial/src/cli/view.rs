@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::human::{UNKNOWN, ago, instant, maybe_ago, maybe_size, size};
 use super::out::{Colour, Out, clean};
+use super::retention;
 use super::table::{Facts, Rows};
 use crate::api::wire::{
     Backend, Condition, Event, MeasuredVolume, OnStop, Operation, OperationState, Phase, Pod, PodStatus, PodVolume,
@@ -98,6 +99,8 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         )
         .maybe("System layer", pod.system_layer_captured_at.map(|at| format!("captured {}", ago(at, now))))
         .fact("Latest snapshot", pod.latest_snapshot.as_ref().map_or(UNKNOWN.to_owned(), |s| brief(s, now)))
+        .maybe("Next snapshot", pod.next_snapshot_at.map(|at| format!("{} ({})", instant(at), ago(at, now))))
+        .maybe("Snapshots", retention::described(&pod.spec.snapshots))
         .fact("Created", format!("{} ({})", instant(pod.created_at), ago(pod.created_at, now)))
         .maybe("Hidden since", pod.deleted_at.map(|at| ago(at, now)))
         .maybe("Destroyed", pod.purge_at.map(|at| format!("{} ({})", instant(at), ago(at, now))));

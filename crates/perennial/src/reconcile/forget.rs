@@ -1,10 +1,14 @@
 //! Forgetting: snapshots whose deletion was asked for, leftovers of interrupted work, and everything of a purged pod.
 
+use std::collections::HashSet;
+
+use jiff::SignedDuration;
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::snapshot::Snapshot;
-use perennial_snapshots::{Mode, SnapshotFileId};
+use perennial_core::spec::TenantId;
+use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
 
 use super::capture::snapshot_tag;
 use super::images::blocking;
@@ -14,6 +18,10 @@ use crate::store::{Page, SnapshotScope};
 
 /// Snapshots fetched at a time.
 const PAGE: u32 = 500;
+/// How long what nothing needs is only marked: longer than any upload whose lock might have been lost.
+const GRACE: SignedDuration = SignedDuration::from_hours(24);
+/// Bytes of packs that one prune takes apart: everybody else waits that long.
+const REWRITE_AT_MOST: u64 = 1 << 30;
 
 impl Reconciler {
     /// Forgets what only this lease's holder could have needed.
@@ -42,32 +50,36 @@ impl Reconciler {
         }
     }
 
-    /// Forgets one snapshot in its repository and prunes what nobody else needs.
+    /// Forgets these snapshots of one tenant in its repository; what they alone needed stays until a prune.
     ///
     /// # Errors
     /// A problem to be shown; the same call again finishes what was begun.
-    pub async fn forget_snapshot(&self, row: &Snapshot) -> Result<(), Problem> {
-        let (repositories, tenant) = (self.repositories.clone(), row.tenant.clone());
-        let tag = snapshot_tag(row.id);
+    pub async fn forget_snapshots(&self, tenant: &TenantId, rows: &[Snapshot]) -> Result<(), Problem> {
+        let (repositories, tenant) = (self.repositories.clone(), tenant.clone());
+        let tags: HashSet<String> = rows.iter().map(|row| snapshot_tag(row.id)).collect();
         let forgotten = blocking(move || {
             let repository = repositories.open(&tenant)?;
-            let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
+            // One list for all of them, however many there are.
+            let known = repository.find(&[])?;
+            let gone = known.iter().filter(|s| s.tags.iter().any(|tag| tags.contains(tag)));
+            let ids: Vec<SnapshotFileId> = gone.map(|s| s.id).collect();
             if !ids.is_empty() {
                 repository.forget(&ids)?;
             }
-            match repository.prune(Mode::Execute, &Progress::default()) {
-                // Somebody works on the repository: the next prune gets the space.
-                Err(perennial_snapshots::Error::Locked { .. }) => Ok(()),
-                other => Ok(other.map(drop)?),
-            }
+            Ok(())
         });
-        match forgotten.await {
-            Ok(()) => Ok(()),
-            Err(StepError::Retry(found) | StepError::Definite(found)) => Err(found),
-            Err(StepError::Overtaken | StepError::Cancelled) => {
-                Err(problem("internal", "the deletion was interrupted", ""))
-            }
-        }
+        shown(forgotten.await)
+    }
+
+    /// Prunes a tenant's repository: marks what nothing needs, deletes what was marked long enough ago.
+    ///
+    /// # Errors
+    /// A problem to be shown, `repository-locked` while somebody works on the repository; the same call again goes on.
+    pub async fn prune(&self, tenant: &TenantId, progress: &Progress) -> Result<PruneReport, Problem> {
+        let (repositories, tenant, progress) = (self.repositories.clone(), tenant.clone(), progress.clone());
+        let request =
+            PruneRequest { mode: Mode::Execute, grace: GRACE, now: self.now(), rewrite_at_most: REWRITE_AT_MOST };
+        shown(blocking(move || Ok(repositories.open(&tenant)?.prune_with(&request, &progress)?)).await)
     }
 
     /// Forgets everything of the pod in its repository and prunes what nobody else needs.
@@ -86,4 +98,12 @@ impl Reconciler {
         })
         .await
     }
+}
+
+/// What a person is shown of a failure.
+fn shown<T>(result: Result<T, StepError>) -> Result<T, Problem> {
+    result.map_err(|error| match error {
+        StepError::Retry(found) | StepError::Definite(found) => found,
+        StepError::Overtaken | StepError::Cancelled => problem("interrupted", "it was interrupted", ""),
+    })
 }

@@ -78,7 +78,7 @@ impl App {
         Err(StoreError::Stale.into())
     }
 
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         request: Request<'_>,
         before: &Pod,

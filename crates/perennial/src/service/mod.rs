@@ -5,19 +5,21 @@
 //! - `caller`: who asks, and what they may see;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
-//! - `recovery`: the recovery kit;
+//! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
 mod act;
 mod caller;
 mod pods;
 mod recovery;
+mod retention;
 mod snapshots;
 mod system;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
@@ -25,6 +27,8 @@ use perennial_core::engine::{Engine, VolumeUsage};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Event, Operation};
 use perennial_core::pod::Pod;
+use perennial_core::retention::Keep;
+use perennial_core::schedule::{self, Effective, SnapshotRules};
 use perennial_core::snapshot::Snapshot;
 
 use crate::config::RepositorySection;
@@ -36,6 +40,8 @@ pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
 pub use pods::{Consent, CreateRequest};
 pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
+pub(crate) use retention::RETENTION;
+pub use retention::{Forget, Forgotten, Scheduled};
 pub use system::{Check, CheckState, SystemReport};
 
 /// Deletes a snapshot whose deletion was recorded.
@@ -67,6 +73,25 @@ pub struct AppSettings {
     pub volume_prefix: String,
     /// Runtimes that pods may ask for; empty: every runtime of the engine.
     pub runtimes: Vec<String>,
+    /// When snapshots are taken and which are kept, where a pod says nothing.
+    pub snapshots: SnapshotRules,
+}
+
+impl AppSettings {
+    /// What holds for a pod; nothing is taken and everything kept where the rules cannot be read.
+    #[must_use]
+    pub fn snapshot_rules(&self, pod: &Pod) -> Effective {
+        pod.spec.snapshots.over(&self.snapshots).unwrap_or_else(|error| {
+            tracing::warn!(pod = %pod.id, %error, "rules of snapshots that were valid once");
+            Effective { schedule: None, zone: TimeZone::UTC, keep: Keep::default() }
+        })
+    }
+
+    /// When the pod's next scheduled snapshot is due.
+    #[must_use]
+    pub fn next_snapshot_at(&self, pod: &Pod) -> Option<Timestamp> {
+        schedule::next_at(pod, self.snapshot_rules(pod).schedule.as_ref())
+    }
 }
 
 /// Everything the use cases work with; cheap to clone.

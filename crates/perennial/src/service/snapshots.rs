@@ -106,7 +106,7 @@ impl App {
     }
 }
 
-fn deletion(app: &App, pod: &Pod, snapshot: SnapshotId, caller: &Caller) -> Operation {
+pub(super) fn deletion(app: &App, pod: &Pod, snapshot: SnapshotId, caller: &Caller) -> Operation {
     Operation {
         id: app.operation_id(),
         tenant: pod.tenant.clone(),

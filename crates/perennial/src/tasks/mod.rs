@@ -1,10 +1,15 @@
 //! Housekeeping: what nobody waits for. Every task reads what is due from the database, so a crash loses none.
 //!
-//! - deletion of snapshots, recorded as operations by the API;
+//! - deletion of snapshots, recorded as operations by the API and by retention;
+//! - `schedule`: snapshots that are due, and rules that let older ones go;
+//! - `prune`: the space of what was forgotten;
 //! - the end of the undelete window, which executes the consent given at delete;
 //! - old idempotency keys.
 
-use std::collections::BTreeSet;
+mod prune;
+mod schedule;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +18,21 @@ use perennial_core::Error;
 use perennial_core::clock::Clock;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
+use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::TenantId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::reconcile::Reconciler;
-use crate::service::{App, Caller, Consent, Request, SnapshotRemover};
+use crate::service::{App, Caller, Consent, RETENTION, Request, SnapshotRemover};
 use crate::store::{Change, Store, StoreError};
 
 /// How often what is due is looked for.
 const EVERY: Duration = Duration::from_secs(15);
 /// How long an idempotency key is remembered.
 const IDEMPOTENCY: SignedDuration = SignedDuration::from_hours(24);
+/// After this long a deletion is anybody's: the server that was asked for it may be gone.
+const ADOPT_AFTER: SignedDuration = SignedDuration::from_mins(2);
 
 /// Hands deletions over to the housekeeper; never blocks.
 #[derive(Debug, Clone)]
@@ -53,44 +62,50 @@ pub struct Housekeeper {
     reconciler: Arc<Reconciler>,
     /// Deletions that are asked for and not done.
     open: BTreeSet<OperationId>,
+    /// What was looked at when rules were applied last.
+    applied: schedule::Applied,
 }
 
 impl Housekeeper {
     /// A housekeeper for this server.
     #[must_use]
     pub fn new(app: App, reconciler: Arc<Reconciler>) -> Self {
-        Self { app, reconciler, open: BTreeSet::new() }
+        Self { app, reconciler, open: BTreeSet::new(), applied: schedule::Applied::default() }
     }
 
     /// Runs until `stopped` says so.
     #[must_use]
     pub fn start(mut self, mut inbox: Inbox, mut stopped: watch::Receiver<bool>) -> JoinHandle<()> {
+        let pruner = prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler));
         tokio::spawn(async move {
-            self.find_unfinished().await;
-            while !*stopped.borrow() {
-                self.run_due().await;
-                tokio::select! {
-                    Some(operation) = inbox.0.recv() => { self.open.insert(operation); }
-                    () = tokio::time::sleep(EVERY) => {}
-                    _ = stopped.changed() => {}
+            let pruning = pruner.run(stopped.clone());
+            let keeping = async {
+                self.find_unfinished(SignedDuration::ZERO).await;
+                while !*stopped.borrow() {
+                    self.run_due().await;
+                    tokio::select! {
+                        Some(operation) = inbox.0.recv() => { self.open.insert(operation); }
+                        () = tokio::time::sleep(EVERY) => {}
+                        _ = stopped.changed() => {}
+                    }
                 }
-            }
+            };
+            tokio::join!(pruning, keeping);
         })
     }
 
-    /// Deletions that a server before this one did not finish.
-    async fn find_unfinished(&mut self) {
-        let found = async {
-            let mut found = Vec::new();
-            for pod in self.app.store.pod_ids().await? {
-                found.extend(self.app.store.operations_unfinished(pod).await?);
-            }
-            Ok::<Vec<Operation>, StoreError>(found)
-        };
-        match found.await {
+    /// Prunes every repository that is due, as the server does beside everything else.
+    pub async fn prune_due(&self) {
+        prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler)).prune_due().await;
+    }
+
+    /// Deletions that were asked for at least so long ago and are not done, whoever was asked.
+    async fn find_unfinished(&mut self, age: SignedDuration) {
+        let now = self.app.clock.now();
+        match self.app.store.operations_of_snapshots().await {
             Ok(found) => {
                 let deletions = found.iter().filter(|o| o.kind == OperationKind::SnapshotDelete);
-                self.open.extend(deletions.map(|o| o.id));
+                self.open.extend(deletions.filter(|o| now.duration_since(o.created_at) >= age).map(|o| o.id));
             }
             Err(error) => tracing::warn!(%error, "list unfinished deletions"),
         }
@@ -98,14 +113,10 @@ impl Housekeeper {
 
     /// Does everything that is due now.
     pub async fn run_due(&mut self) {
-        for operation in self.open.clone() {
-            match self.delete_snapshot(operation).await {
-                Ok(()) => {
-                    self.open.remove(&operation);
-                }
-                Err(error) => tracing::warn!(%operation, %error, "delete a snapshot; tried again later"),
-            }
-        }
+        self.take_scheduled().await;
+        self.apply_rules().await;
+        self.find_unfinished(ADOPT_AFTER).await;
+        self.delete_snapshots().await;
         let now = self.app.clock.now();
         match self.app.store.pod_ids_to_purge(now).await {
             Ok(pods) => {
@@ -135,29 +146,61 @@ impl Housekeeper {
         self.app.purge(Request::new(&caller), pod, &consent).await.map(drop)
     }
 
-    async fn delete_snapshot(&self, id: OperationId) -> Result<(), Error> {
-        let store = &self.app.store;
-        let Some(operation) = store.operation_fetch(id).await? else { return Ok(()) };
-        let Some(snapshot) = operation.snapshot.filter(|_| !operation.state.is_terminal()) else { return Ok(()) };
-        let Some(row) = store.snapshot_fetch(snapshot).await? else {
-            return Ok(end(store, &*self.app.clock, operation, None, None).await?);
-        };
-        if let Some(pod) = store.pod_fetch(row.pod).await? {
-            let dependents = self.app.snapshot_dependents(snapshot, &pod).await?;
-            if let Some(reason) = dependents.first() {
-                let problem = Problem {
-                    code: "snapshot-in-use".to_owned(),
-                    message: reason.clone(),
-                    hint: "start or purge that pod, or wait for the operation, and try again".to_owned(),
-                };
-                return Ok(end(store, &*self.app.clock, operation, None, Some(problem)).await?);
+    /// Does the deletions that were asked for, those of one tenant together.
+    async fn delete_snapshots(&mut self) {
+        let mut ready: BTreeMap<TenantId, Vec<(Operation, Snapshot)>> = BTreeMap::new();
+        for id in self.open.clone() {
+            match self.ready_to_delete(id).await {
+                Ok(Some((operation, row))) => ready.entry(row.tenant.clone()).or_default().push((operation, row)),
+                Ok(None) => {
+                    self.open.remove(&id);
+                }
+                Err(error) => tracing::warn!(operation = %id, %error, "delete a snapshot; tried again later"),
             }
         }
-        self.reconciler
-            .forget_snapshot(&row)
-            .await
-            .map_err(|problem| Error::Unavailable { problem: problem.message })?;
-        Ok(end(store, &*self.app.clock, operation, Some(snapshot), None).await?)
+        for (tenant, deletions) in ready {
+            let rows: Vec<Snapshot> = deletions.iter().map(|(_, row)| row.clone()).collect();
+            if let Err(problem) = self.reconciler.forget_snapshots(&tenant, &rows).await {
+                tracing::warn!(%tenant, problem = problem.message, "delete snapshots; tried again later");
+                continue;
+            }
+            for (operation, row) in deletions {
+                let id = operation.id;
+                match end(&self.app.store, &*self.app.clock, operation, Some(&row), None).await {
+                    Ok(()) => {
+                        self.open.remove(&id);
+                    }
+                    Err(error) => tracing::warn!(operation = %id, %error, "record a deletion; tried again later"),
+                }
+            }
+        }
+    }
+
+    /// The deletion and its snapshot, looked at once more; `None` when it has ended, or ends here.
+    async fn ready_to_delete(&self, id: OperationId) -> Result<Option<(Operation, Snapshot)>, Error> {
+        let (store, clock) = (&self.app.store, &*self.app.clock);
+        let Some(operation) = store.operation_fetch(id).await? else { return Ok(None) };
+        let Some(snapshot) = operation.snapshot.filter(|_| !operation.state.is_terminal()) else { return Ok(None) };
+        let Some(row) = store.snapshot_fetch(snapshot).await? else {
+            end(store, clock, operation, None, None).await?;
+            return Ok(None);
+        };
+        let mut found = None;
+        if let Some(pod) = store.pod_fetch(row.pod).await? {
+            found = self.app.snapshot_dependents(snapshot, &pod).await?.into_iter().next();
+        }
+        // What replaced it may have been deleted by hand since a rule let it go.
+        if found.is_none() && operation.actor == RETENTION && !self.app.is_replaced(&row).await? {
+            found = Some("no newer verified snapshot is left".to_owned());
+        }
+        let Some(message) = found else { return Ok(Some((operation, row))) };
+        let problem = Problem {
+            code: "snapshot-in-use".to_owned(),
+            message,
+            hint: "start or purge that pod, or wait for the operation, and try again".to_owned(),
+        };
+        end(store, clock, operation, None, Some(problem)).await?;
+        Ok(None)
     }
 }
 
@@ -165,7 +208,7 @@ async fn end(
     store: &Store,
     clock: &dyn Clock,
     mut operation: Operation,
-    gone: Option<SnapshotId>,
+    gone: Option<&Snapshot>,
     problem: Option<Problem>,
 ) -> Result<(), StoreError> {
     let now = clock.now();
@@ -182,7 +225,7 @@ async fn end(
         message,
     };
     let mut events = Vec::new();
-    if let Some(snapshot) = gone {
+    if let Some(snapshot) = gone.map(|row| row.id) {
         tracing::info!(%snapshot, pod = %operation.pod, actor = operation.actor, "a snapshot was deleted");
         events.push(event((
             "snapshot.deleted",
@@ -192,7 +235,8 @@ async fn end(
     events.push(event(operation.news()));
     let change = Change {
         operations: vec![operation.clone()],
-        snapshots_gone: gone.into_iter().collect(),
+        snapshots_gone: gone.map(|row| row.id).into_iter().collect(),
+        prunes_wanted: gone.map(|row| (row.tenant.clone(), now)).into_iter().collect(),
         events,
         ..Change::default()
     };

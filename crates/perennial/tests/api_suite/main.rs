@@ -6,5 +6,6 @@ mod access;
 mod actions;
 mod contract;
 mod input;
+mod retention;
 mod server;
 mod stream;

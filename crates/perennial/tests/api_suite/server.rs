@@ -18,6 +18,7 @@ use perennial_core::fault::NoTap;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::OperationState;
 use perennial_core::pod::{Desired, Phase, Pod};
+use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState};
 use perennial_core::volume::Origin;
 use perennial_drivers::sim::{ImagePolicy, SimEngine, SimOptions, VirtualClock};
@@ -113,6 +114,7 @@ impl Server {
                 keys: Keyring::new(directory.path(), None, None),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
+                snapshots: SnapshotRules::default(),
             }),
         };
         let (stop, stopping) = watch::channel(false);

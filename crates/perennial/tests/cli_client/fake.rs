@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use perennial::api::wire::{
     Condition, Consistency, Container, CreatePod, Desired, Event, Grade, List, OnStop, Operation, OperationKind,
     OperationState, Phase, Pod, PodOperation, PodSpec, PodVolume, PrivilegeEscalation, Problem, Progress, Resources,
-    Size, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, VolumeState,
+    Size, Snapshot, SnapshotKind, SnapshotRules, SnapshotState, SnapshotVolume, VolumeState,
 };
 use perennial::cli::{Exit, Interrupt, Out, Output, Session, run_from};
 use serde::Serialize;
@@ -231,6 +231,7 @@ pub fn pod(name: &str) -> Pod {
         volumes: vec![volume("home"), volume("etc")],
         conditions: Vec::new(),
         latest_snapshot: Some(snapshot()),
+        next_snapshot_at: None,
         spec: PodSpec {
             command: Some(vec!["sleep".to_owned(), "infinity".to_owned()]),
             entrypoint: None,
@@ -245,6 +246,7 @@ pub fn pod(name: &str) -> Pod {
             on_stop: OnStop::Release,
             backend: None,
             privilege_escalation: PrivilegeEscalation::Denied,
+            snapshots: SnapshotRules::default(),
         },
         deleted_at: None,
         purge_at: None,

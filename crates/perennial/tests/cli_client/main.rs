@@ -10,4 +10,5 @@ mod confirm;
 mod exits;
 mod fake;
 mod follow;
+mod retention;
 mod show;

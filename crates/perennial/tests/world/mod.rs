@@ -29,6 +29,7 @@ use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Operation, OperationState};
 use perennial_core::plan::Policy;
 use perennial_core::pod::{Phase, Pod};
+use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
 use perennial_drivers::sim::{SimEngine, SimImage, SimMover, SimOptions, VirtualClock};
@@ -143,6 +144,26 @@ impl World {
         all.iter().filter(|s| s.tags.iter().any(|t| t.starts_with(tag))).count()
     }
 
+    /// The time of this world.
+    pub fn clock_now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// How many packs the repository has.
+    pub fn packs(&self) -> usize {
+        use perennial_snapshots::backend::Backend as _;
+        let backend = self.repositories.backend(&TenantId::default_tenant());
+        backend.list(perennial_snapshots::FileKind::Pack).unwrap().len()
+    }
+
+    /// Reads everything in the repository.
+    pub fn check_repository(&self) -> perennial_snapshots::Result<perennial_snapshots::CheckReport> {
+        let backend = Arc::new(self.repositories.backend(&TenantId::default_tenant()));
+        let password = perennial_snapshots::Password::new(MEMORY_PASSWORD);
+        let repository = perennial_snapshots::Repository::open(backend, &password)?;
+        repository.check(perennial_snapshots::Depth::Data, &perennial_core::progress::Progress::default())
+    }
+
     pub fn server_on(&self, store: Store, tap: Arc<dyn Tap>) -> Server {
         let engine: Arc<dyn Engine> = Arc::new(Tapped::new(Arc::new(self.engine.clone()), Arc::clone(&tap)));
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
@@ -176,6 +197,7 @@ impl World {
                 keys: Keyring::new(self.directory.path(), None, None),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
+                snapshots: SnapshotRules::default(),
             }),
         };
         Server { app, reconciler: Arc::new(reconciler), clock: Arc::clone(&self.clock) }

@@ -10,6 +10,7 @@ use super::names::{
     CheckStatus, Desired, Grade, OperationKind, OperationState, Phase, SnapshotKind, SnapshotState, VolumeState,
 };
 use super::request::{Backend, OnStop, Port, PrivilegeEscalation, Resources, VolumeDeclaration};
+use super::retention::SnapshotRules;
 
 /// A pod.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -46,6 +47,11 @@ pub struct Pod {
     pub conditions: Vec<Condition>,
     /// The newest verified snapshot.
     pub latest_snapshot: Option<Snapshot>,
+    /// When the next scheduled one is due, in the past when it is overdue; null without a schedule and while the pod
+    /// is stopped.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next_snapshot_at: Option<Timestamp>,
     /// The specification.
     pub spec: PodSpec,
     /// When it was archived or deleted; null for a living pod.
@@ -92,6 +98,9 @@ pub struct PodSpec {
     pub backend: Option<Backend>,
     /// Whether setuid programs work.
     pub privilege_escalation: PrivilegeEscalation,
+    /// When snapshots are taken and which are kept; what is null is the installation's.
+    #[serde(default)]
+    pub snapshots: SnapshotRules,
 }
 
 /// A pod's container.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::retention::SnapshotRules;
 use super::size::{Cpus, Size};
 
 /// Asks for a new pod, to be run.
@@ -59,6 +60,9 @@ pub struct CreatePod {
     /// Whether setuid programs such as sudo work; `denied` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privilege_escalation: Option<PrivilegeEscalation>,
+    /// When snapshots are taken and which are kept; what is left out is the installation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<SnapshotRules>,
     /// Whose it is; needed only when the caller has several tenants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -119,6 +123,10 @@ pub struct PatchPod {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<PrivilegeEscalation>)]
     pub privilege_escalation: Option<Option<PrivilegeEscalation>>,
+    /// When snapshots are taken and which are kept, as a whole; needs no restart.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<SnapshotRules>)]
+    pub snapshots: Option<Option<SnapshotRules>>,
 }
 
 /// Keeps "null" apart from "left out".

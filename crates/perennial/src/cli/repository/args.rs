@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::cli::retention::KeepArgs;
 use crate::config::BucketLookup;
 
 /// What to do with a repository.
@@ -151,8 +152,14 @@ pub struct CheckArgs {
 #[derive(Debug, Args)]
 pub struct ForgetArgs {
     /// The snapshots: the beginnings of their ids, or latest
-    #[arg(required = true, value_name = "SNAPSHOT")]
+    #[arg(required_unless_present = "KeepArgs", conflicts_with = "KeepArgs", value_name = "SNAPSHOT")]
     pub snapshots: Vec<String>,
+    /// Instead of snapshots, rules: those they do not keep, of each host and each set of paths by itself.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// The time zone that days and months are counted in, such as Europe/Berlin [default: UTC]
+    #[arg(long, value_name = "ZONE", requires = "KeepArgs")]
+    pub time_zone: Option<String>,
     /// The repository.
     #[command(flatten)]
     pub place: PlaceArgs,

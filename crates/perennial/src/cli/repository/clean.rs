@@ -1,12 +1,17 @@
 //! What destroys: forget and prune. Both say what they do, and have a dry run.
 
-use perennial_snapshots::{Mode, PruneReason, PruneReport};
+use std::collections::BTreeMap;
+
+use perennial_core::retention::{self, Dated};
+use perennial_core::schedule::SnapshotRules;
+use perennial_snapshots::{Mode, PruneReason, PruneReport, SnapshotFileId, SnapshotInfo};
 use serde::Serialize;
 
 use super::args::{ForgetArgs, PruneArgs};
 use super::open::{Desk, failure};
 use super::read::{Snapshot, pick, short};
 use super::write::OF_A_SERVER;
+use crate::api::retention::domain_keep;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::human::size;
 use crate::cli::out::clean;
@@ -16,27 +21,68 @@ use crate::cli::out::clean;
 struct Forgotten {
     dry_run: bool,
     snapshots: Vec<Snapshot>,
+    /// What the rules keep, and why; empty when snapshots were named.
+    kept: Vec<Kept>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Kept {
+    snapshot: Snapshot,
+    reasons: Vec<String>,
+}
+
+/// The snapshots that rules let go, and those they keep. Those of a server are none of ours: it knows what they are for.
+fn by_rules(all: &[SnapshotInfo], args: &ForgetArgs) -> Result<(Vec<SnapshotInfo>, Vec<Kept>), Failure> {
+    let typed = args.keep.over(None).map(|keep| domain_keep(&keep)).unwrap_or_default();
+    // With nothing but one kind of snapshots, never fewer than so many are the last so many.
+    let keep = retention::Keep { last: typed.last.max(typed.minimum), ..typed };
+    let rules = SnapshotRules { time_zone: args.time_zone.clone(), keep: Some(keep), schedule: None };
+    let invalid = |e: perennial_core::Error| match e {
+        perennial_core::Error::InvalidInput { problem, hint, .. } => Failure::usage(problem, hint),
+        other => Failure::usage(other.to_string(), ""),
+    };
+    rules.validate().map_err(invalid)?;
+    let zone = rules.over(&SnapshotRules::default()).map_err(invalid)?.zone;
+    if keep.is_empty() {
+        let message = "these rules say nothing about what is kept: nothing was done";
+        return Err(Failure::usage(message, "name at least one of --keep-last, --keep-daily, …, --keep-within"));
+    }
+    let mut groups: BTreeMap<(&str, &[String]), Vec<Dated<SnapshotFileId>>> = BTreeMap::new();
+    for info in all.iter().filter(|info| of_a_server(info).is_none()) {
+        let group = groups.entry((&info.hostname, &info.paths)).or_default();
+        group.push(Dated { key: info.id, at: info.time });
+    }
+    let now = jiff::Timestamp::now();
+    let mut reasons = BTreeMap::new();
+    for group in groups.values() {
+        reasons.append(&mut retention::kept(group, &keep, &zone, now));
+    }
+    let ours = all.iter().filter(|info| of_a_server(info).is_none());
+    let (kept, going): (Vec<_>, Vec<_>) = ours.partition(|info| reasons.contains_key(&info.id));
+    let kept = kept.into_iter().map(|info| Kept {
+        snapshot: Snapshot::from(info),
+        reasons: reasons.get(&info.id).cloned().unwrap_or_default(),
+    });
+    Ok((going.into_iter().cloned().collect(), kept.collect()))
+}
+
+/// The tag by which a snapshot belongs to a server; `None` when it is anybody's.
+fn of_a_server(info: &SnapshotInfo) -> Option<&String> {
+    info.tags.iter().find(|tag| OF_A_SERVER.iter().any(|of| tag.starts_with(of)))
 }
 
 pub(super) fn forget(desk: &mut Desk<'_>, args: &ForgetArgs) -> Result<(), Failure> {
     let (place, repository) = desk.open(&args.place)?;
     let all = repository.find(&[]).map_err(|e| failure(&e, &place.name))?;
-    let mut chosen: Vec<&_> = Vec::new();
-    for text in &args.snapshots {
-        let info = pick(&all, text)?;
-        if let Some(tag) = info.tags.iter().find(|tag| OF_A_SERVER.iter().any(|of| tag.starts_with(of))) {
-            let message =
-                format!("snapshot {} belongs to a server ({tag}): nothing was done", short(&info.id.to_string()));
-            let hint = "delete it where the server knows of it: perennial snapshot rm";
-            return Err(Failure::new(Exit::Conflict, message, hint));
-        }
-        if !chosen.iter().any(|other: &&perennial_snapshots::SnapshotInfo| other.id == info.id) {
-            chosen.push(info);
-        }
-    }
-    let answer =
-        Forgotten { dry_run: args.dry_run, snapshots: chosen.iter().map(|info| Snapshot::from(*info)).collect() };
+    let (chosen, kept) =
+        if args.snapshots.is_empty() { by_rules(&all, args)? } else { (named(&all, args)?, Vec::new()) };
+    let snapshots = chosen.iter().map(Snapshot::from).collect();
+    let answer = Forgotten { dry_run: args.dry_run, snapshots, kept };
     let list = || answer.snapshots.iter().map(|s| format!("  {}", clean(&s.brief()))).collect::<Vec<_>>().join("\n");
+    if chosen.is_empty() {
+        return desk.show(&answer, |answer, _| format!("{}nothing goes", kept_text(&answer.kept)));
+    }
     if !args.dry_run {
         if !args.yes {
             confirm(desk, &format!("These snapshots will be gone for good, with what they alone hold:\n{}", list()))?;
@@ -46,12 +92,38 @@ pub(super) fn forget(desk: &mut Desk<'_>, args: &ForgetArgs) -> Result<(), Failu
     }
     let text = list();
     desk.show(&answer, |answer, _| {
+        let kept = kept_text(&answer.kept);
         if answer.dry_run {
-            format!("would be forgotten:\n{text}\nThis was a dry run: nothing was done.")
+            format!("{kept}would be forgotten:\n{text}\nThis was a dry run: nothing was done.")
         } else {
-            format!("forgotten:\n{text}\nThe space they alone took up comes back with: perennial repository prune")
+            format!(
+                "{kept}forgotten:\n{text}\nThe space they alone took up comes back with: perennial repository prune"
+            )
         }
     })
+}
+
+/// The snapshots that were named.
+fn named(all: &[SnapshotInfo], args: &ForgetArgs) -> Result<Vec<SnapshotInfo>, Failure> {
+    let mut chosen: Vec<SnapshotInfo> = Vec::new();
+    for text in &args.snapshots {
+        let info = pick(all, text)?;
+        if let Some(tag) = of_a_server(info) {
+            let message =
+                format!("snapshot {} belongs to a server ({tag}): nothing was done", short(&info.id.to_string()));
+            let hint = "delete it where the server knows of it: perennial snapshot rm";
+            return Err(Failure::new(Exit::Conflict, message, hint));
+        }
+        if !chosen.iter().any(|other| other.id == info.id) {
+            chosen.push(info.clone());
+        }
+    }
+    Ok(chosen)
+}
+
+fn kept_text(kept: &[Kept]) -> String {
+    let line = |kept: &Kept| format!("  {}: {}\n", clean(&kept.snapshot.brief()), kept.reasons.join("; "));
+    if kept.is_empty() { String::new() } else { format!("kept:\n{}", kept.iter().map(line).collect::<String>()) }
 }
 
 fn confirm(desk: &mut Desk<'_>, text: &str) -> Result<(), Failure> {
