@@ -1,6 +1,6 @@
 //! Databases under write load: what was acknowledged is there after everything that happens to their pod.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails; figures are shown")]
 
 mod installation;
 
@@ -178,6 +178,99 @@ impl Database {
         installation.restore(&pod, &taken);
         let last = self.verify(&installation, &pod, at_snapshot, "after the restore");
         assert!(last < acknowledged);
+    }
+}
+
+/// How long snapshots are taken one after the other.
+const IN_FULL_WORK: Duration = Duration::from_secs(120);
+const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench -h /tmp -U postgres";
+/// Every transaction of pgbench adds the same to an account, a teller and a branch, and notes it in the history.
+const BALANCED: &str = "psql -qAt -h /tmp -U postgres -c 'select count(*) > 0
+    and sum(delta) = (select sum(abalance) from pgbench_accounts) and sum(delta) = (select sum(tbalance) from pgbench_tellers)
+    and sum(delta) = (select sum(bbalance) from pgbench_branches) from pgbench_history'";
+
+/// For how long the engine held a container each time, in milliseconds, by its own events.
+fn frozen_times(installation: &Installation, container: &str, since: &str) -> Vec<u128> {
+    let until = installation.docker.run(&["info", "--format", "{{.SystemTime}}"]);
+    let name = format!("container={container}");
+    let events = installation.docker.run(&[
+        "events",
+        "--since",
+        since,
+        "--until",
+        until.trim(),
+        "--filter",
+        &name,
+        "--filter",
+        "event=pause",
+        "--filter",
+        "event=unpause",
+        "--format",
+        "{{.TimeNano}} {{.Action}}",
+    ]);
+    let events: Vec<(u128, &str)> = events
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(time, action)| (time.parse().unwrap(), action))
+        .collect();
+    events
+        .windows(2)
+        .filter(|w| (w[0].1, w[1].1) == ("pause", "unpause"))
+        .map(|w| (w[1].0 - w[0].0) / 1_000_000)
+        .collect()
+}
+
+#[test]
+fn runc_every_snapshot_of_postgresql_in_full_work_recovers_clean() {
+    let installation = Installation::new();
+    let more = json!({"command": ["sh", "-c", POSTGRESQL.command], "stopSignal": "SIGINT"});
+    let pod = installation.pod_with("db", POSTGRES, "runc", more.clone());
+    eventually("the database answers", || installation.try_exec(&pod, POSTGRESQL.ready));
+    installation.sh(&pod, POSTGRESQL.make);
+    installation.sh(&pod, &format!("{PGBENCH} -qi -s 2 postgres 2>/dev/null"));
+    let container = installation.container(&pod);
+    let began = installation.docker.run(&["info", "--format", "{{.SystemTime}}"]);
+    let line = format!("exec {PGBENCH} -c 4 -T 600 postgres");
+    let mut bench = installation.docker.command(&["exec", &container, "sh", "-c", &line]);
+    let mut bench = bench.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let load = Load::start(&installation, &pod, 0, POSTGRESQL.client);
+
+    let mut all = Vec::new();
+    let until = Instant::now() + IN_FULL_WORK;
+    while Instant::now() < until {
+        let acknowledged = load.now();
+        let taken = installation.snapshot(&pod);
+        assert_eq!(
+            (&taken["state"], &taken["consistency"]["grade"]),
+            (&json!("verified"), &json!("frozen")),
+            "{taken}"
+        );
+        all.push((acknowledged, load.now(), taken));
+        load.more(20);
+    }
+    let mut frozen = frozen_times(&installation, &container, began.trim());
+    installation.run(&pod, "stop");
+    load.end();
+    bench.wait().unwrap();
+    assert!(frozen.len() >= all.len(), "{frozen:?}");
+    frozen.sort_unstable();
+    eprintln!(
+        "{} snapshots, frozen for {} ms (median), {:?} ms (longest)",
+        all.len(),
+        frozen[frozen.len() / 2],
+        frozen.last()
+    );
+
+    for (n, (acknowledged, after, taken)) in all.iter().enumerate() {
+        let mut more = more.clone();
+        more["fromSnapshot"] = taken["id"].clone();
+        let copy = installation.pod_with(&format!("copy-{n}"), POSTGRES, "runc", more);
+        let when = format!("snapshot {n}");
+        let last = POSTGRESQL.verify(&installation, &copy, *acknowledged, &when);
+        // One instant of the past, and not of the present.
+        assert!(last <= after + 1, "{when}: {last} is there, and {after} was acknowledged after it");
+        assert_eq!(installation.sh(&copy, BALANCED).trim(), "t", "{when}");
+        installation.do_with(&copy, "purge", &json!({"confirm": copy.name}));
     }
 }
 
