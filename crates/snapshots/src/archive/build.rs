@@ -193,3 +193,78 @@ impl Links {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use perennial_core::progress::Progress;
+
+    use super::*;
+    use crate::uploader::Uploader;
+    use crate::{
+        ArchiveRequest, KeyCost, Layout, MemoryBackend, Parent, Pass, Password, Repository, Root, Source, TreeId,
+    };
+
+    fn archive(repo: &Repository, path: &Path, parent: Option<Id>) -> Id {
+        let source = Source::Directory { path: path.into(), layout: Layout::Plain, exclude: vec![] };
+        let request = ArchiveRequest {
+            time: jiff::Timestamp::UNIX_EPOCH,
+            hostname: "test".into(),
+            tags: vec![],
+            parents: parent.map(|tree| Parent::Tree(TreeId(tree))).into_iter().collect(),
+            roots: vec![Root { at: "/data".into(), source }],
+            pass: Pass::Detached,
+            accept_losses: vec![],
+        };
+        repo.archive(&request, &Progress::default()).expect("archived").tree.0
+    }
+
+    /// Saves directories anew as somebody else might write them down: the same nodes in other bytes.
+    fn rewritten(repo: &Repository, uploader: &Uploader<'_>, tree: Id) -> Id {
+        let mut nodes = repo.inner.load_tree(tree, "/").expect("a tree");
+        for node in &mut nodes {
+            node.subtree = node.subtree.map(|tree| rewritten(repo, uploader, tree));
+        }
+        let mut json = encode_tree(&nodes).expect("encoded");
+        json.push(b' ');
+        let mut sealer = Sealer::new().expect("a compressor");
+        uploader.save(&mut sealer, BlobKind::Tree, &json).expect("saved")
+    }
+
+    fn make_pipe(path: &Path) {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).expect("a pipe");
+    }
+
+    fn subtree(repo: &Repository, tree: Id, path: &str) -> Id {
+        repo.inner.resolve(tree, path).expect("it is there").subtree.expect("a directory")
+    }
+
+    #[test]
+    fn an_unchanged_directory_keeps_the_very_tree_it_had_and_a_changed_one_does_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["kept", "changed"] {
+            fs::create_dir(dir.path().join(name)).expect("made");
+            // No regular files, whose change times would have to be old enough, and no links, which a look changes.
+            make_pipe(&dir.path().join(name).join("old"));
+        }
+        let backend = std::sync::Arc::new(MemoryBackend::new());
+        let repo = Repository::init(backend, &Password::new("p"), KeyCost::Test).expect("a repository");
+        let first = archive(&repo, dir.path(), None);
+        let uploader = Uploader::new(&repo.inner);
+        let theirs = rewritten(&repo, &uploader, first);
+        uploader.flush().expect("flushed");
+        let same = archive(&repo, dir.path(), Some(theirs));
+        assert_eq!(subtree(&repo, same, "/data"), subtree(&repo, theirs, "/data"));
+
+        make_pipe(&dir.path().join("changed/new"));
+        let next = archive(&repo, dir.path(), Some(theirs));
+        assert_eq!(subtree(&repo, next, "/data/kept"), subtree(&repo, theirs, "/data/kept"));
+        let changed = subtree(&repo, next, "/data/changed");
+        assert_ne!(changed, subtree(&repo, theirs, "/data/changed"));
+        let nodes = repo.inner.load_tree(changed, "/").expect("a tree");
+        assert_eq!(nodes.iter().map(|n| &n.name[..]).collect::<Vec<_>>(), [&b"new"[..], b"old"]);
+    }
+}
