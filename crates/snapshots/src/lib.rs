@@ -9,6 +9,7 @@
 //! | [`backend`] | the only way bytes reach a store |
 //! | `crypto`, `pack`, `wire`, `node`, `quote`, `polynomial` | the format, one structure each |
 //! | `index`, `lock`, `password`, `repository` | an open repository, shared with other programs |
+//! | `reader` | many blobs with few reads |
 //! | `fsdir` | directories that somebody hostile rearranges while we are in them |
 //! | `chunker`, `uploader`, `archive` | from directories to a snapshot |
 //! | `verify` | nothing counts before it was read back |
@@ -36,6 +37,7 @@ mod pack;
 mod password;
 mod polynomial;
 mod quote;
+mod reader;
 mod repository;
 mod request;
 mod restore;

@@ -427,6 +427,11 @@ impl Inner {
         self.index.read().unwrap_or_else(PoisonError::into_inner).find(kind, id)
     }
 
+    /// The size of a pack, as the index states it.
+    pub(crate) fn pack_size(&self, pack: Id) -> Option<u64> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).pack_size(pack)
+    }
+
     /// Reads one blob, proven by its hash.
     pub(crate) fn load_blob(&self, kind: BlobKind, id: Id, needed_by: &str) -> Result<Vec<u8>> {
         let read = |found: Found| -> Result<Vec<u8>> {

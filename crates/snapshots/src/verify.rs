@@ -66,7 +66,8 @@ impl Repository {
         }
         let file = inner.load_snapshot(snapshot)?;
         let mut needed = IdSet::default();
-        let counts = walk_tree(inner, file.tree, "", progress, &mut |found| {
+        let load = |tree, path: &str| inner.load_tree(tree, path);
+        let counts = walk_tree((inner, &load), file.tree, "", progress, &mut |found| {
             needed.insert(found.pack);
         })?;
         if let Some(summary) = &file.summary
@@ -127,9 +128,12 @@ impl Inner {
     }
 }
 
+/// A repository, and how its trees are read.
+pub(crate) type Trees<'a> = (&'a Inner, &'a dyn Fn(Id, &str) -> Result<Vec<Node>>);
+
 /// Walks a tree, proves that every blob is known and that file sizes add up, and counts.
 pub(crate) fn walk_tree(
-    inner: &Inner,
+    (inner, load): Trees<'_>,
     tree: Id,
     path: &str,
     progress: &Progress,
@@ -140,7 +144,7 @@ pub(crate) fn walk_tree(
     while let Some((tree, path)) = stack.pop() {
         progress.check()?;
         counts.add(NodeKind::Dir, 0);
-        let nodes = inner.load_tree(tree, &format!("directory {path}/"))?;
+        let nodes = load(tree, &format!("directory {path}/"))?;
         if let Some(place) = inner.find_blob(BlobKind::Tree, tree) {
             found(place);
         }

@@ -37,7 +37,7 @@ use build::Links;
 use read::Job;
 pub(crate) use read::ZEROS;
 
-/// Jobs waiting for workers; each holds a directory's descriptor, so this bounds descriptors, too.
+/// Batches of jobs waiting for workers; each holds a directory's descriptor, so this bounds descriptors, too.
 const QUEUE: usize = 64;
 const MAX_WORKERS: usize = 16;
 /// So many more workers than processors, because those that write a pack wait for the disk.
@@ -264,7 +264,7 @@ fn count(shared: &Shared<'_>, node: &Node, at: &str) -> Result<Counts> {
         counts.add(node.kind, node.size);
         return Ok(counts);
     };
-    walk_tree(shared.inner, tree, at, shared.progress, &mut |_| {})
+    walk_tree((shared.inner, &|tree, path| shared.inner.load_tree(tree, path)), tree, at, shared.progress, &mut |_| {})
 }
 
 /// Makes a directory out of another one's entries and of some from elsewhere in the same snapshot.
@@ -313,7 +313,7 @@ fn rearrange(
 fn run(shared: &Shared<'_>, scan: scan::Scan<'_>, load_ahead: impl FnOnce() + Send) -> Result<scan::Outcome> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
-    let (sender, receiver) = sync_channel::<Job>(QUEUE);
+    let (sender, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let outcome = std::thread::scope(|scope| {
         scope.spawn(load_ahead);
@@ -321,13 +321,15 @@ fn run(shared: &Shared<'_>, scan: scan::Scan<'_>, load_ahead: impl FnOnce() + Se
             scope.spawn(|| {
                 let mut worker = read::Worker::new(shared).map_err(|error| shared.fail(error)).ok();
                 loop {
-                    let job = lock(&receiver).recv();
-                    let Ok(job) = job else { return };
-                    // After a failure the queue is only emptied, so that the scanner never waits for it.
-                    if let Some(worker) = worker.as_mut().filter(|_| !shared.failed.load(Ordering::Acquire))
-                        && let Err(error) = worker.run(job)
-                    {
-                        shared.fail(error);
+                    let jobs = lock(&receiver).recv();
+                    let Ok(jobs) = jobs else { return };
+                    for job in jobs {
+                        // After a failure the queue is only emptied, so that the scanner never waits for it.
+                        if let Some(worker) = worker.as_mut().filter(|_| !shared.failed.load(Ordering::Acquire))
+                            && let Err(error) = worker.run(job)
+                        {
+                            shared.fail(error);
+                        }
                     }
                 }
             });

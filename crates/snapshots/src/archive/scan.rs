@@ -39,6 +39,10 @@ const GRANULARITY_NS: u32 = 20_000_000;
 const LIST_ATTEMPTS: u32 = 4;
 /// So many subdirectories' trees are loaded before they are needed.
 const LOOK_AHEAD: usize = 4;
+/// So many small files go to a worker at once, because waking one costs as much as reading one.
+const BATCH: usize = 16;
+/// No more than one file goes after so many bytes, because everybody is to have something to do.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// One root about to be scanned.
 pub(crate) struct Scan<'a> {
@@ -51,6 +55,9 @@ pub(crate) struct Scan<'a> {
     ahead: Asker<'a>,
     racy_from: Time,
     removed: Vec<Removed>,
+    /// Files of one directory that no worker was told of yet, and their size.
+    batch: Vec<Job>,
+    batch_bytes: u64,
     sealer: Sealer,
 }
 
@@ -127,11 +134,13 @@ impl<'a> Scan<'a> {
             ahead,
             racy_from,
             removed: Vec::new(),
+            batch: Vec::new(),
+            batch_bytes: 0,
             sealer,
         })
     }
 
-    pub(crate) fn run(mut self, jobs: &SyncSender<Job>) -> Result<Scanned> {
+    pub(crate) fn run(mut self, jobs: &SyncSender<Vec<Job>>) -> Result<Scanned> {
         let mut stack: Vec<Frame> = Vec::new();
         let result = self.walk(jobs, &mut stack);
         // From the deepest up, so that no chain of parents hangs on the last one.
@@ -139,7 +148,7 @@ impl<'a> Scan<'a> {
         result.map(|root| Scanned { root, removed: self.removed })
     }
 
-    fn walk(&mut self, jobs: &SyncSender<Job>, stack: &mut Vec<Frame>) -> Result<Arc<Pending>> {
+    fn walk(&mut self, jobs: &SyncSender<Vec<Job>>, stack: &mut Vec<Frame>) -> Result<Arc<Pending>> {
         let root = self.root.take().ok_or(Error::Cancelled)?;
         let parents = std::mem::take(&mut self.parents);
         let root_error =
@@ -186,7 +195,13 @@ impl<'a> Scan<'a> {
         child_path(self.at.as_bytes(), relative)
     }
 
-    fn descend(&mut self, jobs: &SyncSender<Job>, frame: &Frame, slot: usize, name: &[u8]) -> Result<Frame, ReadError> {
+    fn descend(
+        &mut self,
+        jobs: &SyncSender<Vec<Job>>,
+        frame: &Frame,
+        slot: usize,
+        name: &[u8],
+    ) -> Result<Frame, ReadError> {
         if frame.dir.path().len() + name.len() >= MAX_PATH {
             return Err(ReadError::Lost(LossReason::TooLarge));
         }
@@ -196,7 +211,7 @@ impl<'a> Scan<'a> {
         let mut parents = Vec::new();
         for (_, nodes) in &frame.parents {
             let Some(tree) = find(nodes, name).and_then(|n| n.subtree) else { continue };
-            let loaded = self.ahead.take(tree).map_or_else(|| self.shared.inner.load_tree(tree, self.at), Ok);
+            let loaded = self.ahead.take(tree).map_or_else(|| self.ahead.load(tree, self.at), Ok);
             match loaded {
                 Ok(nodes) => parents.push((tree, Arc::new(nodes))),
                 Err(Error::MissingBlob { .. } | Error::Damaged { .. } | Error::InvalidContent { .. }) => {}
@@ -220,7 +235,7 @@ impl<'a> Scan<'a> {
     /// Lists a directory, settles what can be settled at once, and queues files that must be read.
     fn enter(
         &mut self,
-        jobs: &SyncSender<Job>,
+        jobs: &SyncSender<Vec<Job>>,
         dir: Dir,
         parent: Option<(Arc<Pending>, usize)>,
         parents: Vec<Known>,
@@ -239,6 +254,7 @@ impl<'a> Scan<'a> {
         for (slot, (name, stat)) in entries.into_iter().enumerate() {
             self.settle(jobs, &mut frame, &fd, slot, name, stat)?;
         }
+        self.send(jobs)?;
         // Popped from the end, so the first comes last.
         frame.subdirs.reverse();
         self.want(&frame);
@@ -281,7 +297,7 @@ impl<'a> Scan<'a> {
 
     fn settle(
         &mut self,
-        jobs: &SyncSender<Job>,
+        jobs: &SyncSender<Vec<Job>>,
         frame: &mut Frame,
         fd: &Arc<OwnedFd>,
         slot: usize,
@@ -320,7 +336,7 @@ impl<'a> Scan<'a> {
 
     fn settle_file(
         &mut self,
-        jobs: &SyncSender<Job>,
+        jobs: &SyncSender<Vec<Job>>,
         frame: &Frame,
         fd: &Arc<OwnedFd>,
         slot: usize,
@@ -367,8 +383,17 @@ impl<'a> Scan<'a> {
             link,
             in_place,
         };
+        self.batch.push(job);
+        self.batch_bytes = self.batch_bytes.saturating_add(stat.size);
+        if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES { self.send(jobs) } else { Ok(()) }
+    }
+
+    /// Hands over what was gathered.
+    fn send(&mut self, jobs: &SyncSender<Vec<Job>>) -> Result<()> {
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
         // The receiver lives as long as the scanner runs, so this only fails when everything is being torn down.
-        jobs.send(job).map_err(|_| Error::Cancelled)
+        if batch.is_empty() { Ok(()) } else { jobs.send(batch).map_err(|_| Error::Cancelled) }
     }
 
     /// Finds the file in a tree we compare with; an unchanged ctime vouches for the extended attributes as well.

@@ -149,7 +149,7 @@ fn same_entry(
     check: &dyn Fn() -> Result<()>,
 ) -> Result<bool, super::write::CompareError> {
     if node.kind == NodeKind::File {
-        let found = same_content(inner, dir, node, stat, check)?;
+        let found = same_content((inner, &mut Vec::new()), dir, node, stat, check)?;
         return Ok(found.is_some_and(|(file, stat)| same_metadata(&file, &stat, node)));
     }
     let same = stat.kind() == Some(node.kind)

@@ -6,6 +6,7 @@
 //! written into: what differs is written beside it and renamed over it, so that other names of the old inode (hard
 //! links) and its open readers keep what they had.
 
+mod behind;
 mod lists;
 mod lower;
 mod meta;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir};
 use crate::id::SnapshotFileId;
 use crate::lock::{LockGuard, LockMode};
+use crate::reader::Reader;
 use crate::removed::{self, Removed};
 use crate::repository::Repository;
 use crate::request::Counts;
@@ -109,7 +111,10 @@ impl Repository {
         let tree = inner.load_snapshot(snapshot)?.tree;
         let root = inner.resolve(tree, &request.subtree)?;
         let subtree = root.subtree.ok_or_else(|| Error::invalid(&request.subtree, "not a directory"))?;
-        let expected = walk_tree(inner, subtree, request.subtree.trim_end_matches('/'), progress, &mut |_| {})?;
+        let reader = Reader::new(inner);
+        let load = |tree, path: &str| reader.load_tree(tree, path);
+        let expected =
+            walk_tree((inner, &load), subtree, request.subtree.trim_end_matches('/'), progress, &mut |_| {})?;
         progress.set_total(expected.bytes);
         let list = match &request.removals {
             Removals::Ignore => Vec::new(),
@@ -122,7 +127,7 @@ impl Repository {
             return Err(Error::InvalidRequest("a lower layer and a removed list exclude each other".into()));
         }
         let target = open_target(request)?;
-        let restored = plan::run(inner, request, root, target, list, progress)?;
+        let restored = plan::run((inner, &reader), request, root, target, list, progress)?;
         if request.against_lower.is_none() && restored.counts != expected {
             return Err(Error::Mismatch {
                 what: format!("entries restored to {}", request.target.display()),

@@ -12,30 +12,35 @@ use perennial_core::progress::Progress;
 use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
+use super::behind::Behind;
 use super::lists::Lists;
 use super::lower::Upper;
 use super::meta::{self, Overlay};
 use super::remove::{remove_entry, remove_path, temporary_name};
-use super::write::{Job, LinkState, Links, Place, link_to, run_job, same_special};
+use super::write::{Job, LinkState, Links, Place, Writer, link_to, same_special};
 use super::{Existing, Removals, RestoreRequest, Restored};
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir, Stat};
 use crate::node::{Node, NodeKind};
+use crate::reader::Reader;
 use crate::removed::{Removal, Removed};
 use crate::repository::Inner;
 use crate::request::Counts;
 
+/// Batches of jobs waiting for workers.
 const QUEUE: usize = 64;
+/// So many small files go to a worker at once, and no more after so many bytes; as in archiving.
+const BATCH: usize = 16;
+const BATCH_BYTES: u64 = 1 << 20;
 const OPEN_DEPTH: usize = 64;
 const MAX_WORKERS: usize = 16;
 /// So many more workers than processors, because some wait for the disk.
 const WAITING_WORKERS: usize = 2;
-/// So much is written before the disk is told to begin: enough to fill it, and little to wait for at the end.
-const SYNC_EVERY: u64 = 128 << 20;
 
 /// What the planner and the workers share.
 pub(crate) struct Shared<'a> {
     pub(crate) inner: &'a Inner,
+    pub(crate) reader: &'a Reader<'a>,
     pub(crate) progress: &'a Progress,
     pub(crate) links: Mutex<Links>,
     target: &'a Path,
@@ -43,8 +48,7 @@ pub(crate) struct Shared<'a> {
     failed: AtomicBool,
     /// Whom new files belong to before they are given away.
     pub(crate) uid: u32,
-    /// How many bytes are to be written before the file system is told to write them to the disk.
-    next_sync: AtomicU64,
+    behind: Behind,
     pub(crate) done: Done,
 }
 
@@ -158,7 +162,10 @@ struct Frame {
 
 struct Planner<'a> {
     shared: &'a Shared<'a>,
-    jobs: SyncSender<Job>,
+    jobs: SyncSender<Vec<Job>>,
+    /// Files of one directory that no worker was told of yet, and their size.
+    batch: Vec<Job>,
+    batch_bytes: u64,
     upper: bool,
     lists: Lists,
     /// What goes into an upper layer of a given lower one; none: everything.
@@ -166,7 +173,7 @@ struct Planner<'a> {
 }
 
 pub(crate) fn run(
-    inner: &Inner,
+    (inner, reader): (&Inner, &Reader<'_>),
     request: &RestoreRequest,
     root: Node,
     target: Dir,
@@ -175,13 +182,14 @@ pub(crate) fn run(
 ) -> Result<Restored> {
     let shared = Shared {
         inner,
+        reader,
         progress,
         links: Mutex::default(),
         target: &request.target,
         failure: Mutex::default(),
         failed: AtomicBool::new(false),
         uid: rustix::process::geteuid().as_raw(),
-        next_sync: AtomicU64::new(SYNC_EVERY),
+        behind: Behind::new(),
         done: Done::default(),
     };
     if matches!(request.removals, Removals::Delete { .. }) {
@@ -201,7 +209,7 @@ pub(crate) fn run(
     let marked = matches!(request.removals, Removals::Whiteouts { .. } | Removals::WhiteoutsBelow { .. });
     let upper = only.is_some() || marked;
     let sync = target.fd().map_err(shared.error("open", &target, b""))?;
-    let (jobs, receiver) = sync_channel::<Job>(QUEUE);
+    let (jobs, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
@@ -210,27 +218,26 @@ pub(crate) fn run(
     let (written, due) = sync_channel::<()>(1);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for () in due {
-                shared.next_sync.store(shared.done.written.load(Ordering::Relaxed) + SYNC_EVERY, Ordering::Relaxed);
-                if let Err(error) = rustix::fs::syncfs(&*sync) {
-                    shared.fail(sync_error(error));
-                }
-            }
+            let failed = |errno| shared.fail(sync_error(errno));
+            shared.behind.run(due, &shared.done.written, || rustix::fs::syncfs(&*sync), failed);
         });
         for _ in 0..workers {
             let written = written.clone();
             let (receiver, shared) = (&receiver, &shared);
             scope.spawn(move || {
+                let mut writer = Writer::default();
                 loop {
-                    let job = lock(receiver).recv();
-                    let Ok(job) = job else { return };
-                    // After a failure the queue is only emptied, so that the planner never waits for it.
-                    if !shared.failed.load(Ordering::Acquire)
-                        && let Err(error) = run_job(shared, job)
-                    {
-                        shared.fail(error);
+                    let jobs = lock(receiver).recv();
+                    let Ok(jobs) = jobs else { return };
+                    for job in jobs {
+                        // After a failure the queue is only emptied, so that the planner never waits for it.
+                        if !shared.failed.load(Ordering::Acquire)
+                            && let Err(error) = writer.run(shared, job)
+                        {
+                            shared.fail(error);
+                        }
                     }
-                    if shared.done.written.load(Ordering::Relaxed) >= shared.next_sync.load(Ordering::Relaxed) {
+                    if shared.behind.is_due(shared.done.written.load(Ordering::Relaxed)) {
                         // One is under way already when this fails.
                         let _ = written.try_send(());
                     }
@@ -238,7 +245,8 @@ pub(crate) fn run(
             });
         }
         drop(written);
-        let planner = Planner { shared: &shared, jobs, upper, lists: Lists::new(list), only };
+        let planner =
+            Planner { shared: &shared, jobs, batch: Vec::new(), batch_bytes: 0, upper, lists: Lists::new(list), only };
         if let Err(error) = planner.run(request, root, target) {
             shared.fail(error);
         }
@@ -339,7 +347,7 @@ impl Planner<'_> {
         let opaque = self.lists.opaque.contains(dir.path());
         let place = self.shared.path(&dir, b"");
         let subtree = node.subtree.ok_or_else(|| Error::invalid(place.display(), "not a directory"))?;
-        let mut nodes = self.shared.inner.load_tree(subtree, &place.display().to_string())?;
+        let mut nodes = self.shared.reader.load_tree(subtree, &place.display().to_string())?;
         if let Some(only) = self.only.as_ref().filter(|_| !whole) {
             nodes.retain(|node| only.some.contains(&super::lower::child(dir.path(), &node.name)));
         }
@@ -371,6 +379,7 @@ impl Planner<'_> {
         for node in nodes {
             self.place(&mut frame, &fd, node)?;
         }
+        self.send()?;
         frame.subdirs.reverse();
         Ok(frame)
     }
@@ -393,7 +402,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    fn place(&self, frame: &mut Frame, fd: &Arc<OwnedFd>, node: Node) -> Result<()> {
+    fn place(&mut self, frame: &mut Frame, fd: &Arc<OwnedFd>, node: Node) -> Result<()> {
         let dir = &frame.task.dir;
         if node.kind == NodeKind::Dir {
             frame.subdirs.push(node);
@@ -434,8 +443,10 @@ impl Planner<'_> {
         if node.kind == NodeKind::File {
             frame.task.wait_for_one_more();
             let job = Job { place: place(), fd: Arc::clone(fd), node };
-            // Fails only when the workers are gone, and they go after us.
-            return self.jobs.send(job).map_err(|_| Error::Cancelled);
+            self.batch_bytes = self.batch_bytes.saturating_add(job.node.size);
+            self.batch.push(job);
+            let full = self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES;
+            return if full { self.send() } else { Ok(()) };
         }
         let inode = self.special(frame, fd, &node, existing)?;
         if let Some(key) = node.link_key() {
@@ -444,6 +455,14 @@ impl Planner<'_> {
         }
         self.shared.count(&node);
         Ok(())
+    }
+
+    /// Hands over what was gathered.
+    fn send(&mut self) -> Result<()> {
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        // Fails only when the workers are gone, and they go after us.
+        if batch.is_empty() { Ok(()) } else { self.jobs.send(batch).map_err(|_| Error::Cancelled) }
     }
 
     /// Makes a link, device or pipe, or finds it as it must be; returns its inode number.

@@ -1,12 +1,13 @@
 //! Workers: write regular files and their further names.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ftruncate, linkat, openat, renameat, unlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::meta;
 use super::plan::{Shared, Task, complete, lock};
@@ -16,12 +17,20 @@ use crate::error::{Error, Result};
 use crate::fsdir::{self, Stat, proc_path};
 use crate::id::Id;
 use crate::node::{Node, NodeKind};
+use crate::reader::{KEPT, Scratch};
 use crate::repository::Inner;
 use crate::verify::plain_length;
 use crate::wire::BlobKind;
 
 /// Blocks of zeros of this size and alignment are not written: they stay holes.
 const BLOCK: usize = 4096;
+/// Small blobs of a larger file are written together, this much at a time.
+const GATHER: usize = 1 << 20;
+/// Linux' `RWF_DONTCACHE`: what is written goes to the disk at once, and its memory is given back when it is there. A
+/// restore would otherwise drive everything else out of memory, and fetching so much costs more than writing.
+const UNCACHED: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+/// Smaller pieces are left to the system, which gathers them on their way to the disk.
+const UNCACHED_FROM: usize = 128 << 10;
 
 /// Where an entry goes, and what was there.
 pub(crate) struct Place {
@@ -88,20 +97,33 @@ impl Links {
     }
 }
 
-pub(crate) fn run_job(shared: &Shared<'_>, job: Job) -> Result<()> {
-    let Job { place, fd, node } = job;
-    let inode = write_file(shared, &place, &fd, &node)?;
-    shared.count(&node);
-    let task = Arc::clone(&place.task);
-    if let Some(key) = node.link_key() {
-        let (source, waiting) = lock(&shared.links).resolve(key, place, inode);
-        for place in waiting {
-            link_to(shared, &source, &place)?;
-            shared.count(&node);
-            complete(shared, &place.task)?;
+/// One worker, with the memory that it uses for every file.
+#[derive(Default)]
+pub(crate) struct Writer {
+    scratch: Scratch,
+    gathered: Vec<u8>,
+}
+
+impl Writer {
+    pub(crate) fn run(&mut self, shared: &Shared<'_>, job: Job) -> Result<()> {
+        let Job { place, fd, node } = job;
+        let inode = write_file(self, shared, &place, &fd, &node)?;
+        self.scratch.trim();
+        if self.gathered.capacity() > KEPT {
+            self.gathered = Vec::new();
         }
+        shared.count(&node);
+        let task = Arc::clone(&place.task);
+        if let Some(key) = node.link_key() {
+            let (source, waiting) = lock(&shared.links).resolve(key, place, inode);
+            for place in waiting {
+                link_to(shared, &source, &place)?;
+                shared.count(&node);
+                complete(shared, &place.task)?;
+            }
+        }
+        complete(shared, &task)
     }
-    complete(shared, &task)
 }
 
 /// Gives an inode another name.
@@ -135,14 +157,15 @@ fn rename_over(fd: &OwnedFd, temporary: &[u8], name: &[u8]) -> Result<(), Errno>
 }
 
 /// Writes a file, or finds it as it must be; returns its inode number.
-fn write_file(shared: &Shared<'_>, place: &Place, fd: &OwnedFd, node: &Node) -> Result<u64> {
+fn write_file(writer: &mut Writer, shared: &Shared<'_>, place: &Place, fd: &OwnedFd, node: &Node) -> Result<u64> {
     let dir = &place.task.dir;
     let error = shared.error("write", dir, &node.name);
     let overlay = place.task.overlay_of_entries();
     if let Some(stat) = place.existing {
         // A file with more names than it should have shares its inode with something else.
         let alone = stat.nlink == 1 || node.link_key().is_some();
-        let same = same_content(shared.inner, fd, node, &stat, &|| shared.check()).map_err(|e| e.into_error(&error))?;
+        let same = same_content((shared.inner, &mut writer.gathered), fd, node, &stat, &|| shared.check());
+        let same = same.map_err(|e| e.into_error(&error))?;
         if let Some((file, stat)) = same.filter(|_| alone) {
             meta::apply(&file, &stat, node, overlay).map_err(&error)?;
             shared.done.unchanged.fetch_add(1, Ordering::Relaxed);
@@ -158,7 +181,7 @@ fn write_file(shared: &Shared<'_>, place: &Place, fd: &OwnedFd, node: &Node) -> 
     let name = temporary.as_deref().unwrap_or(&node.name);
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(fd, name, flags, first_mode(shared, node)).map_err(&error)?;
-    let written = write_content(shared, &file, node, &error).and_then(|()| {
+    let written = write_content(writer, shared, &file, node, &error).and_then(|()| {
         let stat = fsdir::stat_fd(&file).map_err(&error)?;
         meta::apply(&file, &stat, node, overlay).map_err(&error)?;
         Ok(stat.ino)
@@ -183,23 +206,51 @@ fn first_mode(shared: &Shared<'_>, node: &Node) -> Mode {
     if shared.uid == node.uid && group_like_others { own | Mode::from_raw_mode(node.mode & 0o777) } else { own }
 }
 
-fn write_content(shared: &Shared<'_>, file: &OwnedFd, node: &Node, error: &impl Fn(Errno) -> Error) -> Result<()> {
-    let mut offset = 0_u64;
+fn write_content(
+    writer: &mut Writer,
+    shared: &Shared<'_>,
+    file: &OwnedFd,
+    node: &Node,
+    error: &impl Fn(Errno) -> Error,
+) -> Result<()> {
+    let Writer { scratch, gathered } = writer;
+    gathered.clear();
     let mut end = 0;
+    let mut write = |data: &[u8], offset: u64| -> Result<()> {
+        let written = write_sparse(file, data, offset).map_err(error)?;
+        shared.done.written.fetch_add(written.bytes, Ordering::Relaxed);
+        end = written.end.unwrap_or(end);
+        Ok(())
+    };
+    // Where the file is known up to; what was gathered ends there.
+    let mut offset = 0_u64;
     for blob in &node.content {
         shared.check()?;
         if *blob == ZEROS.1 {
+            write(gathered, offset - gathered.len() as u64)?;
+            gathered.clear();
             offset += ZEROS.0.len() as u64;
             shared.progress.add_bytes(ZEROS.0.len() as u64);
             continue;
         }
-        let data = shared.inner.load_blob(BlobKind::Data, *blob, &String::from_utf8_lossy(&node.name))?;
-        let written = write_sparse(file, &data, offset).map_err(error)?;
-        shared.done.written.fetch_add(written.bytes, Ordering::Relaxed);
-        end = written.end.unwrap_or(end);
+        let name = String::from_utf8_lossy(&node.name);
+        let data = shared.reader.load(BlobKind::Data, *blob, &name, scratch)?;
         shared.progress.add_bytes(data.len() as u64);
         offset += data.len() as u64;
+        if node.content.len() == 1 {
+            write(data, 0)?;
+            continue;
+        }
+        gathered.extend_from_slice(data);
+        if gathered.len() >= GATHER {
+            // Ends with a block, so that none is written twice.
+            let rest = usize::try_from(offset % BLOCK as u64).unwrap_or(0);
+            let whole = gathered.len() - rest;
+            write(&gathered[..whole], offset - gathered.len() as u64)?;
+            gathered.drain(..whole);
+        }
     }
+    write(gathered, offset - gathered.len() as u64)?;
     // A hole at the end exists only by the size.
     if end != node.size {
         ftruncate(file, node.size).map_err(error)?;
@@ -258,7 +309,13 @@ fn is_zero(block: &[u8]) -> bool {
 
 fn write_all_at(file: &OwnedFd, mut data: &[u8], mut offset: u64) -> Result<(), Errno> {
     while !data.is_empty() {
-        match rustix::io::pwrite(file, data, offset) {
+        let flags = if data.len() >= UNCACHED_FROM { UNCACHED } else { ReadWriteFlags::empty() };
+        let written = match rustix::io::pwritev2(file, &[IoSlice::new(data)], offset, flags) {
+            // Kernels before 6.14, and file systems that cannot.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => rustix::io::pwrite(file, data, offset),
+            other => other,
+        };
+        match written {
             Ok(0) => return Err(Errno::IO),
             Ok(n) => {
                 data = &data[n..];
@@ -286,9 +343,10 @@ impl CompareError {
     }
 }
 
-/// Opens an existing file when it is the node's already: compared by content, because times can be set by anybody.
+/// Opens an existing file when it is the node's already: compared by content, because times can be set by anybody. What
+/// the buffer held is gone.
 pub(crate) fn same_content(
-    inner: &Inner,
+    (inner, buffer): (&Inner, &mut Vec<u8>),
     dir: &OwnedFd,
     node: &Node,
     seen: &Stat,
@@ -304,12 +362,11 @@ pub(crate) fn same_content(
         return Ok(None);
     }
     let file = fsdir::open_readable(&path_fd).map_err(CompareError::Errno)?;
-    let mut buffer = Vec::new();
     for blob in &node.content {
         check().map_err(CompareError::Error)?;
         let Some(found) = inner.find_blob(BlobKind::Data, *blob) else { return Ok(None) };
         buffer.resize(usize::try_from(plain_length(&found.blob)).unwrap_or(0), 0);
-        if !read_exact(&file, &mut buffer).map_err(CompareError::Errno)? || Id::of(&buffer) != *blob {
+        if !read_exact(&file, buffer).map_err(CompareError::Errno)? || Id::of(buffer) != *blob {
             return Ok(None);
         }
     }

@@ -32,6 +32,8 @@ pub struct FaultyBackend {
     /// From the bad change on, everything fails: the process died.
     pub then_dead: bool,
     pub bad_read: AtomicI64,
+    /// Longer pieces of packs cannot be read: a part of the medium is gone.
+    pub longest_piece: AtomicU64,
     pub fault: Fault,
 }
 
@@ -44,6 +46,7 @@ impl FaultyBackend {
             bad_change: AtomicI64::new(-1),
             then_dead,
             bad_read: AtomicI64::new(-1),
+            longest_piece: AtomicU64::new(u64::MAX),
             fault,
         })
     }
@@ -113,6 +116,9 @@ impl Backend for FaultyBackend {
     }
 
     fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        if len as u64 > self.longest_piece.load(Ordering::SeqCst) {
+            return Err(Self::error("read", kind, Some(id)));
+        }
         self.after_read(kind, id, || self.inner.read_range(kind, id, offset, len))
     }
 

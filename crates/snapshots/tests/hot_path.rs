@@ -1,0 +1,100 @@
+//! What makes archives and restores cheap, and that nothing is lost by it.
+#![allow(clippy::unwrap_used, clippy::print_stderr, missing_docs, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use perennial_core::progress::Progress;
+use perennial_snapshots::*;
+use support::faulty::{Fault, FaultyBackend};
+use support::*;
+
+/// A directory on a disk, or none where the system has only memory for temporary files.
+fn on_disk() -> Option<tempfile::TempDir> {
+    let place = std::env::var_os("PERENNIAL_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    fs::create_dir_all(&place).unwrap();
+    // The magic number of tmpfs.
+    if rustix::fs::statfs(&place).unwrap().f_type == 0x0102_1994 {
+        assert!(std::env::var_os("PERENNIAL_TEST_REQUIRE").is_none(), "{} is not on a disk", place.display());
+        eprintln!("skipped: {} is not on a disk", place.display());
+        return None;
+    }
+    Some(tempfile::tempdir_in(place).unwrap())
+}
+
+/// Many small files that do not compress, in several directories, and one with the contents of some of them.
+fn many_files(path: &Path) {
+    for n in 0..400_u64 {
+        let dir = path.join(format!("dir{}", n / 50));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(format!("file{n}")), corpus::noise(8000, n)).unwrap();
+    }
+    fs::create_dir(path.join("copies")).unwrap();
+    for n in (0..400).step_by(37) {
+        fs::write(path.join(format!("copies/{n}")), corpus::noise(8000, n)).unwrap();
+    }
+}
+
+#[test]
+fn a_restore_reads_packs_in_large_pieces() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    many_files(&source);
+    let (backend, repo) = memory();
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    let counting = FaultyBackend::new(Arc::new(backend), Fault::Error, false);
+    let repo = Repository::open(counting.clone(), &password()).unwrap();
+    let before = counting.reads.load(Ordering::SeqCst);
+    restore(&repo, snapshot, &dir.path().join("target"));
+    let reads = counting.reads.load(Ordering::SeqCst) - before;
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&dir.path().join("target")));
+    // 3.2 MB, blobs that other threads took out of turn, and a few files of the repository; not one for each of 420 blobs.
+    assert!(reads < 100, "{reads} reads");
+}
+
+#[test]
+fn a_blob_is_read_alone_when_its_neighbours_cannot_be_read() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    many_files(&source);
+    let (backend, repo) = memory();
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    let torn = FaultyBackend::new(Arc::new(backend), Fault::Error, false);
+    torn.longest_piece.store(20_000, Ordering::SeqCst);
+    let repo = Repository::open(torn.clone(), &password()).unwrap();
+    restore(&repo, snapshot, &dir.path().join("target"));
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&dir.path().join("target")));
+    assert!(torn.reads.load(Ordering::SeqCst) > 400);
+    torn.longest_piece.store(1000, Ordering::SeqCst);
+    let target = dir.path().join("none");
+    assert!(repo.restore(snapshot, &restore_request(&target), &Progress::default()).is_err());
+}
+
+#[test]
+fn large_files_come_back_to_a_disk_with_holes_and_odd_ends() {
+    let Some(dir) = on_disk() else { return };
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("noise"), corpus::noise((5 << 20) + 3, 1)).unwrap();
+    let database = [b"SQLite format 3\0", &corpus::noise((3 << 20) + 12_345, 2)[..]].concat();
+    fs::write(source.join("state.db"), &database).unwrap();
+    let sparse = fs::File::create(source.join("sparse")).unwrap();
+    sparse.set_len((40 << 20) + 77).unwrap();
+    // Data that begins and ends within blocks, between holes that are stored as such and zeros that are not.
+    sparse.write_all_at(&corpus::noise(3 << 20, 3), (9 << 20) + 1001).unwrap();
+    sparse.write_all_at(&corpus::noise(100, 4), (30 << 20) - 50).unwrap();
+    sparse.write_all_at(&vec![0; 300_000], 35 << 20).unwrap();
+    let (_, repo) = local(dir.path());
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    let target = dir.path().join("target");
+    let restored = restore(&repo, snapshot, &target);
+    compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+    let data = (5 << 20) + 3 + database.len() as u64 + (3 << 20) + 100;
+    // Zeros around the pieces fill their blocks.
+    assert!((data..data + 6 * 4096).contains(&restored.written_bytes), "{} of {data}", restored.written_bytes);
+}
