@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -25,6 +26,19 @@ fn on_disk() -> Option<tempfile::TempDir> {
         return None;
     }
     Some(tempfile::tempdir_in(place).unwrap())
+}
+
+/// Bytes of files that are in the page cache.
+fn cached(files: &[PathBuf]) -> u64 {
+    let output = Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).args(files).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| line.trim().parse::<u64>().unwrap()).sum()
+}
+
+fn packs(repository: &Path) -> Vec<PathBuf> {
+    let dirs = fs::read_dir(repository.join("data")).unwrap().map(|dir| dir.unwrap().path());
+    dirs.flat_map(|dir| fs::read_dir(dir).unwrap().map(|pack| pack.unwrap().path())).collect()
 }
 
 /// Many small files that do not compress, in several directories, and one with the contents of some of them.
@@ -73,6 +87,30 @@ fn a_blob_is_read_alone_when_its_neighbours_cannot_be_read() {
     torn.longest_piece.store(1000, Ordering::SeqCst);
     let target = dir.path().join("none");
     assert!(repo.restore(snapshot, &restore_request(&target), &Progress::default()).is_err());
+}
+
+#[test]
+fn packs_do_not_stay_in_the_page_cache() {
+    let Some(dir) = on_disk() else { return };
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("large"), corpus::noise(24 << 20, 1)).unwrap();
+    many_files(&source);
+    let (path, repo) = local(dir.path());
+    let done = archive(&repo, &source);
+    let packs = packs(&path);
+    let size: u64 = packs.iter().map(|pack| fs::metadata(pack).unwrap().len()).sum();
+    assert!(size > 24 << 20, "{size}");
+    let few = size / 8;
+    assert!(cached(&packs) < few, "after writing: {} of {size}", cached(&packs));
+    let written = Verify::Written { packs: done.written_packs };
+    repo.verify(done.snapshot.unwrap(), &written, &Progress::default()).unwrap();
+    assert!(cached(&packs) < few, "after reading back: {} of {size}", cached(&packs));
+    // Proof that it would show.
+    for pack in &packs {
+        fs::read(pack).unwrap();
+    }
+    assert!(cached(&packs) > size / 2, "after somebody else read them: {} of {size}", cached(&packs));
 }
 
 #[test]

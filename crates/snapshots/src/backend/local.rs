@@ -10,6 +10,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use std::time::Duration;
 use super::{Backend, BackendError, FileInfo, FileKind};
 use crate::id::Id;
 
+/// Who reads so much at once reads on, and does not come back.
+const LARGE: usize = 256 << 10;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Keeps the files of a repository in a directory.
@@ -105,12 +108,24 @@ impl LocalBackend {
             .and_then(|()| file.sync_all())
             .and_then(|()| fs::rename(&temporary, &path))
             .and_then(|()| File::open(dir)?.sync_all());
+        if kind == FileKind::Pack && written.is_ok() {
+            forget_pages(&file, 0, None);
+        }
         if written.is_err() {
             // Best effort: a leftover has no id as its name and so is never taken for a file of the repository.
             let _ = fs::remove_file(&temporary);
         }
         written
     }
+}
+
+/// Gives back the memory that a part of a file takes in the page cache, as far as it is on the disk.
+///
+/// Packs are read so rarely that keeping them there only drives out what the machine's pods work with. And pages that
+/// were just given back are the cheapest to get: fresh ones may have to be fetched from a host first.
+fn forget_pages(file: &File, offset: u64, len: Option<NonZeroU64>) {
+    // A hint: where it is not taken, pages stay until somebody needs the memory.
+    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::DontNeed);
 }
 
 fn wrap(doing: &'static str, kind: FileKind, id: Option<Id>) -> impl FnOnce(io::Error) -> BackendError {
@@ -177,6 +192,9 @@ impl Backend for LocalBackend {
             let mut file = self.open(kind, id)?;
             let mut data = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
             file.read_to_end(&mut data)?;
+            if kind == FileKind::Pack {
+                forget_pages(&file, 0, None);
+            }
             Ok(data)
         };
         run().map_err(wrap("read", kind, Some(id)))
@@ -185,7 +203,11 @@ impl Backend for LocalBackend {
     fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
         let run = || -> io::Result<Vec<u8>> {
             let mut data = vec![0; len];
-            self.open(kind, id)?.read_exact_at(&mut data, offset)?;
+            let file = self.open(kind, id)?;
+            file.read_exact_at(&mut data, offset)?;
+            if len >= LARGE {
+                forget_pages(&file, offset, NonZeroU64::new(len as u64));
+            }
             Ok(data)
         };
         run().map_err(wrap("read", kind, Some(id)))
