@@ -14,6 +14,7 @@
 //! | `chunker`, `uploader`, `archive` | from directories to a snapshot |
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
+//! | `browse` | looking into a snapshot without restoring it |
 //! | `maintenance` | forget, prune, check |
 //! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
@@ -24,6 +25,7 @@ pub mod remote;
 pub mod removed;
 
 mod archive;
+mod browse;
 mod chunker;
 mod crypto;
 mod error;
@@ -46,10 +48,11 @@ mod verify;
 mod wire;
 
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
+pub use browse::FileReader;
 pub use error::{Error, Result};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
 pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport, PruneRequest};
-pub use node::{NodeKind, Time};
+pub use node::{Node, NodeKind, Time, Xattr};
 pub use password::{KeyCost, Password};
 pub use repository::Repository;
 pub use request::{

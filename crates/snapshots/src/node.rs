@@ -149,7 +149,8 @@ pub struct Node {
 
 impl Node {
     /// Makes an entry with nothing but a name and a type.
-    pub(crate) fn new(name: impl Into<Vec<u8>>, kind: NodeKind) -> Self {
+    #[must_use]
+    pub fn new(name: impl Into<Vec<u8>>, kind: NodeKind) -> Self {
         Self {
             name: name.into(),
             kind,
@@ -172,7 +173,8 @@ impl Node {
     }
 
     /// The key under which hard links of one inode find each other; none for entries with a single link.
-    pub(crate) fn link_key(&self) -> Option<(u64, u64)> {
+    #[must_use]
+    pub fn link_key(&self) -> Option<(u64, u64)> {
         (self.links > 1 && self.inode != 0 && self.kind != NodeKind::Dir).then_some((self.device_id, self.inode))
     }
 }

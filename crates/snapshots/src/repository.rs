@@ -214,7 +214,7 @@ impl Repository {
     /// [`Error::NotFound`] when the snapshot has no such file; damage.
     pub fn read_file(&self, snapshot: SnapshotFileId, path: &str) -> Result<Vec<u8>> {
         let tree = self.snapshot(snapshot)?.tree;
-        let node = self.inner.resolve(tree.0, path)?;
+        let node = self.inner.resolve(tree.0, path.as_bytes())?;
         if node.kind != NodeKind::File {
             return Err(Error::invalid(path, "not a regular file"));
         }
@@ -231,7 +231,7 @@ impl Repository {
     /// [`Error::NotFound`] when the snapshot has no such directory; damage.
     pub fn ls(&self, snapshot: SnapshotFileId, path: &str) -> Result<Vec<Entry>> {
         let tree = self.snapshot(snapshot)?.tree;
-        let node = self.inner.resolve(tree.0, path)?;
+        let node = self.inner.resolve(tree.0, path.as_bytes())?;
         let subtree = node.subtree.ok_or_else(|| Error::invalid(path, "not a directory"))?;
         let entry = |n: Node| Entry {
             name: n.name,
@@ -458,14 +458,16 @@ impl Inner {
     }
 
     /// Finds the node at a slash path below a tree; the path "/" gives a node for the tree itself.
-    pub(crate) fn resolve(&self, tree: Id, path: &str) -> Result<Node> {
+    pub(crate) fn resolve(&self, tree: Id, path: &[u8]) -> Result<Node> {
         let mut node = Node::new(Vec::new(), NodeKind::Dir);
         node.mode = 0o755;
         node.subtree = Some(tree);
-        for part in path.split('/').filter(|part| !part.is_empty()) {
-            let missing = || Error::NotFound { what: format!("path {path}") };
-            let nodes = self.load_tree(node.subtree.ok_or_else(missing)?, path)?;
-            node = nodes.into_iter().find(|n| n.name == part.as_bytes()).ok_or_else(missing)?;
+        let shown = || String::from_utf8_lossy(path).into_owned();
+        for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+            let missing = || Error::NotFound { what: format!("path {}", shown()) };
+            let mut nodes = self.load_tree(node.subtree.ok_or_else(missing)?, &shown())?;
+            let at = nodes.binary_search_by(|n| n.name.as_slice().cmp(part)).map_err(|_| missing())?;
+            node = nodes.swap_remove(at);
         }
         Ok(node)
     }

@@ -250,7 +250,7 @@ fn capture_root(
 
 /// Places what the repository holds already.
 fn take_in(shared: &Shared<'_>, at: &str, (tree, path): (Id, &str), layout: &mut Virtual) -> Result<Counts> {
-    let node = shared.inner.resolve(tree, path)?;
+    let node = shared.inner.resolve(tree, path.as_bytes())?;
     let counts = count(shared, &node, at)?;
     layout.place(at, node, Some(counts))
 }
@@ -276,7 +276,7 @@ fn rearrange(
     sealer: &mut Sealer,
 ) -> Result<(Node, Counts)> {
     let mut entries = BTreeMap::new();
-    let mut node = match shared.inner.resolve(tree, directory) {
+    let mut node = match shared.inner.resolve(tree, directory.as_bytes()) {
         Ok(node) => {
             let subtree = node.subtree.ok_or_else(|| Error::invalid(directory, "not a directory"))?;
             for entry in shared.inner.load_tree(subtree, directory)? {
@@ -296,7 +296,7 @@ fn rearrange(
     }
     for (name, path) in add {
         crate::node::check_name(name.as_bytes()).map_err(|reason| Error::invalid(name, reason))?;
-        let mut entry = shared.inner.resolve(tree, path)?;
+        let mut entry = shared.inner.resolve(tree, path.as_bytes())?;
         entry.name = name.as_bytes().to_vec();
         entries.insert(entry.name.clone(), entry);
     }

@@ -110,7 +110,7 @@ impl<'a> Scan<'a> {
         let mut trees = Vec::new();
         for parent in parents {
             let known = |tree| shared.inner.load_tree(tree, at).map(|nodes| (tree, Arc::new(nodes)));
-            match shared.inner.resolve(*parent, at).and_then(|node| node.subtree.map(known).transpose()) {
+            match shared.inner.resolve(*parent, at.as_bytes()).and_then(|node| node.subtree.map(known).transpose()) {
                 Ok(known) => trees.extend(known),
                 // What cannot be compared with is read anew: that is how damage heals.
                 Err(Error::NotFound { .. } | Error::MissingBlob { .. } | Error::Damaged { .. }) => {}

@@ -109,7 +109,7 @@ impl Repository {
         let _guard = LockGuard::acquire(inner, LockMode::Shared)?;
         inner.refresh_index()?;
         let tree = inner.load_snapshot(snapshot)?.tree;
-        let root = inner.resolve(tree, &request.subtree)?;
+        let root = inner.resolve(tree, request.subtree.as_bytes())?;
         let subtree = root.subtree.ok_or_else(|| Error::invalid(&request.subtree, "not a directory"))?;
         let reader = Reader::new(inner);
         let load = |tree, path: &str| reader.load_tree(tree, path);
