@@ -21,6 +21,8 @@ use super::{ImagePolicy, Shared, SimEngine, State, broken, not_found, rejected};
 
 /// 1 January 2020: every file of an image has this time, so that the same image is the same tree everywhere.
 const IMAGE_TIME: i64 = 1_577_836_800;
+/// What an exported image holds of itself.
+const CONFIGURATION: &str = "config.json";
 /// The file beside `rootfs` that says what the image is.
 const RECORD: &str = "image.json";
 
@@ -286,7 +288,7 @@ impl Shared {
     ) -> Result<(), EngineError> {
         let id = state.references.get(image).map_or(image, String::as_str);
         let found = state.images.get(id).ok_or_else(|| not_found(format!("image {image}")))?;
-        let bytes = found.content.encode();
+        let bytes = saved(&found.content).map_err(|e| broken("pack image", &e))?;
         let half = fate.halfway || fate.disk_full;
         let bytes = if half { &bytes[..bytes.len() / 2] } else { &bytes[..] };
         let mut file = fs::File::create(into).map_err(|e| broken("write image file", &e))?;
@@ -312,11 +314,76 @@ impl Shared {
         if fate.disk_full {
             return Err(rejected("no space left for the image"));
         }
-        let image: SimImage =
-            serde_json::from_slice(&bytes).map_err(|e| rejected(format!("not a whole image file: {e}")))?;
+        let image = loaded(&bytes).map_err(|e| rejected(format!("not a whole image file: {e}")))?;
         progress.add_bytes(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         self.image_store(state, None, &image).map(drop)
     }
+}
+
+/// An image as `docker save` writes one: a layer for each top-level directory, a configuration, and a manifest last.
+fn saved(image: &SimImage) -> io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o644);
+        header.set_size(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        archive.append_data(&mut header, name, bytes)
+    };
+    let mut layers: BTreeMap<&str, tar::Builder<Vec<u8>>> = BTreeMap::new();
+    for (path, entry) in &image.entries {
+        let name = path.trim_start_matches('/');
+        let top = name.split('/').next().unwrap_or(name);
+        let layer = layers.entry(top).or_insert_with(|| tar::Builder::new(Vec::new()));
+        let mut header = tar::Header::new_ustar();
+        header.set_mtime(u64::try_from(IMAGE_TIME).unwrap_or_default());
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(0);
+        match entry {
+            Entry::Directory { mode, owner } => {
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_mode(*mode);
+                header.set_uid(u64::from(*owner));
+                header.set_gid(u64::from(*owner));
+                layer.append_data(&mut header, name, io::empty())?;
+            }
+            Entry::File { mode, hex } => {
+                let bytes = hex::decode(hex).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                header.set_mode(*mode);
+                header.set_size(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                layer.append_data(&mut header, name, &bytes[..])?;
+            }
+            Entry::Link { target } => {
+                header.set_entry_type(tar::EntryType::Symlink);
+                header.set_mode(0o777);
+                layer.append_link(&mut header, name, target)?;
+            }
+        }
+    }
+    let mut names = Vec::new();
+    for (number, layer) in layers.into_values().enumerate() {
+        names.push(format!("{number}/layer.tar"));
+        add(&names[number], &layer.into_inner()?)?;
+    }
+    add(CONFIGURATION, &image.encode())?;
+    let manifest = serde_json::json!([{"Config": CONFIGURATION, "RepoTags": null, "Layers": names}]);
+    add("manifest.json", manifest.to_string().as_bytes())?;
+    archive.into_inner()
+}
+
+/// The image in such a file; the manifest comes last, so that one without it was cut off.
+fn loaded(bytes: &[u8]) -> io::Result<SimImage> {
+    let missing = || io::Error::new(io::ErrorKind::UnexpectedEof, "it ends too early");
+    let (mut image, mut whole) = (None, false);
+    for entry in tar::Archive::new(bytes).entries()? {
+        let entry = entry?;
+        match entry.path_bytes().as_ref() {
+            b"manifest.json" => whole = true,
+            name if name == CONFIGURATION.as_bytes() => image = Some(serde_json::from_reader(entry)?),
+            _ => {}
+        }
+    }
+    image.filter(|_| whole).ok_or_else(missing)
 }
 
 impl SimEngine {
