@@ -9,6 +9,7 @@ pub mod config;
 pub mod crypto;
 pub mod fault;
 pub mod keys;
+pub mod library;
 pub mod mover;
 pub mod reconcile;
 pub mod serve;

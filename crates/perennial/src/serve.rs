@@ -30,6 +30,7 @@ use crate::api::{self, Tokens};
 use crate::config::{Config, ConfigError, EngineKind, RepositorySection, VolumeAccess};
 use crate::fault::process_tap;
 use crate::keys::{KeyError, Keyring};
+use crate::library::Library;
 use crate::reconcile::controller::Waker;
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
@@ -179,10 +180,11 @@ impl Running {
         let board = ProgressBoard::default();
         let waker = Waker::default();
         let (deletions, inbox) = tasks::deletions();
+        let repositories = Repositories::configured(keys.clone(), &config.repository, tap);
         let reconciler = Arc::new(Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
-            Repositories::configured(keys.clone(), &config.repository, tap),
+            repositories.clone(),
             (Arc::clone(&clock), Arc::clone(&ids)),
             board.clone(),
             Settings {
@@ -202,6 +204,7 @@ impl Running {
                 move |pod| waker.wake(pod)
             }),
             remover: Arc::new(deletions),
+            library: Library::new(repositories),
             settings: Arc::new(AppSettings {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),

@@ -68,6 +68,12 @@ impl Time {
     const MIN_SECONDS: i64 = -62_167_219_200;
     const MAX_SECONDS: i64 = 253_402_207_200;
 
+    /// The same as a timestamp; `None` when it is outside of what one can say (years -9999 to 9999).
+    #[must_use]
+    pub fn to_timestamp(self) -> Option<jiff::Timestamp> {
+        jiff::Timestamp::new(self.seconds, i32::try_from(self.nanoseconds).ok()?).ok()
+    }
+
     pub(crate) fn to_text(self) -> String {
         let time = self.clamped();
         jiff::Timestamp::new(time.seconds, i32::try_from(time.nanoseconds).unwrap_or(0))

@@ -44,6 +44,11 @@ fn image_directory(image: &str) -> String {
     format!("/images/{}", image.replace([':', '/'], "-"))
 }
 
+/// Where an image's archive is in its snapshot, as the engine saved it.
+pub(crate) fn stored_image_path(image: &str) -> String {
+    format!("{}/{IMAGE_FILE}", image_directory(image))
+}
+
 /// A restore of a whole tree into an empty directory.
 pub(super) fn plain_restore(subtree: String, target: PathBuf) -> RestoreRequest {
     RestoreRequest { subtree, target, existing: Existing::MustBeEmpty, removals: Removals::Ignore, against_lower: None }

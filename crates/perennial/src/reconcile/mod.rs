@@ -28,5 +28,7 @@ mod podfile;
 mod records;
 mod step;
 
+pub(crate) use images::stored_image_path;
+
 pub use controller::{Controller, ControllerHandle};
 pub use worker::{Reconciler, Settings};

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use perennial_core::fault::Tap;
+use perennial_core::operation::Problem;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::backend::{Backend, MemoryBackend};
 use perennial_snapshots::{KeyCost, Password, Repository};
 
-use super::step::{StepError, retry};
+use super::step::{StepError, problem, retry};
 use crate::causes::describe;
 use crate::config::{ConfigError, RepositorySection};
 use crate::fault::TappedBackend;
@@ -73,6 +74,17 @@ impl Repositories {
             Err(StepError::Retry(problem) | StepError::Definite(problem)) => Err(problem.message),
             Err(StepError::Overtaken | StepError::Cancelled) => Err("somebody else changed it".to_owned()),
         }
+    }
+
+    /// The tenant's repository for whoever only looks: a snapshot of the tenant is recorded, so there is one. Blocks.
+    ///
+    /// # Errors
+    /// Why it cannot be opened now.
+    pub(crate) fn read(&self, tenant: &TenantId) -> Result<Repository, Problem> {
+        self.open(tenant).map_err(|error| match error {
+            StepError::Retry(problem) | StepError::Definite(problem) => problem,
+            StepError::Overtaken | StepError::Cancelled => problem("repository-unavailable", "it is being changed", ""),
+        })
     }
 
     /// The tenant's repository; made, key first, when there is none yet. Blocks.

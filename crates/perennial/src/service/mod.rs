@@ -5,11 +5,13 @@
 //! - `caller`: who asks, and what they may see;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
+//! - `library`: looking into snapshots;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
 mod act;
 mod caller;
+mod library;
 mod pods;
 mod recovery;
 mod retention;
@@ -33,11 +35,13 @@ use perennial_core::snapshot::Snapshot;
 
 use crate::config::RepositorySection;
 use crate::keys::Keyring;
+use crate::library::Library;
 use crate::reconcile::worker::set_spec;
 use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
+pub use library::{Looked, Shown};
 pub use pods::{Consent, CreateRequest};
 pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
 pub(crate) use retention::RETENTION;
@@ -109,6 +113,8 @@ pub struct App {
     pub waker: Waker,
     /// Deletes snapshots.
     pub remover: Arc<dyn SnapshotRemover>,
+    /// Looks into snapshots.
+    pub library: Library,
     /// The configuration.
     pub settings: Arc<AppSettings>,
 }

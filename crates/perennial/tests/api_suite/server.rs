@@ -10,7 +10,9 @@ use jiff::{SignedDuration, Timestamp};
 use perennial::api::{self, Tokens};
 use perennial::config::RepositorySection;
 use perennial::keys::Keyring;
+use perennial::library::Library;
 use perennial::reconcile::progress::ProgressBoard;
+use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
 use perennial::service::{App, AppSettings, SnapshotRemover};
 use perennial::store::{Change, Store};
 use perennial_core::clock::IdSource;
@@ -106,6 +108,7 @@ impl Server {
                 move |pod| asked.woken.lock().unwrap().push(pod)
             }),
             remover: Arc::clone(&asked) as _,
+            library: Library::new(Repositories::in_memory(MemoryRepositories::default(), Arc::new(NoTap))),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: directory.path().to_owned(),

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use jiff::{SignedDuration, Timestamp};
 use perennial::config::RepositorySection;
 use perennial::keys::Keyring;
+use perennial::library::Library;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Repositories};
 use perennial::reconcile::worker::Passed;
@@ -168,10 +169,11 @@ impl World {
         let engine: Arc<dyn Engine> = Arc::new(Tapped::new(Arc::new(self.engine.clone()), Arc::clone(&tap)));
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let ids = Arc::clone(&self.ids) as Arc<dyn IdSource>;
+        let repositories = Repositories::in_memory(self.repositories.clone(), tap);
         let reconciler = Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
-            Repositories::in_memory(self.repositories.clone(), tap),
+            repositories.clone(),
             (Arc::clone(&clock), Arc::clone(&ids)),
             ProgressBoard::default(),
             Settings {
@@ -189,6 +191,7 @@ impl World {
             ids,
             waker: Arc::new(|_| {}),
             remover: Arc::new(NoRemover),
+            library: Library::new(repositories),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: self.directory.path().to_owned(),

@@ -117,7 +117,6 @@ struct Listed {
 impl From<Entry> for Listed {
     fn from(entry: Entry) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let nanoseconds = i32::try_from(entry.mtime.nanoseconds).unwrap_or(0);
         Self {
             name: text(&entry.name),
             kind: match entry.kind {
@@ -133,7 +132,7 @@ impl From<Entry> for Listed {
             uid: entry.uid,
             gid: entry.gid,
             size: entry.size,
-            modified: Timestamp::new(entry.mtime.seconds, nanoseconds).ok(),
+            modified: entry.mtime.to_timestamp(),
             target: (entry.kind == NodeKind::Symlink).then(|| text(&entry.link_target)),
         }
     }
