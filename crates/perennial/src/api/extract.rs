@@ -9,6 +9,7 @@ use perennial_core::Error;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::problem::ApiError;
+use crate::library::PodPath;
 use crate::store::Page;
 
 /// Items of a page when the request does not say.
@@ -125,6 +126,8 @@ fn in_plain_words(message: &str) -> String {
 fn value_hint(field: &str) -> &'static str {
     match field {
         "limit" => "use a number from 1 to 1000",
+        "path" => "write a path as the pod sees it, such as /home/me",
+        "changes" => "use true or false",
         "memory" | "memorySwap" | "memoryReservation" | "size" => {
             "write bytes as a number, or a size such as \"512Mi\""
         }
@@ -190,6 +193,46 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
                 })
             }
         }
+    }
+}
+
+/// A path of a pod in the query: bytes, percent-encoded as in every URL, because names of files are bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawPath(pub PodPath);
+
+impl<'de> serde::Deserialize<'de> for RawPath {
+    /// Reads the hexadecimal form that [`PathQuery`] makes of it.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let bytes = hex::decode(String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        PodPath::parse(&bytes).map(Self).map_err(|error| match error {
+            Error::InvalidInput { problem, .. } => D::Error::custom(problem),
+            other => D::Error::custom(other),
+        })
+    }
+}
+
+/// A query string with a [`RawPath`] in `path`: the usual decoding would replace bytes that are not UTF-8.
+#[derive(Debug)]
+pub struct PathQuery<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for PathQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = parts.uri.query().unwrap_or_default();
+        let rewritten = query.split('&').map(|pair| match pair.strip_prefix("path=") {
+            Some(value) => {
+                let spaced = value.replace('+', " ");
+                format!("path={}", hex::encode(percent_encoding::percent_decode_str(&spaced).collect::<Vec<u8>>()))
+            }
+            None => pair.to_owned(),
+        });
+        let rewritten = rewritten.collect::<Vec<_>>().join("&");
+        let uri = axum::http::Uri::builder().path_and_query(format!("/?{rewritten}")).build();
+        parts.uri =
+            uri.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "unreadable-query", "the query is no query"))?;
+        Query::from_request_parts(parts, state).await.map(|Query(value)| Self(value))
     }
 }
 

@@ -3,7 +3,8 @@
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
-//! - `pods`, `snapshots`, `retention`, `operations`, `events`, `system`, `docs`: the routes.
+//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `operations`, `events`, `system`, `docs`: the
+//!   routes.
 //!
 //! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -12,10 +13,12 @@ pub mod wire;
 
 mod action;
 mod auth;
+mod compare;
 mod convert;
 mod docs;
 mod events;
 mod extract;
+mod files;
 mod operations;
 mod pods;
 mod problem;
@@ -129,6 +132,11 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(retention::forget))
         .routes(routes!(snapshots::of_all))
         .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(files::list))
+        .routes(routes!(files::content))
+        .routes(routes!(files::archive))
+        .routes(routes!(compare::diff))
+        .routes(routes!(compare::versions))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))
         .routes(routes!(events::list))

@@ -4,12 +4,14 @@
 //! unknown fields by name; answers may gain fields, so a client must not. The command line uses these same types.
 
 mod answer;
+mod files;
 mod names;
 mod request;
 mod retention;
 mod size;
 
 pub use answer::*;
+pub use files::*;
 pub use names::*;
 pub use request::*;
 pub use retention::*;

@@ -76,7 +76,7 @@ impl From<Failure> for Error {
 
 fn repository(error: &RepositoryError) -> Error {
     use RepositoryError as E;
-    let text = crate::reconcile::describe(error);
+    let text = crate::causes::describe(error);
     match error {
         E::Damaged { .. } | E::MissingBlob { .. } | E::InvalidContent { .. } | E::Mismatch { .. } => Error::conflict(
             "repository-damaged",

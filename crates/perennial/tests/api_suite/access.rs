@@ -43,6 +43,11 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/snapshots", Access::Token),
     ("GET", "/api/v1/snapshots/{id}", Access::Token),
     ("DELETE", "/api/v1/snapshots/{id}", Access::Token),
+    ("GET", "/api/v1/snapshots/{id}/files", Access::Token),
+    ("GET", "/api/v1/snapshots/{id}/files/content", Access::Token),
+    ("GET", "/api/v1/snapshots/{id}/archive", Access::Token),
+    ("GET", "/api/v1/snapshots/{id}/diff", Access::Token),
+    ("GET", "/api/v1/pods/{id}/files/versions", Access::Token),
     ("GET", "/api/v1/operations/{id}", Access::Token),
     ("POST", "/api/v1/operations/{id}/cancel", Access::Token),
     ("GET", "/api/v1/events", Access::Token),
@@ -142,6 +147,11 @@ async fn what_nobody_has_is_not_found_everywhere() {
             "pods/{}/operations",
             "pods/{}/snapshots",
             "snapshots/{}",
+            "snapshots/{}/files",
+            "snapshots/{}/files/content?path=/a",
+            "snapshots/{}/archive",
+            "snapshots/{}/diff?with=00000000000000000000000000",
+            "pods/{}/files/versions?path=/a",
             "operations/{}",
         ] {
             let answer = server.get(&format!("/api/v1/{}", path.replace("{}", id))).await;

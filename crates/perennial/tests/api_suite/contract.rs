@@ -202,6 +202,9 @@ fn the_document_tells_the_names_that_are_sent() {
         ("SnapshotState", "pending uploaded verified failed"),
         ("SnapshotKind", "manual scheduled final safety"),
         ("VolumeState", "absent seeding complete lost partial"),
+        ("FileKind", "file dir symlink blockDevice charDevice fifo socket"),
+        ("FileOrigin", "image volume system"),
+        ("FileChange", "first same added removed content metadata"),
     ] {
         assert_eq!(names(schema), contract.split(' ').collect::<Vec<_>>(), "{schema}");
     }

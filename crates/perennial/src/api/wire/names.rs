@@ -206,6 +206,68 @@ names! {
 }
 
 names! {
+    /// What an entry of a directory is.
+    FileKind {
+        /// A regular file.
+        File = "file",
+        /// A directory.
+        Dir = "dir",
+        /// A symbolic link.
+        Symlink = "symlink",
+        /// A block device.
+        BlockDevice = "blockDevice",
+        /// A character device.
+        CharDevice = "charDevice",
+        /// A named pipe.
+        Fifo = "fifo",
+        /// A socket.
+        Socket = "socket",
+    }
+}
+
+names! {
+    /// Where an entry of a snapshot comes from.
+    FileOrigin {
+        /// The pod's image: the pod never changed it.
+        Image = "image",
+        /// A volume.
+        Volume = "volume",
+        /// The system layer.
+        System = "system",
+    }
+}
+
+names! {
+    /// How one version of a path differs from the one before.
+    FileChange {
+        /// It is the first that is looked at: nothing is before it.
+        First = "first",
+        /// Not at all.
+        Same = "same",
+        /// There was nothing.
+        Added = "added",
+        /// There is nothing any more.
+        Removed = "removed",
+        /// In its content: type, bytes, target or device; for a directory anything below it. Perhaps in its metadata as well.
+        Content = "content",
+        /// Only in owner, mode, time of change or attributes.
+        Metadata = "metadata",
+    }
+}
+
+names! {
+    /// How an archive is packed.
+    ArchiveFormat {
+        /// A tar, packed by zstd.
+        TarZst = "tar.zst",
+        /// A tar, packed by gzip.
+        TarGz = "tar.gz",
+        /// A tar as it is.
+        Tar = "tar",
+    }
+}
+
+names! {
     /// How a check went.
     CheckStatus {
         /// Good.

@@ -1,0 +1,10 @@
+//! Looking into snapshots, through the API and the command line: a simulated engine, real snapshots, real HTTP.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod compare;
+mod content;
+mod desk;
+mod tree;
+#[path = "../world/mod.rs"]
+mod world;
