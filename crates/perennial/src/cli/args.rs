@@ -1,5 +1,7 @@
 //! What may be typed: the commands that talk to a server, and the options they share.
 
+mod snapshot;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,9 +9,11 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::human::parse_duration;
 use super::pod_set::SetArgs;
-use super::retention::{KeepArgs, RulesArgs};
+use super::retention::RulesArgs;
 use super::values;
 use crate::api::wire::{Backend, Cpus, OnStop, Port, Size, VolumeDeclaration};
+
+pub use snapshot::{ExportArgs, ForgetArgs, SnapshotCommand, SnapshotListArgs};
 
 /// How a client finds its server, and how it answers.
 #[derive(Debug, Clone, Args)]
@@ -340,70 +344,6 @@ pub struct Limits {
     /// Processes and threads
     #[arg(long, value_name = "NUMBER")]
     pub pids: Option<u32>,
-}
-
-/// What to do with snapshots.
-#[derive(Debug, Clone, Subcommand)]
-pub enum SnapshotCommand {
-    /// Takes a snapshot of a pod.
-    Create(AcceptArgs),
-    /// Lists the snapshots of a pod, or of all pods, newest first.
-    #[command(visible_alias = "list")]
-    Ls(SnapshotListArgs),
-    /// Shows a snapshot.
-    Show {
-        /// Its id.
-        snapshot: String,
-    },
-    /// Deletes the snapshots of a pod that its rules do not keep.
-    Forget(ForgetArgs),
-    /// Deletes a snapshot.
-    #[command(visible_aliases = ["delete", "remove"])]
-    Rm {
-        /// Its id.
-        snapshot: String,
-        /// Do not ask for a confirmation
-        #[arg(long, short)]
-        yes: bool,
-        /// Say what would be done and why, and do nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// Waiting.
-        #[command(flatten)]
-        wait: WaitArgs,
-    },
-}
-
-/// Lets snapshots go.
-#[derive(Debug, Clone, Args)]
-pub struct ForgetArgs {
-    /// The pod's name or id.
-    pub pod: String,
-    /// Rules for this once, instead of the pod's.
-    #[command(flatten)]
-    pub keep: KeepArgs,
-    /// Do not ask for a confirmation
-    #[arg(long, short)]
-    pub yes: bool,
-    /// Say what would go and why, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// Which snapshots.
-#[derive(Debug, Clone, Args)]
-pub struct SnapshotListArgs {
-    /// The pod's name or id; all pods when left out.
-    pub pod: Option<String>,
-    /// Only in this state
-    #[arg(long, value_parser = ["pending", "uploaded", "verified", "failed"])]
-    pub state: Option<String>,
-    /// Only of this kind
-    #[arg(long, value_parser = ["manual", "scheduled", "final", "safety"])]
-    pub kind: Option<String>,
-    /// Only this tenant's
-    #[arg(long, conflicts_with = "pod")]
-    pub tenant: Option<String>,
 }
 
 /// What to do with operations.

@@ -256,6 +256,36 @@ impl Client {
         self.send(request).await?.parse()
     }
 
+    /// Asks for one thing with a query that is encoded already.
+    pub async fn get_encoded<T: DeserializeOwned>(&self, path: &[&str], query: &str) -> Result<T, Failure> {
+        self.send(self.http.get(self.encoded(path, query)?)).await?.parse()
+    }
+
+    /// Begins a download; the query is encoded already.
+    pub async fn download(&self, path: &[&str], query: &str) -> Result<Response, Failure> {
+        let request = self.http.get(self.encoded(path, query)?).header(ACCEPT, "*/*");
+        self.begin(request).await
+    }
+
+    /// What became of a download that was begun.
+    pub fn broken_off(&self, error: &dyn std::error::Error) -> Failure {
+        let mut cause = error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        Failure::new(
+            Exit::Failed,
+            format!("the download broke off: {cause}"),
+            "what was written is not complete; the server's log says why it broke off",
+        )
+    }
+
+    fn encoded(&self, path: &[&str], query: &str) -> Result<Url, Failure> {
+        let mut url = self.url(path)?;
+        url.set_query(Some(query));
+        Ok(url)
+    }
+
     /// Opens the stream of events after `last`.
     pub async fn stream(&self, query: &[(&str, &str)], last: Option<i64>) -> Result<Response, Failure> {
         let mut request =
@@ -263,6 +293,11 @@ impl Client {
         if let Some(last) = last {
             request = request.header("Last-Event-ID", last.to_string());
         }
+        self.begin(request).await
+    }
+
+    /// Sends a request whose answer is read as it comes.
+    async fn begin(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         if status.is_success() {

@@ -13,6 +13,7 @@
 //! | `wait`, `confirm` | progress lines, Ctrl-C, time-outs; saying what is destroyed before it is |
 //! | `view`, `table`, `human` | how answers look |
 //! | `repository` | commands on repositories, without a server |
+//! | `files`, `unpack`, `compare` | what is in snapshots, how it comes onto this machine, what differs |
 //! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
@@ -20,10 +21,12 @@
 
 mod args;
 mod client;
+mod compare;
 mod confirm;
 mod doctor;
 mod events;
 mod failure;
+mod files;
 mod human;
 mod operation;
 mod out;
@@ -36,6 +39,7 @@ mod session;
 mod snapshot;
 mod table;
 mod target;
+mod unpack;
 mod values;
 mod view;
 mod wait;

@@ -1,6 +1,7 @@
 //! `perennial snapshot …`.
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use perennial_core::id::SnapshotId;
 use serde::de::DeserializeOwned;
 
 use super::args::{AcceptArgs, SnapshotCommand, SnapshotListArgs, WaitArgs};
@@ -10,7 +11,7 @@ use super::failure::{Exit, Failure};
 use super::human::maybe_size;
 use super::session::Context;
 use super::target::{self, Among};
-use super::{Output, pod, retention, view, wait};
+use super::{Output, compare, files, pod, retention, view, wait};
 use crate::api::wire::{OperationState, Pod, Snapshot, SnapshotOperation};
 
 /// How many pods are asked at the same time when everybody's things are listed.
@@ -21,6 +22,12 @@ pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<
     match command {
         SnapshotCommand::Create(args) => create(context, args).await,
         SnapshotCommand::Ls(args) => list(context, &args).await,
+        SnapshotCommand::Cat { snapshot, path, changes } => files::cat(context, &snapshot, &path, changes).await,
+        SnapshotCommand::Find { pod, path, all, changes } => compare::find(context, &pod, (&path, changes), all).await,
+        SnapshotCommand::Diff { before, after, path, changes } => {
+            compare::diff(context, (&before, &after), &path, changes).await
+        }
+        SnapshotCommand::Export(args) => files::export(context, &args).await,
         SnapshotCommand::Show { snapshot } => {
             let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
             context.show(&snapshot, view::snapshot)
@@ -33,7 +40,19 @@ pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<
 }
 
 async fn list(context: &mut Context<'_>, args: &SnapshotListArgs) -> Result<(), Failure> {
-    let pods = pods(&context.client, args.pod.as_deref()).await?;
+    if args.path.is_some() || args.long || args.changes {
+        let Some(snapshot) = &args.pod else {
+            return Err(Failure::usage("--long and --changes are about the files of a snapshot", "name its id"));
+        };
+        return files::list(context, snapshot, args).await;
+    }
+    let pods = match (pods(&context.client, args.pod.as_deref()).await, &args.pod) {
+        // No pod is called that, and it can be a snapshot.
+        (Err(failure), Some(text)) if failure.exit == Exit::NotFound && text.parse::<SnapshotId>().is_ok() => {
+            return files::list(context, text, args).await;
+        }
+        (pods, _) => pods?,
+    };
     let mut query = Vec::new();
     if args.pod.is_some() {
         query.extend(pods.iter().map(|pod| ("pod", pod.id.as_str())));

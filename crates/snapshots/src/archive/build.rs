@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn subtree(repo: &Repository, tree: Id, path: &str) -> Id {
-        repo.inner.resolve(tree, path).expect("it is there").subtree.expect("a directory")
+        repo.inner.resolve(tree, path.as_bytes()).expect("it is there").subtree.expect("a directory")
     }
 
     #[test]

@@ -1,0 +1,144 @@
+//! What may be typed after `perennial snapshot`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{AcceptArgs, WaitArgs};
+use crate::cli::retention::KeepArgs;
+
+/// What to do with snapshots.
+#[derive(Debug, Clone, Subcommand)]
+pub enum SnapshotCommand {
+    /// Takes a snapshot of a pod.
+    Create(AcceptArgs),
+    /// Lists the snapshots of a pod, or of all pods, newest first; or the files in a snapshot.
+    #[command(visible_alias = "list")]
+    Ls(SnapshotListArgs),
+    /// Writes a file of a snapshot to standard output.
+    Cat {
+        /// The snapshot's id.
+        snapshot: String,
+        /// The file as the pod sees it, such as /home/me/notes.txt.
+        path: OsString,
+        /// Do not look into the image
+        #[arg(long)]
+        changes: bool,
+    },
+    /// Lists the versions of a file in the snapshots of a pod, newest first.
+    Find {
+        /// The pod's name or id.
+        pod: String,
+        /// The file as the pod sees it, such as /home/me/notes.txt.
+        path: OsString,
+        /// Every snapshot, also those that have it as the one before has it
+        #[arg(long)]
+        all: bool,
+        /// Do not look into the image
+        #[arg(long)]
+        changes: bool,
+    },
+    /// Lists what differs between two snapshots: exits with 0 when nothing does, and with 1 when something does.
+    Diff {
+        /// The id of the earlier snapshot.
+        before: String,
+        /// The id of the later snapshot.
+        after: String,
+        /// A directory or file, as the pod sees it.
+        #[arg(default_value = "/")]
+        path: OsString,
+        /// Only what the pod changed, without its image
+        #[arg(long)]
+        changes: bool,
+    },
+    /// Copies a directory or a file of a snapshot into a new directory, or an archive.
+    Export(ExportArgs),
+    /// Shows a snapshot.
+    Show {
+        /// Its id.
+        snapshot: String,
+    },
+    /// Deletes the snapshots of a pod that its rules do not keep.
+    Forget(ForgetArgs),
+    /// Deletes a snapshot.
+    #[command(visible_aliases = ["delete", "remove"])]
+    Rm {
+        /// Its id.
+        snapshot: String,
+        /// Do not ask for a confirmation
+        #[arg(long, short)]
+        yes: bool,
+        /// Say what would be done and why, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Waiting.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+}
+
+/// Lets snapshots go.
+#[derive(Debug, Clone, Args)]
+pub struct ForgetArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Rules for this once, instead of the pod's.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// Do not ask for a confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Say what would go and why, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What of a snapshot goes where.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("target").required(true))]
+pub struct ExportArgs {
+    /// The snapshot's id.
+    pub snapshot: String,
+    /// What the pod sees there, such as /home/me.
+    #[arg(default_value = "/")]
+    pub path: OsString,
+    /// A directory that does not exist yet, or is empty; it is closed to others, for a pod's files may be setuid
+    #[arg(long, value_name = "DIR", group = "target")]
+    pub to: Option<PathBuf>,
+    /// An archive that does not exist yet: FILE.tar.zst, FILE.tar.gz or FILE.tar
+    #[arg(long, value_name = "FILE", group = "target")]
+    pub tar: Option<PathBuf>,
+    /// Only what the pod changed, without its image
+    #[arg(long)]
+    pub changes: bool,
+    /// Make the devices that are among the files, which takes root
+    #[arg(long, requires = "to")]
+    pub devices: bool,
+}
+
+/// Which snapshots, or which files of one.
+#[derive(Debug, Clone, Args)]
+pub struct SnapshotListArgs {
+    /// A pod's name or id, to list its snapshots; a snapshot's id, to list its files; all pods when left out.
+    #[arg(value_name = "POD|SNAPSHOT")]
+    pub pod: Option<String>,
+    /// A directory or file in that snapshot, as the pod sees it.
+    #[arg(conflicts_with_all = ["state", "kind", "tenant"])]
+    pub path: Option<OsString>,
+    /// Files with modes, owners, sizes, times and where they come from
+    #[arg(long, short)]
+    pub long: bool,
+    /// Only files that the pod changed, without its image
+    #[arg(long)]
+    pub changes: bool,
+    /// Only in this state
+    #[arg(long, value_parser = ["pending", "uploaded", "verified", "failed"])]
+    pub state: Option<String>,
+    /// Only of this kind
+    #[arg(long, value_parser = ["manual", "scheduled", "final", "safety"])]
+    pub kind: Option<String>,
+    /// Only this tenant's
+    #[arg(long, conflicts_with = "pod")]
+    pub tenant: Option<String>,
+}
