@@ -183,8 +183,8 @@ impl Database {
 
 /// How long snapshots are taken one after the other.
 const IN_FULL_WORK: Duration = Duration::from_secs(120);
-/// Rows between two of them, which takes a few seconds. The engine remembers its newest 256 events only.
-const BETWEEN: u64 = 1000;
+/// From the end of one to the beginning of the next.
+const EVERY: Duration = Duration::from_secs(5);
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench -h /tmp -U postgres";
 /// Every transaction of pgbench adds the same to an account, a teller and a branch, and notes it in the history.
 const BALANCED: &str = "psql -qAt -h /tmp -U postgres -c 'select count(*) > 0
@@ -248,7 +248,8 @@ fn runc_every_snapshot_of_postgresql_in_full_work_recovers_clean() {
             "{taken}"
         );
         all.push((acknowledged, load.now(), taken));
-        load.more(BETWEEN);
+        let (next, written) = (Instant::now() + EVERY, load.now() + 20);
+        eventually("some seconds of writing", || (Instant::now() >= next && load.now() >= written).then_some(()));
     }
     let mut frozen = frozen_times(&installation, &container, began.trim());
     installation.run(&pod, "stop");
