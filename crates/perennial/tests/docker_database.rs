@@ -191,35 +191,47 @@ const BALANCED: &str = "psql -qAt -h /tmp -U postgres -c 'select count(*) > 0
     and sum(delta) = (select sum(abalance) from pgbench_accounts) and sum(delta) = (select sum(tbalance) from pgbench_tellers)
     and sum(delta) = (select sum(bbalance) from pgbench_branches) from pgbench_history'";
 
-/// For how long the engine held a container each time, in milliseconds, by its own events.
-fn frozen_times(installation: &Installation, container: &str, since: &str) -> Vec<u128> {
-    let until = installation.docker.run(&["info", "--format", "{{.SystemTime}}"]);
-    let name = format!("container={container}");
-    let events = installation.docker.run(&[
-        "events",
-        "--since",
-        since,
-        "--until",
-        until.trim(),
-        "--filter",
-        &name,
-        "--filter",
-        "event=pause",
-        "--filter",
-        "event=unpause",
-        "--format",
-        "{{.TimeNano}} {{.Action}}",
-    ]);
-    let events: Vec<(u128, &str)> = events
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(time, action)| (time.parse().unwrap(), action))
-        .collect();
-    events
-        .windows(2)
-        .filter(|w| (w[0].1, w[1].1) == ("pause", "unpause"))
-        .map(|w| (w[1].0 - w[0].0) / 1_000_000)
-        .collect()
+/// Watches for how long the engine holds a container each time, by its own events as they come: it remembers few.
+struct FreezeWatch {
+    events: Child,
+    reader: Option<JoinHandle<Vec<(u128, String)>>>,
+}
+
+impl FreezeWatch {
+    fn start(installation: &Installation, container: &str) -> Self {
+        let name = format!("container={container}");
+        let pauses = ["--filter", "event=pause", "--filter", "event=unpause", "--format", "{{.TimeNano}} {{.Action}}"];
+        let arguments = [&["events", "--since", "0", "--filter", &name][..], &pauses].concat();
+        let mut events = installation.docker.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(events.stdout.take().unwrap()).lines();
+        let reader = std::thread::spawn(move || {
+            let event = |line: String| {
+                let (time, action) = line.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+                (time.parse().unwrap(), action.to_owned())
+            };
+            lines.map_while(Result::ok).map(event).collect()
+        });
+        Self { events, reader: Some(reader) }
+    }
+
+    /// The times in milliseconds.
+    fn end(mut self) -> Vec<u128> {
+        self.stop();
+        let events = self.reader.take().unwrap().join().unwrap();
+        let is_freeze = |w: &&[(u128, String)]| w[0].1 == "pause" && w[1].1 == "unpause";
+        events.windows(2).filter(is_freeze).map(|w| (w[1].0 - w[0].0) / 1_000_000).collect()
+    }
+
+    fn stop(&mut self) {
+        let _ = self.events.kill();
+        let _ = self.events.wait();
+    }
+}
+
+impl Drop for FreezeWatch {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 #[test]
@@ -231,7 +243,7 @@ fn runc_every_snapshot_of_postgresql_in_full_work_recovers_clean() {
     installation.sh(&pod, POSTGRESQL.make);
     installation.sh(&pod, &format!("{PGBENCH} -qi -s 2 postgres 2>/dev/null"));
     let container = installation.container(&pod);
-    let began = installation.docker.run(&["info", "--format", "{{.SystemTime}}"]);
+    let freezes = FreezeWatch::start(&installation, &container);
     let line = format!("exec {PGBENCH} -c 4 -T 600 postgres");
     let mut bench = installation.docker.command(&["exec", &container, "sh", "-c", &line]);
     let mut bench = bench.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -251,10 +263,10 @@ fn runc_every_snapshot_of_postgresql_in_full_work_recovers_clean() {
         let (next, written) = (Instant::now() + EVERY, load.now() + 20);
         eventually("some seconds of writing", || (Instant::now() >= next && load.now() >= written).then_some(()));
     }
-    let mut frozen = frozen_times(&installation, &container, began.trim());
     installation.run(&pod, "stop");
     load.end();
     bench.wait().unwrap();
+    let mut frozen = freezes.end();
     assert!(frozen.len() >= all.len(), "{frozen:?}");
     frozen.sort_unstable();
     eprintln!(
