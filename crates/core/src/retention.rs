@@ -7,6 +7,10 @@
 //! - `hourly` to `yearly` keep the newest snapshot of each of the last so many hours, …, years **that have one**, in
 //!   the pod's time zone. `within` counts back from the newest snapshot, not from now. So nothing goes only because
 //!   time passes, or because a clock is wrong: what is forgotten was replaced by something newer.
+//! - A safety snapshot is what was there before a reset or a restore, and often the only copy of it: it stays, and does
+//!   not count, until the pod has a snapshot that is a week newer.
+//! - A time that cannot be (before the pod was made, or in the future) comes from a clock that was wrong: such a snapshot
+//!   stays, and neither counts nor replaces anything.
 //! - Whatever the rules say, the newest verified snapshot stays, and what anything refers to, and what is not finished.
 //! - A policy without a rule keeps everything.
 
@@ -21,6 +25,10 @@ use crate::snapshot::{Snapshot, SnapshotKind, SnapshotState};
 
 /// Largest number in a rule: a typing mistake beyond this is refused by name.
 pub const COUNT_MAX: u32 = 100_000;
+/// How long what a reset or a restore replaced can be brought back, counted to the pod's newest snapshot.
+const SAFETY: SignedDuration = SignedDuration::from_hours(24 * 7);
+/// How far two clocks may differ, or one be set back, without anything being wrong.
+const SLACK: SignedDuration = SignedDuration::from_hours(1);
 /// Longest `within`: a century.
 const WITHIN_MAX: SignedDuration = SignedDuration::from_hours(24 * 36_525);
 
@@ -176,6 +184,22 @@ pub fn kept<K: Copy + Ord>(
     reasons
 }
 
+/// Between which times a pod's snapshots can have been taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// When the pod was asked for.
+    pub born: Timestamp,
+    /// The present.
+    pub now: Timestamp,
+}
+
+impl Lifetime {
+    fn has(self, snapshot: &Snapshot) -> bool {
+        let at = instant(snapshot);
+        at.checked_add(SLACK).is_ok_and(|at| at >= self.born) && is_not_ahead(at, self.now)
+    }
+}
+
 /// Decides on every snapshot of one pod; the answers are in the order of `snapshots`.
 ///
 /// `in_use` says of which snapshots something depends, and what. A snapshot whose deletion is under way counts as gone:
@@ -185,16 +209,19 @@ pub fn decide(
     snapshots: &[Snapshot],
     keep: &Keep,
     zone: &TimeZone,
-    now: Timestamp,
+    life: Lifetime,
     in_use: &BTreeMap<SnapshotId, String>,
 ) -> Vec<Decision> {
-    let whole: BTreeSet<(Timestamp, SnapshotId)> = snapshots.iter().filter(|s| is_whole(s)).map(dated_key).collect();
-    let newest_verified = snapshots.iter().filter(|s| s.is_restorable()).map(dated_key).max();
+    let counted = || snapshots.iter().filter(|s| is_whole(s) && life.has(s));
+    let whole: BTreeSet<(Timestamp, SnapshotId)> = counted().map(dated_key).collect();
+    let newest_verified = snapshots.iter().filter(|s| s.is_restorable() && life.has(s)).map(dated_key).max();
+    let safe_from = whole.last().map_or(life.now, |(at, _)| *at).checked_sub(SAFETY).unwrap_or(Timestamp::MIN);
+    let is_safety = |s: &Snapshot| s.kind == SnapshotKind::Safety && instant(s) >= safe_from;
     let floor: BTreeSet<SnapshotId> = whole.iter().rev().take(keep.minimum as usize).map(|(_, id)| *id).collect();
     let group = |wanted: Group| {
-        let members = snapshots.iter().filter(|s| is_whole(s) && Group::of(s.kind, keep.manual) == wanted);
+        let members = counted().filter(|s| !is_safety(s) && Group::of(s.kind, keep.manual) == wanted);
         let members: Vec<Dated<SnapshotId>> = members.map(|s| Dated { key: s.id, at: instant(s) }).collect();
-        kept(&members, keep, zone, now)
+        kept(&members, keep, zone, life.now)
     };
     let mut by_rule = group(Group::Scheduled);
     by_rule.append(&mut group(Group::OfStops));
@@ -220,6 +247,10 @@ pub fn decide(
             SnapshotState::Verified if !snapshot.losses.is_empty() => {
                 Some("its owner accepted losses: delete it by hand")
             }
+            SnapshotState::Verified if !life.has(snapshot) => Some("its time cannot be: a clock was wrong"),
+            SnapshotState::Verified if is_safety(snapshot) => {
+                Some("safety: what was replaced stays until there is a snapshot a week newer")
+            }
             SnapshotState::Verified if Group::of(snapshot.kind, keep.manual) == Group::ByHand => {
                 Some("manual: kept until it is deleted by hand")
             }
@@ -243,10 +274,20 @@ pub fn decide(
     snapshots.iter().map(decide).collect()
 }
 
-/// Whether another verified snapshot without losses is newer than this one: without one it must not be forgotten by a rule.
+/// Whether another verified snapshot without losses is newer than this one, by its time and by its data: without one it
+/// must not be forgotten by a rule.
 #[must_use]
-pub fn is_replaced(snapshot: &Snapshot, others: &[Snapshot]) -> bool {
-    others.iter().any(|other| is_whole(other) && dated_key(other) > dated_key(snapshot))
+pub fn is_replaced(snapshot: &Snapshot, others: &[Snapshot], now: Timestamp) -> bool {
+    let is_newer = |other: &Snapshot| {
+        dated_key(other) > dated_key(snapshot)
+            && other.generation >= snapshot.generation
+            && is_not_ahead(instant(other), now)
+    };
+    others.iter().any(|other| is_whole(other) && is_newer(other))
+}
+
+fn is_not_ahead(at: Timestamp, now: Timestamp) -> bool {
+    now.checked_add(SLACK).is_ok_and(|latest| at <= latest)
 }
 
 /// How a snapshot is counted.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::error::Error;
 use crate::schedule::SnapshotRules;
+use crate::volume::SYSTEM_NAME;
 
 /// Smallest memory limit Docker accepts, in bytes (6 MiB since API 1.41; older ones took 4 MiB).
 pub const MEMORY_MIN: u64 = 6 << 20;
@@ -346,6 +347,13 @@ impl PodSpec {
         }
         for (i, volume) in volumes.iter().enumerate() {
             check_label(&format!("volumes[{i}].name"), &volume.name, 40)?;
+            if volume.name == SYSTEM_NAME {
+                return Err(Error::invalid(
+                    format!("volumes[{i}].name"),
+                    format!("{SYSTEM_NAME} is the name of what no volume holds"),
+                    "choose another name",
+                ));
+            }
             let field = format!("volumes[{i}].mountPath");
             check_path(&field, &volume.mount_path)?;
             if let Some(reserved) = RESERVED_MOUNTS.iter().find(|r| is_at_or_below(&volume.mount_path, r)) {
@@ -495,6 +503,7 @@ mod tests {
         assert_eq!(field_of(&with(vec![volume("a", "/")])), "volumes[0].mountPath");
         assert_eq!(field_of(&with(vec![volume("a", "/proc/x")])), "volumes[0].mountPath");
         assert_eq!(field_of(&with(vec![volume("a", "/a"), volume("a", "/b")])), "volumes[1].name");
+        assert_eq!(field_of(&with(vec![volume("system", "/a")])), "volumes[0].name");
         assert_eq!(field_of(&with(vec![volume("a", "/a"), volume("b", "/a")])), "volumes[1].mountPath");
         let memory = |bytes| PodSpec {
             resources: Resources { memory: Some(bytes), ..Resources::default() },

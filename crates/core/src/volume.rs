@@ -138,6 +138,9 @@ fn normal(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
+/// The name of the system layer beside the volumes in a snapshot; no volume has it.
+pub const SYSTEM_NAME: &str = "system";
+
 /// Makes a volume name out of a path that no other volume of the set has.
 fn unique_name(taken: &[Volume], path: &str) -> String {
     let safe = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
@@ -146,7 +149,7 @@ fn unique_name(taken: &[Volume], path: &str) -> String {
     let base = if base.is_empty() { "volume" } else { base };
     let mut name = base.to_owned();
     let mut n = 1;
-    while taken.iter().any(|v| v.name == name) {
+    while name == SYSTEM_NAME || taken.iter().any(|v| v.name == name) {
         n += 1;
         name = format!("{base}-{n}");
     }

@@ -20,8 +20,13 @@ fn series(kind: SnapshotKind, from: &str, step: SignedDuration, count: u64) -> V
     (0..count).map(|n| snapshot(n, kind, at(from) + step * i32::try_from(n).expect("small"))).collect()
 }
 
+/// The life of a pod as old as the oldest of these snapshots, up to a time.
+fn until(now: Timestamp) -> Lifetime {
+    Lifetime { born: at("2020-01-01T00:00:00Z"), now }
+}
+
 fn fates(snapshots: &[Snapshot], keep: &Keep, zone: &TimeZone) -> Vec<Fate> {
-    decide(snapshots, keep, zone, at("2027-01-01T00:00:00Z"), &BTreeMap::new()).iter().map(|d| d.fate).collect()
+    decide(snapshots, keep, zone, until(at("2027-01-01T00:00:00Z")), &BTreeMap::new()).iter().map(|d| d.fate).collect()
 }
 
 fn kept_times(snapshots: &[Snapshot], keep: &Keep, zone: &TimeZone) -> Vec<String> {
@@ -114,8 +119,8 @@ fn p20_nothing_goes_because_time_passes() {
     // A pod nobody used for ten years: what there was when it was left is what there is.
     let all = series(SnapshotKind::Scheduled, "2026-01-01T00:00:00Z", HOUR * 24, 20);
     let keep = Keep { daily: 7, within: Some(HOUR * 24 * 10), ..Keep::default() };
-    let then = decide(&all, &keep, &TimeZone::UTC, at("2026-01-20T01:00:00Z"), &BTreeMap::new());
-    assert_eq!(then, decide(&all, &keep, &TimeZone::UTC, at("2036-01-20T00:00:00Z"), &BTreeMap::new()));
+    let then = decide(&all, &keep, &TimeZone::UTC, until(at("2026-01-20T01:00:00Z")), &BTreeMap::new());
+    assert_eq!(then, decide(&all, &keep, &TimeZone::UTC, until(at("2036-01-20T00:00:00Z")), &BTreeMap::new()));
 }
 
 #[test]
@@ -129,7 +134,7 @@ fn what_is_in_use_unfinished_or_damaged_stays_and_says_why() {
     all[4].repository_id = None;
     let in_use = BTreeMap::from([(all[5].id, "a restore".to_owned())]);
     let keep = Keep { last: 1, ..Keep::default() };
-    let decisions = decide(&all, &keep, &TimeZone::UTC, at("2026-02-01T00:00:00Z"), &in_use);
+    let decisions = decide(&all, &keep, &TimeZone::UTC, until(at("2026-02-01T00:00:00Z")), &in_use);
     let said: Vec<String> = decisions.iter().map(|d| format!("{:?}: {}", d.fate, d.reasons.join("; "))).collect();
     assert_eq!(
         said,
@@ -154,7 +159,40 @@ fn a_newer_snapshot_with_losses_does_not_replace_a_whole_one() {
         fates(&all, &Keep { last: 1, ..Keep::default() }, &TimeZone::UTC),
         [Fate::Forget, Fate::Keep, Fate::Keep]
     );
-    assert!(is_replaced(&all[0], &all) && !is_replaced(&all[1], &all));
+    assert!(is_replaced(&all[0], &all, now()) && !is_replaced(&all[1], &all, now()));
+}
+
+#[test]
+fn what_a_reset_replaced_stays_until_there_is_a_snapshot_a_week_newer() {
+    let day = |d: u32| at(&format!("2026-05-{d:02}T03:00:00Z"));
+    let mut all = vec![snapshot(1, SnapshotKind::Scheduled, day(1)), snapshot(2, SnapshotKind::Safety, day(1) + HOUR)];
+    // The stop after it is of other data.
+    all.push(snapshot(3, SnapshotKind::Final, day(1) + HOUR * 2));
+    for keep in [Keep { last: 1, ..Keep::default() }, Keep { daily: 7, ..Keep::default() }] {
+        assert!(fates(&all, &keep, &TimeZone::UTC).iter().all(|fate| *fate == Fate::Keep));
+        // It does not count either: stops of the same day are counted among themselves.
+        let stops = [snapshot(4, SnapshotKind::Final, day(1) + HOUR * 3)];
+        let more: Vec<Snapshot> = all.iter().cloned().chain(stops).collect();
+        assert_eq!(fates(&more, &keep, &TimeZone::UTC)[1..], [Fate::Keep, Fate::Forget, Fate::Keep]);
+        let later: Vec<Snapshot> = more.into_iter().chain([snapshot(5, SnapshotKind::Final, day(9))]).collect();
+        let fate = fates(&later, &keep, &TimeZone::UTC)[1];
+        assert_eq!(fate, Fate::Forget, "{keep:?}");
+    }
+}
+
+#[test]
+fn snapshots_of_a_clock_that_was_wrong_stay_and_replace_nothing() {
+    let mut all = series(SnapshotKind::Scheduled, "2026-05-01T03:00:00Z", HOUR * 24, 3);
+    // Once ahead, and once started without the time.
+    all.push(snapshot(50, SnapshotKind::Scheduled, at("2031-01-01T00:00:00Z")));
+    all.push(snapshot(51, SnapshotKind::Scheduled, at("1970-01-01T00:01:00Z")));
+    let keep = Keep { last: 1, daily: 1, within: Some(HOUR), minimum: 1, ..Keep::default() };
+    assert_eq!(fates(&all, &keep, &TimeZone::UTC), [Fate::Forget, Fate::Forget, Fate::Keep, Fate::Keep, Fate::Keep]);
+    assert!(!is_replaced(&all[2], &all, at("2027-01-01T00:00:00Z")));
+    // Neither does one of older data, whatever its time says.
+    let older = Snapshot { generation: 1, ..all[2].clone() };
+    let newer = Snapshot { generation: 2, ..all[1].clone() };
+    assert!(!is_replaced(&newer, std::slice::from_ref(&older), now()));
 }
 
 #[test]
@@ -212,7 +250,7 @@ fn any_snapshots() -> impl Strategy<Value = Vec<Snapshot>> {
 }
 
 fn forgotten(snapshots: &[Snapshot], keep: &Keep, now: Timestamp) -> BTreeSet<SnapshotId> {
-    let decisions = decide(snapshots, keep, &TimeZone::UTC, now, &BTreeMap::new());
+    let decisions = decide(snapshots, keep, &TimeZone::UTC, until(now), &BTreeMap::new());
     decisions.iter().filter(|d| d.fate == Fate::Forget).map(|d| d.snapshot).collect()
 }
 
@@ -274,7 +312,7 @@ proptest! {
 
     #[test]
     fn every_decision_has_a_reason(rows in any_snapshots(), keep in any_keep()) {
-        let decisions = decide(&rows, &keep, &TimeZone::UTC, now(), &BTreeMap::new());
+        let decisions = decide(&rows, &keep, &TimeZone::UTC, until(now()), &BTreeMap::new());
         prop_assert_eq!(decisions.len(), rows.len());
         prop_assert!(decisions.iter().all(|d| !d.reasons.is_empty()));
     }

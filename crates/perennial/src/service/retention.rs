@@ -7,7 +7,7 @@ use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Operation, OperationKind};
 use perennial_core::plan;
 use perennial_core::pod::Pod;
-use perennial_core::retention::{self, Decision, Fate, Keep};
+use perennial_core::retention::{self, Decision, Fate, Keep, Lifetime};
 use perennial_core::schedule::{self, Due};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::{Error, verbs};
@@ -168,16 +168,16 @@ impl App {
             .into_iter()
             .map(|id| (id, format!("pod {} ({}) refers to it", pod.name, pod.id)))
             .collect();
-        let now = self.now();
+        let life = Lifetime { born: pod.created_at, now: self.now() };
         // Only of what might go is it worth to ask who needs it.
-        for decision in retention::decide(&rows, &keep, &rules.zone, now, &in_use) {
+        for decision in retention::decide(&rows, &keep, &rules.zone, life, &in_use) {
             if decision.fate == Fate::Forget
                 && let Some(reason) = self.snapshot_dependents(decision.snapshot, pod).await?.into_iter().next()
             {
                 in_use.insert(decision.snapshot, reason);
             }
         }
-        let decisions = retention::decide(&rows, &keep, &rules.zone, now, &in_use);
+        let decisions = retention::decide(&rows, &keep, &rules.zone, life, &in_use);
         let decisions = rows.into_iter().zip(decisions).collect();
         Ok(Forgotten { keep, zone: rules.zone, decisions, operations: Vec::new() })
     }
@@ -229,7 +229,7 @@ impl App {
     /// Why the store could not tell.
     pub(crate) async fn is_replaced(&self, row: &Snapshot) -> Result<bool, StoreError> {
         for other in self.all_snapshots(row.pod).await? {
-            if retention::is_replaced(row, std::slice::from_ref(&other)) {
+            if retention::is_replaced(row, std::slice::from_ref(&other), self.now()) {
                 let work = self.store.operations_of_snapshot(other.id).await?;
                 if !work.iter().any(|o| o.kind == OperationKind::SnapshotDelete) {
                     return Ok(true);
