@@ -134,6 +134,7 @@ impl Keyring {
         let mut changed = 0;
         for tenant in self.tenants()? {
             for path in [self.path(&tenant), self.next_path(&tenant), self.old_path(&tenant)] {
+                self.remove_unfinished(&path)?;
                 let Some(found) = self.read_file(&path, &tenant)? else { continue };
                 if found.wrapped_with.as_deref() != self.wrapping.as_ref().map(|key| key.fingerprint()) {
                     self.write_file(&path, &tenant, &found.password)?;
@@ -142,6 +143,17 @@ impl Keyring {
             }
         }
         Ok(changed)
+    }
+
+    /// Removes what a write left that was interrupted: it may hold a password that is not wrapped.
+    fn remove_unfinished(&self, path: &Path) -> Result<(), KeyError> {
+        let path = temporary(path);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(KeyError::Io { doing: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn tenants(&self) -> Result<Vec<TenantId>, KeyError> {
@@ -211,6 +223,13 @@ impl Keyring {
     }
 }
 
+/// Where a file is written before it takes its place.
+fn temporary(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    temporary.into()
+}
+
 /// Writes a secret atomically and durably, readable by its owner only.
 ///
 /// # Errors
@@ -218,8 +237,7 @@ impl Keyring {
 pub fn write_secret(path: &Path, secret: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
+    let temporary = temporary(path);
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(secret)?;
     file.write_all(b"\n")?;

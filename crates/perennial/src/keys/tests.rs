@@ -42,9 +42,12 @@ fn keys_are_wrapped_from_the_first_start_with_an_installation_key_on() {
     let text = || std::fs::read_to_string(plain.path(&default)).unwrap();
     assert_eq!(text().trim(), reveal(&password));
 
+    // A write that was interrupted leaves the password as it is.
+    let interrupted = dir.path().join("keys/default.new");
+    std::fs::write(&interrupted, password.reveal()).unwrap();
     let wrapped = Keyring::new(dir.path(), Some(key(FIRST)), None);
     assert_eq!((wrapped.rewrap().unwrap(), wrapped.rewrap().unwrap()), (1, 0));
-    assert!(!text().contains(&reveal(&password)), "{}", text());
+    assert!(!text().contains(&reveal(&password)) && !interrupted.exists(), "{}", text());
     assert_eq!(std::fs::metadata(plain.path(&default)).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(reveal(&wrapped.read(&default).unwrap().unwrap()), reveal(&password));
     assert_eq!(wrapped.all().unwrap().len(), 1);
