@@ -4,9 +4,10 @@
 //! a link, and nothing that exists is written to. Programs that are setuid in a pod are so here as well, so the target is
 //! closed to everybody but its owner; devices are made only for whoever asks for them.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,8 @@ struct Target {
     root: OwnedFd,
     owners: bool,
     devices: bool,
+    /// Names of devices that were not made, links to them among these.
+    left_out: HashSet<Vec<u8>>,
     done: Unpacked,
 }
 
@@ -108,9 +111,14 @@ pub fn unpack(packed: impl Read, directory: &Path, devices: bool) -> Result<Unpa
         Err(error) => return Err(at(error)),
     }
     let root = sys::open(directory, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(at)?;
+    // Its owner could open it again, whatever its mode is then.
+    if sys::fstat(&root).map_err(at)?.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(at(rustix::io::Errno::PERM));
+    }
     sys::fchmod(&root, Mode::RWXU).map_err(at)?;
     let owners = rustix::process::geteuid().is_root();
-    let mut target = Target { root, owners, devices, done: Unpacked { owners_kept: owners, ..Unpacked::default() } };
+    let done = Unpacked { owners_kept: owners, ..Unpacked::default() };
+    let mut target = Target { root, owners, devices, left_out: HashSet::new(), done };
     let mut archive = Archive::new(zstd::stream::read::Decoder::new(packed).map_err(Stopped::Read)?);
     // A directory's mode and time come last: things are still made in it.
     let mut directories: Vec<(Vec<u8>, Metadata)> = Vec::new();
@@ -171,18 +179,23 @@ fn metadata<R: Read>(entry: &Entry<'_, R>, said: &Extensions) -> io::Result<Meta
     })
 }
 
-/// Copies a file's content, all of it.
+/// Copies a file's content, all of it. Zeros become holes: a file that is nearly all hole in the pod may be larger than
+/// the disk here.
 fn copy<R: Read>(entry: &mut Entry<'_, R>, file: &mut File) -> Result<(), Fault> {
-    let (mut buffer, mut left) = (vec![0; 256 << 10], entry.size());
+    let (mut buffer, mut left) = (vec![0; 64 << 10], entry.size());
     while left > 0 {
         let read = entry.read(&mut buffer).map_err(Fault::Read)?;
         if read == 0 {
             return Err(Fault::Read(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends within a file")));
         }
-        file.write_all(&buffer[..read])?;
+        if buffer[..read].iter().all(|byte| *byte == 0) {
+            file.seek(SeekFrom::Current(i64::try_from(read).unwrap_or_default()))?;
+        } else {
+            file.write_all(&buffer[..read])?;
+        }
         left = left.saturating_sub(read as u64);
     }
-    Ok(())
+    Ok(file.set_len(entry.size())?)
 }
 
 impl Target {
@@ -231,6 +244,10 @@ impl Target {
             }
             EntryType::Link => {
                 let original = relative(link).map_err(Fault::Read)?;
+                if self.left_out.contains(&original) {
+                    self.leave_out(path);
+                    return Ok(());
+                }
                 let (from, target) = self.parent(&original)?;
                 sys::linkat(&from, target, &parent, name, AtFlags::empty())?;
             }
@@ -245,7 +262,7 @@ impl Target {
                     _ => (FileType::BlockDevice, device),
                 };
                 if kind != EntryType::Fifo && !self.devices {
-                    self.done.devices_left_out += 1;
+                    self.leave_out(path);
                     return Ok(());
                 }
                 sys::mknodat(&parent, name, file_type, Mode::RUSR, number)?;
@@ -260,7 +277,13 @@ impl Target {
         Ok(())
     }
 
-    /// Owner first, for it takes set-user-id away; the time last.
+    fn leave_out(&mut self, path: &[u8]) {
+        self.done.devices_left_out += 1;
+        self.left_out.insert(path.to_vec());
+    }
+
+    /// Owner first, for it takes set-user-id away; the time last. Without the owner it would be set-user-id of
+    /// somebody else, so it is not.
     fn describe(&mut self, fd: &OwnedFd, metadata: &Metadata) -> io::Result<()> {
         if self.owners {
             sys::fchown(fd, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))?;
@@ -270,7 +293,8 @@ impl Target {
                 self.done.attributes_left_out += 1;
             }
         }
-        sys::fchmod(fd, Mode::from_raw_mode(metadata.mode))?;
+        let mode = if self.owners { metadata.mode } else { metadata.mode & 0o1777 };
+        sys::fchmod(fd, Mode::from_raw_mode(mode))?;
         Ok(sys::futimens(fd, &metadata.times)?)
     }
 

@@ -4,7 +4,7 @@
 //! are read once, with everything between them passed over, and give a tree in memory whose files are ranges of the
 //! archive. Whiteouts of the layers are applied on the way.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, Read, Seek, SeekFrom};
 
 use perennial_snapshots::{FileReader, Node, NodeKind, Repository, SnapshotFileId, Xattr};
@@ -15,8 +15,12 @@ use super::failure::Failure;
 use super::pax::Extensions;
 use crate::reconcile::stored_image_path;
 
-/// More entries than any image has; each takes some 400 bytes of memory.
+/// More entries than any image has, deletions counted in; each takes some 400 bytes of memory.
 const ENTRIES_MAX: usize = 1_000_000;
+/// More bytes of names, link targets and attributes than any image has.
+const BYTES_MAX: usize = 256 << 20;
+/// Longest path, in bytes: no system makes longer ones by name. It bounds how deep the tree is as well.
+const PATH_MAX: usize = 4096;
 /// Largest `manifest.json` that is read.
 const MANIFEST_MAX: u64 = 4 << 20;
 /// What marks a deletion in a layer.
@@ -33,6 +37,10 @@ pub(super) struct ImageEntry(u32);
 pub(super) struct ImageTree {
     archive: FileReader,
     items: Vec<Item>,
+    /// Bytes of names, link targets and attributes.
+    bytes: usize,
+    /// Directories that hide the layers below the one that is read: what is in them is of this layer.
+    hidden: HashSet<u32>,
 }
 
 #[derive(Debug)]
@@ -55,6 +63,10 @@ fn unreadable(reason: impl Into<String>) -> Failure {
     Failure::ImageUnreadable(reason.into())
 }
 
+fn too_many() -> Failure {
+    unreadable(format!("it has more than {ENTRIES_MAX} entries"))
+}
+
 fn broken(error: io::Error) -> Failure {
     Failure::of_io(error, |error| unreadable(format!("its archive cannot be read: {error}")))
 }
@@ -69,10 +81,12 @@ impl ImageTree {
         let mut root = Node::new(Vec::new(), NodeKind::Dir);
         root.mode = 0o755;
         let root = Item { node: root, offset: 0, layer: 0, children: BTreeMap::new() };
-        let mut image = Self { archive, items: vec![root] };
+        let mut image = Self { archive, items: vec![root], bytes: 0, hidden: HashSet::new() };
         for (number, (start, length)) in layers.into_iter().enumerate() {
+            image.hidden.clear();
             image.add_layer(number, start, length)?;
         }
+        image.hidden = HashSet::new();
         Ok(image)
     }
 
@@ -122,6 +136,7 @@ impl ImageTree {
         section.seek(SeekFrom::Start(0)).map_err(broken)?;
         let mut tar = Archive::new(section);
         let mut extensions = Extensions::default();
+        let mut deletions = 0;
         for entry in tar.entries_with_seek().map_err(broken)?.raw(true) {
             let mut entry = entry.map_err(broken)?;
             if extensions.take_in(&mut entry).map_err(broken)? {
@@ -133,10 +148,10 @@ impl ImageTree {
             if said.get("size").is_some_and(|size| !is_size(size)) {
                 return Err(unreadable("it holds a file that is too large"));
             }
-            if self.items.len() >= ENTRIES_MAX {
-                return Err(unreadable(format!("it has more than {ENTRIES_MAX} entries")));
-            }
             let path = said.path(&entry);
+            if path.len() > PATH_MAX {
+                return Err(unreadable(format!("a path in it is longer than {PATH_MAX} bytes")));
+            }
             let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|n| !n.is_empty() && *n != b".").collect();
             if names.contains(&&b".."[..]) {
                 return Err(unreadable("a name in it leads out of its directory"));
@@ -146,7 +161,13 @@ impl ImageTree {
                 self.items[0].node = node;
                 continue;
             };
-            let parent = self.directory(&names, layer);
+            let parent = self.directory(&names, layer)?;
+            if name.starts_with(WHITEOUT) {
+                deletions += 1;
+                if deletions > ENTRIES_MAX {
+                    return Err(too_many());
+                }
+            }
             if name == OPAQUE {
                 self.hide(parent, layer);
             } else if let Some(name) = name.strip_prefix(WHITEOUT) {
@@ -155,14 +176,14 @@ impl ImageTree {
                 self.link(parent, name, &said.target(&entry), layer)?;
             } else if let Some(node) = described(&entry, &said, name.to_vec())? {
                 let offset = start + entry.raw_file_position();
-                self.put(parent, Item { node, offset, layer, children: BTreeMap::new() });
+                self.put(parent, Item { node, offset, layer, children: BTreeMap::new() })?;
             }
         }
         Ok(())
     }
 
     /// The directory of these names; made when a layer leaves it out.
-    fn directory(&mut self, names: &[&[u8]], layer: usize) -> u32 {
+    fn directory(&mut self, names: &[&[u8]], layer: usize) -> Result<u32, Failure> {
         let mut at = 0;
         for name in names {
             let known = self.items[at as usize].children.get(*name).copied();
@@ -171,25 +192,33 @@ impl ImageTree {
                 None => {
                     let mut node = Node::new(*name, NodeKind::Dir);
                     node.mode = 0o755;
-                    self.put(at, Item { node, offset: 0, layer, children: BTreeMap::new() })
+                    self.put(at, Item { node, offset: 0, layer, children: BTreeMap::new() })?
                 }
             };
         }
-        at
+        Ok(at)
     }
 
     /// Adds an entry; a directory over a directory keeps what is in it.
-    fn put(&mut self, parent: u32, mut item: Item) -> u32 {
-        // Bounded by `ENTRIES_MAX`.
-        let number = u32::try_from(self.items.len()).unwrap_or(u32::MAX);
+    fn put(&mut self, parent: u32, mut item: Item) -> Result<u32, Failure> {
+        let attributes = item.node.xattrs.iter().map(|x| x.name.len() + x.value.len());
+        self.bytes += item.node.name.len() + item.node.link_target.len() + attributes.sum::<usize>();
+        if self.bytes > BYTES_MAX {
+            return Err(unreadable(format!("its names and attributes are more than {} MiB", BYTES_MAX >> 20)));
+        }
+        let number = u32::try_from(self.items.len()).ok().filter(|_| self.items.len() < ENTRIES_MAX);
+        let number = number.ok_or_else(too_many)?;
         let name = item.node.name.clone();
         if let Some(old) = self.items[parent as usize].children.insert(name, number)
             && item.node.kind == NodeKind::Dir
         {
             item.children = std::mem::take(&mut self.items[old as usize].children);
+            if self.hidden.contains(&old) {
+                self.hidden.insert(number);
+            }
         }
         self.items.push(item);
-        number
+        Ok(number)
     }
 
     fn link(&mut self, parent: u32, name: &[u8], target: &[u8], layer: usize) -> Result<(), Failure> {
@@ -210,8 +239,7 @@ impl ImageTree {
         original.node.links = 2;
         let node = Node { name: name.to_vec(), ..original.node.clone() };
         let offset = original.offset;
-        self.put(parent, Item { node, offset, layer, children: BTreeMap::new() });
-        Ok(())
+        self.put(parent, Item { node, offset, layer, children: BTreeMap::new() }).map(drop)
     }
 
     /// Removes what layers below have under a name.
@@ -224,8 +252,11 @@ impl ImageTree {
         }
     }
 
-    /// Leaves in a directory only what this layer has.
+    /// Leaves in a directory only what this layer has; once for each, for all that comes later is of this layer.
     fn hide(&mut self, directory: u32, layer: usize) {
+        if !self.hidden.insert(directory) {
+            return;
+        }
         let children = std::mem::take(&mut self.items[directory as usize].children);
         let (keep, _): (BTreeMap<_, _>, BTreeMap<_, _>) =
             children.into_iter().partition(|(_, item)| self.items[*item as usize].layer >= layer);

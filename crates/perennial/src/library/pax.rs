@@ -19,6 +19,8 @@ pub(crate) struct Extensions {
     records: Vec<(Vec<u8>, Vec<u8>)>,
     name: Option<Vec<u8>>,
     target: Option<Vec<u8>>,
+    /// Bytes of all headers before this entry.
+    size: u64,
 }
 
 impl Extensions {
@@ -31,8 +33,9 @@ impl Extensions {
         if !matches!(kind, EntryType::XHeader | EntryType::GNULongName | EntryType::GNULongLink) {
             return Ok(false);
         }
-        if entry.size() > SIZE_MAX {
-            return Err(invalid("an extension header is too large"));
+        self.size = self.size.saturating_add(entry.size());
+        if self.size > SIZE_MAX {
+            return Err(invalid("the extension headers of an entry are too large"));
         }
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes)?;

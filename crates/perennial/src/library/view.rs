@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use perennial_core::snapshot::SnapshotVolume;
-use perennial_core::volume::NEVER_PERSISTED;
+use perennial_core::volume::{NEVER_PERSISTED, SYSTEM_NAME};
 use perennial_snapshots::removed::{self, Removal};
 use perennial_snapshots::{Error as RepositoryError, Node, NodeKind, Repository, SnapshotFileId, TreeId};
 
@@ -131,11 +131,14 @@ impl View {
         image: Option<(String, Arc<ImageTree>)>,
     ) -> Result<Self, Failure> {
         let tree = repository.snapshot(snapshot)?.tree;
+        // A volume of this name, which none gets any more, has its list where the layer's would be.
+        let is_of_layer = volumes.iter().all(|volume| volume.name != SYSTEM_NAME);
+        let of_layer = if is_of_layer { removals(&repository, tree, "/system")? } else { None };
         let mut roots = vec![Root {
             origin: Origin::System,
             mount: Vec::new(),
             tree: absent(repository.entry(tree, b"/system"))?,
-            removed: Some(removals(&repository, tree, "/system")?.unwrap_or_default()),
+            removed: Some(of_layer.unwrap_or_default()),
         }];
         for volume in volumes {
             let at = format!("/volumes/{}", volume.name);

@@ -127,6 +127,7 @@ fn make(home: &Path) {
         .unwrap();
     mknodat(CWD, at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
     mknodat(CWD, at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3)).unwrap();
+    std::fs::hard_link(at("null"), at("null too")).unwrap();
     lsetxattr(at("small"), "user.note", b"a\0b\n", XattrFlags::empty()).ok();
     lsetxattr(at("small"), "trusted.note", b"a\0b\n", XattrFlags::empty()).unwrap();
     std::os::unix::fs::chown(at("small"), Some(3_000_000), Some(1000)).unwrap();

@@ -160,7 +160,7 @@ impl Pruned {
             dry_run,
             snapshots: report.snapshots,
             packs_kept: report.packs_kept,
-            packs_deleted: report.doomed.len() as u64,
+            packs_deleted: (report.doomed.len() + report.expired.len()) as u64,
             packs_of_interrupted_uploads: report.doomed.iter().filter(|p| p.reason == PruneReason::NotIndexed).count()
                 as u64,
             bytes_moved: report.doomed.iter().map(|pack| pack.moved).sum(),

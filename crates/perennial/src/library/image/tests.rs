@@ -228,3 +228,40 @@ fn images_that_cannot_be_read_say_why() {
         }
     }
 }
+
+#[test]
+fn images_made_to_exhaust_memory_or_time_are_refused() {
+    use Made::{Dir, File};
+    let deep = "d/".repeat(PATH_MAX);
+    let mut long = tar::Builder::new(Vec::new());
+    long.append_pax_extensions([("path", deep.as_bytes())]).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o600);
+    header.set_size(0);
+    header.set_cksum();
+    long.append(&header, io::empty()).unwrap();
+    let said = |layer: Vec<u8>| match image(&[("l", layer), manifest(&["l"])]) {
+        Err(Failure::ImageUnreadable(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(said(long.into_inner().unwrap()).contains("longer than"));
+    let mut many = tar::Builder::new(Vec::new());
+    for _ in 0..3 {
+        many.append_pax_extensions([("comment", &vec![b'x'; 4 << 20][..])]).unwrap();
+    }
+    many.append(&header, io::empty()).unwrap();
+    assert!(said(many.into_inner().unwrap()).contains("extension headers"));
+
+    // A directory that is opaque again and again is looked at once, and again where it is made anew.
+    let one = layer(&[("d/", Dir), ("d/old", File("1"))]);
+    let two = layer(&[
+        ("d/new", File("2")),
+        ("d/.wh..wh..opq", File("")),
+        ("d/", Dir),
+        ("d/.wh..wh..opq", File("")),
+        ("d/newer", File("2")),
+        ("d/.wh..wh..opq", File("")),
+    ]);
+    let found = image(&[("a", one), ("b", two), manifest(&["a", "b"])]).unwrap();
+    assert_eq!(shown(&found), ["/d/", "/d/new=2", "/d/newer=2"]);
+}
