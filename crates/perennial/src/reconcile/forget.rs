@@ -79,7 +79,7 @@ impl Reconciler {
         let (repositories, tenant, progress) = (self.repositories.clone(), tenant.clone(), progress.clone());
         let request =
             PruneRequest { mode: Mode::Execute, grace: GRACE, now: self.now(), rewrite_at_most: REWRITE_AT_MOST };
-        shown(blocking(move || Ok(repositories.open(&tenant)?.prune_with(&request, &progress)?)).await)
+        shown(blocking(move || Ok(repositories.open_existing(&tenant)?.prune_with(&request, &progress)?)).await)
     }
 
     /// Forgets everything of the pod in its repository and prunes what nobody else needs.

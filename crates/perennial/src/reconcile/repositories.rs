@@ -26,6 +26,13 @@ pub struct Repositories {
     closed: Arc<AtomicU64>,
 }
 
+/// What becomes of a repository that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    IsMade,
+    IsWrong,
+}
+
 /// Where repositories live.
 #[derive(Clone)]
 enum Place {
@@ -81,7 +88,7 @@ impl Repositories {
     /// # Errors
     /// Why it cannot be opened now.
     pub(crate) fn read(&self, tenant: &TenantId) -> Result<Repository, Problem> {
-        self.open(tenant).map_err(|error| match error {
+        self.open_existing(tenant).map_err(|error| match error {
             StepError::Retry(problem) | StepError::Definite(problem) => problem,
             StepError::Overtaken | StepError::Cancelled => problem("repository-unavailable", "it is being changed", ""),
         })
@@ -89,10 +96,19 @@ impl Repositories {
 
     /// The tenant's repository; made, key first, when there is none yet. Blocks.
     pub(super) fn open(&self, tenant: &TenantId) -> Result<Repository, StepError> {
+        self.open_or(tenant, Missing::IsMade)
+    }
+
+    /// The same for whoever has nothing to put into it: one that is missing is not made. Blocks.
+    pub(super) fn open_existing(&self, tenant: &TenantId) -> Result<Repository, StepError> {
+        self.open_or(tenant, Missing::IsWrong)
+    }
+
+    fn open_or(&self, tenant: &TenantId, missing: Missing) -> Result<Repository, StepError> {
         if let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant) {
             return Ok(open.clone());
         }
-        let repository = self.open_anew(tenant)?;
+        let repository = self.open_anew(tenant, missing)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(open.entry(tenant.clone()).or_insert(repository).clone())
     }
@@ -108,11 +124,15 @@ impl Repositories {
         self.closed.load(Ordering::SeqCst)
     }
 
-    fn open_anew(&self, tenant: &TenantId) -> Result<Repository, StepError> {
+    fn open_anew(&self, tenant: &TenantId, missing: Missing) -> Result<Repository, StepError> {
         let (backend, password, cost): (Arc<dyn Backend>, Password, KeyCost) = match &self.place {
             Place::Memory(memory) => (Arc::new(memory.backend(tenant)), Password::new(MEMORY_PASSWORD), KeyCost::Test),
             Place::Configured { keys, section } => {
                 let backend = section.connect(tenant).map_err(|error| misconfigured(&error))?;
+                if missing == Missing::IsWrong && !Repository::exists(&*backend)? {
+                    let message = format!("the repository {} is not there", section.of_tenant(tenant));
+                    return Err(retry("repository-missing", message));
+                }
                 let password = ensure_key(keys, tenant, &*backend, &section.of_tenant(tenant))?;
                 (backend, password, KeyCost::Interactive)
             }

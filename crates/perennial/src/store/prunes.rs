@@ -1,6 +1,7 @@
 //! Which repositories have something to be pruned, and when each was pruned last.
 
 use jiff::Timestamp;
+use perennial_core::id::SnapshotId;
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, Row as _};
 
@@ -11,7 +12,8 @@ use super::{Store, StoreError};
 impl Store {
     /// Lists tenants whose repositories are to be pruned now: where something was forgotten since the last prune began
     /// and that was before `recent`; where the last one began before `long_ago`, or in the future of a wrong clock; and
-    /// those with snapshots where none began yet.
+    /// those with snapshots where none began yet. Not those with a snapshot that is on its way and was begun after
+    /// `long_ago`: what its live pass stored is needed by nothing yet.
     ///
     /// # Errors
     /// Why they could not be read.
@@ -19,13 +21,19 @@ impl Store {
         &self,
         (long_ago, recent, now): (Timestamp, Timestamp, Timestamp),
     ) -> Result<Vec<TenantId>, StoreError> {
-        let mut select = Select::new("SELECT tenant FROM prunes WHERE");
+        // Ids begin with the time.
+        let millis = u64::try_from(long_ago.as_millisecond()).unwrap_or_default();
+        let begun_after = SnapshotId::from_parts(millis, [0; 10]);
+        let mut select = Select::new("SELECT d.tenant FROM (SELECT tenant FROM prunes WHERE");
         select
             .text(" (wanted_at >= began_at AND began_at <= $)", time(recent))
             .text(" OR began_at <= $", time(long_ago))
             .text(" OR began_at > $", time(now))
             .raw(" UNION SELECT DISTINCT s.tenant FROM snapshots s WHERE NOT EXISTS")
-            .raw(" (SELECT 1 FROM prunes p WHERE p.tenant = s.tenant) ORDER BY tenant");
+            .raw(" (SELECT 1 FROM prunes p WHERE p.tenant = s.tenant)) AS d WHERE NOT EXISTS")
+            .raw(" (SELECT 1 FROM snapshots u WHERE u.tenant = d.tenant AND u.state IN ('pending', 'uploaded')")
+            .text(" AND u.id > $)", begun_after.to_string())
+            .raw(" ORDER BY d.tenant");
         self.rows(select).await?.iter().map(|row| parse_tenant("tenant to prune", row.try_get(0)?)).collect()
     }
 

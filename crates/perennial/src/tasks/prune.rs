@@ -1,10 +1,12 @@
 //! The space of what was forgotten: repositories are pruned beside everything else, one at a time.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
+use perennial_core::spec::TenantId;
 use tokio::sync::watch;
 
 use crate::reconcile::Reconciler;
@@ -21,11 +23,14 @@ pub(super) struct Pruner {
     app: App,
     reconciler: Arc<Reconciler>,
     progress: Progress,
+    /// Repositories that could not be pruned: how often, and when the next try is. A prune keeps everybody else away
+    /// while it looks for what is needed, so that one which cannot succeed must not be tried all the time.
+    failed: Mutex<HashMap<TenantId, (u32, Timestamp)>>,
 }
 
 impl Pruner {
     pub(super) fn new(app: App, reconciler: Arc<Reconciler>) -> Self {
-        Self { app, reconciler, progress: Progress::default() }
+        Self { app, reconciler, progress: Progress::default(), failed: Mutex::default() }
     }
 
     /// Runs until `stopped` says so; a prune in work is interrupted, which is safe at any moment.
@@ -57,10 +62,14 @@ impl Pruner {
             Err(error) => return tracing::warn!(%error, "look for repositories to prune"),
         };
         for tenant in due {
+            if self.failed().get(&tenant).is_some_and(|(_, next)| now < *next) {
+                continue;
+            }
             // Taken before: what is forgotten while this one runs wants another.
             let began = self.app.clock.now();
             match self.reconciler.prune(&tenant, &self.progress).await {
                 Ok(report) => {
+                    self.failed().remove(&tenant);
                     tracing::info!(
                         %tenant, marked = report.waiting, deleted = report.expired.len(), freed = report.freed_bytes,
                         "pruned a repository"
@@ -73,8 +82,25 @@ impl Pruner {
                 Err(problem) if problem.code == "repository-locked" => {
                     tracing::debug!(%tenant, problem = problem.message, "the repository is in use");
                 }
-                Err(problem) => tracing::warn!(%tenant, problem = problem.message, "prune a repository"),
+                Err(problem) => {
+                    let next = self.postpone(tenant.clone(), now);
+                    tracing::warn!(%tenant, problem = problem.message, %next, "prune a repository");
+                }
             }
         }
+    }
+
+    /// Notes a failure; the next try is twice as far away each time, up to a day.
+    fn postpone(&self, tenant: TenantId, now: Timestamp) -> Timestamp {
+        let mut failed = self.failed();
+        let (count, next) = failed.entry(tenant).or_insert((0, now));
+        *count += 1;
+        let pause = EVERY.saturating_mul(1 << (*count).min(12)).min(AT_LEAST_EVERY.unsigned_abs());
+        *next = now.checked_add(pause).unwrap_or(now);
+        *next
+    }
+
+    fn failed(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, (u32, Timestamp)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -10,6 +10,7 @@ use perennial::store::{
     StoredImage, Visibility,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
+use perennial_core::id::SnapshotId;
 use perennial_core::operation::{Operation, OperationState};
 use perennial_core::pod::{Desired, Pod, Trash};
 use perennial_core::snapshot::{Snapshot, SnapshotState};
@@ -540,10 +541,18 @@ pub async fn repositories_to_prune_are_found(db: &Database) {
         due.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert!(due(0).await.is_empty(), "a tenant without snapshots has nothing to prune");
-    let row = any.snapshot(&pod);
+    let begun = |at: i64| SnapshotId::from_parts(u64::try_from(after(at).as_millisecond()).unwrap(), [1; 10]);
+    let row = Snapshot { id: begun(-hour), state: SnapshotState::Pending, ..any.snapshot(&pod) };
     let tenant = row.tenant.clone();
-    store.commit(Change { snapshots: vec![row], ..Change::default() }).await.unwrap();
     let name = vec![tenant.to_string()];
+    for state in [SnapshotState::Pending, SnapshotState::Uploaded] {
+        let row = Snapshot { state, ..row.clone() };
+        store.commit(Change { snapshots: vec![row], ..Change::default() }).await.unwrap();
+        assert!(due(0).await.is_empty(), "what is on its way is needed by nothing yet");
+        assert_eq!(due(24 * hour).await, name, "nobody waits for ever for a snapshot that is stuck");
+    }
+    let row = Snapshot { state: SnapshotState::Verified, ..row };
+    store.commit(Change { snapshots: vec![row], ..Change::default() }).await.unwrap();
     assert_eq!(due(0).await, name, "never pruned");
     store.prune_done(&tenant, after(0)).await.unwrap();
     assert!(due(23 * hour).await.is_empty());
