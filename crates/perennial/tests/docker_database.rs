@@ -184,7 +184,7 @@ impl Database {
 /// How long snapshots are taken one after the other.
 const IN_FULL_WORK: Duration = Duration::from_secs(120);
 /// From the end of one to the beginning of the next.
-const EVERY: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(8);
 const PGBENCH: &str = "/usr/lib/postgresql/15/bin/pgbench -h /tmp -U postgres";
 /// Every transaction of pgbench adds the same to an account, a teller and a branch, and notes it in the history.
 const BALANCED: &str = "psql -qAt -h /tmp -U postgres -c 'select count(*) > 0
