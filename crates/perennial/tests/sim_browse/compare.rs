@@ -9,7 +9,7 @@ use perennial_core::spec::Backend;
 use perennial_drivers::sim::SimImage;
 use serde_json::Value;
 
-use crate::desk::Desk;
+use crate::desk::{Desk, until_settled};
 use crate::world::taps::{Blow, Striker};
 use crate::world::{World, files, universal_spec};
 
@@ -134,6 +134,7 @@ async fn sim_a_diff_reads_only_what_differs() {
     }
     let tap = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
     let desk = Desk::with(&world, Arc::clone(&tap) as _).await;
+    until_settled(&world, home.path(), "299/file");
     let first = desk.by_hand_as(&world, home.path(), 1).await;
     std::fs::write(home.path().join("7/file"), "changed").unwrap();
     let second = desk.by_hand_as(&world, home.path(), 2).await;

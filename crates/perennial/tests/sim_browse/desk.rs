@@ -18,7 +18,7 @@ use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::progress::Progress;
 use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState, SnapshotVolume};
 use perennial_core::spec::{Backend, TenantId};
-use perennial_snapshots::{ArchiveRequest, KeyCost, Layout, Pass, Password, Repository, Root, Source};
+use perennial_snapshots::{ArchiveRequest, Archived, KeyCost, Layout, Pass, Password, Repository, Root, Source, Time};
 use serde_json::Value;
 use tokio::sync::watch;
 use tower::ServiceExt as _;
@@ -175,20 +175,7 @@ impl Desk {
     /// The same for another number, which a snapshot and its pod are known by.
     pub async fn by_hand_as(&self, world: &World, home: &Path, n: u8) -> SnapshotId {
         let pod = self.server.running(&format!("by-hand-{n}"), small_spec(Backend::Engine)).await;
-        let archived = {
-            let repository = repository(world);
-            let directory = Source::Directory { path: home.to_owned(), layout: Layout::Plain, exclude: Vec::new() };
-            let request = ArchiveRequest {
-                time: "2026-01-02T03:04:05Z".parse().unwrap(),
-                hostname: "test".into(),
-                tags: vec!["by-hand".into()],
-                parents: Vec::new(),
-                roots: vec![Root { at: "/volumes/home".into(), source: directory }],
-                pass: Pass::Commit,
-                accept_losses: Vec::new(),
-            };
-            repository.archive(&request, &Progress::default()).unwrap()
-        };
+        let archived = archive(world, home);
         let record = self.server.pod(pod).await;
         let id = SnapshotId::from_parts(1, [n; 10]);
         let mut row = Snapshot::pending(id, pod, record.tenant, SnapshotKind::Manual, record.created_at);
@@ -212,5 +199,33 @@ pub fn repository(world: &World) -> Repository {
     match Repository::exists(&*backend).unwrap() {
         true => Repository::open(backend, &password).unwrap(),
         false => Repository::init(backend, &password, KeyCost::Test).unwrap(),
+    }
+}
+
+/// Takes a snapshot of a directory into the default tenant's repository.
+fn archive(world: &World, home: &Path) -> Archived {
+    let directory = Source::Directory { path: home.to_owned(), layout: Layout::Plain, exclude: Vec::new() };
+    let request = ArchiveRequest {
+        time: "2026-01-02T03:04:05Z".parse().unwrap(),
+        hostname: "test".into(),
+        tags: vec!["by-hand".into()],
+        parents: Vec::new(),
+        roots: vec![Root { at: "/volumes/home".into(), source: directory }],
+        pass: Pass::Commit,
+        accept_losses: Vec::new(),
+    };
+    repository(world).archive(&request, &Progress::default()).unwrap()
+}
+
+/// Waits until a snapshot holds the time of change of the file that was written last.
+///
+/// One that is too fresh to detect later changes by it is left out, so the next snapshot differs in it.
+pub fn until_settled(world: &World, home: &Path, last: &str) {
+    let at = format!("/volumes/home/{last}");
+    loop {
+        let tree = archive(world, home).tree;
+        if repository(world).entry(tree, at.as_bytes()).unwrap().ctime != Time::default() {
+            return;
+        }
     }
 }
