@@ -10,12 +10,11 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Backend, BackendError, FileInfo, FileKind};
+use super::{Backend, BackendError, FileInfo, FileKind, uncached};
 use crate::id::Id;
 
 /// Who reads so much at once reads on, and does not come back.
@@ -103,35 +102,17 @@ impl LocalBackend {
         // restic and our listing both pass over names that are no ids.
         let temporary = dir.join(format!("{id}-tmp-{:016x}", rand::random::<u64>()));
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let written = file
-            .write_all(data)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| File::open(dir)?.sync_all());
-        if kind == FileKind::Pack && written.is_ok() {
-            forget_pages(&file, 0, None);
-        }
+        let content = match kind {
+            FileKind::Pack => uncached::write(&file, data),
+            _ => file.write_all(data).and_then(|()| file.sync_all()),
+        };
+        let written = content.and_then(|()| fs::rename(&temporary, &path)).and_then(|()| File::open(dir)?.sync_all());
         if written.is_err() {
             // Best effort: a leftover has no id as its name and so is never taken for a file of the repository.
             let _ = fs::remove_file(&temporary);
         }
         written
     }
-}
-
-/// Gives back the memory that a part of a file takes in the page cache, as far as it is on the disk.
-///
-/// Packs are read so rarely that keeping them there only drives out what the machine's pods work with. And pages that
-/// were just given back are the cheapest to get: fresh ones may have to be fetched from a host first.
-fn forget_pages(file: &File, offset: u64, len: Option<NonZeroU64>) {
-    // A hint: where it is not taken, pages stay until somebody needs the memory.
-    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::DontNeed);
-}
-
-/// Has a part of a file read at once: by itself the system reads 128 KiB, waits, and reads on.
-fn want_pages(file: &File, offset: u64, len: Option<NonZeroU64>) {
-    // A hint: where it is not taken, reading takes longer.
-    let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::WillNeed);
 }
 
 fn wrap(doing: &'static str, kind: FileKind, id: Option<Id>) -> impl FnOnce(io::Error) -> BackendError {
@@ -196,14 +177,12 @@ impl Backend for LocalBackend {
     fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
         let run = || -> io::Result<Vec<u8>> {
             let mut file = self.open(kind, id)?;
-            let mut data = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or(0));
+            let size = usize::try_from(file.metadata()?.len()).unwrap_or(0);
             if kind == FileKind::Pack {
-                want_pages(&file, 0, None);
+                return uncached::read(&file, 0, size);
             }
+            let mut data = Vec::with_capacity(size);
             file.read_to_end(&mut data)?;
-            if kind == FileKind::Pack {
-                forget_pages(&file, 0, None);
-            }
             Ok(data)
         };
         run().map_err(wrap("read", kind, Some(id)))
@@ -211,16 +190,12 @@ impl Backend for LocalBackend {
 
     fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
         let run = || -> io::Result<Vec<u8>> {
-            let mut data = vec![0; len];
             let file = self.open(kind, id)?;
             if len >= LARGE {
-                // What comes after it is on its way while this is worked on.
-                want_pages(&file, offset, NonZeroU64::new(2 * len as u64));
+                return uncached::read(&file, offset, len);
             }
+            let mut data = vec![0; len];
             file.read_exact_at(&mut data, offset)?;
-            if len >= LARGE {
-                forget_pages(&file, offset, NonZeroU64::new(len as u64));
-            }
             Ok(data)
         };
         run().map_err(wrap("read", kind, Some(id)))

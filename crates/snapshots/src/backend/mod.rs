@@ -11,6 +11,7 @@ mod location;
 mod memory;
 mod object;
 mod problem;
+mod uncached;
 
 use std::fmt;
 use std::io;
