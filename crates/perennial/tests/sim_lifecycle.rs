@@ -392,7 +392,8 @@ async fn sim_every_snapshot_is_also_a_capture_of_the_layer_and_may_be_deleted_al
     let taken = server.snapshots(pod).await.pop().unwrap();
     let layer = server.pod(pod).await.layer.unwrap();
     assert_eq!(Some(layer.captured_at), taken.captured_at);
-    server.reconciler.forget_snapshots(&taken.tenant, std::slice::from_ref(&taken)).await.unwrap();
+    let going = perennial::reconcile::Going { snapshot: taken.id, replaced_by: None };
+    server.reconciler.forget_snapshots(&taken.tenant, vec![going]).await.unwrap();
     assert_eq!(world.snapshots_in_repository("snapshot:"), 0);
     world.engine.kill_container_outside(pod).unwrap();
     server.settle(pod).await;

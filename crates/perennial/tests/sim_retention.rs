@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use perennial::service::{Caller, Forget, Scheduled};
+use perennial::store::Page;
 use perennial_core::id::PodId;
-use perennial_core::operation::OperationState;
+use perennial_core::operation::{OperationKind, OperationState};
 use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::retention::{Keep, Manual};
 use perennial_core::schedule::SnapshotRules;
@@ -188,6 +189,44 @@ async fn sim_what_replaced_a_snapshot_goes_by_hand_and_the_rule_gives_way() {
     let rows = server.snapshots(pod).await;
     assert_eq!(rows.len(), 1);
     assert_eq!(server.operation(begun[0]).await.state, OperationState::Failed);
+}
+
+#[tokio::test]
+async fn sim_nothing_goes_by_rule_that_a_repository_brought_back_from_an_older_copy_does_not_replace() {
+    let world = at_half_past(8);
+    let server = world.server().await;
+    let keep = Keep { last: 1, manual: Manual::Rotated, ..Keep::default() };
+    let rules = SnapshotRules { keep: Some(keep), ..SnapshotRules::default() };
+    let pod = server.running("dev", PodSpec { snapshots: rules, ..small_spec(Backend::Overlay) }).await;
+    for n in 0..2 {
+        world.engine.write(pod, "/srv/n", n.to_string()).unwrap();
+        server.succeed(server.snapshot(pod).await).await;
+        world.clock.advance(HOUR);
+    }
+    let rows = server.snapshots(pod).await;
+    world.forget_outside(&format!("snapshot:{}", rows[0].id));
+    let mut housekeeper = server.housekeeper();
+    housekeeper.run_due().await;
+    world.clock.advance(HOUR);
+    housekeeper.run_due().await;
+    assert_eq!(server.snapshots(pod).await.len(), 2);
+    assert_eq!(world.snapshots_in_repository("snapshot:"), 1, "the only one that is really there");
+    let deletions = async || {
+        let all = server.app.store.operation_list(pod, &Page::first(100)).await.unwrap();
+        all.into_iter().filter(|o| o.kind == OperationKind::SnapshotDelete).collect::<Vec<_>>()
+    };
+    let failed = deletions().await;
+    assert_eq!(failed.len(), 1, "not begun again at every look: {failed:?}");
+    assert_eq!(failed[0].error.as_ref().unwrap().code, "snapshot-not-replaced");
+
+    // A newer one that is there replaces it.
+    world.engine.write(pod, "/srv/n", "2").unwrap();
+    server.succeed(server.snapshot(pod).await).await;
+    world.clock.advance(HOUR * 24);
+    housekeeper.run_due().await;
+    housekeeper.run_due().await;
+    assert_eq!(world.snapshots_in_repository("snapshot:"), 1);
+    assert_eq!(server.snapshots(pod).await.len(), 1);
 }
 
 #[tokio::test]

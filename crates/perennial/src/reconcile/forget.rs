@@ -6,7 +6,6 @@ use jiff::SignedDuration;
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
-use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
 
@@ -22,6 +21,16 @@ const PAGE: u32 = 500;
 const GRACE: SignedDuration = SignedDuration::from_hours(24);
 /// Bytes of packs that one prune takes apart: everybody else waits that long.
 const REWRITE_AT_MOST: u64 = 1 << 30;
+
+/// A snapshot that is to be forgotten.
+#[derive(Debug, Clone)]
+pub struct Going {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Of one that a rule let go: what replaces it, one of which must be in the repository. Nothing of one that a
+    /// person gave up.
+    pub replaced_by: Option<Vec<SnapshotId>>,
+}
 
 impl Reconciler {
     /// Forgets what only this lease's holder could have needed.
@@ -50,23 +59,30 @@ impl Reconciler {
         }
     }
 
-    /// Forgets these snapshots of one tenant in its repository; what they alone needed stays until a prune.
+    /// Forgets these snapshots of one tenant in its repository; what they alone needed stays until a prune. Answers
+    /// those that stay, because a rule let them go and the repository holds nothing that replaces them: rows tell what
+    /// was verified once, and a repository may have been brought back from an older copy since.
     ///
     /// # Errors
     /// A problem to be shown; the same call again finishes what was begun.
-    pub async fn forget_snapshots(&self, tenant: &TenantId, rows: &[Snapshot]) -> Result<(), Problem> {
+    pub async fn forget_snapshots(&self, tenant: &TenantId, going: Vec<Going>) -> Result<HashSet<SnapshotId>, Problem> {
         let (repositories, tenant) = (self.repositories.clone(), tenant.clone());
-        let tags: HashSet<String> = rows.iter().map(|row| snapshot_tag(row.id)).collect();
         let forgotten = blocking(move || {
             let repository = repositories.open(&tenant)?;
             // One list for all of them, however many there are.
             let known = repository.find(&[])?;
+            let present: HashSet<&str> = known.iter().flat_map(|s| &s.tags).map(String::as_str).collect();
+            let is_present = |id: &SnapshotId| present.contains(snapshot_tag(*id).as_str());
+            let (may_go, stay): (Vec<_>, Vec<_>) = going
+                .into_iter()
+                .partition(|one| one.replaced_by.as_ref().is_none_or(|others| others.iter().any(is_present)));
+            let tags: HashSet<String> = may_go.iter().map(|one| snapshot_tag(one.snapshot)).collect();
             let gone = known.iter().filter(|s| s.tags.iter().any(|tag| tags.contains(tag)));
             let ids: Vec<SnapshotFileId> = gone.map(|s| s.id).collect();
             if !ids.is_empty() {
                 repository.forget(&ids)?;
             }
-            Ok(())
+            Ok(stay.into_iter().map(|one| one.snapshot).collect())
         });
         shown(forgotten.await)
     }

@@ -223,19 +223,20 @@ impl App {
         Ok(operations)
     }
 
-    /// Whether a snapshot that a rule let go is still replaced by a newer one that stays.
+    /// The newer snapshots that stay and replace one that a rule let go.
     ///
     /// # Errors
     /// Why the store could not tell.
-    pub(crate) async fn is_replaced(&self, row: &Snapshot) -> Result<bool, StoreError> {
+    pub(crate) async fn replacements(&self, row: &Snapshot) -> Result<Vec<SnapshotId>, StoreError> {
+        let mut found = Vec::new();
         for other in self.all_snapshots(row.pod).await? {
             if retention::is_replaced(row, std::slice::from_ref(&other), self.now()) {
                 let work = self.store.operations_of_snapshot(other.id).await?;
                 if !work.iter().any(|o| o.kind == OperationKind::SnapshotDelete) {
-                    return Ok(true);
+                    found.push(other.id);
                 }
             }
         }
-        Ok(false)
+        Ok(found)
     }
 }

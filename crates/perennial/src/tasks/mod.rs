@@ -23,7 +23,7 @@ use perennial_core::spec::TenantId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Going, Reconciler};
 use crate::service::{App, Caller, Consent, RETENTION, Request, SnapshotRemover};
 use crate::store::{Change, Store, StoreError};
 
@@ -148,10 +148,10 @@ impl Housekeeper {
 
     /// Does the deletions that were asked for, those of one tenant together.
     async fn delete_snapshots(&mut self) {
-        let mut ready: BTreeMap<TenantId, Vec<(Operation, Snapshot)>> = BTreeMap::new();
+        let mut ready: BTreeMap<TenantId, Vec<Deletion>> = BTreeMap::new();
         for id in self.open.clone() {
             match self.ready_to_delete(id).await {
-                Ok(Some((operation, row))) => ready.entry(row.tenant.clone()).or_default().push((operation, row)),
+                Ok(Some(deletion)) => ready.entry(deletion.row.tenant.clone()).or_default().push(deletion),
                 Ok(None) => {
                     self.open.remove(&id);
                 }
@@ -159,14 +159,24 @@ impl Housekeeper {
             }
         }
         for (tenant, deletions) in ready {
-            let rows: Vec<Snapshot> = deletions.iter().map(|(_, row)| row.clone()).collect();
-            if let Err(problem) = self.reconciler.forget_snapshots(&tenant, &rows).await {
-                tracing::warn!(%tenant, problem = problem.message, "delete snapshots; tried again later");
-                continue;
-            }
-            for (operation, row) in deletions {
+            let going = deletions.iter().map(|d| Going { snapshot: d.row.id, replaced_by: d.replaced_by.clone() });
+            let stay = match self.reconciler.forget_snapshots(&tenant, going.collect()).await {
+                Ok(stay) => stay,
+                Err(problem) => {
+                    tracing::warn!(%tenant, problem = problem.message, "delete snapshots; tried again later");
+                    continue;
+                }
+            };
+            for Deletion { operation, row, .. } in deletions {
                 let id = operation.id;
-                match end(&self.app.store, &*self.app.clock, operation, Some(&row), None).await {
+                let (gone, problem) = match stay.contains(&row.id) {
+                    false => (Some(&row), None),
+                    true => {
+                        self.applied.rest(row.pod, self.app.clock.now());
+                        (None, Some(not_replaced("the repository holds none of the snapshots that replace it")))
+                    }
+                };
+                match end(&self.app.store, &*self.app.clock, operation, gone, problem).await {
                     Ok(()) => {
                         self.open.remove(&id);
                     }
@@ -177,7 +187,7 @@ impl Housekeeper {
     }
 
     /// The deletion and its snapshot, looked at once more; `None` when it has ended, or ends here.
-    async fn ready_to_delete(&self, id: OperationId) -> Result<Option<(Operation, Snapshot)>, Error> {
+    async fn ready_to_delete(&self, id: OperationId) -> Result<Option<Deletion>, Error> {
         let (store, clock) = (&self.app.store, &*self.app.clock);
         let Some(operation) = store.operation_fetch(id).await? else { return Ok(None) };
         let Some(snapshot) = operation.snapshot.filter(|_| !operation.state.is_terminal()) else { return Ok(None) };
@@ -185,22 +195,42 @@ impl Housekeeper {
             end(store, clock, operation, None, None).await?;
             return Ok(None);
         };
-        let mut found = None;
-        if let Some(pod) = store.pod_fetch(row.pod).await? {
-            found = self.app.snapshot_dependents(snapshot, &pod).await?.into_iter().next();
+        let mut problem = None;
+        if let Some(pod) = store.pod_fetch(row.pod).await?
+            && let Some(message) = self.app.snapshot_dependents(snapshot, &pod).await?.into_iter().next()
+        {
+            let hint = "start or purge that pod, or wait for the operation, and try again".to_owned();
+            problem = Some(Problem { code: "snapshot-in-use".to_owned(), message, hint });
         }
-        // What replaced it may have been deleted by hand since a rule let it go.
-        if found.is_none() && operation.actor == RETENTION && !self.app.is_replaced(&row).await? {
-            found = Some("no newer verified snapshot is left".to_owned());
+        let mut replaced_by = None;
+        if problem.is_none() && operation.actor == RETENTION {
+            // What replaced it may have been deleted by hand since a rule let it go.
+            let others = self.app.replacements(&row).await?;
+            problem = others.is_empty().then(|| not_replaced("no newer verified snapshot is left"));
+            replaced_by = Some(others);
         }
-        let Some(message) = found else { return Ok(Some((operation, row))) };
-        let problem = Problem {
-            code: "snapshot-in-use".to_owned(),
-            message,
-            hint: "start or purge that pod, or wait for the operation, and try again".to_owned(),
-        };
-        end(store, clock, operation, None, Some(problem)).await?;
+        if problem.is_none() {
+            return Ok(Some(Deletion { operation, row, replaced_by }));
+        }
+        end(store, clock, operation, None, problem).await?;
         Ok(None)
+    }
+}
+
+/// A deletion that can be done.
+struct Deletion {
+    operation: Operation,
+    row: Snapshot,
+    /// See [`Going::replaced_by`].
+    replaced_by: Option<Vec<SnapshotId>>,
+}
+
+/// Why a snapshot stays that a rule let go.
+fn not_replaced(message: &str) -> Problem {
+    Problem {
+        code: "snapshot-not-replaced".to_owned(),
+        message: message.to_owned(),
+        hint: "nothing is lost; it goes by the rules when a newer verified snapshot has replaced it".to_owned(),
     }
 }
 

@@ -25,12 +25,25 @@ const EVERY: SignedDuration = SignedDuration::from_hours(24);
 
 /// What a pod looked like when its rules were applied last, and when that was. Only saves work.
 #[derive(Debug, Default)]
-pub(super) struct Applied(HashMap<PodId, (u64, Timestamp)>);
+pub(super) struct Applied(HashMap<PodId, (Seen, Timestamp)>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Fingerprint(u64),
+    /// Whatever it looks like: what its rules would let go could not go.
+    Anything,
+}
 
 impl Applied {
     fn is_due(&self, head: &PodHead, now: Timestamp) -> bool {
         let Some((seen, at)) = self.0.get(&head.id) else { return true };
-        *seen != fingerprint(head) || now.duration_since(*at).abs() >= EVERY
+        let is_same = *seen == Seen::Anything || *seen == Seen::Fingerprint(fingerprint(head));
+        !is_same || now.duration_since(*at).abs() >= EVERY
+    }
+
+    /// Lets the rules of a pod rest for a day.
+    pub(super) fn rest(&mut self, pod: PodId, now: Timestamp) {
+        self.0.insert(pod, (Seen::Anything, now));
     }
 }
 
@@ -98,7 +111,7 @@ impl Housekeeper {
                         tracing::info!(pod = %head.id, count = begun.len(), "snapshots go by rule");
                     }
                     self.open.extend(begun);
-                    self.applied.0.insert(head.id, (fingerprint(&head), now));
+                    self.applied.0.insert(head.id, (Seen::Fingerprint(fingerprint(&head)), now));
                 }
                 Err(error) => tracing::warn!(pod = %head.id, %error, "apply rules of snapshots"),
             }

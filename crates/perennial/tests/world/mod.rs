@@ -138,11 +138,22 @@ impl World {
 
     /// How many snapshots of the repository carry a tag that begins so.
     pub fn snapshots_in_repository(&self, tag: &str) -> usize {
-        let tenant = TenantId::default_tenant();
-        let backend = Arc::new(self.repositories.backend(&tenant));
-        let password = perennial_snapshots::Password::new(MEMORY_PASSWORD);
-        let all = perennial_snapshots::Repository::open(backend, &password).unwrap().find(&[]).unwrap();
+        let all = self.open_repository().unwrap().find(&[]).unwrap();
         all.iter().filter(|s| s.tags.iter().any(|t| t.starts_with(tag))).count()
+    }
+
+    /// Forgets the snapshots of this tag behind the servers' backs.
+    pub fn forget_outside(&self, tag: &str) {
+        let repository = self.open_repository().unwrap();
+        let ids: Vec<_> = repository.find(&[tag]).unwrap().into_iter().map(|s| s.id).collect();
+        assert!(!ids.is_empty(), "no snapshot is tagged {tag}");
+        repository.forget(&ids).unwrap();
+    }
+
+    fn open_repository(&self) -> perennial_snapshots::Result<perennial_snapshots::Repository> {
+        let backend = Arc::new(self.repositories.backend(&TenantId::default_tenant()));
+        let password = perennial_snapshots::Password::new(MEMORY_PASSWORD);
+        perennial_snapshots::Repository::open(backend, &password)
     }
 
     /// The time of this world.
@@ -159,10 +170,7 @@ impl World {
 
     /// Reads everything in the repository.
     pub fn check_repository(&self) -> perennial_snapshots::Result<perennial_snapshots::CheckReport> {
-        let backend = Arc::new(self.repositories.backend(&TenantId::default_tenant()));
-        let password = perennial_snapshots::Password::new(MEMORY_PASSWORD);
-        let repository = perennial_snapshots::Repository::open(backend, &password)?;
-        repository.check(perennial_snapshots::Depth::Data, &perennial_core::progress::Progress::default())
+        self.open_repository()?.check(perennial_snapshots::Depth::Data, &perennial_core::progress::Progress::default())
     }
 
     pub fn server_on(&self, store: Store, tap: Arc<dyn Tap>) -> Server {
