@@ -468,6 +468,26 @@ fn p30_a_failing_snapshot_leaves_the_pod_running() {
     installation.assert_phase(&pod, "running");
 }
 
+/// P35: a pod that filled its disk is captured, stopped and started all the same, and works on when there is room.
+#[test]
+fn p35_a_pod_that_filled_its_disk_is_captured_stopped_and_started_all_the_same() {
+    let mut installation = Installation::prepared(Docker::shared(), &[]);
+    let small = Small::on(&installation.storage(), "64m");
+    installation.start_server();
+    let pod = installation.pod(BUSYBOX, "runc");
+    fill(&installation, &pod);
+    let (said, wrote_all) = installation.try_sh(&pod, "dd if=/dev/urandom of=/srv/big bs=65536 count=2000 2>&1");
+    assert!(!wrote_all && said.contains("No space left"), "{said}");
+    let before = tree(&installation, &pod);
+    assert_eq!(installation.snapshot(&pod)["state"], "verified");
+    for action in ["restart", "pause", "start", "stop", "start"] {
+        installation.run(&pod, action);
+    }
+    assert_same(&before, &tree(&installation, &pod));
+    small.grow("128m");
+    installation.sh(&pod, "dd if=/dev/urandom of=/srv/more bs=65536 count=100 2>/dev/null");
+}
+
 // ---- servers ---------------------------------------------------------------------------------------------------
 
 #[test]

@@ -5,7 +5,7 @@
 //! | `client` | the connection, and what an answer or its absence means |
 //! | `ssh`, `tunnel` | an engine on another host: its address, and the one `ssh` that forwards its socket |
 //! | `labels` | ownership |
-//! | `storage`, `tree`, `untar` | Perennial's own directory on this host |
+//! | `storage`, `spare`, `tree`, `untar` | Perennial's own directory on this host |
 //! | `trees` | image trees that nobody needs any more |
 //! | `image` | resolve, pull, export, import, flatten |
 //! | `overlay`, `volumes` | the two backends of volume sets |
@@ -28,6 +28,7 @@ mod observe;
 mod overlay;
 mod probe;
 mod scratch;
+mod spare;
 mod spec;
 mod ssh;
 mod storage;

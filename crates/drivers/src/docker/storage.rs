@@ -21,7 +21,7 @@ use perennial_core::volume::{SetNumber, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::client::{conflict, io, rejected, transient};
-use super::tree;
+use super::{spare, tree};
 
 const MARKER: &str = "set.json";
 /// How old scratch must be to be taken for left behind.
@@ -206,10 +206,10 @@ impl Storage {
         Ok(Some(marker))
     }
 
-    /// Writes a set's marker durably.
+    /// Writes a set's marker durably, on a full disk as well.
     pub(super) fn write_marker(&self, pod: PodId, marker: &Marker) -> Result<(), EngineError> {
         let text = serde_json::to_vec_pretty(marker).map_err(|e| rejected(format!("write a marker: {e}")))?;
-        tree::write_durably(&self.set(pod, marker.set), MARKER, &text).map_err(io("write the set's marker"))
+        spare::write_durably(&self.set(pod, marker.set), MARKER, &text).map_err(io("write the set's marker"))
     }
 
     /// Looks whether a set is there: directory, complete marker, and every upper directory (rule 3).

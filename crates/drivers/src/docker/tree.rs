@@ -52,10 +52,14 @@ pub(super) fn write_durably(dir: &Path, name: &str, content: &[u8]) -> io::Resul
     // A name of its own for every call: two that write at the same time must not take each other's file away.
     let call = WRITES.fetch_add(1, Ordering::Relaxed);
     let fresh = dir.join(format!("{name}.{}-{call}.new", std::process::id()));
-    let mut file = File::create(&fresh)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, dir.join(name))?;
+    let written = File::create(&fresh)
+        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&fresh, dir.join(name)));
+    if written.is_err() {
+        // On a full disk it takes room that others need.
+        let _ = std::fs::remove_file(&fresh);
+    }
+    written?;
     sync_dir(dir)
 }
 
