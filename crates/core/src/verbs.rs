@@ -72,6 +72,14 @@ pub struct Decision {
     pub dropped: Vec<SnapshotId>,
     /// A new snapshot row.
     pub snapshot: Option<Snapshot>,
+    /// Snapshots that this builds on: with one whose deletion began meanwhile nothing is committed.
+    pub uses: Vec<SnapshotId>,
+}
+
+impl Decision {
+    fn new(pod: Pod, answer: Answer) -> Self {
+        Self { pod, answer, superseded: Vec::new(), dropped: Vec::new(), snapshot: None, uses: Vec::new() }
+    }
 }
 
 fn operation(pod: &Pod, kind: OperationKind, order: &Order) -> Operation {
@@ -128,11 +136,11 @@ fn nothing_to_do(pod: Pod, kind: OperationKind, order: &Order) -> Decision {
     let mut done = operation(&pod, kind, order);
     done.state = OperationState::Succeeded;
     done.finished_at = Some(order.now);
-    Decision { pod, answer: Answer::New(Box::new(done)), superseded: Vec::new(), dropped: Vec::new(), snapshot: None }
+    Decision::new(pod, Answer::New(Box::new(done)))
 }
 
 fn join(pod: Pod, operation: OperationId) -> Decision {
-    Decision { pod, answer: Answer::Join(operation), superseded: Vec::new(), dropped: Vec::new(), snapshot: None }
+    Decision::new(pod, Answer::Join(operation))
 }
 
 /// Makes `desired` the goal; whatever was in work towards another one ends.
@@ -177,7 +185,7 @@ fn aim(pod: &Pod, desired: Desired, kind: OperationKind, accepted: Option<Accept
     next.desired = desired;
     next.goal = Some(Goal { operation: order.operation, kind, previous, accepted });
     let answer = Answer::New(Box::new(operation(&next, kind, order)));
-    Decision { pod: next, answer, superseded, dropped, snapshot: None }
+    Decision { superseded, dropped, ..Decision::new(next, answer) }
 }
 
 /// Asks for a desired state: nothing to do when it is reached, joins when it is on its way.
@@ -304,7 +312,7 @@ fn push(pod: &Pod, kind: OperationKind, work: Work, order: &Order) -> Result<Dec
     let mut next = begin(pod, order);
     next.tasks.push(Task { operation: order.operation, work });
     let answer = Answer::New(Box::new(operation(&next, kind, order)));
-    Ok(Decision { pod: next, answer, superseded: Vec::new(), dropped: Vec::new(), snapshot: None })
+    Ok(Decision::new(next, answer))
 }
 
 /// Stops and starts the container; a changed specification is applied.
@@ -335,6 +343,7 @@ fn replace(
     let mut decision = push(pod, kind, work, order)?;
     if let (Origin::Snapshot(id), Answer::New(operation)) = (origin, &mut decision.answer) {
         operation.snapshot = Some(id);
+        decision.uses.push(id);
     }
     Ok(decision)
 }
@@ -442,7 +451,7 @@ pub fn purge(pod: &Pod, order: &Order) -> Result<Decision, Error> {
     let work = Work::Purge { actor: order.actor.clone(), at: order.now };
     next.tasks.push(Task { operation: order.operation, work });
     let answer = Answer::New(Box::new(operation(&next, OperationKind::Purge, order)));
-    Ok(Decision { pod: next, answer, superseded, dropped: Vec::new(), snapshot: None })
+    Ok(Decision { superseded, ..Decision::new(next, answer) })
 }
 
 /// Changes the specification; a restart applies it. `None` when nothing differs.

@@ -2,7 +2,7 @@
 
 use perennial_core::Error;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
-use perennial_core::operation::{NewEvent, Operation, OperationState, Problem};
+use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::{Snapshot, SnapshotState};
 use perennial_core::verbs::{Answer, Decision, Order, Superseded};
@@ -85,13 +85,13 @@ impl App {
         decision: Decision,
         latest: Option<Snapshot>,
     ) -> Result<Outcome, StoreError> {
-        let Decision { pod, answer, superseded, dropped, snapshot } = decision;
+        let Decision { pod, answer, superseded, dropped, snapshot, uses } = decision;
         let changed = Pod { updated_at: before.updated_at, ..pod.clone() } != *before;
         let (operation, new) = match answer {
             Answer::New(operation) => (*operation, true),
             Answer::Join(id) => (self.operation_of(id).await?, false),
         };
-        let mut change = Change::default();
+        let mut change = Change { uses, ..Change::default() };
         for ended in superseded {
             let (operation, event) = self.superseded(ended, &operation).await?;
             change.operations.push(operation);
@@ -100,6 +100,7 @@ impl App {
         change.snapshots = self.abandoned(&dropped).await?;
         change.snapshots.extend(snapshot.clone());
         if new {
+            change.forgets_all_of = (operation.kind == OperationKind::Purge).then_some(pod.id);
             change.events.push(requested(&operation));
             change.operations.push(operation.clone());
         }

@@ -118,6 +118,7 @@ impl App {
         }
         let change = Change {
             pod: Some(pod.clone()),
+            uses: operation.snapshot.into_iter().collect(),
             operations: vec![operation.clone()],
             events: vec![requested(&operation)],
             ..Change::default()

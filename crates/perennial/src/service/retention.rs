@@ -124,7 +124,7 @@ impl App {
                     found.operations = operations;
                     return Ok(found);
                 }
-                Err(StoreError::Stale) => {}
+                Err(StoreError::Stale | StoreError::SnapshotNeeded(_)) => {}
                 Err(other) => return Err(other.into()),
             }
         }
@@ -146,7 +146,7 @@ impl App {
         match self.begin_deletions(&caller, &pod, &found.decisions).await {
             Ok(begun) => Ok(begun.into_iter().map(|operation| operation.id).collect()),
             // Whoever changed the pod may have changed the answer: the next look decides anew.
-            Err(StoreError::Stale) => Ok(Vec::new()),
+            Err(StoreError::Stale | StoreError::SnapshotNeeded(_)) => Ok(Vec::new()),
             Err(other) => Err(other.into()),
         }
     }
@@ -212,6 +212,7 @@ impl App {
         }
         let change = Change {
             pod: Some(pod.clone()),
+            forgets: operations.iter().filter_map(|operation| operation.snapshot).collect(),
             events: operations.iter().map(requested).collect(),
             operations: operations.clone(),
             ..Change::default()

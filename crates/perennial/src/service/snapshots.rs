@@ -46,6 +46,7 @@ impl App {
             // The pod's version grows, so that a restore of this snapshot decided meanwhile is decided anew.
             let change = Change {
                 pod: Some(pod.clone()),
+                forgets: vec![id],
                 operations: vec![operation.clone()],
                 events: vec![requested(&operation)],
                 ..Change::default()

@@ -14,7 +14,7 @@ use sqlx::{AnyConnection, Connection as _, Row as _};
 use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
-use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, Store, StoreError};
+use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, Store, StoreError, fence};
 
 /// What one transaction writes.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,12 @@ pub struct Change {
     pub pod_gone: Option<PodId>,
     /// Checked in the same transaction: nothing is written when it is no longer ours.
     pub lease: Option<Lease>,
+    /// Snapshots that something is built on: nothing is written when one is gone, or its deletion has begun.
+    pub uses: Vec<SnapshotId>,
+    /// Snapshots whose deletion this begins: nothing is written when work or another pod has begun to need one.
+    pub forgets: Vec<SnapshotId>,
+    /// The same for all snapshots of a pod.
+    pub forgets_all_of: Option<PodId>,
     /// Inserted or replaced.
     pub snapshots: Vec<Snapshot>,
     /// Removed.
@@ -121,6 +127,7 @@ impl Change {
         if let Some(pod) = &self.pod {
             if pod.version == 0 { pod_insert(tx, pod).await? } else { pod_update(tx, pod).await? }
         }
+        fence::check(tx, self).await?;
         for snapshot in &self.snapshots {
             snapshot_upsert(tx, snapshot).await?;
         }

@@ -3,7 +3,7 @@
 //! A struct, not a trait: a real SQLite in a temporary directory, or in memory, is its own test double. The same
 //! statements run on SQLite and on Postgres (`sqlx::Any`; TEXT and BIGINT only).
 //!
-//! - `change`: everything that is written, as one value and one transaction;
+//! - `change`: everything that is written, as one value and one transaction; `fence`: what has to hold for that;
 //! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
@@ -13,6 +13,7 @@
 
 mod change;
 mod connections;
+mod fence;
 mod heads;
 mod lease;
 mod open;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use perennial_core::Error;
 use perennial_core::fault::Tap;
-use perennial_core::id::{InstallationId, OperationId, PodId};
+use perennial_core::id::{InstallationId, OperationId, PodId, SnapshotId};
 use tokio::sync::broadcast;
 
 use connections::Connections;
@@ -59,6 +60,12 @@ pub enum StoreError {
     /// The lease is no longer ours; nothing was written.
     #[error("the lease was lost")]
     LeaseLost,
+    /// Something was to be built on a snapshot that is gone, or whose deletion has begun; nothing was written.
+    #[error("snapshot {0} is being deleted")]
+    SnapshotGoing(SnapshotId),
+    /// A snapshot was to be deleted that somebody has begun to need; nothing was written.
+    #[error("{0}")]
+    SnapshotNeeded(String),
     /// A request with this idempotency key was recorded meanwhile; nothing was written.
     #[error("the idempotency key is used")]
     IdempotencyTaken,
@@ -130,6 +137,14 @@ impl From<StoreError> for Error {
                 "choose another name, or rename or delete the other pod first",
             ),
             StoreError::LeaseLost => Self::Unavailable { problem: "another server works on this pod".to_owned() },
+            StoreError::SnapshotGoing(_) => {
+                Self::conflict("snapshot-being-deleted", error.to_string(), "choose another: perennial snapshot ls")
+            }
+            StoreError::SnapshotNeeded(_) => Self::conflict(
+                "snapshot-in-use",
+                error.to_string(),
+                "start or purge that pod, or wait for the operation, and try again",
+            ),
             StoreError::IdempotencyTaken => Self::conflict(
                 "idempotency-key-used",
                 "a request with this Idempotency-Key was accepted meanwhile",

@@ -19,8 +19,9 @@ use perennial_core::volume::Origin;
 
 use crate::any::Any;
 use crate::databases::Database;
+pub use crate::fences::{of_two_at_the_same_moment_one_is_refused, who_comes_second_to_a_snapshot_is_refused};
 
-fn now() -> Timestamp {
+pub fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
@@ -28,16 +29,16 @@ fn after(seconds: i64) -> Timestamp {
     now() + SignedDuration::from_secs(seconds)
 }
 
-fn with_pod(pod: &Pod) -> Change {
+pub fn with_pod(pod: &Pod) -> Change {
     Change { pod: Some(pod.clone()), ..Change::default() }
 }
 
 /// The pod as the store gives it back after its first commit.
-fn stored(pod: &Pod) -> Pod {
+pub fn stored(pod: &Pod) -> Pod {
     Pod { version: pod.version + 1, ..pod.clone() }
 }
 
-async fn inserted(store: &Store, any: &mut Any, name: &str) -> Pod {
+pub async fn inserted(store: &Store, any: &mut Any, name: &str) -> Pod {
     let pod = any.living(name);
     store.commit(with_pod(&pod)).await.unwrap();
     stored(&pod)

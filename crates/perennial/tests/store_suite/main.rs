@@ -8,6 +8,7 @@
 mod any;
 mod cases;
 mod databases;
+mod fences;
 
 use databases::{Cluster, Database};
 
@@ -57,6 +58,8 @@ cases!(
     exported_keys_are_remembered_per_tenant,
     repositories_to_prune_are_found,
     unfinished_work_on_snapshots_is_found,
+    who_comes_second_to_a_snapshot_is_refused,
+    of_two_at_the_same_moment_one_is_refused,
     taps_stop_lose_and_kill_commits,
     commits_are_announced,
     opening_again_keeps_everything,
