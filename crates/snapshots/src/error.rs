@@ -118,6 +118,14 @@ pub enum Error {
         /// The extended attribute's name.
         attribute: String,
     },
+    /// Parts of two snapshots do not fit together.
+    #[error("{path:?} {reason}")]
+    NotComposable {
+        /// The path in the tree, lossy where it is not UTF-8.
+        path: String,
+        /// Why, as the rest of the sentence.
+        reason: String,
+    },
     /// The request contradicts itself.
     #[error("invalid request: {0}")]
     InvalidRequest(String),
@@ -177,6 +185,7 @@ impl Error {
             | Self::TargetNotEmpty { .. }
             | Self::UnknownOverlayAttribute { .. }
             | Self::InvalidRequest(_)
+            | Self::NotComposable { .. }
             | Self::Cancelled => false,
         }
     }

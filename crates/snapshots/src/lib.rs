@@ -12,6 +12,7 @@
 //! | `reader` | many blobs with few reads |
 //! | `fsdir` | directories that somebody hostile rearranges while we are in them |
 //! | `chunker`, `uploader`, `archive` | from directories to a snapshot |
+//! | `graft` | a snapshot made of parts of others |
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
 //! | `browse` | looking into a snapshot without restoring it |
@@ -30,6 +31,7 @@ mod chunker;
 mod crypto;
 mod error;
 mod fsdir;
+mod graft;
 mod id;
 mod index;
 mod lock;
@@ -50,6 +52,7 @@ mod wire;
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
 pub use error::{Error, Result};
+pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
 pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport, PruneRequest};
 pub use node::{Node, NodeKind, Time, Xattr};

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use crate::graft::Composition;
 use crate::id::{Id, SnapshotFileId, TreeId};
 use crate::node::{NodeKind, Time};
 
@@ -78,6 +79,8 @@ pub enum Source {
         /// Names that it gets instead or in addition, each with what it becomes: a path in the snapshot.
         add: Vec<(String, String)>,
     },
+    /// A tree of a snapshot of the same repository with parts of others: no file is read or stored again.
+    Composed(Composition),
     /// What an earlier pass stored: nothing is read or stored again.
     Passed {
         /// The tree that the pass returned.

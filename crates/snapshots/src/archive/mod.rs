@@ -7,6 +7,8 @@
 
 mod ahead;
 mod build;
+mod compose;
+mod layers;
 mod read;
 mod scan;
 
@@ -230,22 +232,43 @@ fn capture_root(
             let (node, counts) = rearrange(shared, &root.at, (tree, directory), (omit, add), sealer)?;
             layout.place(&root.at, node, Some(counts))
         }
+        Source::Composed(of) => {
+            let composed = compose::compose(shared, of, request.time.into(), sealer)?;
+            // What was just written is looked up like everything else.
+            shared.uploader.flush()?;
+            if of.layout == Layout::OverlayUpper {
+                place_list(shared, request, &root.at, composed.removed, (&mut *layout, &mut *sealer))?;
+            }
+            let counts = count(shared, &composed.node, &root.at)?;
+            layout.place(&root.at, composed.node, Some(counts))
+        }
         Source::Directory { path, layout: kind, exclude } => {
             let ahead = Ahead::new(shared.inner);
             let (asker, asked) = ahead.ends();
             let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents, asker)?;
             let outcome = run(shared, scan, || ahead.load(asked))?;
             if *kind == Layout::OverlayUpper {
-                let list = removed::encode(outcome.removed);
-                let mut node = Node::new(Vec::new(), NodeKind::File);
-                node.content = read::save_bytes(shared, sealer, &list)?;
-                node.size = list.len() as u64;
-                node.mode = 0o600;
-                layout.place(&removed::list_path(&root.at), made_up(node, request.time.into()), None)?;
+                place_list(shared, request, &root.at, outcome.removed, (&mut *layout, &mut *sealer))?;
             }
             layout.place(&root.at, outcome.node, Some(outcome.counts))
         }
     }
+}
+
+/// Places the removed list of a root.
+fn place_list(
+    shared: &Shared<'_>,
+    request: &ArchiveRequest,
+    at: &str,
+    list: Vec<removed::Removed>,
+    (layout, sealer): (&mut Virtual, &mut Sealer),
+) -> Result<()> {
+    let list = removed::encode(list);
+    let mut node = Node::new(Vec::new(), NodeKind::File);
+    node.content = read::save_bytes(shared, sealer, &list)?;
+    node.size = list.len() as u64;
+    node.mode = 0o600;
+    layout.place(&removed::list_path(at), made_up(node, request.time.into()), None).map(drop)
 }
 
 /// Places what the repository holds already.
