@@ -8,6 +8,7 @@ pub mod error;
 pub mod fault;
 pub mod id;
 pub mod operation;
+pub mod parts;
 pub mod permit;
 pub mod plan;
 pub mod pod;

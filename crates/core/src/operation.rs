@@ -11,6 +11,8 @@ use crate::spec::TenantId;
 pub enum OperationKind {
     /// Makes a pod and starts it.
     Create,
+    /// Makes a pod that is a copy of another and starts it.
+    Clone,
     /// Starts a paused or stopped pod.
     Start,
     /// Captures, verifies, releases the host.
@@ -38,11 +40,18 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
+    /// Whether it makes a pod.
+    #[must_use]
+    pub const fn makes_pod(self) -> bool {
+        matches!(self, Self::Create | Self::Clone)
+    }
+
     /// The name in the API and in events.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Create => "create",
+            Self::Clone => "clone",
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Pause => "pause",

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
+use crate::parts::Parts;
 use crate::snapshot::WriterStamp;
 use crate::spec::{PodName, PodSpec, Profile, TenantId};
 use crate::volume::{ImageLayout, Origin, SetNumber, VolumeSet};
@@ -178,6 +179,10 @@ pub enum Work {
     Replace {
         /// Where the new content comes from.
         origin: Origin,
+        /// What of `origin` is taken, the rest staying as it is; `None` for everything.
+        parts: Option<Parts>,
+        /// The snapshot that is put together for `parts`; `None` before it is begun.
+        composed: Option<Composed>,
         /// The capture of what is replaced; `None` while none was begun, or when nothing whole is left to capture.
         safety: Option<SnapshotId>,
         /// The set being replaced; `None` when the host holds none.
@@ -205,6 +210,34 @@ pub enum Work {
         /// When.
         at: Timestamp,
     },
+}
+
+/// A snapshot that is put together in the repository, out of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Composed {
+    /// The new one.
+    pub snapshot: SnapshotId,
+    /// The one it is but for what is exchanged in it.
+    pub base: SnapshotId,
+}
+
+/// What has to happen to the source of a clone before its first set is made from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// What becomes of the files that say which machine the source is (D12).
+    pub identity: Identity,
+    /// The clone's own snapshot, put together out of its source; `None` before it is begun.
+    pub composed: Option<Composed>,
+}
+
+/// What becomes of a machine's identity: machine-id and ssh host keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Identity {
+    /// The clone gets its own.
+    #[default]
+    Renewed,
+    /// It stays that of the source.
+    Kept,
 }
 
 /// A statement about a pod that people and programs can act on.
@@ -301,6 +334,8 @@ pub struct Pod {
     pub last_set: SetNumber,
     /// What the next set is made from; `None` while `current` holds data that a writer may have changed.
     pub source: Option<Origin>,
+    /// What a clone still lacks; `None` for other pods, and once its source is its own.
+    pub fork: Option<Fork>,
     /// The capture a release is working on.
     pub capture: Option<SnapshotId>,
     /// The newest capture of the system layer; `None` when the image's own is what counts.
@@ -373,6 +408,7 @@ impl Pod {
             current: None,
             last_set: 0,
             source: Some(Origin::Image),
+            fork: None,
             capture: None,
             layer: None,
             layer_gap: None,
@@ -402,6 +438,18 @@ impl Pod {
     #[must_use]
     pub fn current_set(&self) -> Option<&VolumeSet> {
         self.current.and_then(|n| self.set(n))
+    }
+
+    /// The replacement in work, and what its new data set is made from.
+    ///
+    /// A restore of parts is one of the snapshot that was put together for it.
+    #[must_use]
+    pub fn replacement(&self) -> Option<Origin> {
+        match self.tasks.first().map(|task| &task.work) {
+            Some(Work::Replace { composed: Some(composed), .. }) => Some(Origin::Snapshot(composed.snapshot)),
+            Some(Work::Replace { origin, .. }) => Some(*origin),
+            _ => None,
+        }
     }
 
     /// The captures of system layers in the repository that this pod needs.

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use crate::id::{OperationId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
-use crate::pod::{CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Retry, Task, Work};
+use crate::pod::{
+    Composed, CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Retry, Task, Work,
+};
 use crate::snapshot::{Snapshot, WriterStamp};
 use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
 
@@ -80,6 +82,10 @@ pub enum Record {
     ReleasedUnused,
     /// The replacing task's new set, with its layer, is the pod's data now.
     Switched,
+    /// A snapshot was begun that is put together out of others; the first is its row.
+    ComposeBegun(Snapshot, Composed),
+    /// A clone's source is its own from here on.
+    Forked(Option<Origin>),
     /// A released pod's next start uses another source.
     SourceReplaced(Origin),
     /// The system layer was captured.
@@ -164,6 +170,8 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::Released { .. }
         | Record::ReleasedUnused
         | Record::Switched
+        | Record::ComposeBegun(..)
+        | Record::Forked(_)
         | Record::SourceReplaced(_) => apply_to_data(pod, record, now),
         Record::RestartBegan(_)
         | Record::TaskDone
@@ -186,6 +194,7 @@ const fn is_milestone(record: &Record) -> bool {
             | Record::Released { .. }
             | Record::ReleasedUnused
             | Record::Switched
+            | Record::Forked(_)
             | Record::SourceReplaced(_)
             | Record::TaskDone
             | Record::TaskFailed(_)
@@ -387,6 +396,22 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
             pod.capture = None;
             Consequences::default()
         }
+        Record::ComposeBegun(snapshot, composed) => {
+            match pod.tasks.first_mut() {
+                Some(Task { work: Work::Replace { composed: of_task, .. }, .. }) => *of_task = Some(*composed),
+                _ => {
+                    if let Some(fork) = &mut pod.fork {
+                        fork.composed = Some(*composed);
+                    }
+                }
+            }
+            Consequences { snapshots: vec![snapshot.clone()], ..Consequences::default() }
+        }
+        Record::Forked(source) => {
+            pod.source = *source;
+            pod.fork = None;
+            event("pod.forked", "the clone has a snapshot of its own")
+        }
         Record::Switched => switch(pod),
         Record::SourceReplaced(origin) => {
             pod.source = Some(*origin);
@@ -399,12 +424,11 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
 }
 
 fn switch(pod: &mut Pod) -> Consequences {
-    let Some(Task { work: Work::Replace { origin, safety, old, new, layer, switched, .. }, .. }) =
-        pod.tasks.first_mut()
-    else {
+    let Some(origin) = pod.replacement() else { return Consequences::default() };
+    let Some(Task { work: Work::Replace { safety, old, new, layer, switched, .. }, .. }) = pod.tasks.first_mut() else {
         return Consequences::default();
     };
-    let (origin, safety, new, layer) = (*origin, *safety, *new, layer.take());
+    let (safety, new, layer) = (*safety, *new, layer.take());
     *switched = true;
     *old = pod.current;
     let old = pod.current;
@@ -468,7 +492,8 @@ fn fail_goal(pod: &mut Pod, problem: &Problem) -> Consequences {
     let Some(goal) = pod.goal.take() else { return Consequences::default() };
     pod.failed = Some(problem.clone());
     pod.capture = None;
-    let never_ran = pod.source == Some(Origin::Image) && pod.sets.iter().all(|s| s.attached.is_none());
+    let never_ran =
+        (pod.source == Some(Origin::Image) || pod.fork.is_some()) && pod.sets.iter().all(|s| s.attached.is_none());
     // A pod whose provisioning failed leaves nothing behind (D5); it can be started again.
     pod.desired = if never_ran && goal.previous == Desired::Running { Desired::Stopped } else { goal.previous };
     if matches!(goal.kind, OperationKind::Archive | OperationKind::Delete) {

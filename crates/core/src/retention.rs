@@ -302,7 +302,7 @@ impl Group {
     const fn of(kind: SnapshotKind, manual: Manual) -> Self {
         match (kind, manual) {
             (SnapshotKind::Scheduled, _) | (SnapshotKind::Manual, Manual::Rotated) => Self::Scheduled,
-            (SnapshotKind::Final | SnapshotKind::Safety, _) => Self::OfStops,
+            (SnapshotKind::Final | SnapshotKind::Safety | SnapshotKind::Composed, _) => Self::OfStops,
             (SnapshotKind::Manual, Manual::Kept) => Self::ByHand,
         }
     }

@@ -17,6 +17,8 @@ pub enum SnapshotKind {
     Final,
     /// The capture of what a reset or restore replaces.
     Safety,
+    /// Put together out of others for a restore of parts or a clone: nobody's instant, and never a proof.
+    Composed,
 }
 
 /// How far a snapshot has come: `pending → uploaded → verified`, or `failed`.

@@ -9,6 +9,7 @@
 //! | pause | pause, or nothing to do | replaces the stop | refused | refused |
 //! | stop | stop | joins it | nothing to do | refused |
 //! | restart, snapshot | queued (restart: only running) | refused | refused | refused |
+//! | clone | from a new snapshot | refused | from its final one | refused (from a snapshot that is named: made) |
 //! | reset, restore | queued | queued | queued | refused |
 //! | archive, delete | releases and hides | replaces the stop | hides | delete after archive only |
 //! | undelete | refused | refused | refused | to stopped |
@@ -16,12 +17,17 @@
 //!
 //! While a purge is in work everything else is refused.
 
+mod fork;
+
+pub use fork::{ForkSource, fork, fork_source};
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::error::Error;
 use crate::id::{OperationId, SnapshotId};
 use crate::operation::{Operation, OperationKind, OperationState};
-use crate::pod::{Acceptance, CrashLoop, Desired, Goal, Phase, Pod, Retry, Task, Trash, Work};
+use crate::parts::{Layer, Parts, Selection};
+use crate::pod::{Acceptance, Composed, CrashLoop, Desired, Goal, Phase, Pod, Retry, Task, Trash, Work};
 use crate::progress::ProgressReading;
 use crate::snapshot::{Snapshot, SnapshotKind};
 use crate::spec::{OnStop, PodSpec};
@@ -334,12 +340,22 @@ pub fn restart(pod: &Pod, order: &Order) -> Result<Decision, Error> {
 fn replace(
     pod: &Pod,
     kind: OperationKind,
-    origin: Origin,
+    (origin, parts): (Origin, Option<Parts>),
     accepted: Option<Acceptance>,
     order: &Order,
 ) -> Result<Decision, Error> {
     require_living(pod)?;
-    let work = Work::Replace { origin, safety: None, old: None, new: None, layer: None, switched: false, accepted };
+    let work = Work::Replace {
+        origin,
+        parts,
+        composed: None,
+        safety: None,
+        old: None,
+        new: None,
+        layer: None,
+        switched: false,
+        accepted,
+    };
     let mut decision = push(pod, kind, work, order)?;
     if let (Origin::Snapshot(id), Answer::New(operation)) = (origin, &mut decision.answer) {
         operation.snapshot = Some(id);
@@ -353,17 +369,50 @@ fn replace(
 /// # Errors
 /// [`Error::Conflict`] when the pod is archived, deleted or being purged.
 pub fn reset(pod: &Pod, accepted: Option<Acceptance>, order: &Order) -> Result<Decision, Error> {
-    replace(pod, OperationKind::Reset, Origin::Image, accepted, order)
+    replace(pod, OperationKind::Reset, (Origin::Image, None), accepted, order)
 }
 
-/// Replaces the data set by a snapshot, after a safety snapshot.
+/// Replaces the data set, or parts of it, by a snapshot, after a safety snapshot.
 ///
 /// # Errors
 /// [`Error::Conflict`] when the snapshot cannot be restored, or the pod is archived, deleted or being purged;
-/// [`Error::NotFound`] when the snapshot is another tenant's.
-pub fn restore(pod: &Pod, snapshot: &Snapshot, accepted: Option<Acceptance>, order: &Order) -> Result<Decision, Error> {
+/// [`Error::NotFound`] when the snapshot is another tenant's; [`Error::InvalidInput`] for parts that it does not have.
+pub fn restore(
+    pod: &Pod,
+    (snapshot, parts): (&Snapshot, Option<Parts>),
+    accepted: Option<Acceptance>,
+    order: &Order,
+) -> Result<Decision, Error> {
     require_restorable(pod, snapshot)?;
-    replace(pod, OperationKind::Restore, Origin::Snapshot(snapshot.id), accepted, order)
+    if let Some(parts) = &parts {
+        select(pod, snapshot, parts)?;
+    }
+    replace(pod, OperationKind::Restore, (Origin::Snapshot(snapshot.id), parts), accepted, order)
+}
+
+/// Finds where parts of a snapshot are stored that are to be put into a pod's data.
+///
+/// # Errors
+/// [`Error::InvalidInput`] naming `volumes` or `paths`; [`Error::Conflict`] when both are not kept in the same way.
+pub fn select(pod: &Pod, snapshot: &Snapshot, parts: &Parts) -> Result<Vec<Selection>, Error> {
+    let backend = pod.current_set().map(|set| set.backend);
+    if let (Some(ours), Some(theirs)) = (backend, snapshot.backend)
+        && ours != theirs
+    {
+        return Err(Error::conflict(
+            "snapshot-of-another-backend",
+            format!(
+                "snapshot {} is of {} volumes, and the pod's are {}: their parts cannot be put together",
+                snapshot.id,
+                theirs.as_str(),
+                ours.as_str()
+            ),
+            "leave out volumes and paths to restore everything, or fetch the files: perennial snapshot export",
+        ));
+    }
+    let volumes: Vec<(&str, &str)> =
+        snapshot.volumes.iter().map(|v| (v.name.as_str(), v.mount_path.as_str())).collect();
+    parts.select(&volumes, if pod.keeps_layer() { Layer::Kept } else { Layer::None })
 }
 
 fn require_restorable(pod: &Pod, snapshot: &Snapshot) -> Result<(), Error> {
@@ -512,7 +561,7 @@ pub fn cancel(pod: &Pod, target: &Operation, now: Timestamp) -> Result<Cancelled
         }
         dropped.extend(next.capture.take());
         // A pod that never came to be leaves nothing behind (D5).
-        let never_made = goal.kind == OperationKind::Create && !pod.ever_ran();
+        let never_made = goal.kind.makes_pod() && !pod.ever_ran();
         next.desired = if never_made { Desired::Stopped } else { goal.previous };
         if matches!(goal.kind, OperationKind::Archive | OperationKind::Delete) {
             next.trash = match (next.desired, next.trash.take()) {
@@ -526,8 +575,9 @@ pub fn cancel(pod: &Pod, target: &Operation, now: Timestamp) -> Result<Cancelled
     match &next.tasks[position].work {
         Work::Purge { .. } | Work::Replace { switched: true, .. } => return Err(committed()),
         Work::Snapshot { snapshot, .. } => dropped.push(*snapshot),
-        Work::Replace { safety, new, .. } => {
+        Work::Replace { safety, new, composed, .. } => {
             dropped.extend(*safety);
+            dropped.extend(composed.map(|c| c.snapshot));
             // The half-made replacement never ran and is nobody's data.
             let new = *new;
             for set in next.sets.iter_mut().filter(|s| Some(s.number) == new) {
@@ -544,11 +594,18 @@ pub fn cancel(pod: &Pod, target: &Operation, now: Timestamp) -> Result<Cancelled
 #[must_use]
 pub fn depends_on(pod: &Pod, snapshot: SnapshotId) -> bool {
     let of_task = |task: &Task| match &task.work {
-        Work::Replace { origin, safety, .. } => *origin == Origin::Snapshot(snapshot) || *safety == Some(snapshot),
+        Work::Replace { origin, safety, composed, .. } => {
+            let composes = |c: &Composed| c.snapshot == snapshot || c.base == snapshot;
+            *origin == Origin::Snapshot(snapshot)
+                || *safety == Some(snapshot)
+                || composed.as_ref().is_some_and(composes)
+        }
         Work::Snapshot { snapshot: taken, .. } => *taken == snapshot,
         Work::Restart { .. } | Work::Purge { .. } => false,
     };
+    let of_fork = pod.fork.and_then(|fork| fork.composed);
     pod.source == Some(Origin::Snapshot(snapshot))
+        || of_fork.is_some_and(|c| c.snapshot == snapshot)
         || pod.capture == Some(snapshot)
         || pod.sets.iter().any(|s| s.proof == Some(snapshot))
         || pod.tasks.iter().any(of_task)

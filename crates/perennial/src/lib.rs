@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod fault;
+mod identity;
 pub mod keys;
 pub mod library;
 pub mod mover;

@@ -13,11 +13,20 @@ use perennial::service::Outcome;
 use perennial_core::Error;
 use perennial_core::engine::{Engine, Owned};
 use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::Phase;
 use perennial_core::snapshot::SnapshotState;
 use perennial_core::spec::Backend;
 use world::taps::{Blow, Striker};
 use world::{Server, World, files, small_spec};
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
 
 const BLOWS: [Blow; 4] = [Blow::KillBefore, Blow::KillAfter, Blow::FailBefore, Blow::LoseAnswer];
 
@@ -33,6 +42,10 @@ enum Scenario {
     Snapshot,
     Reset,
     Restore,
+    RestoreParts,
+    RestorePartsOfStopped,
+    Clone,
+    CloneOfSnapshot,
     Delete,
     Purge,
 }
@@ -62,7 +75,7 @@ async fn prepare(world: &World, scenario: Scenario, backend: Backend) -> Before 
     let bytes = files(world, pod);
     match scenario {
         Scenario::StartAfterPause => server.succeed(server.pause(pod).await).await,
-        Scenario::StartAfterStop => server.succeed(server.stop(pod).await).await,
+        Scenario::StartAfterStop | Scenario::RestorePartsOfStopped => server.succeed(server.stop(pod).await).await,
         _ => {}
     }
     Before { pod: Some(pod), snapshot, at_snapshot, bytes }
@@ -79,16 +92,38 @@ async fn ask(server: &Server, scenario: Scenario, before: &Before, backend: Back
         Scenario::Snapshot => server.snapshot(pod).await,
         Scenario::Reset => server.reset(pod).await,
         Scenario::Restore => server.restore(pod, before.snapshot.unwrap()).await,
+        Scenario::RestoreParts | Scenario::RestorePartsOfStopped => {
+            server.restore_parts(pod, before.snapshot.unwrap(), parts()).await
+        }
+        Scenario::Clone => server.fork("copy", pod, None).await,
+        Scenario::CloneOfSnapshot => server.fork("copy", pod, before.snapshot).await,
         Scenario::Delete => server.delete(pod).await,
         Scenario::Purge => server.purge(pod).await,
     }
+}
+
+/// What is put back: a file of a volume, and a part of the system layer.
+fn parts() -> Parts {
+    Parts::new(Vec::new(), vec!["/srv/kept".into(), "/tools".into()], Extra::Remove).unwrap().unwrap()
+}
+
+/// The bytes after that: the rest stays as it was.
+fn with_parts(before: &Before) -> BTreeMap<String, Vec<u8>> {
+    let mut files = before.bytes.clone();
+    files.retain(|path, _| !path.starts_with("/tools/"));
+    let chosen = before.at_snapshot.iter().filter(|(path, _)| path.starts_with("/tools/") || *path == "/srv/kept");
+    files.extend(chosen.map(|(path, bytes)| (path.clone(), bytes.clone())));
+    files
 }
 
 /// Asks and works until everything rests or the server is dead.
 async fn live(server: &Server, striker: &Striker, scenario: Scenario, before: &Before, backend: Backend) {
     let life = async {
         if let Ok(outcome) = ask(server, scenario, before, backend).await {
-            server.settle(outcome.pod.id).await;
+            match before.pod {
+                Some(source) if source != outcome.pod.id => server.settle_both(source, outcome.pod.id).await,
+                _ => drop(server.settle(outcome.pod.id).await),
+            }
         }
     };
     tokio::select! {
@@ -101,8 +136,12 @@ async fn live(server: &Server, striker: &Striker, scenario: Scenario, before: &B
 async fn converge(world: &World, scenario: Scenario, before: &Before, backend: Backend) -> Result<(), String> {
     let server = world.server().await;
     let known = server.app.store.pod_ids().await.unwrap();
-    for pod in &known {
+    // Twice: a clone waits for its source.
+    for pod in known.iter().chain(&known) {
         server.settle(*pod).await;
+    }
+    if matches!(scenario, Scenario::Clone | Scenario::CloneOfSnapshot) {
+        return converge_clone(world, &server, scenario, before, backend).await;
     }
     let pod = match before.pod.or_else(|| known.first().copied()) {
         Some(pod) => pod,
@@ -140,18 +179,61 @@ fn kind_of(scenario: Scenario) -> &'static str {
         Scenario::Restart => "restart",
         Scenario::Snapshot => "snapshot",
         Scenario::Reset => "reset",
-        Scenario::Restore => "restore",
+        Scenario::Restore | Scenario::RestoreParts | Scenario::RestorePartsOfStopped => "restore",
+        Scenario::Clone | Scenario::CloneOfSnapshot => "clone",
         Scenario::Delete => "delete",
         Scenario::Purge => "purge",
     }
 }
 
-macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err(format!($($message)+));
+/// A clone that was asked for is there, whole and with an identity of its own; its source is as it was.
+async fn converge_clone(
+    world: &World,
+    server: &Server,
+    scenario: Scenario,
+    before: &Before,
+    backend: Backend,
+) -> Result<(), String> {
+    let source = before.pod.unwrap();
+    let known = server.app.store.pod_ids().await.unwrap();
+    let copy = match known.into_iter().find(|pod| *pod != source) {
+        Some(copy) => copy,
+        // The request itself was lost: nobody was told that it was accepted, so it is asked again.
+        None => {
+            let outcome = ask(server, scenario, before, backend).await.map_err(|e| e.to_string())?;
+            server.settle_both(source, outcome.pod.id).await;
+            outcome.pod.id
         }
     };
+    let expected = if scenario == Scenario::Clone { &before.bytes } else { &before.at_snapshot };
+    for (pod, expected) in [(copy, expected), (source, &before.bytes)] {
+        check_at_rest(world, server, pod).await?;
+        let record = server.pod(pod).await;
+        ensure!(record.phase == Phase::Running, "phase {:?}: {record:?}", record.phase);
+        let now = files(world, pod);
+        ensure!(now == *expected, "bytes of {} differ: {:?} instead of {:?}", record.name, now.keys(), expected.keys());
+    }
+    let owned = world.engine.list_owned().await.unwrap();
+    ensure!(owned.len() == 4, "two containers and two sets are more: {owned:?}");
+    Ok(())
+}
+
+/// Nothing is broken, unfinished, or pending for ever.
+async fn check_at_rest(world: &World, server: &Server, pod: PodId) -> Result<(), String> {
+    let violations = world.engine.violations();
+    ensure!(violations.is_empty(), "violations: {violations:?}");
+    let unfinished = server.app.store.operations_unfinished(pod).await.unwrap();
+    ensure!(unfinished.is_empty(), "unfinished: {unfinished:?}");
+    let open =
+        |s: &perennial_core::snapshot::Snapshot| matches!(s.state, SnapshotState::Pending | SnapshotState::Uploaded);
+    let pending = server.snapshots(pod).await.into_iter().find(open);
+    ensure!(pending.is_none(), "a snapshot is pending for ever: {pending:?}");
+    server.succeed(server.snapshot(pod).await).await;
+    let rows = server.snapshots(pod).await.into_iter().filter(|s| s.repository_id.is_some()).count();
+    let layers = server.pod(pod).await.layers().len();
+    let stored = world.snapshots_in_repository(&format!("pod:{pod}"));
+    ensure!(stored == rows + layers, "{stored} snapshots are in the repository, {rows} and {layers} layers are known");
+    Ok(())
 }
 
 /// Bytes equal, no orphan, every operation terminal, no law broken.
@@ -171,7 +253,7 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
     let record = server.pod(pod).await;
     let phase = match scenario {
         Scenario::Pause => Phase::Paused,
-        Scenario::Stop => Phase::Stopped,
+        Scenario::Stop | Scenario::RestorePartsOfStopped => Phase::Stopped,
         Scenario::Delete => Phase::Deleted,
         _ => Phase::Running,
     };
@@ -189,13 +271,14 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
             .succeed(if scenario == Scenario::Delete { server.undelete(pod).await } else { server.start(pod).await })
             .await;
     }
-    if matches!(scenario, Scenario::Pause | Scenario::Delete) {
+    if matches!(scenario, Scenario::Pause | Scenario::Delete | Scenario::RestorePartsOfStopped) {
         server.succeed(server.start(pod).await).await;
     }
     let now = files(world, pod);
     let expected = match scenario {
         Scenario::Create => now.clone(),
         Scenario::Restore => before.at_snapshot.clone(),
+        Scenario::RestoreParts | Scenario::RestorePartsOfStopped => with_parts(before),
         Scenario::Reset => {
             let kept = now.keys().any(|k| k.starts_with("/srv/later") || k.starts_with("/tools"));
             ensure!(!kept, "the reset kept {now:?}");
@@ -296,6 +379,12 @@ sweeps! {
     sim_sweep_snapshot: Snapshot on Overlay;
     sim_sweep_reset: Reset on Overlay;
     sim_sweep_restore: Restore on Overlay;
+    sim_sweep_restore_of_parts: RestoreParts on Overlay;
+    sim_sweep_restore_of_parts_of_a_stopped_pod: RestorePartsOfStopped on Overlay;
+    sim_sweep_restore_of_parts_on_engine_volumes: RestoreParts on Engine;
+    sim_sweep_clone: Clone on Overlay;
+    sim_sweep_clone_on_engine_volumes: Clone on Engine;
+    sim_sweep_clone_of_a_snapshot: CloneOfSnapshot on Overlay;
     sim_sweep_delete: Delete on Overlay;
     sim_sweep_purge: Purge on Overlay;
     sim_sweep_stop_on_engine_volumes: Stop on Engine;

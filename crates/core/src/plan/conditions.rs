@@ -1,7 +1,7 @@
 //! What is shown: the phase, and what is worth knowing.
 
 use super::{Action, Finding, Input, Next};
-use crate::operation::{OperationKind, Problem};
+use crate::operation::Problem;
 use crate::pod::{ConditionKind, Desired, LayerGap, Phase, Pod, Retry, Work};
 use crate::spec::Profile;
 use crate::volume::{Origin, SetState};
@@ -132,7 +132,7 @@ pub(super) fn phase(input: &Input<'_>, next: &Next) -> Phase {
     let live = input.observed.container.as_ref().is_some_and(crate::engine::ObservedContainer::is_live);
     match pod.desired {
         Desired::Running if live => Phase::Running,
-        Desired::Running if pod.goal.as_ref().is_some_and(|g| g.kind == OperationKind::Create) => Phase::Creating,
+        Desired::Running if pod.goal.as_ref().is_some_and(|g| g.kind.makes_pod()) => Phase::Creating,
         Desired::Running => Phase::Starting,
         Desired::Paused => {
             if live {

@@ -7,6 +7,7 @@
 //! Order of decisions in a pass: a purge, a frozen leftover, a foreign writer, a replacement in work, the desired
 //! state (`run`, `release`, pause), then other one-time work.
 
+mod compose;
 mod conditions;
 mod leftovers;
 mod release;
@@ -24,8 +25,9 @@ use jiff::{SignedDuration, Timestamp};
 use crate::engine::{ContainerState, ObservedPod, Presence};
 use crate::id::SnapshotId;
 use crate::operation::Problem;
+use crate::parts::Parts;
 use crate::permit::DeletePermit;
-use crate::pod::{ConditionKind, Desired, Phase, Pod, Work};
+use crate::pod::{ConditionKind, Desired, Identity, Phase, Pod, Work};
 use crate::record::Record;
 use crate::snapshot::{Grade, Snapshot, SnapshotKind};
 use crate::volume::{Origin, SetNumber, VolumeSet};
@@ -98,6 +100,11 @@ pub enum Next {
     Settled {
         /// When to look again at the latest; `None` leaves it to periodic observation.
         wake: Option<Timestamp>,
+    },
+    /// Nothing to do here until something else is done, which is not this pod's work.
+    Wait {
+        /// When to look again.
+        until: Timestamp,
     },
     /// What is asked for cannot be done: the world has to change, or its owner has to decide.
     Blocked(Problem),
@@ -183,6 +190,18 @@ pub enum Action {
         /// Why it may go.
         permit: DeletePermit,
     },
+    /// Begin to put a snapshot together: make its row and record it.
+    BeginCompose {
+        /// The snapshot it is but for what is exchanged in it.
+        base: SnapshotId,
+    },
+    /// Put a snapshot together in the repository.
+    Compose {
+        /// The new snapshot.
+        snapshot: SnapshotId,
+        /// Out of what.
+        recipe: Recipe,
+    },
     /// Begin a capture: make the snapshot row and record it.
     BeginCapture {
         /// Final or safety.
@@ -197,6 +216,27 @@ pub enum Action {
     },
 }
 
+/// What a snapshot is put together out of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recipe {
+    /// One with parts of another.
+    Parts {
+        /// What stays.
+        base: SnapshotId,
+        /// Where the parts come from.
+        wanted: SnapshotId,
+        /// Which.
+        parts: Parts,
+    },
+    /// One that becomes the first of a clone.
+    Fork {
+        /// The clone's source.
+        base: SnapshotId,
+        /// What becomes of the source's identity.
+        identity: Identity,
+    },
+}
+
 /// The snapshot rows a plan for this pod may look at.
 #[must_use]
 pub fn referenced_snapshots(pod: &Pod) -> Vec<SnapshotId> {
@@ -206,14 +246,16 @@ pub fn referenced_snapshots(pod: &Pod) -> Vec<SnapshotId> {
         Origin::Image => None,
     };
     ids.extend(pod.source.as_ref().and_then(of_origin));
+    ids.extend(pod.fork.and_then(|fork| fork.composed).map(|c| c.snapshot));
     for set in &pod.sets {
         ids.extend(set.proof);
         ids.extend(of_origin(&set.origin));
     }
     for task in &pod.tasks {
         match &task.work {
-            Work::Replace { origin, safety, .. } => {
+            Work::Replace { origin, safety, composed, .. } => {
                 ids.extend(*safety);
+                ids.extend(composed.iter().flat_map(|c| [c.snapshot, c.base]));
                 ids.extend(of_origin(origin));
             }
             Work::Snapshot { snapshot, .. } => ids.push(*snapshot),

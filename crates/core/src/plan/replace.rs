@@ -1,15 +1,18 @@
 //! Replacing a data set as one: reset (from the image) and restore (from a snapshot).
 //!
-//! The old set is captured first, stays until the new one runs, and then goes with the capture as its proof.
+//! The old set is captured first, stays until the new one runs, and then goes with the capture as its proof. A restore of
+//! parts is a restore of a snapshot that is put together for it: the capture, with the parts of the wanted one.
 
-use super::{Action, Input, Next, data_problem, leftovers, problem, release, run, snapshot};
+use super::{Action, Input, Next, compose, data_problem, leftovers, problem, release, run, snapshot};
+use crate::id::SnapshotId;
 use crate::pod::{Desired, Work};
 use crate::record::Record;
 use crate::snapshot::SnapshotKind;
 use crate::volume::{Origin, SetState, VolumeSet};
 
 pub(super) fn replace(input: &Input<'_>) -> Next {
-    let Some(Work::Replace { origin, safety, new, switched, accepted, .. }) = input.pod.tasks.first().map(|t| &t.work)
+    let Some(Work::Replace { origin, parts, composed, safety, new, switched, accepted, .. }) =
+        input.pod.tasks.first().map(|t| &t.work)
     else {
         return Next::Settled { wake: None };
     };
@@ -29,25 +32,60 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
     if input.pod.image.is_none() {
         return Next::Act(Action::PinImage);
     }
-    let Some(current) = input.pod.current_set() else { return replace_source(input, *origin) };
+    // Taken together with what it is put into, or alone.
+    let effective = |base: Option<SnapshotId>| match (origin, parts) {
+        (Origin::Snapshot(wanted), Some(parts)) => {
+            let base = base.ok_or_else(nothing_to_keep)?;
+            compose::parts(input, (*wanted, parts), base, *composed).map(Origin::Snapshot)
+        }
+        _ => Ok(*origin),
+    };
+    let of_source = match input.pod.source {
+        Some(Origin::Snapshot(id)) => Some(id),
+        _ => None,
+    };
+    let Some(current) = input.pod.current_set() else {
+        if composed.is_some_and(|c| of_source == Some(c.snapshot)) {
+            return Next::Act(Action::Record(Record::TaskDone));
+        }
+        return match effective(of_source) {
+            Ok(origin) => replace_source(input, origin),
+            Err(step) => step,
+        };
+    };
     let chosen = safety.and_then(|id| snapshot(input, id));
     let accepted_paths = accepted.as_ref().map(|a| a.paths.as_slice());
     let lost = data_problem(input, current);
     let never_ran = !release::may_hold_data(input, current);
-    let restoring_lost = lost.is_some() && matches!(origin, Origin::Snapshot(_)) && accepted_paths.is_none();
+    let whole = matches!(origin, Origin::Snapshot(_)) && parts.is_none();
+    let restoring_lost = lost.is_some() && whole && accepted_paths.is_none();
+    let mut base = of_source;
     if !never_ran && !restoring_lost {
         match release::capture(input, current, chosen, accepted_paths, SnapshotKind::Safety) {
             release::Progress::Step(next) => return next,
-            release::Progress::Done(_) => {}
+            release::Progress::Done(safety) => base = Some(safety.id),
         }
     } else if let Some(step) = run::stop_live(input) {
         return step;
     }
-    match new.and_then(|n| input.pod.set(n)) {
-        None => Next::Act(Action::AllocateSet { origin: *origin }),
+    let origin = match effective(base) {
+        Ok(origin) => origin,
+        Err(step) => return step,
+    };
+    // A set of another origin is of a past safety snapshot: somebody wrote since.
+    match new.and_then(|n| input.pod.set(n)).filter(|set| set.origin == origin) {
+        None => Next::Act(Action::AllocateSet { origin }),
         Some(set) if set.state == SetState::Preparing => Next::Act(Action::FillSet { set: set.number }),
         Some(set) => switch_or_refill(input, set),
     }
+}
+
+fn nothing_to_keep() -> Next {
+    Next::Blocked(problem(
+        "pod-never-ran",
+        "the pod never ran and has no data of its own that parts could be put into".to_owned(),
+        "leave out volumes and paths to restore everything, or start the pod first",
+    ))
 }
 
 /// Switches to the filled set; one that vanished since it was filled is filled again.

@@ -1,6 +1,6 @@
 //! Keeping a pod running, and pausing it.
 
-use super::{Action, Input, Next, data_problem, leftovers, problem};
+use super::{Action, Input, Next, compose, data_problem, leftovers, problem};
 use crate::engine::{ContainerState, ObservedContainer, Presence};
 use crate::pod::ReadyContainer;
 use crate::record::Record;
@@ -30,6 +30,9 @@ fn make_set(input: &Input<'_>) -> Next {
     // What a stop left behind goes first, so that the old container cannot be taken for the new one.
     if let Some(step) = leftovers::remove(input, leftovers::Keep::Current) {
         return step;
+    }
+    if let Some(fork) = pod.fork {
+        return compose::fork(input, fork);
     }
     let preparing = pod.sets.iter().find(|s| s.state == SetState::Preparing && Some(s.origin) == pod.source);
     match (preparing, pod.source) {

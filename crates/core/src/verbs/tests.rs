@@ -90,7 +90,17 @@ fn trashed(mut pod: Pod, purge: bool) -> Pod {
 }
 
 fn replace_work(switched: bool) -> Work {
-    Work::Replace { origin: Origin::Image, safety: None, old: None, new: None, layer: None, switched, accepted: None }
+    Work::Replace {
+        origin: Origin::Image,
+        parts: None,
+        composed: None,
+        safety: None,
+        old: None,
+        new: None,
+        layer: None,
+        switched,
+        accepted: None,
+    }
 }
 
 /// Every state a verb can meet.
@@ -133,7 +143,7 @@ const VERBS: [(&str, Verb); 11] = [
     ("stop", |p| stop(p, None, &order())),
     ("restart", |p| restart(p, &order())),
     ("reset", |p| reset(p, None, &order())),
-    ("restore", |p| restore(p, &verified(), None, &order())),
+    ("restore", |p| restore(p, (&verified(), None), None, &order())),
     ("archive", |p| archive(p, None, &order())),
     ("delete", |p| delete(p, SignedDuration::from_hours(168), None, &order())),
     ("undelete", |p| undelete(p, &order())),
@@ -321,9 +331,9 @@ fn accepted_losses_reach_a_stop_that_is_in_work() {
 fn only_verified_snapshots_of_the_tenant_are_restored() {
     let pod = on_host(Desired::Running, Phase::Running);
     let pending = Snapshot { state: SnapshotState::Uploaded, ..verified() };
-    assert_eq!(outcome(&restore(&pod, &pending, None, &order())), "snapshot-not-restorable");
+    assert_eq!(outcome(&restore(&pod, (&pending, None), None, &order())), "snapshot-not-restorable");
     let foreign = Snapshot { tenant: TenantId::parse("other").expect("a tenant"), ..verified() };
-    assert!(matches!(restore(&pod, &foreign, None, &order()), Err(Error::NotFound { .. })));
+    assert!(matches!(restore(&pod, (&foreign, None), None, &order()), Err(Error::NotFound { .. })));
 }
 
 #[test]
@@ -417,6 +427,8 @@ fn the_copy_a_pod_lives_from_is_depended_on() {
     assert!(!depends_on(&released(Desired::Stopped, Phase::Stopped), snap(2)));
     let work = Work::Replace {
         origin: Origin::Snapshot(snap(3)),
+        parts: None,
+        composed: Some(Composed { snapshot: snap(7), base: snap(8) }),
         safety: Some(snap(4)),
         old: None,
         new: None,
@@ -425,7 +437,9 @@ fn the_copy_a_pod_lives_from_is_depended_on() {
         accepted: None,
     };
     let pod = with_task(on_host(Desired::Running, Phase::Running), work);
-    assert!(depends_on(&pod, snap(3)) && depends_on(&pod, snap(4)));
+    for needed in [3, 4, 7, 8] {
+        assert!(depends_on(&pod, snap(needed)), "{needed}");
+    }
     let pod = Pod { capture: Some(snap(6)), ..on_host(Desired::Stopped, Phase::Stopping) };
     assert!(depends_on(&pod, snap(6)));
 }

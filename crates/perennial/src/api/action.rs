@@ -83,6 +83,11 @@ fn render(outcome: &Outcome, settings: &service::AppSettings) -> String {
 }
 
 impl<T> Action<T> {
+    /// Who asks.
+    pub const fn caller(&self) -> &service::Caller {
+        &self.caller
+    }
+
     /// The request as the service takes it.
     pub fn request(&self) -> Request<'_> {
         let once = |key| Once { key, request_hash: &self.request_hash, render: &self.render };

@@ -75,7 +75,7 @@ fn change(differs: Differs, before: bool, after: bool) -> FileChange {
     }
 }
 
-fn difference(found: &Difference) -> FileDifference {
+pub(super) fn difference(found: &Difference) -> FileDifference {
     let (path, path_bytes) = text(&[b"/", &found.path.join(&b'/')[..]].concat());
     FileDifference {
         path,

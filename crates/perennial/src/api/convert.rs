@@ -36,11 +36,11 @@ same_names! {
         Deleted, Error,
     }
     OperationKind {
-        Create, Start, Stop, Pause, Restart, Reset, Restore, Snapshot, SnapshotDelete, Archive, Delete, Undelete, Purge,
+        Create, Clone, Start, Stop, Pause, Restart, Reset, Restore, Snapshot, SnapshotDelete, Archive, Delete, Undelete, Purge,
     }
     OperationState { Pending, Running, Succeeded, Failed, Cancelled }
     SnapshotState { Pending, Uploaded, Verified, Failed }
-    SnapshotKind { Manual, Scheduled, Final, Safety }
+    SnapshotKind { Manual, Scheduled, Final, Safety, Composed }
     Grade { Stopped, Frozen }
     OnStop { Release, Pause }
     PrivilegeEscalation { Denied, Allowed }

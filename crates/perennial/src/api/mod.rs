@@ -22,6 +22,7 @@ mod files;
 mod operations;
 mod pods;
 mod problem;
+mod restore;
 pub(crate) mod retention;
 mod shown;
 mod snapshots;
@@ -120,7 +121,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(pods::pause))
         .routes(routes!(pods::restart))
         .routes(routes!(pods::reset))
-        .routes(routes!(pods::restore))
+        .routes(routes!(restore::restore))
+        .routes(routes!(restore::clone_pod))
         .routes(routes!(pods::archive))
         .routes(routes!(pods::undelete))
         .routes(routes!(pods::purge))

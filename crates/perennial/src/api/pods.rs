@@ -19,7 +19,7 @@ use super::extract::{Id, Json, Query, cursor, cut, page};
 use super::problem::ApiError;
 use super::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, List, MeasuredVolume, PatchPod, PodOperation, PodStatus, PodVolume,
-    Problem, RestoreRequest,
+    Problem,
 };
 use super::{ApiState, convert, shown, wire};
 use crate::service::{Consent, CreateRequest};
@@ -259,19 +259,6 @@ verb! {
         state.app.purge(action.request(), id, &consent).await
     }
 }
-verb! {
-    /// Replaces the data set by a snapshot, after a safety snapshot.
-    post "/api/v1/pods/{id}/restore" "pod_restore" restore(RestoreRequest => RestoreRequest)
-    |state, id, action| async {
-        let body = &action.body;
-        let snapshot = body.snapshot_id.parse::<SnapshotId>().map_err(|e| {
-            Error::invalid("snapshotId", e.to_string(), "list them: perennial snapshot ls")
-        })?;
-        let consent = Consent { confirm: Some(body.confirm.clone()), accept_loss: body.accept_loss.clone() };
-        state.app.restore(action.request(), id, snapshot, &consent).await
-    }
-}
-
 /// Tells how a pod stands, in detail.
 #[utoipa::path(get, path = "/api/v1/pods/{id}/status", operation_id = "pod_status", tag = "pods",
     params(("id" = String, Path, description = "The pod's id.")),

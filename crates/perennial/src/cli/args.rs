@@ -127,16 +127,11 @@ pub enum PodCommand {
     Restart(ActionArgs),
     /// Replaces the pod's data by what its image holds, after a safety snapshot.
     Reset(DestroyArgs),
-    /// Replaces the pod's data by a snapshot, after a safety snapshot.
-    Restore {
-        /// The pod's name or id.
-        pod: String,
-        /// The snapshot's id, or `latest`.
-        snapshot: String,
-        /// Shared options.
-        #[command(flatten)]
-        options: DestroyOptions,
-    },
+    /// Replaces the pod's data, or parts of it, by a snapshot, after a safety snapshot.
+    Restore(RestoreArgs),
+    /// Makes a pod that is a copy of another, with a machine identity of its own.
+    #[command(visible_alias = "fork")]
+    Clone(CloneArgs),
     /// Stops a pod and hides it; its final snapshot is kept without a clock.
     Archive(AcceptArgs),
     /// Deletes a pod: final snapshot, then an undelete window, then purge.
@@ -208,6 +203,53 @@ pub struct DestroyArgs {
     /// Shared options.
     #[command(flatten)]
     pub options: DestroyOptions,
+}
+
+/// A restore.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// The snapshot's id, or `latest`.
+    pub snapshot: String,
+    /// What of it.
+    #[command(flatten)]
+    pub parts: PartsArgs,
+    /// Shared options.
+    #[command(flatten)]
+    pub options: DestroyOptions,
+}
+
+/// Parts of a pod's data.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PartsArgs {
+    /// Only this volume (`system`: what no volume holds); everything else stays as it is. May be repeated
+    #[arg(long = "volume", value_name = "NAME")]
+    pub volumes: Vec<String>,
+    /// Only this file or directory, as the pod sees it; everything else stays as it is. May be repeated
+    #[arg(long = "path", value_name = "PATH")]
+    pub paths: Vec<String>,
+    /// Keep files in them that the snapshot lacks, instead of removing them
+    #[arg(long)]
+    pub keep_extra: bool,
+}
+
+/// A copy of a pod.
+#[derive(Debug, Clone, Args)]
+pub struct CloneArgs {
+    /// The name or id of the pod that is copied.
+    pub pod: String,
+    /// The name of the copy: lower-case letters, digits and hyphens.
+    pub name: String,
+    /// Copy this snapshot of the pod (its id, or `latest`) instead of the pod as it is now
+    #[arg(long, value_name = "ID")]
+    pub snapshot: Option<String>,
+    /// Keep machine-id and ssh host keys of the pod instead of making new ones
+    #[arg(long)]
+    pub keep_identity: bool,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
 }
 
 /// Options of actions that replace or remove data.

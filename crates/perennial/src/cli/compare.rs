@@ -94,7 +94,7 @@ pub async fn diff(
     if differences.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failed, "", "")) }
 }
 
-fn line(difference: &FileDifference) -> String {
+pub fn line(difference: &FileDifference) -> String {
     let sign = match difference.change {
         FileChange::Added => '+',
         FileChange::Removed => '-',

@@ -18,6 +18,9 @@ pub struct Consequences {
     pub pod: String,
     /// What happens to what.
     pub effects: Vec<Effect>,
+    /// Which files differ afterwards, one a line, where that was asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// Where the data is afterwards.
     pub copy: String,
     /// How to go back.
@@ -75,6 +78,7 @@ impl Consequences {
             pod_id: pod.id.clone(),
             pod: pod.name.clone(),
             effects: Vec::new(),
+            changes: Vec::new(),
             copy: String::new(),
             way_back: String::new(),
         }
@@ -90,6 +94,11 @@ impl Consequences {
         for Effect { what, effect, why } in &self.effects {
             lines.push(format!("  {}: {}", clean(what), clean(effect)));
             lines.push(format!("      because {}", clean(why)));
+        }
+        if !self.changes.is_empty() {
+            lines.push("What would change:".to_owned());
+            // What names of files hold was made harmless where the lines were made.
+            lines.extend(self.changes.iter().map(|change| format!("  {change}")));
         }
         lines.push(format!("Where the data is afterwards: {}", clean(&self.copy)));
         lines.push(format!("Way back: {}", clean(&self.way_back)));

@@ -31,6 +31,7 @@ mod human;
 mod operation;
 mod out;
 mod pod;
+mod pod_restore;
 mod pod_set;
 mod recovery_kit;
 mod repository;

@@ -15,8 +15,8 @@ use super::view;
 use super::wait;
 use crate::api::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
-    PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, RestoreRequest, Snapshot, SnapshotRules,
-    SnapshotState, VolumeState,
+    PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, Snapshot, SnapshotRules, SnapshotState,
+    VolumeState,
 };
 
 /// Where the data of a pod is that never ran.
@@ -66,9 +66,8 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
         PodCommand::Stop(args) => release(context, args, "stop").await,
         PodCommand::Archive(args) => release(context, args, "archive").await,
         PodCommand::Reset(args) => reset(context, args).await,
-        PodCommand::Restore { pod, snapshot, options } => {
-            restore(context, DestroyArgs { pod, options }, &snapshot).await
-        }
+        PodCommand::Restore(args) => super::pod_restore::restore(context, args).await,
+        PodCommand::Clone(args) => super::pod_restore::clone(context, args).await,
         PodCommand::Rm(args) => remove(context, args).await,
         PodCommand::Purge(args) => purge(context, args).await,
     }
@@ -172,30 +171,6 @@ async fn reset(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Failu
     follow(context, answer, options.wait).await
 }
 
-async fn restore(context: &mut Context<'_>, args: DestroyArgs, snapshot: &str) -> Result<(), Failure> {
-    let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
-    let snapshot = target::snapshot(&context.client, &pod, snapshot).await?;
-    let options = args.options;
-    let mut plan = Consequences::new("restore", &pod);
-    let source = format!("snapshot {}", view::brief(&snapshot, context.now()));
-    replaced(&mut plan, &pod, &source, "restore goes back to that point in time");
-    for loss in &snapshot.consistency.losses {
-        plan.effect(&loss.path, "will be missing", format!("the snapshot lacks it: {}", loss.reason));
-    }
-    losses(&mut plan, &options.accept.accept_loss);
-    safety(&mut plan, &pod);
-    if plan.confirm(Consent::from_options(options.accept.yes, options.dry_run), context)? == Verdict::Shown {
-        return Ok(());
-    }
-    let body = RestoreRequest {
-        snapshot_id: snapshot.id,
-        confirm: pod.name.clone(),
-        accept_loss: some(options.accept.accept_loss),
-    };
-    let answer = context.client.post(&["pods", &pod.id, "restore"], Some(&body)).await?;
-    follow(context, answer, options.wait).await
-}
-
 async fn remove(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Failure> {
     let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
     let options = args.options;
@@ -271,7 +246,7 @@ fn purge_plan(pod: &Pod, snapshots: &[Snapshot]) -> Consequences {
 }
 
 /// The effects of replacing a pod's data.
-fn replaced(plan: &mut Consequences, pod: &Pod, source: &str, why: &str) {
+pub fn replaced(plan: &mut Consequences, pod: &Pod, source: &str, why: &str) {
     if let Some(container) = &pod.container {
         plan.effect(
             format!("container {}", view::short(&container.id)),
@@ -286,7 +261,7 @@ fn replaced(plan: &mut Consequences, pod: &Pod, source: &str, why: &str) {
     plan.effect("changes outside volumes (system layer)", "replaced as well", "a data set is atomic");
 }
 
-fn safety(plan: &mut Consequences, pod: &Pod) {
+pub fn safety(plan: &mut Consequences, pod: &Pod) {
     plan.copy = match (&pod.latest_snapshot, on_host(pod)) {
         (Some(latest), None) => repository(pod, &format!("snapshot {} as before", latest.id)),
         _ if view::never_ran(pod) => NO_DATA.to_owned(),
@@ -296,7 +271,7 @@ fn safety(plan: &mut Consequences, pod: &Pod) {
         format!("perennial pod restore {0} SNAPSHOT; perennial snapshot ls {0} lists the safety snapshot", pod.name);
 }
 
-fn losses(plan: &mut Consequences, paths: &[String]) {
+pub fn losses(plan: &mut Consequences, paths: &[String]) {
     for path in paths {
         plan.effect(path, "may be missing from the snapshot, and then is lost", "--accept-loss names it");
     }
@@ -321,12 +296,12 @@ fn on_host(pod: &Pod) -> Option<String> {
     }
 }
 
-fn some(paths: Vec<String>) -> Option<Vec<String>> {
+pub fn some(paths: Vec<String>) -> Option<Vec<String>> {
     (!paths.is_empty()).then_some(paths)
 }
 
 /// Waits for an action, shows what came of it, and fails when it failed.
-async fn follow(context: &mut Context<'_>, answer: PodOperation, args: WaitArgs) -> Result<(), Failure> {
+pub async fn follow(context: &mut Context<'_>, answer: PodOperation, args: WaitArgs) -> Result<(), Failure> {
     let PodOperation { pod, operation } = answer;
     let what = format!("{} of pod {}", operation.kind, clean(&pod.name));
     let name = pod.name.clone();

@@ -9,6 +9,7 @@
 //! It works on the repositories that the reconciler keeps open, on threads of its own, and takes no locks: see
 //! `perennial_snapshots`, `browse`.
 
+mod below;
 mod diff;
 mod export;
 mod failure;
@@ -26,6 +27,7 @@ use perennial_core::spec::TenantId;
 use perennial_snapshots::{Node, NodeKind, SnapshotFileId, Time};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub(crate) use below::ImageBelow;
 pub use diff::Differs;
 pub use failure::Failure;
 pub use path::PodPath;
@@ -219,6 +221,14 @@ impl Library {
             Ok(listing)
         })
         .await
+    }
+
+    /// Tells what is at a path.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn entry(&self, source: Source, path: PodPath) -> Result<Item, Failure> {
+        self.look(move |library| Ok(library.view(&source)?.find(&path)?.into())).await
     }
 
     /// Opens a regular file.

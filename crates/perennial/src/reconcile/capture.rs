@@ -269,7 +269,7 @@ impl Reconciler {
                     SnapshotKind::Manual | SnapshotKind::Scheduled => {
                         self.layer_by_snapshot(view, &row, progress).await?
                     }
-                    SnapshotKind::Final | SnapshotKind::Safety => None,
+                    SnapshotKind::Final | SnapshotKind::Safety | SnapshotKind::Composed => None,
                 };
                 let row = Snapshot { state: SnapshotState::Verified, ..row };
                 match layer {
@@ -289,7 +289,7 @@ impl Reconciler {
         }
     }
 
-    async fn commit_snapshot(
+    pub(super) async fn commit_snapshot(
         &self,
         view: &mut View,
         row: Snapshot,
@@ -433,7 +433,7 @@ fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
     volumes.iter().map(root).collect()
 }
 
-fn pod_file_root(file: &PodFile) -> Root {
+pub(super) fn pod_file_root(file: &PodFile) -> Root {
     Root { at: "/pod.json".to_owned(), source: Source::Bytes { data: file.to_bytes(), mode: 0o600 } }
 }
 

@@ -56,6 +56,8 @@ impl Reconciler {
             Action::RemoveContainer { container, permit } => self.remove_container(view, &container, permit).await,
             Action::DeleteSet { set, permit } => self.delete_set(view, set, permit).await,
             Action::BeginCapture { kind } => self.begin_capture(&mut view, kind).await,
+            Action::BeginCompose { base } => self.begin_compose(&mut view, base).await,
+            Action::Compose { snapshot, recipe } => self.compose(&mut view, snapshot, recipe, &progress).await,
             Action::PurgeEverything { permit } => self.purge_everything(&view, &permit, &progress).await,
         }
     }

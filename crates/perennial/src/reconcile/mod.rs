@@ -16,6 +16,7 @@ pub mod repositories;
 pub mod worker;
 
 mod capture;
+mod compose;
 mod execute;
 mod fill;
 mod forget;

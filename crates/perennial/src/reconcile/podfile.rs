@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use perennial_core::engine::VolumePath;
+use perennial_core::id::SnapshotId;
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotVolume, WriterStamp};
 use perennial_core::volume::VolumeSet;
@@ -36,6 +37,32 @@ pub(super) struct PodFile {
     /// What its owner accepted to lose; a snapshot with losses proves nothing (D34).
     #[serde(default)]
     losses: Vec<Lost>,
+    /// What it was put together out of; left out when it is of one instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    composed: Option<ComposedOf>,
+}
+
+/// What a snapshot was put together out of (law 3: no mixing of two points in time without saying so).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ComposedOf {
+    /// The snapshot it is, but for what is exchanged.
+    base: String,
+    /// The snapshot that parts were taken from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parts_of: Option<String>,
+    /// Which parts, as they are stored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) parts: Vec<String>,
+    /// Files of the machine's identity that are new, or were removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) identity: Vec<String>,
+}
+
+impl ComposedOf {
+    pub(super) fn new(base: SnapshotId) -> Self {
+        Self { base: base.to_string(), parts_of: None, parts: Vec::new(), identity: Vec::new() }
+    }
 }
 
 /// Something that could not be captured.
@@ -118,6 +145,25 @@ impl PodFile {
                 .map(|v| Volume { name: v.name.clone(), mount_path: v.mount_path.clone() })
                 .collect(),
             losses: Vec::new(),
+            composed: None,
+        }
+    }
+
+    /// What a snapshot says that is this one but for what was exchanged, and belongs to this pod.
+    pub(super) fn composed(self, pod: &Pod, snapshot: &Snapshot, at: Timestamp, of: ComposedOf) -> Self {
+        Self {
+            perennial: env!("CARGO_PKG_VERSION").to_owned(),
+            pod: pod.id.to_string(),
+            name: pod.name.to_string(),
+            tenant: pod.tenant.to_string(),
+            snapshot: snapshot.id.to_string(),
+            captured_at: at,
+            data_generation: 0,
+            set: 0,
+            writer: None,
+            losses: Vec::new(),
+            composed: Some(of),
+            ..self
         }
     }
 

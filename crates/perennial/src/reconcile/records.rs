@@ -163,7 +163,7 @@ pub(super) enum Failure {
 
 /// Whether a start or a replacement has tried often enough to read its source.
 fn gives_up(pod: &Pod, found: &Problem) -> bool {
-    let reads = pod.goal.as_ref().is_some_and(|g| matches!(g.kind, OperationKind::Create | OperationKind::Start))
+    let reads = pod.goal.as_ref().is_some_and(|g| g.kind.makes_pod() || g.kind == OperationKind::Start)
         || matches!(pod.tasks.first().map(|t| &t.work), Some(Work::Replace { switched: false, .. }));
     let source = found.code.starts_with("repository-") || found.code == "image-pull-failed";
     // Somebody who works on the repository ends some day.
@@ -180,14 +180,16 @@ fn retry_delay(count: u32) -> SignedDuration {
 fn abandoned_captures(view: &View, fact: &Record) -> Vec<Snapshot> {
     let (Record::GoalFailed(found) | Record::TaskFailed(found)) = fact else { return Vec::new() };
     let of_task = match view.pod.tasks.first().map(|t| &t.work) {
-        Some(Work::Replace { safety, .. }) => *safety,
-        Some(Work::Snapshot { snapshot, .. }) => Some(*snapshot),
-        _ => None,
+        Some(Work::Replace { safety, composed, .. }) => [*safety, composed.map(|c| c.snapshot)],
+        Some(Work::Snapshot { snapshot, .. }) => [Some(*snapshot), None],
+        _ => [None, None],
     };
-    let id = if matches!(fact, Record::GoalFailed(_)) { view.pod.capture } else { of_task };
-    id.and_then(|id| view.snapshot(id))
+    let of_goal = [view.pod.capture, view.pod.fork.and_then(|fork| fork.composed).map(|c| c.snapshot)];
+    let ids = if matches!(fact, Record::GoalFailed(_)) { of_goal } else { of_task };
+    ids.into_iter()
+        .flatten()
+        .filter_map(|id| view.snapshot(id))
         .filter(|s| matches!(s.state, SnapshotState::Pending | SnapshotState::Uploaded))
         .map(|s| Snapshot { state: SnapshotState::Failed, error: Some(found.message.clone()), ..s.clone() })
-        .into_iter()
         .collect()
 }

@@ -80,6 +80,9 @@ impl From<perennial_snapshots::Error> for StepError {
                 retry("repository-damaged", message)
             }
             E::NotFound { .. } => retry("repository-snapshot-missing", message),
+            E::NotComposable { .. } => {
+                definite("parts-not-composable", message, "choose other parts, or restore everything")
+            }
             E::UnknownOverlayAttribute { .. } => definite("snapshot-incomplete", message, "remove the attribute"),
             _ => retry("repository-unavailable", message),
         }

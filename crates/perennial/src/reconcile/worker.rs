@@ -160,6 +160,10 @@ impl Reconciler {
                 self.show(&mut view, &plan).await?;
                 Ok(Passed::Wait(*wake))
             }
+            Next::Wait { until } => {
+                self.show(&mut view, &plan).await?;
+                Ok(Passed::Wait(Some(*until)))
+            }
             Next::Blocked(_) => {
                 self.show(&mut view, &plan).await?;
                 Ok(Passed::Wait(self.after(BLOCKED_EVERY)))
@@ -316,6 +320,8 @@ pub(super) const fn step_name(action: &Action) -> &'static str {
         Action::RemoveContainer { .. } => "remove container",
         Action::DeleteSet { .. } => "delete volumes",
         Action::BeginCapture { .. } => "begin capture",
+        Action::BeginCompose { .. } => "begin composition",
+        Action::Compose { .. } => "compose snapshot",
         Action::Record(_) => "record",
         Action::PurgeEverything { .. } => "purge snapshots",
     }

@@ -11,7 +11,9 @@
 
 mod act;
 mod caller;
+mod clones;
 mod library;
+mod parts;
 mod pods;
 mod recovery;
 mod retention;
@@ -41,7 +43,9 @@ use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFil
 
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
+pub use clones::CloneRequest;
 pub use library::{Looked, Shown};
+pub use parts::Preview;
 pub use pods::{Consent, CreateRequest};
 pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
 pub(crate) use retention::RETENTION;

@@ -43,7 +43,7 @@ pub struct Consent {
 
 impl Consent {
     /// Checks the confirmation where it is needed.
-    fn check(&self, pod: &Pod, needed: Confirmation) -> Result<(), Error> {
+    pub(super) fn check(&self, pod: &Pod, needed: Confirmation) -> Result<(), Error> {
         let needed = needed == Confirmation::Always || self.accept_loss.is_some();
         match &self.confirm {
             Some(name) if name == pod.name.as_str() => Ok(()),
@@ -146,7 +146,7 @@ impl App {
     }
 
     /// Checks what only the engine knows; an engine that does not answer is asked again by the reconciler.
-    async fn check_engine(&self, spec: &PodSpec) -> Result<(), Error> {
+    pub(super) async fn check_engine(&self, spec: &PodSpec) -> Result<(), Error> {
         let allowed = &self.settings.runtimes;
         if let Some(runtime) = &spec.runtime
             && !allowed.is_empty()
@@ -229,25 +229,6 @@ impl App {
     /// See [`verbs::reset`]; [`Error::InvalidInput`] without the confirmation.
     pub async fn reset(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
         self.consented(request, pod, (consent, Confirmation::Always), verbs::reset).await
-    }
-
-    /// Replaces the data set by a snapshot.
-    ///
-    /// # Errors
-    /// See [`verbs::restore`]; [`Error::InvalidInput`] without the confirmation.
-    pub async fn restore(
-        &self,
-        request: Request<'_>,
-        pod: PodId,
-        snapshot: SnapshotId,
-        consent: &Consent,
-    ) -> Result<Outcome, Error> {
-        let row = self.snapshot(request.caller, snapshot).await?;
-        self.refuse_deleting(snapshot).await?;
-        self.consented(request, pod, (consent, Confirmation::Always), |pod, accepted, order| {
-            verbs::restore(pod, &row, accepted, order)
-        })
-        .await
     }
 
     /// Destroys a pod, its data and its snapshots.

@@ -21,6 +21,8 @@ use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, Store, StoreError, fe
 pub struct Change {
     /// Version 0 is inserted, any other replaces the row of exactly that version; stored with the next version.
     pub pod: Option<Pod>,
+    /// A second pod, written like the first.
+    pub other_pod: Option<Pod>,
     /// A pod that was purged; every snapshot of it has to go before or with it.
     pub pod_gone: Option<PodId>,
     /// Checked in the same transaction: nothing is written when it is no longer ours.
@@ -124,7 +126,7 @@ impl Change {
         if let Some(lease) = &self.lease {
             lease_check(tx, lease).await?;
         }
-        if let Some(pod) = &self.pod {
+        for pod in self.other_pod.iter().chain(&self.pod) {
             if pod.version == 0 { pod_insert(tx, pod).await? } else { pod_update(tx, pod).await? }
         }
         fence::check(tx, self).await?;

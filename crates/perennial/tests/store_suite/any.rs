@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
+use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{
-    Acceptance, Condition, ConditionKind, CrashLoop, Desired, Goal, LayerCapture, LayerGap, Phase, PinnedImage, Pod,
-    ReadyContainer, Retry, Task, Trash, Work,
+    Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, LayerCapture, LayerGap,
+    Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
 };
 use perennial_core::progress::ProgressReading;
 use perennial_core::retention::{Keep, Manual};
@@ -89,6 +90,10 @@ impl Any {
     pub fn pod_id(&mut self) -> PodId {
         let (millis, random) = self.parts();
         PodId::from_parts(millis, random)
+    }
+
+    fn composed(&mut self) -> Composed {
+        Composed { snapshot: self.snapshot_id(), base: self.snapshot_id() }
     }
 
     pub fn snapshot_id(&mut self) -> SnapshotId {
@@ -189,6 +194,12 @@ impl Any {
         match self.below(4) {
             0 => Work::Restart { before: self.option(Self::stamp) },
             1 => Work::Replace {
+                parts: self.option(|a| Parts {
+                    volumes: a.list(Self::text),
+                    paths: a.list(Self::text),
+                    extra: a.of(&[Extra::Remove, Extra::Keep]),
+                }),
+                composed: self.option(Self::composed),
                 origin: self.origin(),
                 safety: self.option(Self::snapshot_id),
                 old: self.option(Self::u32),
@@ -310,6 +321,10 @@ impl Any {
             current: self.option(Self::u32),
             last_set: self.u32(),
             source: self.option(Self::origin),
+            fork: self.option(|a| Fork {
+                identity: a.of(&[Identity::Renewed, Identity::Kept]),
+                composed: a.option(Self::composed),
+            }),
             capture: self.option(Self::snapshot_id),
             layer: self.option(Self::layer_capture),
             layer_gap: self.option(|a| LayerGap { captured_at: a.option(Self::time), lost_at: a.time() }),
@@ -345,6 +360,7 @@ impl Any {
             tenant: TenantId::default_tenant(),
             name: PodName::parse(name).unwrap(),
             source: None,
+            fork: None,
             trash: None,
             ..self.pod()
         }
@@ -355,7 +371,12 @@ impl Any {
             id: self.snapshot_id(),
             pod: pod.id,
             tenant: pod.tenant.clone(),
-            kind: self.of(&[SnapshotKind::Manual, SnapshotKind::Scheduled, SnapshotKind::Final, SnapshotKind::Safety]),
+            kind: self.of(&[
+                SnapshotKind::Manual,
+                SnapshotKind::Scheduled,
+                SnapshotKind::Final,
+                SnapshotKind::Composed,
+            ]),
             state: self.of(&[
                 SnapshotState::Pending,
                 SnapshotState::Uploaded,

@@ -20,7 +20,9 @@ use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Repositories};
 use perennial::reconcile::worker::Passed;
 use perennial::reconcile::{Reconciler, Settings};
-use perennial::service::{App, AppSettings, Caller, Consent, CreateRequest, Outcome, Request, SnapshotRemover};
+use perennial::service::{
+    App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Request, SnapshotRemover,
+};
 use perennial::store::Store;
 use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
@@ -28,8 +30,9 @@ use perennial_core::engine::Engine;
 use perennial_core::fault::{NoTap, Tap};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Operation, OperationState};
+use perennial_core::parts::Parts;
 use perennial_core::plan::Policy;
-use perennial_core::pod::{Phase, Pod};
+use perennial_core::pod::{Identity, Phase, Pod};
 use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
@@ -372,7 +375,34 @@ impl Server {
 
     pub async fn restore(&self, pod: PodId, snapshot: SnapshotId) -> Result<Outcome, Error> {
         let name = self.pod(pod).await.name.to_string();
-        self.app.restore(Request::new(&Caller::admin()), pod, snapshot, &confirmed(&name)).await
+        self.app.restore(Request::new(&Caller::admin()), pod, (snapshot, None), &confirmed(&name)).await
+    }
+
+    pub async fn restore_parts(&self, pod: PodId, snapshot: SnapshotId, parts: Parts) -> Result<Outcome, Error> {
+        let name = self.pod(pod).await.name.to_string();
+        self.app.restore(Request::new(&Caller::admin()), pod, (snapshot, Some(parts)), &confirmed(&name)).await
+    }
+
+    /// Asks for a copy of a pod, from a snapshot of it or as it is now.
+    pub async fn fork(&self, name: &str, pod: PodId, snapshot: Option<SnapshotId>) -> Result<Outcome, Error> {
+        let clone = CloneRequest { name: PodName::parse(name).unwrap(), snapshot, identity: Identity::Renewed };
+        self.app.clone_pod(Request::new(&Caller::admin()), pod, &clone).await
+    }
+
+    /// Lets the pods work until both rest.
+    pub async fn settle_both(&self, source: PodId, copy: PodId) {
+        // The copy waits for the source's snapshot, and the source for nothing of the copy.
+        self.settle(copy).await;
+        self.settle(source).await;
+        self.settle(copy).await;
+    }
+
+    /// Takes a snapshot and brings it to its end.
+    pub async fn snapshot_of(&self, pod: PodId) -> SnapshotId {
+        let outcome = self.snapshot(pod).await.unwrap();
+        let id = outcome.snapshot.clone().unwrap().id;
+        self.succeed(Ok(outcome)).await;
+        id
     }
 
     pub async fn snapshot(&self, pod: PodId) -> Result<Outcome, Error> {

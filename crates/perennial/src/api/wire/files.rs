@@ -84,6 +84,25 @@ pub struct FileVersion {
     pub problem: Option<String>,
 }
 
+/// What a restore would change, as far as snapshots tell: nothing was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RestorePreview {
+    /// Always true.
+    pub dry_run: bool,
+    /// The snapshot that would be restored.
+    pub snapshot_id: String,
+    /// The pod's newest verified snapshot, which stands for its data now; null when it has none, and nothing can be told.
+    pub compared_with: Option<String>,
+    /// When that was taken: what changed since is not seen.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub compared_at: Option<Timestamp>,
+    /// What would change, in the order of paths; what would be removed among it. At most 1000.
+    pub changes: Vec<FileDifference>,
+    /// Whether these are all.
+    pub complete: bool,
+}
+
 /// One path that differs between two snapshots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

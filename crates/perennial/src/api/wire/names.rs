@@ -116,6 +116,8 @@ names! {
     OperationKind {
         /// Makes a pod and starts it.
         Create = "create",
+        /// Makes a pod that is a copy of another and starts it.
+        Clone = "clone",
         /// Starts a paused or stopped pod.
         Start = "start",
         /// Captures, verifies, releases the host.
@@ -192,6 +194,8 @@ names! {
         Final = "final",
         /// What a reset or restore replaced.
         Safety = "safety",
+        /// Put together out of others, for a restore of parts or a clone.
+        Composed = "composed",
     }
 }
 

@@ -232,17 +232,55 @@ pub struct ConfirmRequest {
     pub accept_loss: Option<Vec<String>>,
 }
 
-/// Replaces the pod's data by a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// What a restore does with files that the snapshot lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Extra {
+    /// They are removed: a directory becomes what it was.
+    Remove,
+    /// They are kept.
+    Keep,
+}
+
+/// Replaces the pod's data, or parts of it, by a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RestoreRequest {
     /// Which snapshot.
     pub snapshot_id: String,
-    /// The pod's name.
-    pub confirm: String,
+    /// Only these volumes, by name; `system` is what no volume holds. Everything else stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<String>>,
+    /// Only these files and directories, absolute and as the pod sees them. Everything else stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paths: Option<Vec<String>>,
+    /// What happens to files in the named parts that the snapshot lacks; `remove` when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extra: Option<Extra>,
+    /// Say what would change, and do nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// The pod's name; needed unless it is a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
     /// Exactly the paths that may be missing from the safety snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accept_loss: Option<Vec<String>>,
+}
+
+/// Makes a pod that is a copy of another.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CloneRequest {
+    /// Name of the new pod, unique among the living pods of the tenant.
+    #[schema(max_length = 63, pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    pub name: String,
+    /// The snapshot of the pod that is copied; left out, the pod as it is now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<String>,
+    /// Keep machine-id and ssh host keys of the pod instead of making new ones.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_identity: bool,
 }
 
 /// Nothing more to say. The body may be left out.

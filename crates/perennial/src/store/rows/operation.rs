@@ -12,6 +12,7 @@ use crate::store::StoreError;
 
 stored_enum!(KindRow = OperationKind {
     Create = "create",
+    Clone = "clone",
     Start = "start",
     Stop = "stop",
     Pause = "pause",

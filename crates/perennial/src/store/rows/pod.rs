@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, Problem};
+use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{
-    Acceptance, Condition, ConditionKind, CrashLoop, Desired, Goal, LayerCapture, LayerGap, Phase, PinnedImage, Pod,
-    ReadyContainer, Retry, Task, Trash, Work,
+    Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, LayerCapture, LayerGap,
+    Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
 };
 use perennial_core::snapshot::WriterStamp;
 use perennial_core::spec::{Backend, PodName, PodSpec};
@@ -104,6 +105,11 @@ stored_struct!(GoalRow = Goal {
     previous: Desired,
     accepted: Option<Acceptance>,
 });
+stored_enum!(ExtraRow = Extra { Remove = "remove", Keep = "keep" });
+stored_enum!(IdentityRow = Identity { Renewed = "renewed", Kept = "kept" });
+stored_struct!(PartsRow = Parts { volumes: Vec<String>, paths: Vec<String>, extra: Extra });
+stored_struct!(ComposedRow = Composed { snapshot: SnapshotId, base: SnapshotId });
+stored_struct!(ForkRow = Fork { identity: Identity, composed: Option<Composed> });
 stored_struct!(TaskRow = Task { operation: OperationId, work: Work });
 stored_struct!(ConditionRow = Condition { kind: ConditionKind, reason: String, message: String, since: Timestamp });
 stored_struct!(RetryRow = Retry { count: u32, not_before: Option<Timestamp>, problem: Option<Problem> });
@@ -143,6 +149,10 @@ pub(super) enum WorkRow {
     /// Replaces the data set.
     Replace {
         origin: OriginRow,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parts: Option<PartsRow>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        composed: Option<ComposedRow>,
         safety: Option<String>,
         old: Option<u32>,
         new: Option<u32>,
@@ -161,15 +171,19 @@ impl Stored for Work {
     fn to_row(&self) -> WorkRow {
         match self {
             Self::Restart { before } => WorkRow::Restart { before: before.to_row() },
-            Self::Replace { origin, safety, old, new, layer, switched, accepted } => WorkRow::Replace {
-                origin: origin.to_row(),
-                safety: safety.to_row(),
-                old: *old,
-                new: *new,
-                layer: layer.to_row(),
-                switched: *switched,
-                accepted: accepted.to_row(),
-            },
+            Self::Replace { origin, parts, composed, safety, old, new, layer, switched, accepted } => {
+                WorkRow::Replace {
+                    origin: origin.to_row(),
+                    parts: parts.to_row(),
+                    composed: composed.to_row(),
+                    safety: safety.to_row(),
+                    old: *old,
+                    new: *new,
+                    layer: layer.to_row(),
+                    switched: *switched,
+                    accepted: accepted.to_row(),
+                }
+            }
             Self::Snapshot { snapshot, accepted } => {
                 WorkRow::Snapshot { snapshot: snapshot.to_row(), accepted: accepted.to_row() }
             }
@@ -179,15 +193,19 @@ impl Stored for Work {
     fn from_row(row: WorkRow) -> Result<Self, RowError> {
         Ok(match row {
             WorkRow::Restart { before } => Self::Restart { before: Stored::from_row(before)? },
-            WorkRow::Replace { origin, safety, old, new, layer, switched, accepted } => Self::Replace {
-                origin: Stored::from_row(origin)?,
-                safety: Stored::from_row(safety)?,
-                old,
-                new,
-                layer: Stored::from_row(layer)?,
-                switched,
-                accepted: Stored::from_row(accepted)?,
-            },
+            WorkRow::Replace { origin, parts, composed, safety, old, new, layer, switched, accepted } => {
+                Self::Replace {
+                    origin: Stored::from_row(origin)?,
+                    parts: Stored::from_row(parts)?,
+                    composed: Stored::from_row(composed)?,
+                    safety: Stored::from_row(safety)?,
+                    old,
+                    new,
+                    layer: Stored::from_row(layer)?,
+                    switched,
+                    accepted: Stored::from_row(accepted)?,
+                }
+            }
             WorkRow::Snapshot { snapshot, accepted } => {
                 Self::Snapshot { snapshot: Stored::from_row(snapshot)?, accepted: Stored::from_row(accepted)? }
             }
@@ -217,6 +235,8 @@ struct StateDocument {
     current: Option<u32>,
     last_set: u32,
     source: Option<OriginRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fork: Option<ForkRow>,
     capture: Option<String>,
     layer: Option<LayerCaptureRow>,
     layer_gap: Option<LayerGapRow>,
@@ -254,6 +274,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         current,
         last_set,
         source,
+        fork,
         capture,
         layer,
         layer_gap,
@@ -282,6 +303,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         current: *current,
         last_set: *last_set,
         source: source.to_row(),
+        fork: fork.to_row(),
         capture: capture.to_row(),
         layer: layer.to_row(),
         layer_gap: layer_gap.to_row(),
@@ -332,6 +354,7 @@ pub(in crate::store) fn pod_from_row(row: &AnyRow) -> Result<Pod, StoreError> {
         current: state.current,
         last_set: state.last_set,
         source: Stored::from_row(state.source).map_err(bad)?,
+        fork: Stored::from_row(state.fork).map_err(bad)?,
         capture: <Option<SnapshotId>>::from_row(state.capture).map_err(bad)?,
         layer: Stored::from_row(state.layer).map_err(bad)?,
         layer_gap: Stored::from_row(state.layer_gap).map_err(bad)?,

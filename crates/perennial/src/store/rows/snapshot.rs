@@ -14,6 +14,7 @@ stored_enum!(KindRow = SnapshotKind {
     Scheduled = "scheduled",
     Final = "final",
     Safety = "safety",
+    Composed = "composed",
 });
 stored_enum!(StateRow = SnapshotState {
     Pending = "pending",

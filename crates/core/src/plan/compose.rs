@@ -1,0 +1,76 @@
+//! Putting a snapshot together before a data set is made from it: for a restore of parts, and for a clone.
+//!
+//! Only when it was read back does anything else happen, so a crash leaves the data as it was, or the new set whole.
+
+use jiff::SignedDuration;
+
+use super::{Action, Input, Next, Recipe, problem, snapshot};
+use crate::id::SnapshotId;
+use crate::parts::Parts;
+use crate::pod::{Composed, Fork};
+use crate::record::Record;
+use crate::snapshot::{Snapshot, SnapshotState};
+use crate::volume::Origin;
+
+/// How often a clone looks whether the snapshot that it waits for is there.
+const WAITING: SignedDuration = SignedDuration::from_secs(1);
+
+/// The snapshot that a restore of parts restores; the step that is still to be done before it is there.
+pub(super) fn parts(
+    input: &Input<'_>,
+    (wanted, parts): (SnapshotId, &Parts),
+    base: SnapshotId,
+    composed: Option<Composed>,
+) -> Result<SnapshotId, Next> {
+    compose(input, base, composed, || Recipe::Parts { base, wanted, parts: parts.clone() })
+}
+
+/// What a clone does before its first set is made.
+pub(super) fn fork(input: &Input<'_>, fork: Fork) -> Next {
+    let Some(Origin::Snapshot(base)) = input.pod.source else {
+        // Its source was replaced by the image: there is nothing of anybody else's in it.
+        return Next::Act(Action::Record(Record::Forked(input.pod.source)));
+    };
+    let source = snapshot(input, base);
+    if source.is_some_and(|s| matches!(s.state, SnapshotState::Pending | SnapshotState::Uploaded)) {
+        return match input.now.checked_add(WAITING) {
+            Ok(until) => Next::Wait { until },
+            Err(_) => Next::Settled { wake: None },
+        };
+    }
+    if !source.is_some_and(Snapshot::is_restorable) {
+        let why = source.and_then(|s| s.error.clone()).map_or_else(String::new, |error| format!(": {error}"));
+        return Next::Blocked(problem(
+            "clone-source-failed",
+            format!("snapshot {base}, which this clone is made from, failed or no longer exists{why}"),
+            "delete this pod (perennial pod rm), mend the cause and clone again",
+        ));
+    }
+    match compose(input, base, fork.composed, || Recipe::Fork { base, identity: fork.identity }) {
+        Ok(own) => Next::Act(Action::Record(Record::Forked(Some(Origin::Snapshot(own))))),
+        Err(step) => step,
+    }
+}
+
+fn compose(
+    input: &Input<'_>,
+    base: SnapshotId,
+    composed: Option<Composed>,
+    recipe: impl FnOnce() -> Recipe,
+) -> Result<SnapshotId, Next> {
+    // One that was begun over another base is of a past that nobody asked for any more.
+    let Some(Composed { snapshot: id, .. }) = composed.filter(|c| c.base == base) else {
+        return Err(Next::Act(Action::BeginCompose { base }));
+    };
+    let Some(row) = snapshot(input, id) else { return Err(Next::Act(Action::BeginCompose { base })) };
+    match row.state {
+        SnapshotState::Pending => Err(Next::Act(Action::Compose { snapshot: id, recipe: recipe() })),
+        SnapshotState::Uploaded => Err(Next::Act(Action::Verify { snapshot: id })),
+        SnapshotState::Verified => Ok(id),
+        SnapshotState::Failed => Err(Next::Blocked(problem(
+            "snapshot-failed",
+            row.error.clone().unwrap_or_else(|| "the snapshot failed".to_owned()),
+            "nothing was changed; mend the cause and try again",
+        ))),
+    }
+}
