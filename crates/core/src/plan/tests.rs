@@ -380,3 +380,131 @@ fn a_restart_waits_for_another_run() {
     let step = next(&pod, &observed(Some(ContainerState::Running)), &[]);
     assert!(matches!(step, Next::Act(Action::Stop { .. })), "{step:?}");
 }
+
+// ---- snapshots that are put together --------------------------------------------------------------------------------
+
+fn row(n: u8, state: SnapshotState) -> Snapshot {
+    let id = SnapshotId::from_parts(u64::from(n), [n; 10]);
+    let row = Snapshot::pending(id, pod().id, TenantId::default_tenant(), SnapshotKind::Composed, at(0));
+    Snapshot { state, repository_id: Some("r".into()), ..row }
+}
+
+fn decided(pod: &Pod, snapshots: &[Snapshot], seen: &ObservedPod) -> Next {
+    let policy = Policy::default();
+    decide(&Input {
+        pod,
+        observed: seen,
+        snapshots,
+        live_passed: &[],
+        layer_checked: None,
+        layer_hidden: false,
+        policy: &policy,
+        now: at(10),
+    })
+}
+
+/// A restore of parts whose safety snapshot is 3, out of snapshot 5.
+fn parts_in_work(composed: Option<(u8, u8)>) -> Pod {
+    let id = |n: u8| SnapshotId::from_parts(u64::from(n), [n; 10]);
+    let parts = Parts { volumes: vec!["data".into()], paths: Vec::new(), extra: crate::parts::Extra::Remove };
+    let work = Work::Replace {
+        origin: Origin::Snapshot(id(5)),
+        parts: Some(parts),
+        composed: composed.map(|(snapshot, base)| crate::pod::Composed { snapshot: id(snapshot), base: id(base) }),
+        safety: Some(id(3)),
+        old: None,
+        new: None,
+        layer: None,
+        switched: false,
+        accepted: None,
+    };
+    let mut pod = pod();
+    pod.crash.last = Some(stamp());
+    pod.tasks = vec![Task { operation: OperationId::from_parts(4, [4; 10]), work }];
+    pod
+}
+
+#[test]
+fn parts_are_put_together_and_read_back_before_anything_is_replaced() {
+    let seen = observed(Some(EXITED));
+    let safety = Snapshot { kind: SnapshotKind::Safety, ..verified(&pod()) };
+    let wanted = row(5, SnapshotState::Verified);
+    let of = |composed, more: Vec<Snapshot>| {
+        let rows = [vec![safety.clone(), wanted.clone()], more].concat();
+        decided(&parts_in_work(composed), &rows, &seen)
+    };
+    assert_eq!(of(None, vec![]), Next::Act(Action::BeginCompose { base: safety.id }));
+    // Over a base that is not the newest capture, it is begun anew.
+    let begun = |state| of(Some((7, 3)), vec![row(7, state)]);
+    assert_eq!(
+        of(Some((7, 6)), vec![row(7, SnapshotState::Verified)]),
+        Next::Act(Action::BeginCompose { base: safety.id })
+    );
+    assert!(
+        matches!(begun(SnapshotState::Pending), Next::Act(Action::Compose { recipe: Recipe::Parts { base, wanted, .. }, .. })
+        if base == safety.id && wanted == row(5, SnapshotState::Verified).id)
+    );
+    let own = row(7, SnapshotState::Verified).id;
+    assert_eq!(begun(SnapshotState::Uploaded), Next::Act(Action::Verify { snapshot: own }));
+    assert_eq!(begun(SnapshotState::Verified), Next::Act(Action::AllocateSet { origin: Origin::Snapshot(own) }));
+    assert!(matches!(begun(SnapshotState::Failed), Next::Blocked(problem) if problem.code == "snapshot-failed"));
+    // Lost volumes are no base: what would be kept of them is not there.
+    let lost = ObservedSet { number: 1, presence: Presence::Absent, generation: None };
+    let seen = ObservedPod { sets: vec![lost], ..observed(None) };
+    let rows = [safety.clone(), wanted.clone()];
+    assert!(matches!(decided(&parts_in_work(None), &rows, &seen), Next::Blocked(p) if p.code == "volume-data-lost"));
+}
+
+#[test]
+fn a_set_that_was_filled_before_somebody_wrote_again_is_not_switched_to() {
+    let mut pod = parts_in_work(Some((7, 3)));
+    let stale = VolumeSet { origin: Origin::Snapshot(row(6, SnapshotState::Verified).id), ..set(2, None) };
+    pod.sets.push(stale);
+    if let Work::Replace { new, .. } = &mut pod.tasks[0].work {
+        *new = Some(2);
+    }
+    let safety = Snapshot { kind: SnapshotKind::Safety, ..verified(&self::pod()) };
+    let rows = [safety, row(5, SnapshotState::Verified), row(7, SnapshotState::Verified)];
+    let seen = ObservedPod { sets: vec![whole(1), whole(2)], ..observed(Some(EXITED)) };
+    let own = row(7, SnapshotState::Verified).id;
+    assert_eq!(decided(&pod, &rows, &seen), Next::Act(Action::AllocateSet { origin: Origin::Snapshot(own) }));
+}
+
+#[test]
+fn a_clone_waits_for_its_source_and_starts_from_nothing_but_its_own() {
+    let source = row(5, SnapshotState::Verified).id;
+    let mut clone = pod();
+    (clone.sets, clone.current, clone.container, clone.data_generation) = (Vec::new(), None, None, 0);
+    clone.source = Some(Origin::Snapshot(source));
+    clone.fork = Some(crate::pod::Fork { identity: crate::pod::Identity::Renewed, composed: None });
+    let operation = OperationId::from_parts(2, [2; 10]);
+    clone.goal = Some(Goal { operation, kind: OperationKind::Clone, previous: Desired::Running, accepted: None });
+    let nothing = ObservedPod::default();
+    for waits in [SnapshotState::Pending, SnapshotState::Uploaded] {
+        assert_eq!(decided(&clone, &[row(5, waits)], &nothing), Next::Wait { until: at(11) });
+    }
+    for gone in [vec![], vec![row(5, SnapshotState::Failed)]] {
+        assert!(matches!(decided(&clone, &gone, &nothing), Next::Blocked(p) if p.code == "clone-source-failed"));
+    }
+    let there = row(5, SnapshotState::Verified);
+    assert_eq!(
+        decided(&clone, std::slice::from_ref(&there), &nothing),
+        Next::Act(Action::BeginCompose { base: source })
+    );
+    clone.fork = clone.fork.map(|fork| crate::pod::Fork {
+        composed: Some(crate::pod::Composed { snapshot: row(7, SnapshotState::Pending).id, base: source }),
+        ..fork
+    });
+    let with = |state| [there.clone(), row(7, state)];
+    let composing = decided(&clone, &with(SnapshotState::Pending), &nothing);
+    assert!(matches!(composing, Next::Act(Action::Compose { recipe: Recipe::Fork { .. }, .. })), "{composing:?}");
+    let own = Origin::Snapshot(row(7, SnapshotState::Verified).id);
+    let forked = Record::Forked(Some(own));
+    assert_eq!(decided(&clone, &with(SnapshotState::Verified), &nothing), Next::Act(Action::Record(forked.clone())));
+    crate::record::apply(&mut clone, &forked, at(11));
+    assert_eq!((clone.source, clone.fork), (Some(own), None));
+    assert_eq!(
+        decided(&clone, &with(SnapshotState::Verified), &nothing),
+        Next::Act(Action::AllocateSet { origin: own })
+    );
+}

@@ -135,6 +135,11 @@ fn verified() -> Snapshot {
     row
 }
 
+/// A part that the snapshot has.
+fn home() -> Parts {
+    Parts::new(vec!["system".into()], Vec::new(), crate::parts::Extra::Remove).expect("valid").expect("some")
+}
+
 type Verb = fn(&Pod) -> Result<Decision, Error>;
 
 const VERBS: [(&str, Verb); 11] = [
@@ -442,4 +447,58 @@ fn the_copy_a_pod_lives_from_is_depended_on() {
     }
     let pod = Pod { capture: Some(snap(6)), ..on_host(Desired::Stopped, Phase::Stopping) };
     assert!(depends_on(&pod, snap(6)));
+}
+
+#[test]
+fn parts_of_another_backend_or_that_are_not_there_are_refused() {
+    let pod = on_host(Desired::Running, Phase::Running);
+    let ours = pod.current_set().expect("a set").backend;
+    let theirs = if ours == Backend::Overlay { Backend::Engine } else { Backend::Overlay };
+    let row = Snapshot { backend: Some(theirs), ..verified() };
+    let whole = restore(&pod, (&row, None), None, &order());
+    assert!(whole.is_ok(), "everything moves between backends");
+    assert_eq!(outcome(&restore(&pod, (&row, Some(home())), None, &order())), "snapshot-of-another-backend");
+    let other = Parts { volumes: vec!["nothing".into()], ..home() };
+    let refused = restore(&pod, (&verified(), Some(other)), None, &order());
+    assert!(matches!(&refused, Err(Error::InvalidInput { field, .. }) if field == "volumes"), "{refused:?}");
+}
+
+#[test]
+fn a_clone_is_made_from_what_a_pod_has_in_every_state() {
+    let image = || crate::pod::PinnedImage {
+        id: "sha256:1".into(),
+        digest: None,
+        layout: crate::volume::ImageLayout::default(),
+    };
+    for (state, pod) in states() {
+        let pod = Pod { image: pod.image.clone().or_else(|| (state != "creating").then(image)), ..pod };
+        let found = match fork_source(&pod, None, snap(4), &order()) {
+            Ok(ForkSource::Stored(id)) => format!("stored {}", id == snap(1)),
+            Ok(ForkSource::Taken(id, decision)) => {
+                assert_eq!(decision.snapshot.as_ref().map(|row| row.id), Some(id), "{state}");
+                "taken".to_owned()
+            }
+            Err(Error::Conflict { code, .. }) => code.to_owned(),
+            Err(other) => panic!("{state}: {other:?}"),
+        };
+        let expected = match state {
+            "creating" => "pod-never-ran",
+            "running" | "broken" | "pausing" | "paused" | "resuming" | "resetting" => "taken",
+            "stopping" => "pod-released",
+            "released" | "stopped" => "stored true",
+            // On its way: what it has on the host is being made.
+            "starting" => "taken",
+            "archiving" | "archived" => "pod-archived",
+            "deleting" | "deleted" => "pod-deleted",
+            "purging" => "pod-being-purged",
+            other => panic!("{other}"),
+        };
+        assert_eq!(found, expected, "{state}");
+        // A snapshot that is named will do in any state but one.
+        let named = fork_source(&pod, Some(&verified()), snap(4), &order());
+        assert_eq!(named.is_ok(), state != "purging", "{state}: {named:?}");
+    }
+    let foreign = Snapshot { pod: PodId::from_parts(9, [9; 10]), ..verified() };
+    let refused = fork_source(&on_host(Desired::Running, Phase::Running), Some(&foreign), snap(4), &order());
+    assert!(matches!(&refused, Err(Error::InvalidInput { field, .. }) if field == "snapshotId"), "{refused:?}");
 }

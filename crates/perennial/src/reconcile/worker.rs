@@ -149,7 +149,7 @@ impl Reconciler {
     async fn step(&self, pod: Pod) -> Result<Passed, StepError> {
         let mut view = self.look(pod).await?;
         let mut plan = self.plan(&view);
-        if matches!(plan.next, Next::Settled { .. }) && view.pod.retry != Retry::default() {
+        if matches!(plan.next, Next::Settled { .. } | Next::Wait { .. }) && view.pod.retry != Retry::default() {
             // What failed was done all the same, or is no longer wanted: nothing is being retried.
             view.pod.retry = Retry::default();
             view.retry_cleared = true;

@@ -30,6 +30,7 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("POST", "/api/v1/pods/{id}/restart", Access::Token),
     ("POST", "/api/v1/pods/{id}/reset", Access::Token),
     ("POST", "/api/v1/pods/{id}/restore", Access::Token),
+    ("POST", "/api/v1/pods/{id}/clone", Access::Token),
     ("POST", "/api/v1/pods/{id}/archive", Access::Token),
     ("POST", "/api/v1/pods/{id}/undelete", Access::Token),
     ("POST", "/api/v1/pods/{id}/purge", Access::Token),

@@ -75,6 +75,24 @@ async fn a_pod_is_shown_as_the_contract_says() {
 }
 
 #[tokio::test]
+async fn a_clone_is_recorded_with_what_it_is_made_from() {
+    let server = Server::start().await;
+    let (id, snapshot) = server.stopped("dev").await;
+    server.asked.woken.lock().unwrap().clear();
+    let answer = server.post(&format!("/api/v1/pods/{id}/clone"), json!({"name": "copy"})).await;
+    let operation = accepted(&answer);
+    assert_eq!((&operation["kind"], &answer.json()["pod"]["name"]), (&json!("clone"), &json!("copy")));
+    let copy = answer.json()["pod"]["id"].as_str().unwrap().parse().unwrap();
+    assert_eq!(*server.asked.woken.lock().unwrap(), [copy, id]);
+    let record = server.store.pod_fetch(copy).await.unwrap().unwrap();
+    assert_eq!(record.source, Some(perennial_core::volume::Origin::Snapshot(snapshot)));
+    assert!(record.fork.is_some() && record.current.is_none());
+    // Until it has its own, the snapshot it is made from is needed.
+    let refused = server.ask(Method::DELETE, &format!("/api/v1/snapshots/{snapshot}"), &[], Body::empty()).await;
+    assert_eq!(refused.problem().0, "snapshot-in-use");
+}
+
+#[tokio::test]
 async fn every_verb_is_recorded_and_wakes_the_reconciler() {
     let server = Server::start().await;
     let cases = [
@@ -85,6 +103,7 @@ async fn every_verb_is_recorded_and_wakes_the_reconciler() {
         ("restart", "running", json!({}), "restart"),
         ("reset", "running", json!({"confirm": "NAME"}), "reset"),
         ("restore", "running", json!({"confirm": "NAME", "snapshotId": "SNAPSHOT"}), "restore"),
+        ("restore", "running", json!({"confirm": "NAME", "snapshotId": "SNAPSHOT", "volumes": ["system"]}), "restore"),
         ("archive", "running", json!({}), "archive"),
         ("undelete", "archived", json!({}), "undelete"),
         ("purge", "running", json!({"confirm": "NAME"}), "purge"),

@@ -152,6 +152,58 @@ async fn bad_queries_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn bad_parts_of_a_restore_are_refused_by_name() {
+    let server = Server::start().await;
+    let id = server.running("dev").await;
+    let snapshot = server.snapshot(id, 1).await;
+    let before = server.footprint().await;
+    for (parts, field) in [
+        (json!({"volumes": ["nothing"]}), "volumes"),
+        (json!({"volumes": "home"}), "volumes"),
+        (json!({"paths": ["home/me"]}), "paths"),
+        (json!({"paths": ["/home/../etc"]}), "paths"),
+        (json!({"paths": ["/"]}), "paths"),
+        (json!({"paths": ["/proc/1"]}), "paths"),
+        (json!({"paths": ["/tmp/x"]}), "paths"),
+        (json!({"paths": ["/a\u{0}"]}), "paths"),
+        (json!({"volumes": ["home"], "extra": "burn"}), "extra"),
+        (json!({"extra": "keep"}), "extra"),
+        (json!({"volumes": ["home"], "keepExtra": true}), "keepExtra"),
+    ] {
+        for dry_run in [true, false] {
+            let mut body = parts.clone();
+            (body["snapshotId"], body["dryRun"]) = (snapshot.to_string().into(), dry_run.into());
+            body["confirm"] = "dev".into();
+            let answer = server.post(&format!("/api/v1/pods/{id}/restore"), body).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{parts}: {answer:?}");
+            assert_eq!(answer.problem().1.as_deref(), Some(field), "{parts}: {answer:?}");
+        }
+    }
+    assert_eq!(server.footprint().await, before);
+}
+
+#[tokio::test]
+async fn bad_clones_are_refused_by_name() {
+    let server = Server::start().await;
+    let (id, _) = server.stopped("dev").await;
+    server.running("taken").await;
+    let before = server.footprint().await;
+    for (body, field) in [
+        (json!({}), "name"),
+        (json!({"name": "Copy"}), "name"),
+        (json!({"name": "copy", "snapshotId": "x"}), "snapshotId"),
+        (json!({"name": "copy", "image": "other"}), "image"),
+    ] {
+        let answer = server.post(&format!("/api/v1/pods/{id}/clone"), body.clone()).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{body}: {answer:?}");
+        assert_eq!(answer.problem().1.as_deref(), Some(field), "{body}: {answer:?}");
+    }
+    let answer = server.post(&format!("/api/v1/pods/{id}/clone"), json!({"name": "taken"})).await;
+    assert_eq!((answer.status, answer.problem().0.as_str()), (StatusCode::CONFLICT, "pod-name-taken"));
+    assert_eq!(server.footprint().await, before);
+}
+
+#[tokio::test]
 async fn destructive_verbs_need_the_name_of_the_pod() {
     let server = Server::start().await;
     let id = server.running("dev").await;

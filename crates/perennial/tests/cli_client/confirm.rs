@@ -116,6 +116,60 @@ async fn what_a_restore_does_names_what_will_be_missing() {
     );
 }
 
+fn preview() -> serde_json::Value {
+    let entry = |name: &str| {
+        json!({"name": name, "nameBytes": null, "kind": "file", "mode": 420, "uid": 0, "gid": 0, "size": 1,
+               "modifiedAt": null, "target": null, "targetBytes": null, "links": 1, "device": null,
+               "xattrs": [], "origin": "volume", "volume": "home"})
+    };
+    let change = |path: &str, change: &str, before: bool, after: bool| {
+        json!({"path": path, "pathBytes": null, "change": change, "metadata": false,
+               "before": before.then(|| entry("x")), "after": after.then(|| entry("x"))})
+    };
+    json!({"dryRun": true, "snapshotId": SNAPSHOT, "comparedWith": SNAPSHOT, "comparedAt": null, "complete": true,
+           "changes": [change("/home/a", "content", true, true), change("/home/new\u{1b}", "removed", true, false)]})
+}
+
+#[tokio::test]
+async fn what_a_restore_of_parts_does_names_every_file() {
+    let request = format!("POST /api/v1/pods/{POD}/restore");
+    let fake = fake("-", OperationKind::Restore);
+    fake.on(&request, [preview()]);
+    let command = ["pod", "restore", "dev", "latest", "--volume", "home", "--path", "/etc/nginx", "--keep-extra"];
+    let ran = dry(&command, &fake).await;
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    for part in [
+        "  volume home: put back; files that the snapshot lacks are kept, from snapshot",
+        "  /etc/nginx: put back;",
+        "  everything else: stays as it is\n",
+        "What would change:\n",
+        "  M /home/a  (content)\n",
+        "  - /home/new",
+        "This was a dry run: nothing was done.\n",
+    ] {
+        assert!(ran.stdout.contains(part), "{part:?} in {}", ran.stdout);
+    }
+    assert!(!ran.stdout.contains('\u{1b}'), "a name of a file reached the terminal");
+    let asked = fake.asked();
+    let bodies: Vec<_> =
+        asked.iter().filter(|asked| asked.what == request).filter_map(|asked| asked.body.clone()).collect();
+    assert_eq!(bodies.len(), 1);
+    let body = &bodies[0];
+    assert_eq!((&body["volumes"], &body["paths"]), (&json!(["home"]), &json!(["/etc/nginx"])));
+    assert_eq!((&body["extra"], &body["dryRun"]), (&json!("keep"), &json!(true)));
+}
+
+#[tokio::test]
+async fn a_clone_is_asked_for_with_its_name_and_what_it_is_made_from() {
+    let request = format!("POST /api/v1/pods/{POD}/clone");
+    let fake = fake(&request, OperationKind::Clone);
+    let ran = fake.run(&["pod", "clone", "dev", "copy", "--snapshot", "latest", "--keep-identity"]).await;
+    assert_eq!(ran.exit, Exit::Done, "{}", ran.stderr);
+    let asked = fake.asked();
+    let body = &asked.iter().find(|asked| asked.what == request).unwrap().body;
+    assert_eq!(*body, Some(json!({"name": "copy", "snapshotId": SNAPSHOT, "keepIdentity": true})));
+}
+
 #[tokio::test]
 async fn what_a_purge_does_as_json() {
     let fake = fake("-", OperationKind::Purge);
