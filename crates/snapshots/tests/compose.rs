@@ -359,13 +359,19 @@ fn a_whole_tree_is_exchanged_or_laid_over() {
         fs::create_dir_all(tree.join("both")).unwrap();
         fs::write(tree.join("both").join(name), name).unwrap();
         fs::write(tree.join("same"), name).unwrap();
+        fs::hard_link(tree.join("same"), tree.join("both/linked")).unwrap();
     }
     let replaced = whole(&now, &wanted, |other| vec![taken("", other, Extra::Removed)]);
     assert_eq!(shown(replaced.path()), shown(&wanted));
     let kept = whole(&now, &wanted, |other| vec![taken("", other, Extra::Kept)]);
     assert_eq!(fs::read_to_string(kept.path().join("same")).unwrap(), "earlier");
     let names: BTreeSet<_> = fs::read_dir(kept.path().join("both")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, ["earlier", "later"].map(Into::into).into());
+    assert_eq!(names, ["earlier", "later", "linked"].map(Into::into).into());
+    let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+    for made in [replaced.path(), kept.path()] {
+        assert_eq!(fs::read_to_string(made.join("both/linked")).unwrap(), "earlier");
+        assert_eq!(inode(&made.join("same")), inode(&made.join("both/linked")));
+    }
 }
 
 #[test]

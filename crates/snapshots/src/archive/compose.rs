@@ -373,7 +373,10 @@ impl Composer<'_, '_> {
     /// Writes every directory that was opened, the deepest first.
     fn save(mut self) -> Result<Composed> {
         let mut node = std::mem::replace(&mut self.base.node, Node::new(Vec::new(), NodeKind::Dir));
-        self.base.entries(b"", node.subtree)?;
+        if node.subtree.is_none() {
+            // There was none: an empty one is made. Any other that was not looked into stays as it is saved.
+            self.base.entries(b"", None)?;
+        }
         let mut paths: Vec<Vec<u8>> = self.base.open.keys().cloned().collect();
         paths.sort_by_key(|path| std::cmp::Reverse(above(path).len()));
         for path in paths {
