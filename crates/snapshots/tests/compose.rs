@@ -215,9 +215,9 @@ fn disturb(random: &mut StdRng, root: &Path, times: usize) {
 /// Random images, random histories, random selections: the kernel shows what a copy by hand has.
 #[test]
 fn composed_upper_layers_show_what_a_copy_by_hand_shows() {
-    let seed: u64 = std::env::var("PERENNIAL_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(11);
+    let seed: u64 = std::env::var("PERENNIAL_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(2);
     let (mut composed, mut refused) = (0, 0);
-    for turn in 0..150 {
+    for turn in 0..200 {
         let random = &mut StdRng::seed_from_u64(seed * 1000 + turn);
         let dir = scratch();
         let low = dir.path().join("lower");
@@ -270,6 +270,42 @@ fn assert_same(found: &[(PathBuf, String)], expected: &[(PathBuf, String)], told
     let wrong: Vec<_> = found.difference(&expected).collect();
     let missing: Vec<_> = expected.difference(&found).collect();
     assert!(wrong.is_empty() && missing.is_empty(), "{told}\nfound: {wrong:#?}\nexpected: {missing:#?}");
+}
+
+/// A directory that was made anew hides the image's, also where only a directory in it is chosen; and one that did no
+/// longer hides what is chosen.
+#[test]
+fn what_hides_the_layer_below_is_carried_over_both_ways() {
+    let dir = scratch();
+    let low = dir.path().join("lower");
+    fs::create_dir_all(low.join("a/b")).unwrap();
+    for file in ["a/b/x", "a/y"] {
+        fs::write(low.join(file), "image").unwrap();
+    }
+    let [plain, anew] = ["plain", "anew"].map(|name| Overlay::mount(&low, dir.path(), name));
+    fs::remove_dir_all(anew.0.join("a")).unwrap();
+    fs::create_dir_all(anew.0.join("a/b")).unwrap();
+    fs::write(anew.0.join("a/b/new"), "new").unwrap();
+    let (_, repo) = memory();
+    let of = |name: &str| snapshot(&repo, &dir.path().join(format!("{name}-upper")), Layout::OverlayUpper);
+    let (plain, anew) = (of("plain"), of("anew"));
+    for (name, base, other, expected) in
+        [("hides", plain, anew, ["a", "a/b", "a/b/new", "a/y"]), ("shows", anew, plain, ["a", "a/b", "a/b/x", ""])]
+    {
+        let grafts = vec![taken("a/b", other, Extra::Removed)];
+        let made = compose(&repo, composition(base, Layout::OverlayUpper, Some(&low), grafts)).unwrap();
+        let request = RestoreRequest {
+            removals: Removals::Whiteouts { list: "/removed/home".into() },
+            existing: Existing::Replace,
+            ..restore_request(&dir.path().join(format!("{name}-upper")))
+        };
+        repo.restore(made, &request, &Progress::default()).unwrap();
+        let overlay = Overlay::mount(&low, dir.path(), name);
+        let found: BTreeSet<PathBuf> = compare::snapshot(&overlay.0).into_keys().collect();
+        let root = PathBuf::new();
+        let expected: BTreeSet<PathBuf> = expected.iter().map(PathBuf::from).chain([root]).collect();
+        assert_eq!(found, expected, "{name}");
+    }
 }
 
 /// Whole trees, restored as they are.
