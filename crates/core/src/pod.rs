@@ -169,6 +169,7 @@ pub struct Task {
 
 /// What a task does, and how far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a pod has few of them; boxing would only blur the patterns")]
 pub enum Work {
     /// Stops the run `before` and starts another; `None` until the first pass saw which one runs.
     Restart {

@@ -122,7 +122,9 @@ async fn live(server: &Server, striker: &Striker, scenario: Scenario, before: &B
         if let Ok(outcome) = ask(server, scenario, before, backend).await {
             match before.pod {
                 Some(source) if source != outcome.pod.id => server.settle_both(source, outcome.pod.id).await,
-                _ => drop(server.settle(outcome.pod.id).await),
+                _ => {
+                    server.settle(outcome.pod.id).await;
+                }
             }
         }
     };

@@ -282,7 +282,7 @@ fn what_hides_the_layer_below_is_carried_over_both_ways() {
     for file in ["a/b/x", "a/y"] {
         fs::write(low.join(file), "image").unwrap();
     }
-    let [plain, anew] = ["plain", "anew"].map(|name| Overlay::mount(&low, dir.path(), name));
+    let [_plain, anew] = ["plain", "anew"].map(|name| Overlay::mount(&low, dir.path(), name));
     fs::remove_dir_all(anew.0.join("a")).unwrap();
     fs::create_dir_all(anew.0.join("a/b")).unwrap();
     fs::write(anew.0.join("a/b/new"), "new").unwrap();

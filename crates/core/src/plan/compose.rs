@@ -15,13 +15,22 @@ use crate::volume::Origin;
 /// How often a clone looks whether the snapshot that it waits for is there.
 const WAITING: SignedDuration = SignedDuration::from_secs(1);
 
-/// The snapshot that a restore of parts restores; the step that is still to be done before it is there.
+/// How far a snapshot is put together.
+#[expect(clippy::large_enum_variant, reason = "one value per pass")]
+pub(super) enum Progress {
+    /// Something is still to be done.
+    Step(Next),
+    /// It was read back.
+    Done(SnapshotId),
+}
+
+/// Puts the snapshot together that a restore of parts restores.
 pub(super) fn parts(
     input: &Input<'_>,
     (wanted, parts): (SnapshotId, &Parts),
     base: SnapshotId,
     composed: Option<Composed>,
-) -> Result<SnapshotId, Next> {
+) -> Progress {
     compose(input, base, composed, || Recipe::Parts { base, wanted, parts: parts.clone() })
 }
 
@@ -47,8 +56,8 @@ pub(super) fn fork(input: &Input<'_>, fork: Fork) -> Next {
         ));
     }
     match compose(input, base, fork.composed, || Recipe::Fork { base, identity: fork.identity }) {
-        Ok(own) => Next::Act(Action::Record(Record::Forked(Some(Origin::Snapshot(own))))),
-        Err(step) => step,
+        Progress::Done(own) => Next::Act(Action::Record(Record::Forked(Some(Origin::Snapshot(own))))),
+        Progress::Step(next) => next,
     }
 }
 
@@ -57,17 +66,16 @@ fn compose(
     base: SnapshotId,
     composed: Option<Composed>,
     recipe: impl FnOnce() -> Recipe,
-) -> Result<SnapshotId, Next> {
+) -> Progress {
+    let step = |action| Progress::Step(Next::Act(action));
     // One that was begun over another base is of a past that nobody asked for any more.
-    let Some(Composed { snapshot: id, .. }) = composed.filter(|c| c.base == base) else {
-        return Err(Next::Act(Action::BeginCompose { base }));
-    };
-    let Some(row) = snapshot(input, id) else { return Err(Next::Act(Action::BeginCompose { base })) };
+    let begun = composed.filter(|c| c.base == base).and_then(|c| snapshot(input, c.snapshot));
+    let Some(row) = begun else { return step(Action::BeginCompose { base }) };
     match row.state {
-        SnapshotState::Pending => Err(Next::Act(Action::Compose { snapshot: id, recipe: recipe() })),
-        SnapshotState::Uploaded => Err(Next::Act(Action::Verify { snapshot: id })),
-        SnapshotState::Verified => Ok(id),
-        SnapshotState::Failed => Err(Next::Blocked(problem(
+        SnapshotState::Pending => step(Action::Compose { snapshot: row.id, recipe: recipe() }),
+        SnapshotState::Uploaded => step(Action::Verify { snapshot: row.id }),
+        SnapshotState::Verified => Progress::Done(row.id),
+        SnapshotState::Failed => Progress::Step(Next::Blocked(problem(
             "snapshot-failed",
             row.error.clone().unwrap_or_else(|| "the snapshot failed".to_owned()),
             "nothing was changed; mend the cause and try again",

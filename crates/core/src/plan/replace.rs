@@ -3,7 +3,8 @@
 //! The old set is captured first, stays until the new one runs, and then goes with the capture as its proof. A restore of
 //! parts is a restore of a snapshot that is put together for it: the capture, with the parts of the wanted one.
 
-use super::{Action, Input, Next, compose, data_problem, leftovers, problem, release, run, snapshot};
+use super::compose::{self, Progress};
+use super::{Action, Input, Next, data_problem, leftovers, problem, release, run, snapshot};
 use crate::id::SnapshotId;
 use crate::pod::{Desired, Work};
 use crate::record::Record;
@@ -32,14 +33,6 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
     if input.pod.image.is_none() {
         return Next::Act(Action::PinImage);
     }
-    // Taken together with what it is put into, or alone.
-    let effective = |base: Option<SnapshotId>| match (origin, parts) {
-        (Origin::Snapshot(wanted), Some(parts)) => {
-            let base = base.ok_or_else(nothing_to_keep)?;
-            compose::parts(input, (*wanted, parts), base, *composed).map(Origin::Snapshot)
-        }
-        _ => Ok(*origin),
-    };
     let of_source = match input.pod.source {
         Some(Origin::Snapshot(id)) => Some(id),
         _ => None,
@@ -48,9 +41,10 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
         if composed.is_some_and(|c| of_source == Some(c.snapshot)) {
             return Next::Act(Action::Record(Record::TaskDone));
         }
-        return match effective(of_source) {
-            Ok(origin) => replace_source(input, origin),
-            Err(step) => step,
+        return match with_parts(input, of_source) {
+            Some(Progress::Step(next)) => next,
+            Some(Progress::Done(composed)) => replace_source(input, Origin::Snapshot(composed)),
+            None => replace_source(input, *origin),
         };
     };
     let chosen = safety.and_then(|id| snapshot(input, id));
@@ -68,9 +62,10 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
     } else if let Some(step) = run::stop_live(input) {
         return step;
     }
-    let origin = match effective(base) {
-        Ok(origin) => origin,
-        Err(step) => return step,
+    let origin = match with_parts(input, base) {
+        Some(Progress::Step(next)) => return next,
+        Some(Progress::Done(composed)) => Origin::Snapshot(composed),
+        None => *origin,
     };
     // A set of another origin is of a past safety snapshot: somebody wrote since.
     match new.and_then(|n| input.pod.set(n)).filter(|set| set.origin == origin) {
@@ -80,12 +75,21 @@ pub(super) fn replace(input: &Input<'_>) -> Next {
     }
 }
 
-fn nothing_to_keep() -> Next {
-    Next::Blocked(problem(
-        "pod-never-ran",
-        "the pod never ran and has no data of its own that parts could be put into".to_owned(),
-        "leave out volumes and paths to restore everything, or start the pod first",
-    ))
+/// The snapshot that is put together for a restore of parts; `None` when everything is replaced.
+fn with_parts(input: &Input<'_>, base: Option<SnapshotId>) -> Option<Progress> {
+    let Some(Work::Replace { origin: Origin::Snapshot(wanted), parts: Some(parts), composed, .. }) =
+        input.pod.tasks.first().map(|t| &t.work)
+    else {
+        return None;
+    };
+    let Some(base) = base else {
+        return Some(Progress::Step(Next::Blocked(problem(
+            "pod-never-ran",
+            "the pod never ran and has no data of its own that parts could be put into".to_owned(),
+            "leave out volumes and paths to restore everything, or start the pod first",
+        ))));
+    };
+    Some(compose::parts(input, (*wanted, parts), base, *composed))
 }
 
 /// Switches to the filled set; one that vanished since it was filled is filled again.

@@ -143,6 +143,7 @@ impl Stored for Origin {
 /// What a task does.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "it lives as long as a document is written or read")]
 pub(super) enum WorkRow {
     /// Stops and starts.
     Restart { before: Option<<WriterStamp as Stored>::Row> },
