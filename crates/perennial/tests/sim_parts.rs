@@ -249,6 +249,22 @@ async fn sim_parts_of_a_pod_that_declares_its_volumes_are_those_of_its_volumes()
 }
 
 #[tokio::test]
+async fn sim_parts_are_put_back_where_only_a_mover_reaches_the_volumes() {
+    let world = World::with_mover(32, perennial::mover::simulated());
+    let server = world.server().await;
+    let pod = server.running("dev", universal_spec(Backend::Engine)).await;
+    world.engine.write(pod, "/home/user/a", "then").unwrap();
+    let snapshot = server.snapshot_of(pod).await;
+    for path in ["/home/user/a", "/home/user/b"] {
+        world.engine.write(pod, path, "now").unwrap();
+    }
+    let parts = chosen(&[], &["/home/user/a"], Extra::Remove);
+    server.succeed(server.restore_parts(pod, snapshot, parts).await).await;
+    assert_eq!(world.engine.read(pod, "/home/user/a").unwrap().unwrap(), b"then");
+    assert_eq!(world.engine.read(pod, "/home/user/b").unwrap().unwrap(), b"now");
+}
+
+#[tokio::test]
 async fn sim_a_dry_run_lists_what_would_change_and_does_nothing() {
     for backend in BACKENDS {
         let (history, server) = history(31, backend).await;

@@ -253,7 +253,7 @@ impl Assembly {
             }
             self.check_same_layout(repository, &list, has_list)?;
             let mut lower = None;
-            if is_upper {
+            if is_upper && grafts.iter().any(needs_image) {
                 let read = match image.take() {
                     Some(read) => read,
                     None => ImageBelow::load(repository, self.image.0, &self.image.1).map_err(unreadable)?,
@@ -324,6 +324,15 @@ impl Assembly {
     fn identity_exchanges(&self, renewed: Vec<Renewed>) -> Exchanges {
         let with = |content: Option<Vec<u8>>| content.map_or(With::Nothing, With::Content);
         renewed.into_iter().filter_map(|file| Some((self.place(&file.path)?, with(file.content)))).collect()
+    }
+}
+
+/// Whether an exchange depends on what the image has there: not that of a whole tree, nor that of a file's content.
+const fn needs_image(graft: &Graft) -> bool {
+    match &graft.with {
+        With::Taken { extra: Extras::Removed, .. } => !graft.path.is_empty(),
+        With::Taken { extra: Extras::Kept, .. } | With::Nothing => true,
+        With::Content(_) => false,
     }
 }
 
