@@ -16,9 +16,9 @@ use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::Phase;
 use perennial_core::snapshot::SnapshotState;
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, DeclaredVolume, PodSpec, Profile};
 use world::taps::{Blow, Striker};
-use world::{Server, World, files, small_spec};
+use world::{IMAGE, Server, World, files, small_spec};
 
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
@@ -46,8 +46,19 @@ enum Scenario {
     RestorePartsOfStopped,
     Clone,
     CloneOfSnapshot,
+    /// Of a pod that has a machine-id.
+    CloneOfMachine,
     Delete,
     Purge,
+}
+
+/// Where a pod keeps which machine it is.
+const MACHINE_ID: &str = "/etc/machine-id";
+
+/// A pod with one volume, which holds its identity.
+fn machine_spec(backend: Backend) -> PodSpec {
+    let volume = DeclaredVolume { name: "etc".into(), mount_path: "/etc".into(), size: None };
+    PodSpec { profile: Profile::Declared(vec![volume]), backend: Some(backend), ..PodSpec::new(IMAGE) }
 }
 
 /// What the world looked like before the scenario.
@@ -62,6 +73,12 @@ async fn prepare(world: &World, scenario: Scenario, backend: Backend) -> Before 
     let server = world.server().await;
     if scenario == Scenario::Create {
         return Before { pod: None, snapshot: None, at_snapshot: BTreeMap::new(), bytes: BTreeMap::new() };
+    }
+    if scenario == Scenario::CloneOfMachine {
+        let pod = server.running("dev", machine_spec(backend)).await;
+        world.engine.write(pod, MACHINE_ID, "0123456789abcdef0123456789abcdef\n").unwrap();
+        let bytes = files(world, pod);
+        return Before { pod: Some(pod), snapshot: None, at_snapshot: BTreeMap::new(), bytes };
     }
     let pod = server.running("dev", small_spec(backend)).await;
     world.engine.write(pod, "/srv/kept", "1").unwrap();
@@ -95,7 +112,7 @@ async fn ask(server: &Server, scenario: Scenario, before: &Before, backend: Back
         Scenario::RestoreParts | Scenario::RestorePartsOfStopped => {
             server.restore_parts(pod, before.snapshot.unwrap(), parts()).await
         }
-        Scenario::Clone => server.fork("copy", pod, None).await,
+        Scenario::Clone | Scenario::CloneOfMachine => server.fork("copy", pod, None).await,
         Scenario::CloneOfSnapshot => server.fork("copy", pod, before.snapshot).await,
         Scenario::Delete => server.delete(pod).await,
         Scenario::Purge => server.purge(pod).await,
@@ -142,7 +159,7 @@ async fn converge(world: &World, scenario: Scenario, before: &Before, backend: B
     for pod in known.iter().chain(&known) {
         server.settle(*pod).await;
     }
-    if matches!(scenario, Scenario::Clone | Scenario::CloneOfSnapshot) {
+    if matches!(scenario, Scenario::Clone | Scenario::CloneOfSnapshot | Scenario::CloneOfMachine) {
         return converge_clone(world, &server, scenario, before, backend).await;
     }
     let pod = match before.pod.or_else(|| known.first().copied()) {
@@ -182,7 +199,7 @@ fn kind_of(scenario: Scenario) -> &'static str {
         Scenario::Snapshot => "snapshot",
         Scenario::Reset => "reset",
         Scenario::Restore | Scenario::RestoreParts | Scenario::RestorePartsOfStopped => "restore",
-        Scenario::Clone | Scenario::CloneOfSnapshot => "clone",
+        Scenario::Clone | Scenario::CloneOfSnapshot | Scenario::CloneOfMachine => "clone",
         Scenario::Delete => "delete",
         Scenario::Purge => "purge",
     }
@@ -207,12 +224,17 @@ async fn converge_clone(
             outcome.pod.id
         }
     };
-    let expected = if scenario == Scenario::Clone { &before.bytes } else { &before.at_snapshot };
+    let expected = if scenario == Scenario::CloneOfSnapshot { &before.at_snapshot } else { &before.bytes };
     for (pod, expected) in [(copy, expected), (source, &before.bytes)] {
         check_at_rest(world, server, pod).await?;
         let record = server.pod(pod).await;
         ensure!(record.phase == Phase::Running, "phase {:?}: {record:?}", record.phase);
-        let now = files(world, pod);
+        let mut now = files(world, pod);
+        if let (Some(id), true) = (now.get_mut(MACHINE_ID), pod == copy) {
+            let original = &before.bytes[MACHINE_ID];
+            ensure!(id != original && id.len() == original.len(), "the clone is its original: {id:?}");
+            id.clone_from(original);
+        }
         ensure!(now == *expected, "bytes of {} differ: {:?} instead of {:?}", record.name, now.keys(), expected.keys());
     }
     let owned = world.engine.list_owned().await.unwrap();
@@ -387,6 +409,7 @@ sweeps! {
     sim_sweep_clone: Clone on Overlay;
     sim_sweep_clone_on_engine_volumes: Clone on Engine;
     sim_sweep_clone_of_a_snapshot: CloneOfSnapshot on Overlay;
+    sim_sweep_clone_never_has_the_identity_of_its_source: CloneOfMachine on Overlay;
     sim_sweep_delete: Delete on Overlay;
     sim_sweep_purge: Purge on Overlay;
     sim_sweep_stop_on_engine_volumes: Stop on Engine;
