@@ -18,6 +18,7 @@ use perennial_core::Error;
 use perennial_core::engine::{Engine, Owned};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, OperationState};
+use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::Phase;
 use perennial_core::retention::{Keep, Manual};
 use perennial_core::schedule::SnapshotRules;
@@ -62,6 +63,8 @@ enum Effect {
     None,
     Reset,
     Restore(SnapshotId),
+    /// What begins so comes from that snapshot; everything else stays.
+    Parts(SnapshotId, &'static str),
     Snapshot(SnapshotId),
 }
 
@@ -112,7 +115,8 @@ impl<'a> History<'a> {
             58..=61 => self.verb("restart").await,
             62..=67 => self.snapshot().await,
             68..=71 => self.replace(None).await,
-            72..=76 => self.restore().await,
+            72..=74 => self.restore().await,
+            75..=76 => self.restore_parts().await,
             77..=79 => self.verb("delete").await,
             80..=82 => self.verb("undelete").await,
             83..=85 => self.verb("archive").await,
@@ -210,6 +214,28 @@ impl<'a> History<'a> {
             let chosen = known[self.rng.random_range(0..known.len())];
             self.replace(Some(chosen)).await;
         }
+    }
+
+    /// Puts a part of a snapshot back: a volume, the system layer, or a file.
+    async fn restore_parts(&mut self) {
+        self.settle().await;
+        let known: Vec<SnapshotId> = self.snapshots.keys().copied().collect();
+        if known.is_empty() {
+            return;
+        }
+        let from = known[self.rng.random_range(0..known.len())];
+        let choices = [("srv", "/srv/"), ("home", "/home/"), ("system", "/tools/"), ("", "/srv/1"), ("", "/home/seed")];
+        let (volume, prefix) = choices[self.rng.random_range(0..choices.len())];
+        if volume.is_empty() && !self.snapshots[&from].contains_key(prefix) {
+            return;
+        }
+        let own = |chosen: bool, text: &str| if chosen { vec![text.to_owned()] } else { Vec::new() };
+        let parts = Parts::new(own(!volume.is_empty(), volume), own(volume.is_empty(), prefix), Extra::Remove);
+        let outcome = self.server.restore_parts(self.pod, from, parts.unwrap().unwrap()).await;
+        let effect = Effect::Parts(from, prefix);
+        self.note(&format!("{effect:?}"), outcome, |_| effect);
+        self.work().await;
+        self.settle().await;
     }
 
     /// Writes or removes as the pod, when it runs and nothing that replaces or captures is in work.
@@ -321,12 +347,22 @@ impl<'a> History<'a> {
             let succeeded = operation.state == OperationState::Succeeded;
             let refusable = matches!(operation.kind, OperationKind::Snapshot | OperationKind::Restart);
             let cancelled = operation.state == OperationState::Cancelled;
+            // After a reset of a stopped pod there is nothing that parts could be put into.
+            let nothing = operation.error.as_ref().is_some_and(|problem| problem.code == "pod-never-ran");
+            let refusable = refusable || matches!(effect, Effect::Parts(..)) && nothing;
             self.require(succeeded || refusable || cancelled, || format!("{operation:?} failed without a reason"));
             match effect {
                 _ if !succeeded => {}
                 Effect::None => {}
                 Effect::Reset => self.live = self.fresh.clone(),
                 Effect::Restore(from) => self.live = self.snapshots[&from].clone(),
+                Effect::Parts(from, prefix) => {
+                    let is_chosen =
+                        |path: &String| path.starts_with(prefix) && (prefix.ends_with('/') || path == prefix);
+                    self.live.retain(|path, _| !is_chosen(path));
+                    let chosen = self.snapshots[&from].iter().filter(|(path, _)| is_chosen(path));
+                    self.live.extend(chosen.map(|(path, bytes)| (path.clone(), bytes.clone())));
+                }
                 Effect::Snapshot(id) => {
                     self.snapshots.insert(id, self.live.clone());
                 }
