@@ -116,12 +116,18 @@ impl Composer<'_, '_> {
                 let its = wanted.look_in(&path, &want, &below, &name)?;
                 if its.is_dir() {
                     paths.push(below);
-                } else {
+                } else if !self.has_same(&below, &its) {
                     self.take(wanted, &below)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether this very entry is there already. One of several hard links is taken all the same: the others may differ.
+    fn has_same(&mut self, path: &[u8], its: &Look) -> bool {
+        let upper = its.upper.as_ref().filter(|node| node.link_key().is_none());
+        upper.is_some() && self.base.look(path).is_ok_and(|have| have.upper.as_ref() == upper)
     }
 
     /// Whether two directories show the same for certain.
@@ -298,7 +304,11 @@ impl Composer<'_, '_> {
         let Some((directory, name)) = split(path) else { return Ok(()) };
         self.directory(directory)?.remove(name);
         let below = [path, b"/"].concat();
-        self.base.open.retain(|at, _| at != path && !at.starts_with(&below));
+        let opened = self.base.open.range(below.clone()..).map(|(at, _)| at).take_while(|at| at.starts_with(&below));
+        for at in opened.cloned().collect::<Vec<_>>() {
+            self.base.open.remove(&at);
+        }
+        self.base.open.remove(path);
         self.base.marks.clear(path);
         Ok(())
     }
