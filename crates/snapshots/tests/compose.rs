@@ -364,6 +364,30 @@ fn links_deep_in_a_chosen_directory_are_kept_apart_too() {
 }
 
 #[test]
+fn restic_reads_what_was_composed() {
+    let dir = scratch();
+    let tree = dir.path().join("tree");
+    fs::create_dir_all(tree.join("x")).unwrap();
+    for (file, text) in [("x/a", "old"), ("kept", "kept")] {
+        fs::write(tree.join(file), text).unwrap();
+    }
+    fs::hard_link(tree.join("x/a"), tree.join("x/b")).unwrap();
+    let (path, repo) = local(dir.path());
+    let old = snapshot(&repo, &tree, Layout::Plain);
+    fs::write(tree.join("x/a"), "new").unwrap();
+    fs::write(tree.join("kept"), "kept, and changed").unwrap();
+    let new = snapshot(&repo, &tree, Layout::Plain);
+    let made = compose(&repo, composition(new, Layout::Plain, None, vec![taken("x", old, Extra::Removed)])).unwrap();
+    restic(&path, &["check", "--read-data"]);
+    let target = dir.path().join("restic");
+    restic(&path, &["restore", &made.to_string(), "--target", target.to_str().unwrap()]);
+    let read = |name: &str| fs::read_to_string(target.join("volumes/home").join(name)).unwrap();
+    assert_eq!(["x/a", "x/b", "kept"].map(read), ["old", "old", "kept, and changed"]);
+    let inode = |name: &str| fs::metadata(target.join("volumes/home/x").join(name)).unwrap().ino();
+    assert_eq!(inode("a"), inode("b"));
+}
+
+#[test]
 fn names_that_are_no_text_and_directories_that_became_files_are_exchanged() {
     let dir = scratch();
     let [now, wanted] = ["now", "wanted"].map(|name| dir.path().join(name));
