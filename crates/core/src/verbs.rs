@@ -18,15 +18,17 @@
 //! While a purge is in work everything else is refused.
 
 mod fork;
+mod restore;
 
 pub use fork::{ForkSource, fork, fork_source};
+pub use restore::{not_restorable, restore, select};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::error::Error;
 use crate::id::{OperationId, SnapshotId};
 use crate::operation::{Operation, OperationKind, OperationState};
-use crate::parts::{Layer, Parts, Selection};
+use crate::parts::Parts;
 use crate::pod::{Acceptance, Composed, CrashLoop, Desired, Goal, Phase, Pod, Retry, Task, Trash, Work};
 use crate::progress::ProgressReading;
 use crate::snapshot::{Snapshot, SnapshotKind};
@@ -370,77 +372,6 @@ fn replace(
 /// [`Error::Conflict`] when the pod is archived, deleted or being purged.
 pub fn reset(pod: &Pod, accepted: Option<Acceptance>, order: &Order) -> Result<Decision, Error> {
     replace(pod, OperationKind::Reset, (Origin::Image, None), accepted, order)
-}
-
-/// Replaces the data set, or parts of it, by a snapshot, after a safety snapshot.
-///
-/// # Errors
-/// [`Error::Conflict`] when the snapshot cannot be restored, or the pod is archived, deleted or being purged;
-/// [`Error::NotFound`] when the snapshot is another tenant's; [`Error::InvalidInput`] for parts that it does not have.
-pub fn restore(
-    pod: &Pod,
-    (snapshot, parts): (&Snapshot, Option<Parts>),
-    accepted: Option<Acceptance>,
-    order: &Order,
-) -> Result<Decision, Error> {
-    require_restorable(pod, snapshot)?;
-    if let Some(parts) = &parts {
-        select(pod, snapshot, parts)?;
-    }
-    replace(pod, OperationKind::Restore, (Origin::Snapshot(snapshot.id), parts), accepted, order)
-}
-
-/// Finds where parts of a snapshot are stored that are to be put into a pod's data.
-///
-/// # Errors
-/// [`Error::InvalidInput`] naming `volumes` or `paths`; [`Error::Conflict`] when both are not kept in the same way.
-pub fn select(pod: &Pod, snapshot: &Snapshot, parts: &Parts) -> Result<Vec<Selection>, Error> {
-    let backend = pod.current_set().map(|set| set.backend);
-    if let (Some(ours), Some(theirs)) = (backend, snapshot.backend)
-        && ours != theirs
-    {
-        return Err(Error::conflict(
-            "snapshot-of-another-backend",
-            format!(
-                "snapshot {} is of {} volumes, and the pod's are {}: their parts cannot be put together",
-                snapshot.id,
-                theirs.as_str(),
-                ours.as_str()
-            ),
-            "leave out volumes and paths to restore everything, or fetch the files: perennial snapshot export",
-        ));
-    }
-    let volumes: Vec<(&str, &str)> =
-        snapshot.volumes.iter().map(|v| (v.name.as_str(), v.mount_path.as_str())).collect();
-    parts.select(&volumes, if pod.keeps_layer() { Layer::Kept } else { Layer::None })
-}
-
-fn require_restorable(pod: &Pod, snapshot: &Snapshot) -> Result<(), Error> {
-    if snapshot.tenant != pod.tenant {
-        return Err(Error::not_found(format!("snapshot {}", snapshot.id)));
-    }
-    if !snapshot.is_restorable() {
-        return Err(not_restorable(snapshot));
-    }
-    // Its trees and its system layer are changes of one image; over another they would make a mixture (law 3).
-    match (&snapshot.image, &pod.image) {
-        (Some(theirs), Some(ours)) if *theirs != ours.id => Err(Error::conflict(
-            "snapshot-of-another-image",
-            format!("snapshot {} is of image {theirs}, and the pod runs {}", snapshot.id, ours.id),
-            "make a new pod from it: perennial pod create NAME --from-snapshot",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// The refusal to take data from a snapshot that is not verified.
-#[must_use]
-pub fn not_restorable(snapshot: &Snapshot) -> Error {
-    Error::conflict(
-        "snapshot-not-restorable",
-        format!("snapshot {} is not verified", snapshot.id),
-        "choose a verified one: perennial snapshot ls",
-    )
 }
 
 /// Takes a snapshot of a pod whose data is on the host.
