@@ -62,6 +62,12 @@ pub enum Error {
         /// Everything that is missing or in doubt.
         losses: Vec<Loss>,
     },
+    /// The writers could not be held still, or not for as long as it took: what was read is of no single instant.
+    #[error("the writers were not held still: {problem}")]
+    NotHeld {
+        /// What came in between.
+        problem: String,
+    },
     /// A file of the repository is not what it must be.
     #[error("{kind} {id} of the repository is damaged: {reason}")]
     Damaged {
@@ -162,7 +168,8 @@ impl Error {
         match self {
             Self::Backend(e) => e.is_retryable(),
             Self::Remote { retryable, .. } => *retryable,
-            Self::Locked { .. } | Self::LockLost | Self::Incomplete { .. } | Self::System { .. } => true,
+            Self::Locked { .. } | Self::LockLost | Self::Incomplete { .. } => true,
+            Self::NotHeld { .. } | Self::System { .. } => true,
             Self::Io { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::Interrupted

@@ -74,6 +74,15 @@ impl Stat {
             == (other.ino, other.dev, other.size, other.mtime, other.ctime, other.mode)
     }
 
+    /// Whether a file's node says everything that this does; name, content and extended attributes are not looked at.
+    pub(crate) fn is_all_of(&self, node: &Node) -> bool {
+        let device_id = if self.nlink > 1 { self.dev } else { 0 };
+        (node.kind, node.mode, node.uid, node.gid) == (NodeKind::File, self.mode & 0o7777, self.uid, self.gid)
+            && (node.inode, node.device_id, node.size, node.links) == (self.ino, device_id, self.size, self.nlink)
+            && (node.mtime, node.atime, node.ctime)
+                == (self.mtime.clamped(), self.atime.clamped(), self.ctime.clamped())
+    }
+
     /// Makes the node that all but content, link target and extended attributes come from.
     pub(crate) fn to_node(self, name: &[u8], kind: NodeKind) -> Node {
         let is_device = matches!(kind, NodeKind::BlockDevice | NodeKind::CharDevice);

@@ -11,7 +11,7 @@
 //! | `index`, `lock`, `password`, `repository` | an open repository, shared with other programs |
 //! | `reader` | many blobs with few reads |
 //! | `fsdir` | directories that somebody hostile rearranges while we are in them |
-//! | `chunker`, `uploader`, `archive` | from directories to a snapshot |
+//! | `chunker`, `spool`, `uploader`, `archive` | from directories to a snapshot |
 //! | `graft` | a snapshot made of parts of others |
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
@@ -45,10 +45,12 @@ mod reader;
 mod repository;
 mod request;
 mod restore;
+mod spool;
 mod uploader;
 mod verify;
 mod wire;
 
+pub use archive::{Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
 pub use error::{Error, Result};
@@ -63,4 +65,5 @@ pub use request::{
     Source,
 };
 pub use restore::{Existing, Removals, RestoreRequest, Restored};
+pub use spool::SpoolLimits;
 pub use verify::{Verified, Verify};

@@ -333,8 +333,8 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), &'static str> {
 }
 
 /// Serialises a directory's nodes, which must be sorted by name already.
-pub(crate) fn encode_tree(nodes: &[Node]) -> Result<Vec<u8>> {
-    let wire = WireTree { nodes: nodes.iter().map(WireNode::from).collect() };
+pub(crate) fn encode_tree<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> Result<Vec<u8>> {
+    let wire = WireTree { nodes: nodes.into_iter().map(WireNode::from).collect() };
     let mut json = serde_json::to_vec(&wire).map_err(|e| Error::invalid("a tree", e.to_string()))?;
     json.push(b'\n');
     Ok(json)

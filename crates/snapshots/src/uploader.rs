@@ -3,23 +3,31 @@
 //! Workers compress and encrypt on their own and share nothing but a pool of packs being filled: each takes one,
 //! adds its blob and puts it back, or writes it when it is full. So there are never more open packs than workers, and
 //! a small archive makes a single one.
+//!
+//! While writers are held still, finished packs wait in a [`Spool`]. Only what the store has taken is in the index:
+//! another archive of the same repository must not count on blobs that may never get there.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use perennial_core::progress::Progress;
+
 use crate::backend::FileKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::index::{IdSet, Origin};
 use crate::pack::{PackBuilder, Sealer};
 use crate::repository::Inner;
+use crate::spool::{Spool, Waiting};
 use crate::wire::{BlobKind, IndexFile, IndexPack};
 
 /// An index file is written after so many packs, so that a crash costs little work.
 const PACKS_PER_INDEX: usize = 8;
 const SHARDS: usize = 16;
+/// So many packs are written at once of those that waited.
+const DRAINS: usize = 4;
 
 pub(crate) struct Uploader<'a> {
     inner: &'a Inner,
@@ -31,6 +39,9 @@ pub(crate) struct Uploader<'a> {
     unindexed: Mutex<Vec<IndexPack>>,
     written: Mutex<Vec<Id>>,
     new_bytes: AtomicU64,
+    /// Where finished packs wait while `holding`.
+    spool: Option<Spool>,
+    holding: AtomicBool,
     /// Ids are chosen by whoever writes the files: an unpredictable shard keeps them from meeting in one.
     hasher: RandomState,
 }
@@ -51,8 +62,48 @@ impl<'a> Uploader<'a> {
             unindexed: Mutex::default(),
             written: Mutex::default(),
             new_bytes: AtomicU64::new(0),
+            spool: None,
+            holding: AtomicBool::new(false),
             hasher: RandomState::new(),
         }
+    }
+
+    /// The same with a place where packs can wait.
+    pub(crate) fn with_spool(self, spool: Option<Spool>) -> Self {
+        Self { spool, ..self }
+    }
+
+    /// From now on finished packs wait, as far as there is room.
+    pub(crate) fn hold(&self) {
+        self.holding.store(true, Ordering::Release);
+    }
+
+    /// From now on packs are written when they are full. Nobody may be saving anything meanwhile.
+    pub(crate) fn release(&self) {
+        self.holding.store(false, Ordering::Release);
+    }
+
+    /// Writes what waited.
+    pub(crate) fn drain(&self, progress: &Progress) -> Result<()> {
+        let Some(spool) = &self.spool else { return Ok(()) };
+        let drain = || -> Result<()> {
+            loop {
+                progress.check()?;
+                let taken =
+                    spool.take().map_err(|source| Error::System { doing: "read a pack that waited", source })?;
+                let Some(pack) = taken else { return Ok(()) };
+                self.store(pack)?;
+            }
+        };
+        let drained: Vec<Result<()>> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..DRAINS).map(|_| scope.spawn(drain)).collect();
+            let ours = drain();
+            let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            others.into_iter().map(ended).chain([ours]).collect()
+        });
+        drained.into_iter().collect()
     }
 
     /// Reports whether a blob is in the repository or on its way.
@@ -91,6 +142,15 @@ impl<'a> Uploader<'a> {
 
     fn write(&self, pack: PackBuilder) -> Result<()> {
         let pack = pack.finish(&self.inner.key);
+        let pack = Waiting { id: pack.id, data: pack.data, blobs: pack.blobs };
+        let held = self.holding.load(Ordering::Acquire).then_some(self.spool.as_ref()).flatten();
+        match held {
+            Some(spool) => spool.put(pack).map_or(Ok(()), |pack| self.store(pack)),
+            None => self.store(pack),
+        }
+    }
+
+    fn store(&self, pack: Waiting) -> Result<()> {
         lock(&self.inner.unread).insert(pack.id);
         self.inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
         self.new_bytes.fetch_add(pack.data.len() as u64, Ordering::Relaxed);
@@ -99,7 +159,8 @@ impl<'a> Uploader<'a> {
             let mut unindexed = lock(&self.unindexed);
             lock(&self.spare).push(pack.data);
             unindexed.push(IndexPack { id: pack.id, blobs: pack.blobs });
-            (unindexed.len() >= PACKS_PER_INDEX).then(|| std::mem::take(&mut *unindexed))
+            let now = unindexed.len() >= PACKS_PER_INDEX && !self.holding.load(Ordering::Acquire);
+            now.then(|| std::mem::take(&mut *unindexed))
         };
         ready.map_or(Ok(()), |packs| self.write_index(packs))
     }

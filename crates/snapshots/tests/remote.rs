@@ -223,7 +223,7 @@ fn frame(head: &str, body: &[u8]) -> Vec<u8> {
     [&length(head.len())[..], &length(body.len()), head.as_bytes(), body].concat()
 }
 
-const HELLO: &str = r#"{"say":"hello","protocol":1}"#;
+const HELLO: &str = r#"{"say":"hello","protocol":2}"#;
 
 /// A far end that reads whatever comes and says exactly this.
 fn scripted(said: Vec<u8>) -> (PipeReader, PipeWriter) {
@@ -250,7 +250,7 @@ fn a_far_end_that_lies_or_dies_never_gives_a_good_result() {
     let scripts: Vec<(&str, Vec<u8>)> = vec![
         ("nothing at all", Vec::new()),
         ("another language", b"this build has no mover\n".to_vec()),
-        ("another version", frame(r#"{"say":"hello","protocol":2}"#, b"")),
+        ("another version", frame(r#"{"say":"hello","protocol":1}"#, b"")),
         ("no greeting", frame(r#"{"say":"progress","bytes":0,"files":0,"total":0}"#, b"")),
         ("only a greeting", hello.clone()),
         ("a torn message", [&hello[..], &frame(HELLO, b"")[..7]].concat()),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use super::{Shared, lock};
 use crate::error::{Error, Result};
 use crate::id::Id;
-use crate::node::{Node, encode_tree};
+use crate::node::{Node, NodeKind, encode_tree};
 use crate::pack::Sealer;
 use crate::request::Counts;
 use crate::wire::BlobKind;
@@ -28,11 +28,21 @@ pub(crate) struct Pending {
 /// A tree of the repository.
 pub(crate) type Known = (Id, Arc<Vec<Node>>);
 
+/// What is known of an entry.
+#[derive(Clone)]
+pub(crate) enum Entry {
+    /// Nothing: not looked at yet, or lost.
+    Unknown,
+    /// It is as a tree to compare with has it: which of them, and where in it. No memory is needed for such an entry.
+    Same(u32, u32),
+    New(Box<Node>),
+}
+
 struct State {
     /// The directory itself; its subtree is filled in at the end. Once a root is finished, it is here.
     node: Option<Node>,
     /// In the order of names, so that no sorting is needed; what was lost stays empty.
-    entries: Vec<Option<Node>>,
+    entries: Vec<Entry>,
     counts: Counts,
     finished: bool,
 }
@@ -41,8 +51,12 @@ impl Pending {
     /// Starts a directory with so many entries, all unknown; it also waits for the scanner's [`complete`] call with
     /// no slot.
     pub(crate) fn new(parent: Option<(Arc<Self>, usize)>, node: Node, entries: usize, known: Vec<Known>) -> Arc<Self> {
-        let state =
-            State { node: Some(node), entries: vec![None; entries], counts: Counts::default(), finished: false };
+        let state = State {
+            node: Some(node),
+            entries: vec![Entry::Unknown; entries],
+            counts: Counts::default(),
+            finished: false,
+        };
         Arc::new(Self { parent, waits_for: AtomicUsize::new(1), known, state: Mutex::new(state) })
     }
 
@@ -53,11 +67,47 @@ impl Pending {
 
     /// Fills in an entry that is known at once.
     pub(crate) fn put(&self, slot: usize, node: Node) {
-        let mut state = lock(&self.state);
-        state.counts.add(node.kind, node.size);
-        if let Some(entry) = state.entries.get_mut(slot) {
-            *entry = Some(node);
+        let (kind, size) = (node.kind, node.size);
+        self.fill(slot, Entry::New(Box::new(node)), kind, size);
+    }
+
+    /// Fills in an entry that is exactly what a tree to compare with has.
+    pub(crate) fn put_same(&self, slot: usize, (tree, index): (usize, usize)) {
+        let Some(node) = self.known.get(tree).and_then(|(_, nodes)| nodes.get(index)) else { return };
+        match (u32::try_from(tree), u32::try_from(index)) {
+            (Ok(tree), Ok(index)) => self.fill(slot, Entry::Same(tree, index), node.kind, node.size),
+            _ => self.put(slot, node.clone()),
         }
+    }
+
+    fn fill(&self, slot: usize, found: Entry, kind: NodeKind, size: u64) {
+        let mut state = lock(&self.state);
+        state.counts.add(kind, size);
+        if let Some(entry) = state.entries.get_mut(slot) {
+            *entry = found;
+        }
+    }
+
+    fn node_of<'e>(&'e self, entry: &'e Entry) -> Option<&'e Node> {
+        match entry {
+            Entry::Unknown => None,
+            Entry::Same(tree, index) => self.known.get(*tree as usize)?.1.get(*index as usize),
+            Entry::New(node) => Some(node),
+        }
+    }
+
+    /// The tree to compare with that has exactly these entries.
+    fn same_tree(&self, shared: &Shared<'_>, entries: &[Entry]) -> Option<Id> {
+        let found = self.known.iter().enumerate().find(|(at, (id, nodes))| {
+            let same = |(index, entry): (usize, &Entry)| match entry {
+                Entry::Same(tree, i) if (*tree as usize, *i as usize) == (*at, index) => true,
+                entry => self.node_of(entry) == nodes.get(index),
+            };
+            entries.len() == nodes.len()
+                && entries.iter().enumerate().all(same)
+                && shared.uploader.has(BlobKind::Tree, *id)
+        });
+        found.map(|(_, (id, _))| *id)
     }
 
     /// Takes the finished root out.
@@ -83,24 +133,42 @@ impl Drop for Pending {
 }
 
 /// Tells a directory that one of the things it waits for is done, and writes every tree that becomes complete.
+///
+/// While writers are held still, a tree that has to be written waits: see [`write_later`].
 pub(crate) fn complete(shared: &Shared<'_>, sealer: &mut Sealer, dir: &Arc<Pending>) -> Result<()> {
-    let mut dir = Arc::clone(dir);
+    if dir.waits_for.fetch_sub(1, Ordering::AcqRel) == 1 { finish(shared, sealer, Arc::clone(dir)) } else { Ok(()) }
+}
+
+/// Writes the trees that waited, and those above them that become complete by it.
+pub(crate) fn write_later(shared: &Shared<'_>, sealer: &mut Sealer) -> Result<()> {
     loop {
-        if dir.waits_for.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return Ok(());
-        }
-        let (entries, node, counts) = {
+        shared.check()?;
+        let Some(dir) = lock(&shared.later).pop() else { return Ok(()) };
+        finish(shared, sealer, dir)?;
+    }
+}
+
+fn finish(shared: &Shared<'_>, sealer: &mut Sealer, mut dir: Arc<Pending>) -> Result<()> {
+    loop {
+        let (mut entries, counts) = {
             let mut state = lock(&dir.state);
-            (std::mem::take(&mut state.entries), state.node.take(), state.counts)
+            (std::mem::take(&mut state.entries), state.counts)
         };
-        let nodes: Vec<Node> = entries.into_iter().flatten().collect();
+        entries.retain(|entry| !matches!(entry, Entry::Unknown));
         // An unchanged directory is the same tree: nothing to write down, hash and look up.
-        let same = |(id, known): &&Known| **known == nodes && shared.uploader.has(BlobKind::Tree, *id);
-        let tree = match dir.known.iter().find(same) {
-            Some((id, _)) => *id,
-            None => shared.uploader.save(sealer, BlobKind::Tree, &encode_tree(&nodes)?)?,
+        let tree = match dir.same_tree(shared, &entries) {
+            Some(tree) => tree,
+            None if shared.held.load(Ordering::Acquire) => {
+                lock(&dir.state).entries = entries;
+                lock(&shared.later).push(dir);
+                return Ok(());
+            }
+            None => {
+                let json = encode_tree(entries.iter().filter_map(|entry| dir.node_of(entry)))?;
+                shared.uploader.save(sealer, BlobKind::Tree, &json)?
+            }
         };
-        let Some(mut node) = node else { return Ok(()) };
+        let Some(mut node) = lock(&dir.state).node.take() else { return Ok(()) };
         node.subtree = Some(tree);
         let mut total = counts;
         total.add(node.kind, 0);
@@ -115,8 +183,11 @@ pub(crate) fn complete(shared: &Shared<'_>, sealer: &mut Sealer, dir: &Arc<Pendi
             let mut state = lock(&parent.state);
             state.counts.merge(total);
             if let Some(entry) = state.entries.get_mut(*slot) {
-                *entry = Some(node);
+                *entry = Entry::New(Box::new(node));
             }
+        }
+        if parent.waits_for.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return Ok(());
         }
         dir = Arc::clone(parent);
     }

@@ -1,21 +1,30 @@
 //! Archiving: from directories to a snapshot, in one or several passes.
 //!
-//! One thread scans and decides what must be read; a few workers read, hash, compress, encrypt and fill packs
+//! Scanners walk and decide what must be read ([`scan`]); a few workers read, hash, compress, encrypt and fill packs
 //! ([`read`]). A directory's tree is written as soon as its last entry is known, by whoever finished that entry
 //! ([`build`]), so memory holds the directories under way and not the whole tree. The order that makes a crash
 //! harmless: packs, then index files, then the snapshot file, which is what makes a snapshot exist.
+//!
+//! Where writers can be held still ([`Held`]), they are for nothing but the scan and the reading of what changed. Lock,
+//! index, sync and all trees to compare with come before; trees of changed directories, packs, index and snapshot file
+//! after. Meanwhile the store is not asked for anything, so that one that hangs holds nobody.
 
 mod ahead;
 mod build;
 mod compose;
+mod held;
+mod known;
 mod layers;
+mod place;
+mod pool;
 mod read;
 mod scan;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use perennial_core::progress::Progress;
 
@@ -30,18 +39,24 @@ use crate::repository::{Inner, Repository};
 use crate::request::{
     ArchiveRequest, Archived, Counts, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, Source,
 };
+use crate::spool::Spool;
 use crate::uploader::Uploader;
 use crate::verify::{check_file, walk_tree};
 use crate::wire::{BlobKind, SnapshotFile, Summary};
 
 use ahead::Ahead;
-use build::Links;
+use build::{Links, Pending};
+pub(crate) use held::Release;
+pub use held::{Held, Writers};
+use known::{Loaded, Trees};
+use place::{Virtual, made_up};
 use read::Job;
 pub(crate) use read::ZEROS;
 
 /// Batches of jobs waiting for workers; each holds a directory's descriptor, so this bounds descriptors, too.
 const QUEUE: usize = 64;
 const MAX_WORKERS: usize = 16;
+const MAX_SCANNERS: usize = 8;
 /// So many more workers than processors, because those that write a pack wait for the disk.
 const WAITING_WORKERS: usize = 2;
 
@@ -56,6 +71,10 @@ pub(crate) struct Shared<'a> {
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
     pub(crate) read_bytes: AtomicU64,
+    /// Whether writers are held still: what can be done later is.
+    pub(crate) held: AtomicBool,
+    /// Directories whose trees are to be written once they are not.
+    pub(crate) later: Mutex<Vec<Arc<Pending>>>,
 }
 
 impl Shared<'_> {
@@ -94,13 +113,31 @@ impl Repository {
     /// [`Error::UnknownOverlayAttribute`]; store errors. No snapshot file is written in any of these cases, except
     /// that a store may report a failure after the effect.
     pub fn archive(&self, request: &ArchiveRequest, progress: &Progress) -> Result<Archived> {
+        self.archive_either(request, None, progress)
+    }
+
+    /// Captures directories as [`archive`](Self::archive) does, at one instant for all of them: meanwhile, and for no
+    /// longer than it takes to look at every file and to read what changed, their writers are held still.
+    ///
+    /// # Errors
+    /// As there, and those of [`Writers`].
+    pub fn archive_held(&self, request: &ArchiveRequest, held: &Held<'_>, progress: &Progress) -> Result<Archived> {
+        self.archive_either(request, Some(held), progress)
+    }
+
+    fn archive_either(
+        &self,
+        request: &ArchiveRequest,
+        held: Option<&Held<'_>>,
+        progress: &Progress,
+    ) -> Result<Archived> {
         check_request(request)?;
         progress.check()?;
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         // Only what the repository holds now, with the lock in place, may be counted on: before, somebody could prune.
         self.inner.refresh_index()?;
-        let uploader = Uploader::new(&self.inner);
-        let result = self.archive_locked(request, progress, &guard, &uploader);
+        let uploader = Uploader::new(&self.inner).with_spool(held.map(|held| Spool::new(&held.spool)));
+        let result = self.archive_locked(request, held, progress, (&guard, &uploader));
         if result.is_err() {
             uploader.salvage();
         }
@@ -110,9 +147,9 @@ impl Repository {
     fn archive_locked(
         &self,
         request: &ArchiveRequest,
+        held: Option<&Held<'_>>,
         progress: &Progress,
-        guard: &LockGuard,
-        uploader: &Uploader<'_>,
+        (guard, uploader): (&LockGuard, &Uploader<'_>),
     ) -> Result<Archived> {
         let parents = self.usable_parents(&request.parents)?;
         let shared = Shared {
@@ -125,12 +162,16 @@ impl Repository {
             failure: Mutex::default(),
             failed: AtomicBool::new(false),
             read_bytes: AtomicU64::new(0),
+            held: AtomicBool::new(false),
+            later: Mutex::default(),
         };
         let mut layout = Virtual::default();
-        let mut per_root = Vec::new();
         let mut sealer = Sealer::new()?;
+        let outcomes = capture_directories(&shared, request, held, &parents)?;
+        let mut outcomes = outcomes.into_iter();
+        let mut per_root = Vec::new();
         for root in &request.roots {
-            let counts = capture_root(&shared, request, root, &parents, &mut layout, &mut sealer)?;
+            let counts = capture_root(&shared, request, root, &mut outcomes, &mut layout, &mut sealer)?;
             per_root.push(RootSummary { at: root.at.clone(), counts });
         }
         let (tree, counts) = layout.save(uploader, &mut sealer, request.time.into())?;
@@ -206,11 +247,87 @@ fn snapshot_file(request: &ArchiveRequest, archived: &Archived) -> SnapshotFile 
     }
 }
 
+/// Captures the directories among the roots, in their order; while writers are held still, if they can be.
+fn capture_directories(
+    shared: &Shared<'_>,
+    request: &ArchiveRequest,
+    held: Option<&Held<'_>>,
+    parents: &[Id],
+) -> Result<Vec<scan::Outcome>> {
+    let directories: Vec<_> = request.roots.iter().filter_map(|root| directory(root).map(|d| (root, d))).collect();
+    let mut known = Vec::new();
+    for (root, _) in &directories {
+        let found = parents.iter().map(|parent| scan::known_root(shared.inner, *parent, &root.at));
+        let mut found: Vec<Id> = found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+        found.dedup();
+        known.push(found);
+    }
+    let roots = || directories.iter().zip(&known);
+    let Some(held) = held else {
+        let mut outcomes = Vec::new();
+        for ((root, (path, layout, exclude)), known) in roots() {
+            let racy_from = scan::settled(path)?;
+            let ahead = Ahead::new(shared.inner);
+            let (asker, asked) = ahead.ends();
+            let place = (*path, root.at.as_str());
+            let trees = (known.as_slice(), Trees::Ahead(asker));
+            let scan = scan::Scan::prepare(shared, place, (*layout, exclude), trees, racy_from)?;
+            outcomes.push(run(shared, scan, 1, || ahead.load(asked))?.finish()?);
+        }
+        return Ok(outcomes);
+    };
+    let mut loaded = Loaded::default();
+    for tree in known.iter().flatten() {
+        loaded.add(shared.inner, *tree, shared.progress)?;
+    }
+    let mut scans = Vec::new();
+    for ((root, (path, layout, exclude)), known) in roots() {
+        let racy_from = scan::settled(path)?;
+        let place = (*path, root.at.as_str());
+        let trees = (known.as_slice(), Trees::Loaded(&loaded));
+        scans.push(scan::Scan::prepare(shared, place, (*layout, exclude), trees, racy_from)?);
+    }
+    shared.progress.check()?;
+    let scanners = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_SCANNERS);
+    shared.uploader.hold();
+    shared.held.store(true, Ordering::Release);
+    let release = Release::after_hold(held.writers)?;
+    let scanned: Result<Vec<_>> = scans.into_iter().map(|scan| run(shared, scan, scanners, || ())).collect();
+    let released = release.now();
+    shared.held.store(false, Ordering::Release);
+    shared.uploader.release();
+    let scanned = scanned?;
+    released?;
+    write_what_waited(shared)?;
+    scanned.into_iter().map(scan::Scanned::finish).collect()
+}
+
+fn directory(root: &Root) -> Option<(&Path, Layout, &[PathBuf])> {
+    match &root.source {
+        Source::Directory { path, layout, exclude } => Some((path, *layout, exclude)),
+        _ => None,
+    }
+}
+
+/// Does what waited until the writers went on: trees, and packs.
+fn write_what_waited(shared: &Shared<'_>) -> Result<()> {
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_WORKERS);
+    let trees = || build::write_later(shared, &mut Sealer::new()?);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(trees)).collect();
+        let drained = shared.uploader.drain(shared.progress);
+        let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        workers.into_iter().map(ended).chain([drained]).collect()
+    })
+}
+
 fn capture_root(
     shared: &Shared<'_>,
     request: &ArchiveRequest,
     root: &Root,
-    parents: &[Id],
+    outcomes: &mut impl Iterator<Item = scan::Outcome>,
     layout: &mut Virtual,
     sealer: &mut Sealer,
 ) -> Result<Counts> {
@@ -242,11 +359,9 @@ fn capture_root(
             let counts = count(shared, &composed.node, &root.at)?;
             layout.place(&root.at, composed.node, Some(counts))
         }
-        Source::Directory { path, layout: kind, exclude } => {
-            let ahead = Ahead::new(shared.inner);
-            let (asker, asked) = ahead.ends();
-            let scan = scan::Scan::prepare(shared, path, &root.at, *kind, exclude, parents, asker)?;
-            let outcome = run(shared, scan, || ahead.load(asked))?;
+        Source::Directory { layout: kind, .. } => {
+            // There is one for each such root, in their order.
+            let outcome = outcomes.next().ok_or(Error::Cancelled)?;
             if *kind == Layout::OverlayUpper {
                 place_list(shared, request, &root.at, outcome.removed, (&mut *layout, &mut *sealer))?;
             }
@@ -332,8 +447,13 @@ fn rearrange(
     Ok((node, counts))
 }
 
-/// Scans one root with workers beside.
-fn run(shared: &Shared<'_>, scan: scan::Scan<'_>, load_ahead: impl FnOnce() + Send) -> Result<scan::Outcome> {
+/// Scans one root with workers beside; its files are read when this returns.
+fn run(
+    shared: &Shared<'_>,
+    scan: scan::Scan<'_>,
+    scanners: usize,
+    load_ahead: impl FnOnce() + Send,
+) -> Result<scan::Scanned> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
     let (sender, receiver) = sync_channel::<Vec<Job>>(QUEUE);
@@ -357,7 +477,7 @@ fn run(shared: &Shared<'_>, scan: scan::Scan<'_>, load_ahead: impl FnOnce() + Se
                 }
             });
         }
-        let outcome = scan.run(&sender);
+        let outcome = scan.run(scanners, &sender);
         if let Err(error) = outcome {
             shared.fail(error);
             drop(sender);
@@ -369,73 +489,7 @@ fn run(shared: &Shared<'_>, scan: scan::Scan<'_>, load_ahead: impl FnOnce() + Se
     if let Some(error) = lock(&shared.failure).take() {
         return Err(error);
     }
-    let pending = outcome.ok_or(Error::Cancelled)?;
-    pending.finish()
-}
-
-fn made_up(mut node: Node, time: Time) -> Node {
-    node.mtime = time;
-    node.atime = time;
-    node.ctime = time;
-    node
-}
-
-/// The directories above the roots, which exist only in the snapshot.
-#[derive(Default)]
-struct Virtual(BTreeMap<Vec<u8>, Place>);
-
-enum Place {
-    Dir(Virtual),
-    Root(Box<Node>, Counts),
-}
-
-impl Virtual {
-    /// Puts a root's node into its place and returns its counts.
-    fn place(&mut self, at: &str, mut node: Node, counts: Option<Counts>) -> Result<Counts> {
-        let conflict = || Error::InvalidRequest(format!("two roots meet at {at}"));
-        let counts = counts.unwrap_or_else(|| {
-            let mut counts = Counts::default();
-            counts.add(node.kind, node.size);
-            counts
-        });
-        let mut parts: Vec<&[u8]> = at.as_bytes().split(|b| *b == b'/').filter(|p| !p.is_empty()).collect();
-        let name = parts.pop().ok_or_else(conflict)?;
-        let mut dir = self;
-        for part in parts {
-            match dir.0.entry(part.to_vec()).or_insert_with(|| Place::Dir(Self::default())) {
-                Place::Dir(next) => dir = next,
-                Place::Root(..) => return Err(conflict()),
-            }
-        }
-        if dir.0.contains_key(name) {
-            return Err(conflict());
-        }
-        node.name = name.to_vec();
-        dir.0.insert(name.to_vec(), Place::Root(Box::new(node), counts));
-        Ok(counts)
-    }
-
-    fn save(self, uploader: &Uploader<'_>, sealer: &mut Sealer, time: Time) -> Result<(Id, Counts)> {
-        let mut total = Counts { dirs: 1, ..Counts::default() };
-        let mut nodes = Vec::new();
-        for (name, place) in self.0 {
-            match place {
-                Place::Root(node, counts) => {
-                    total.merge(counts);
-                    nodes.push(*node);
-                }
-                Place::Dir(dir) => {
-                    let (tree, counts) = dir.save(uploader, sealer, time)?;
-                    total.merge(counts);
-                    let mut node = made_up(Node::new(name, NodeKind::Dir), time);
-                    node.mode = 0o755;
-                    node.subtree = Some(tree);
-                    nodes.push(node);
-                }
-            }
-        }
-        Ok((uploader.save(sealer, BlobKind::Tree, &encode_tree(&nodes)?)?, total))
-    }
+    outcome.ok_or(Error::Cancelled)
 }
 
 fn check_request(request: &ArchiveRequest) -> Result<()> {

@@ -1,8 +1,10 @@
-//! The scanner: walks a root, decides what is unchanged, and hands the rest to workers.
+//! The scanner: walks a root, decides what is unchanged, and hands the rest to workers. While writers are held still,
+//! several scan a root together ([`Pool`]).
 //!
 //! "Unchanged" means: size, mtime, ctime and inode number equal those in a tree we compare with, and all its blobs are
 //! in the repository. That is only sound because of two precautions. A node read while its ctime was too fresh is
-//! stored with another ctime (as git does with its index). And a root's file system is synced before the scan: a
+//! stored with another ctime (as git does with its index). And a root's file system is synced before the scan (before
+//! the writers are held still, because it can take long and what is written after it counts as too fresh): a
 //! mapped page that is clean faults on its next write and moves the ctime; one that is dirty already does not.
 
 use std::collections::HashSet;
@@ -15,8 +17,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 
-use super::ahead::Asker;
 use super::build::{Known, LinkState, Pending, Slot, complete};
+use super::known::Trees;
+use super::pool::{Pool, Task};
 use super::read::{Job, ReadError, capture_xattrs, loss_reason};
 use super::{Shared, lock};
 use crate::chunker::Grain;
@@ -26,6 +29,7 @@ use crate::id::Id;
 use crate::node::{Node, NodeKind, Time};
 use crate::pack::Sealer;
 use crate::removed::{self, Removal, Removed};
+use crate::repository::Inner;
 use crate::request::{Counts, Layout, Loss, LossReason, Pass};
 use crate::wire::BlobKind;
 
@@ -47,18 +51,36 @@ const BATCH_BYTES: u64 = 1 << 20;
 /// One root about to be scanned.
 pub(crate) struct Scan<'a> {
     shared: &'a Shared<'a>,
-    root: Option<Dir>,
     at: &'a str,
     layout: Layout,
     exclude: HashSet<Vec<u8>>,
-    parents: Vec<Known>,
-    ahead: Asker<'a>,
+    trees: Trees<'a>,
     racy_from: Time,
+    path: &'a Path,
+    parents: Vec<Known>,
+}
+
+/// What all scanners of a root know.
+struct PlaceOf<'a> {
+    shared: &'a Shared<'a>,
+    at: &'a str,
+    layout: Layout,
+    exclude: HashSet<Vec<u8>>,
+    trees: Trees<'a>,
+    racy_from: Time,
+}
+
+/// One of those who scan a root together.
+struct Scanner<'a> {
+    place: &'a PlaceOf<'a>,
+    jobs: &'a SyncSender<Vec<Job>>,
+    pool: &'a Pool,
     removed: Vec<Removed>,
     /// Files of one directory that no worker was told of yet, and their size.
     batch: Vec<Job>,
     batch_bytes: u64,
     sealer: Sealer,
+    stack: Vec<Frame>,
 }
 
 /// A scanned root whose files may still be under way.
@@ -92,141 +114,205 @@ struct Frame {
     subdirs: Vec<(usize, Vec<u8>)>,
 }
 
+/// Makes everything written so far in a directory's file system durable, and tells from when on changes might not show.
+pub(crate) fn settled(path: &Path) -> Result<Time> {
+    let racy_from = racy_bound();
+    let io = |e: Errno| Error::io("sync the file system of", path, e);
+    let root = Dir::open_root(path).map_err(|e| Error::io("open directory", path, e))?;
+    rustix::fs::syncfs(&*root.fd().map_err(io)?).map_err(io)?;
+    Ok(racy_from)
+}
+
+/// What a tree to compare with has where the root goes.
+pub(crate) fn known_root(inner: &Inner, parent: Id, at: &str) -> Result<Option<Id>> {
+    match inner.resolve(parent, at.as_bytes()) {
+        Ok(node) => Ok(node.subtree),
+        // What cannot be compared with is read anew: that is how damage heals.
+        Err(Error::NotFound { .. } | Error::MissingBlob { .. } | Error::Damaged { .. }) => Ok(None),
+        Err(Error::InvalidContent { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 impl<'a> Scan<'a> {
+    /// Prepares a root. `known` is what there is to compare with at this place, `racy_from` what [`settled`] said.
     pub(crate) fn prepare(
         shared: &'a Shared<'a>,
-        path: &Path,
-        at: &'a str,
-        layout: Layout,
-        exclude: &[PathBuf],
-        parents: &[Id],
-        ahead: Asker<'a>,
+        (path, at): (&'a Path, &'a str),
+        (layout, exclude): (Layout, &[PathBuf]),
+        (known, trees): (&[Id], Trees<'a>),
+        racy_from: Time,
     ) -> Result<Self> {
-        let io = |doing| move |e: Errno| Error::io(doing, path, e);
-        let root = Dir::open_root(path).map_err(io("open directory"))?;
-        let racy_from = racy_bound();
-        let fd = root.fd().map_err(io("open directory"))?;
-        rustix::fs::syncfs(&*fd).map_err(io("sync the file system of"))?;
-        let mut trees = Vec::new();
-        for parent in parents {
-            let known = |tree| shared.inner.load_tree(tree, at).map(|nodes| (tree, Arc::new(nodes)));
-            match shared.inner.resolve(*parent, at.as_bytes()).and_then(|node| node.subtree.map(known).transpose()) {
-                Ok(known) => trees.extend(known),
-                // What cannot be compared with is read anew: that is how damage heals.
-                Err(Error::NotFound { .. } | Error::MissingBlob { .. } | Error::Damaged { .. }) => {}
-                Err(Error::InvalidContent { .. }) => {}
-                Err(e) => return Err(e),
-            }
+        let mut parents = Vec::new();
+        for tree in known {
+            parents.extend(trees.get(*tree, at)?);
         }
         let exclude = exclude
             .iter()
             .map(|p| p.as_os_str().as_bytes().to_vec())
             .map(|p| p.strip_suffix(b"/").map_or_else(|| p.clone(), <[u8]>::to_vec))
             .collect();
-        let sealer = Sealer::new()?;
-        Ok(Self {
-            shared,
-            root: Some(root),
-            at,
-            layout,
-            exclude,
-            parents: trees,
-            ahead,
-            racy_from,
-            removed: Vec::new(),
-            batch: Vec::new(),
-            batch_bytes: 0,
-            sealer,
-        })
+        Ok(Self { shared, at, layout, exclude, trees, racy_from, path, parents })
     }
 
-    pub(crate) fn run(mut self, jobs: &SyncSender<Vec<Job>>) -> Result<Scanned> {
-        let mut stack: Vec<Frame> = Vec::new();
-        let result = self.walk(jobs, &mut stack);
-        // From the deepest up, so that no chain of parents hangs on the last one.
-        while stack.pop().is_some() {}
-        result.map(|root| Scanned { root, removed: self.removed })
-    }
-
-    fn walk(&mut self, jobs: &SyncSender<Vec<Job>>, stack: &mut Vec<Frame>) -> Result<Arc<Pending>> {
-        let root = self.root.take().ok_or(Error::Cancelled)?;
-        let parents = std::mem::take(&mut self.parents);
-        let root_error =
-            |reason: LossReason, at: &str| Error::Incomplete { losses: vec![Loss::new(at.as_bytes(), reason)] };
-        let frame = match self.enter(jobs, root, None, parents, Vec::new()) {
+    /// Scans the root with so many threads; files that must be read become jobs.
+    pub(crate) fn run(self, scanners: usize, jobs: &SyncSender<Vec<Job>>) -> Result<Scanned> {
+        let Self { shared, at, layout, exclude, trees, racy_from, path, parents } = self;
+        // Only now: what was there when everything was prepared may have been replaced since.
+        let root = Dir::open_root(path).map_err(|e| Error::io("open directory", path, e))?;
+        let place = PlaceOf { shared, at, layout, exclude, trees, racy_from };
+        let pool = Pool::new(scanners.max(1));
+        let mut first = Scanner::new(&place, &pool, jobs)?;
+        let frame = match first.enter(root, None, parents, Vec::new()) {
             Ok(frame) => frame,
             // Without its root there is nothing that an accepted loss could leave over.
-            Err(ReadError::Lost(reason)) => return Err(root_error(reason, self.at)),
+            Err(ReadError::Lost(reason)) => {
+                return Err(Error::Incomplete { losses: vec![Loss::new(at.as_bytes(), reason)] });
+            }
             Err(ReadError::Failed(e)) => return Err(e),
         };
         let pending = Arc::clone(&frame.pending);
-        stack.push(frame);
-        while let Some(frame) = stack.last_mut() {
-            self.shared.check()?;
-            let Some((slot, name)) = frame.subdirs.pop() else {
-                if let Some(done) = stack.pop() {
-                    complete(self.shared, &mut self.sealer, &done.pending)?;
-                }
-                continue;
+        first.stack.push(frame);
+        let help = || Scanner::new(&place, &pool, jobs)?.work();
+        let removed = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..scanners).map(|_| scope.spawn(help)).collect();
+            let ours = first.work();
+            let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<Removed>>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
-            let (pending, entered) = (Arc::clone(&frame.pending), self.descend(jobs, frame, slot, &name));
-            match entered {
-                Ok(next) => {
-                    stack.push(next);
-                    if let Some(far) = stack.len().checked_sub(OPEN_DEPTH).and_then(|i| stack.get(i)) {
-                        far.dir.release();
+            [ours].into_iter().chain(others.into_iter().map(ended)).collect::<Result<Vec<_>>>()
+        })?;
+        Ok(Scanned { root: pending, removed: removed.concat() })
+    }
+}
+
+/// One that panics must not leave the others waiting for it.
+impl Drop for Scanner<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.pool.give_up();
+        }
+    }
+}
+
+impl<'a> Scanner<'a> {
+    fn new(place: &'a PlaceOf<'a>, pool: &'a Pool, jobs: &'a SyncSender<Vec<Job>>) -> Result<Self> {
+        let sealer = Sealer::new().inspect_err(|_| pool.give_up())?;
+        let (removed, batch, stack) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { place, jobs, pool, removed, batch, batch_bytes: 0, sealer, stack })
+    }
+
+    /// Scans what it has, then what others leave to it, until nothing is left.
+    fn work(mut self) -> Result<Vec<Removed>> {
+        let result = self.work_on();
+        if let Err(error) = result {
+            // The first who fails says why; the others end because of it.
+            self.place.shared.fail(error);
+            self.pool.give_up();
+        }
+        // From the deepest up, so that no chain of parents hangs on the last one.
+        while self.stack.pop().is_some() {}
+        Ok(std::mem::take(&mut self.removed))
+    }
+
+    fn work_on(&mut self) -> Result<()> {
+        loop {
+            while let Some(frame) = self.stack.last_mut() {
+                self.place.shared.check()?;
+                let Some((slot, name)) = frame.subdirs.pop() else {
+                    if let Some(done) = self.stack.pop() {
+                        complete(self.place.shared, &mut self.sealer, &done.pending)?;
                     }
+                    continue;
+                };
+                let pending = Arc::clone(&frame.pending);
+                let path = child_path(frame.dir.path(), &name);
+                let entered = self.open(self.stack.len() - 1, slot, name).and_then(|task| self.begin(task));
+                self.entered(entered, &pending, &path)?;
+                self.share()?;
+            }
+            let Some(task) = self.pool.take() else { return Ok(()) };
+            let (pending, path) = (Arc::clone(&task.parent.0), task.dir.path().to_vec());
+            let entered = self.begin(task);
+            self.entered(entered, &pending, &path)?;
+        }
+    }
+
+    /// Goes on in a directory, or without it.
+    fn entered(&mut self, entered: Result<Frame, ReadError>, parent: &Arc<Pending>, path: &[u8]) -> Result<()> {
+        match entered {
+            Ok(next) => {
+                self.stack.push(next);
+                if let Some(far) = self.stack.len().checked_sub(OPEN_DEPTH).and_then(|i| self.stack.get(i)) {
+                    far.dir.release();
                 }
+                Ok(())
+            }
+            Err(ReadError::Lost(reason)) => {
+                self.lose(path, reason);
+                complete(self.place.shared, &mut self.sealer, parent)
+            }
+            Err(ReadError::Failed(e)) => Err(e),
+        }
+    }
+
+    /// Leaves a directory to somebody who has nothing to do: the one it would come to last, near the root, because
+    /// there is most below it.
+    fn share(&mut self) -> Result<()> {
+        while self.pool.is_hungry() {
+            let Some(at) = self.stack.iter().position(|frame| !frame.subdirs.is_empty()) else { return Ok(()) };
+            let (slot, name) = self.stack[at].subdirs.remove(0);
+            let pending = Arc::clone(&self.stack[at].pending);
+            let path = child_path(self.stack[at].dir.path(), &name);
+            match self.open(at, slot, name) {
+                Ok(task) => self.pool.give(task),
                 Err(ReadError::Lost(reason)) => {
-                    self.lose(&child_path(stack.last().map_or(&[], |f| f.dir.path()), &name), reason);
-                    complete(self.shared, &mut self.sealer, &pending)?;
+                    self.lose(&path, reason);
+                    complete(self.place.shared, &mut self.sealer, &pending)?;
                 }
                 Err(ReadError::Failed(e)) => return Err(e),
             }
         }
-        Ok(pending)
+        Ok(())
     }
 
     fn lose(&self, relative: &[u8], reason: LossReason) {
-        self.shared.lose(Loss::new(&self.snapshot_path(relative), reason));
+        self.place.shared.lose(Loss::new(&self.snapshot_path(relative), reason));
     }
 
     fn snapshot_path(&self, relative: &[u8]) -> Vec<u8> {
-        child_path(self.at.as_bytes(), relative)
+        child_path(self.place.at.as_bytes(), relative)
     }
 
-    fn descend(
-        &mut self,
-        jobs: &SyncSender<Vec<Job>>,
-        frame: &Frame,
-        slot: usize,
-        name: &[u8],
-    ) -> Result<Frame, ReadError> {
+    /// Opens a subdirectory and finds what there is to compare it with.
+    fn open(&self, frame: usize, slot: usize, name: Vec<u8>) -> Result<Task, ReadError> {
+        let frame = &self.stack[frame];
         if frame.dir.path().len() + name.len() >= MAX_PATH {
             return Err(ReadError::Lost(LossReason::TooLarge));
         }
-        let dir = frame.dir.open_dir(name)?;
+        let dir = frame.dir.open_dir(&name)?;
         // What comes after this directory and its subdirectories.
         self.want(frame);
-        let mut parents = Vec::new();
+        let mut known: Vec<Known> = Vec::new();
         for (_, nodes) in &frame.parents {
-            let Some(tree) = find(nodes, name).and_then(|n| n.subtree) else { continue };
-            let loaded = self.ahead.take(tree).map_or_else(|| self.ahead.load(tree, self.at), Ok);
-            match loaded {
-                Ok(nodes) => parents.push((tree, Arc::new(nodes))),
-                Err(Error::MissingBlob { .. } | Error::Damaged { .. } | Error::InvalidContent { .. }) => {}
-                Err(e) => return Err(e.into()),
+            let Some(tree) = find(nodes, &name).and_then(|i| nodes[i].subtree) else { continue };
+            if known.iter().all(|(id, _)| *id != tree) {
+                known.extend(self.place.trees.get(tree, self.place.at)?);
             }
         }
-        self.enter(jobs, dir, Some((Arc::clone(&frame.pending), slot)), parents, name.to_vec())
+        Ok(Task { dir, parent: (Arc::clone(&frame.pending), slot), known, name })
+    }
+
+    fn begin(&mut self, task: Task) -> Result<Frame, ReadError> {
+        self.enter(task.dir, Some(task.parent), task.known, task.name)
     }
 
     /// Has the trees of the next subdirectories loaded.
     fn want(&self, frame: &Frame) {
         for (_, name) in frame.subdirs.iter().rev().take(LOOK_AHEAD) {
             for (_, nodes) in &frame.parents {
-                if let Some(tree) = find(nodes, name).and_then(|n| n.subtree) {
-                    self.ahead.want(tree);
+                if let Some(tree) = find(nodes, name).and_then(|i| nodes[i].subtree) {
+                    self.place.trees.want(tree);
                 }
             }
         }
@@ -235,7 +321,6 @@ impl<'a> Scan<'a> {
     /// Lists a directory, settles what can be settled at once, and queues files that must be read.
     fn enter(
         &mut self,
-        jobs: &SyncSender<Vec<Job>>,
         dir: Dir,
         parent: Option<(Arc<Pending>, usize)>,
         parents: Vec<Known>,
@@ -243,7 +328,7 @@ impl<'a> Scan<'a> {
     ) -> Result<Frame, ReadError> {
         let fd = dir.fd()?;
         let (stat, entries) = self.list(&fd, dir.path())?;
-        let captured = capture_xattrs(&fd, self.layout, &self.snapshot_path(dir.path()))?;
+        let captured = capture_xattrs(&fd, self.place.layout, &self.snapshot_path(dir.path()))?;
         if captured.opaque {
             self.removed.push(Removed { path: dir.path().to_vec(), how: Removal::Opaque });
         }
@@ -252,9 +337,9 @@ impl<'a> Scan<'a> {
         let pending = Pending::new(parent, node, entries.len(), parents.clone());
         let mut frame = Frame { dir, pending, parents, subdirs: Vec::new() };
         for (slot, (name, stat)) in entries.into_iter().enumerate() {
-            self.settle(jobs, &mut frame, &fd, slot, name, stat)?;
+            self.settle(&mut frame, &fd, slot, name, stat)?;
         }
-        self.send(jobs)?;
+        self.send()?;
         // Popped from the end, so the first comes last.
         frame.subdirs.reverse();
         self.want(&frame);
@@ -264,6 +349,7 @@ impl<'a> Scan<'a> {
     /// Names and states of all entries; taken again when the directory changed meanwhile.
     #[expect(clippy::type_complexity, reason = "a pair, used once")]
     fn list(&self, fd: &OwnedFd, path: &[u8]) -> Result<(Stat, Vec<(Vec<u8>, Stat)>), ReadError> {
+        let exclude = &self.place.exclude;
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -272,7 +358,7 @@ impl<'a> Scan<'a> {
             let mut unreadable = Vec::new();
             let mut entries = Vec::new();
             for name in fsdir::list_names(fd)? {
-                if self.exclude.contains(&child_path(path, &name)) {
+                if !exclude.is_empty() && exclude.contains(&child_path(path, &name)) {
                     continue;
                 }
                 match fsdir::stat_at(fd, &name) {
@@ -282,7 +368,7 @@ impl<'a> Scan<'a> {
                 }
             }
             let stable = !vanished && fsdir::stat_fd(fd)?.same_state(&before);
-            let settled = stable || self.shared.pass == Pass::Live;
+            let settled = stable || self.place.shared.pass == Pass::Live;
             if settled || attempt >= LIST_ATTEMPTS {
                 for (name, reason) in unreadable {
                     self.lose(&child_path(path, &name), reason);
@@ -295,22 +381,14 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn settle(
-        &mut self,
-        jobs: &SyncSender<Vec<Job>>,
-        frame: &mut Frame,
-        fd: &Arc<OwnedFd>,
-        slot: usize,
-        name: Vec<u8>,
-        stat: Stat,
-    ) -> Result<()> {
-        let relative = child_path(frame.dir.path(), &name);
+    fn settle(&mut self, frame: &mut Frame, fd: &Arc<OwnedFd>, slot: usize, name: Vec<u8>, stat: Stat) -> Result<()> {
+        let relative = |name: &[u8]| child_path(frame.dir.path(), name);
         let Some(kind) = stat.kind() else {
-            self.lose(&relative, LossReason::Unrepresentable);
+            self.lose(&relative(&name), LossReason::Unrepresentable);
             return Ok(());
         };
-        if self.layout == Layout::OverlayUpper && kind == NodeKind::CharDevice && stat.rdev == 0 {
-            self.removed.push(Removed { path: relative, how: Removal::Whiteout });
+        if self.place.layout == Layout::OverlayUpper && kind == NodeKind::CharDevice && stat.rdev == 0 {
+            self.removed.push(Removed { path: relative(&name), how: Removal::Whiteout });
             return Ok(());
         }
         match kind {
@@ -319,14 +397,14 @@ impl<'a> Scan<'a> {
                 frame.subdirs.push((slot, name));
                 Ok(())
             }
-            NodeKind::File => self.settle_file(jobs, frame, fd, slot, name, stat),
+            NodeKind::File => self.settle_file(frame, fd, slot, name, stat),
             _ => {
-                match self.special(fd, &name, &relative, kind) {
+                match self.special(fd, &name, &relative(&name), kind) {
                     Ok(node) => {
                         frame.pending.put(slot, node);
-                        self.shared.progress.add_files(1);
+                        self.place.shared.progress.add_files(1);
                     }
-                    Err(ReadError::Lost(reason)) => self.lose(&relative, reason),
+                    Err(ReadError::Lost(reason)) => self.lose(&relative(&name), reason),
                     Err(ReadError::Failed(e)) => return Err(e),
                 }
                 Ok(())
@@ -334,72 +412,78 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn settle_file(
-        &mut self,
-        jobs: &SyncSender<Vec<Job>>,
-        frame: &Frame,
-        fd: &Arc<OwnedFd>,
-        slot: usize,
-        name: Vec<u8>,
-        stat: Stat,
-    ) -> Result<()> {
-        let path = self.snapshot_path(&child_path(frame.dir.path(), &name));
+    fn settle_file(&mut self, frame: &Frame, fd: &Arc<OwnedFd>, slot: usize, name: Vec<u8>, stat: Stat) -> Result<()> {
+        let shared = self.place.shared;
+        let path = || self.snapshot_path(&child_path(frame.dir.path(), &name));
         let link = (stat.nlink > 1).then_some((stat.dev, stat.ino));
-        let make_slot = |name: &[u8]| {
+        let make_slot = || {
             frame.pending.wait_for_one_more();
-            Slot { dir: Arc::clone(&frame.pending), index: slot, name: name.to_vec(), path: path.clone() }
+            Slot { dir: Arc::clone(&frame.pending), index: slot, name: name.clone(), path: path() }
         };
         if let Some(key) = link {
-            match lock(&self.shared.links).meet(key, || make_slot(&name)) {
+            match lock(&shared.links).meet(key, make_slot) {
                 LinkState::First => {}
                 LinkState::Waiting => return Ok(()),
                 LinkState::Known(mut node) => {
                     node.name = name;
                     frame.pending.put(slot, *node);
-                    self.shared.progress.add_files(1);
+                    shared.progress.add_files(1);
                     return Ok(());
                 }
                 LinkState::Lost(reason) => {
-                    self.shared.lose(Loss::new(&path, reason));
+                    shared.lose(Loss::new(&path(), reason));
                     return Ok(());
                 }
             }
         }
-        if let Some(known) = self.unchanged(frame, &name, stat) {
-            if let Some(key) = link {
-                // Nobody can be waiting: this thread is the only one that registers names.
-                drop(lock(&self.shared.links).resolve(key, Ok(known.clone())));
+        if let Some((tree, index)) = self.unchanged(frame, &name, stat) {
+            let known = &frame.parents[tree].1[index];
+            shared.progress.add_files(1);
+            if link.is_none() && stat.is_all_of(known) {
+                frame.pending.put_same(slot, (tree, index));
+                return Ok(());
             }
-            self.shared.progress.add_files(1);
-            frame.pending.put(slot, known);
+            let mut node = stat.to_node(&name, NodeKind::File);
+            node.content.clone_from(&known.content);
+            node.xattrs.clone_from(&known.xattrs);
+            if let Some(key) = link {
+                let waiting = lock(&shared.links).resolve(key, Ok(node.clone()));
+                for other in waiting {
+                    shared.progress.add_files(1);
+                    other.fill(shared, &mut self.sealer, node.clone())?;
+                }
+            }
+            frame.pending.put(slot, node);
             return Ok(());
         }
         let in_place = changes_in_place(frame, &name, stat);
         let job = Job {
             parent: Arc::clone(fd),
-            slot: make_slot(&name),
-            layout: self.layout,
-            racy_from: self.racy_from,
+            slot: make_slot(),
+            layout: self.place.layout,
+            racy_from: self.place.racy_from,
             link,
             in_place,
         };
         self.batch.push(job);
         self.batch_bytes = self.batch_bytes.saturating_add(stat.size);
-        if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES { self.send(jobs) } else { Ok(()) }
+        if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES { self.send() } else { Ok(()) }
     }
 
     /// Hands over what was gathered.
-    fn send(&mut self, jobs: &SyncSender<Vec<Job>>) -> Result<()> {
+    fn send(&mut self) -> Result<()> {
         self.batch_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
         // The receiver lives as long as the scanner runs, so this only fails when everything is being torn down.
-        if batch.is_empty() { Ok(()) } else { jobs.send(batch).map_err(|_| Error::Cancelled) }
+        if batch.is_empty() { Ok(()) } else { self.jobs.send(batch).map_err(|_| Error::Cancelled) }
     }
 
-    /// Finds the file in a tree we compare with; an unchanged ctime vouches for the extended attributes as well.
-    fn unchanged(&self, frame: &Frame, name: &[u8], stat: Stat) -> Option<Node> {
-        let known = frame.parents.iter().find_map(|(_, nodes)| {
-            let node = find(nodes, name)?;
+    /// Finds the file in a tree we compare with: which tree, and where in it. An unchanged ctime vouches for the extended
+    /// attributes as well.
+    fn unchanged(&self, frame: &Frame, name: &[u8], stat: Stat) -> Option<(usize, usize)> {
+        frame.parents.iter().enumerate().find_map(|(tree, (_, nodes))| {
+            let index = find(nodes, name)?;
+            let node = &nodes[index];
             let same = node.kind == NodeKind::File
                 && node.size == stat.size
                 && node.inode == stat.ino
@@ -408,14 +492,11 @@ impl<'a> Scan<'a> {
                 && node.ctime != Time::default();
             // A tree of the same directory captured as a plain one holds the kernel's bookkeeping.
             let plain =
-                self.layout == Layout::Plain || node.xattrs.iter().all(|x| !x.name.starts_with(removed::PREFIX));
-            let complete = || node.content.iter().all(|blob| self.shared.uploader.has(BlobKind::Data, *blob));
-            (same && plain && complete()).then_some(node)
-        })?;
-        let mut node = stat.to_node(name, NodeKind::File);
-        node.content.clone_from(&known.content);
-        node.xattrs.clone_from(&known.xattrs);
-        Some(node)
+                self.place.layout == Layout::Plain || node.xattrs.iter().all(|x| !x.name.starts_with(removed::PREFIX));
+            let uploader = self.place.shared.uploader;
+            let complete = || node.content.iter().all(|blob| uploader.has(BlobKind::Data, *blob));
+            (same && plain && complete()).then_some((tree, index))
+        })
     }
 
     /// Links, devices, pipes and sockets: everything about them is in the inode.
@@ -429,7 +510,7 @@ impl<'a> Scan<'a> {
         if kind == NodeKind::Symlink {
             node.link_target = rustix::fs::readlinkat(&fd, c"", Vec::new())?.into_bytes();
         }
-        node.xattrs = capture_xattrs(&fd, self.layout, &self.snapshot_path(relative))?.xattrs;
+        node.xattrs = capture_xattrs(&fd, self.place.layout, &self.snapshot_path(relative))?.xattrs;
         Ok(node)
     }
 }
@@ -437,14 +518,14 @@ impl<'a> Scan<'a> {
 /// Reports whether a changed file is still the same inode of the same size, as a database or a disk image is, or was
 /// seen to be so before.
 fn changes_in_place(frame: &Frame, name: &[u8], stat: Stat) -> bool {
-    frame.parents.iter().filter_map(|(_, nodes)| find(nodes, name)).any(|known| {
+    frame.parents.iter().filter_map(|(_, nodes)| find(nodes, name).map(|i| &nodes[i])).any(|known| {
         let same = known.size == stat.size && known.inode == stat.ino && known.mtime != stat.mtime.clamped();
         known.kind == NodeKind::File && (same || Grain::was_paged(known.size, known.content.len()))
     })
 }
 
-fn find<'n>(nodes: &'n [Node], name: &[u8]) -> Option<&'n Node> {
-    nodes.binary_search_by(|n| n.name.as_slice().cmp(name)).ok().and_then(|i| nodes.get(i))
+fn find(nodes: &[Node], name: &[u8]) -> Option<usize> {
+    nodes.binary_search_by(|n| n.name.as_slice().cmp(name)).ok()
 }
 
 fn child_path(dir: &[u8], name: &[u8]) -> Vec<u8> {

@@ -14,11 +14,15 @@ use perennial_core::progress::Progress;
 
 use super::frame::{Frame, Sender, invalid, receive};
 use super::message::{Bytes, Call, FailedJob, Failure, Job, Outcome, PROTOCOL, Place, ToFar, ToNear, decode_listing};
+use crate::archive::{Held, Writers};
 use crate::backend::{Backend, BackendError, FileInfo, FileKind};
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::repository::{Repository, key_of};
+use crate::spool::SpoolLimits;
 
+/// What was read while writers are held waits here up to so many bytes, and beyond that at the other end.
+const SPOOL: usize = 64 << 20;
 /// How often progress is reported; also the sign of life.
 const REPORT: Duration = Duration::from_millis(500);
 
@@ -35,7 +39,12 @@ pub fn serve(
 ) -> io::Result<()> {
     let Some(frame) = receive(&mut reader)? else { return Ok(()) };
     let ToFar::Hello { protocol, key } = frame.head()? else { return Err(invalid("no greeting came first")) };
-    let far = Arc::new(Far { sender: Sender::new(writer), calls: Mutex::default(), number: AtomicU64::new(0) });
+    let far = Arc::new(Far {
+        sender: Sender::new(writer),
+        calls: Mutex::default(),
+        number: AtomicU64::new(0),
+        holding: Mutex::default(),
+    });
     // Said even to somebody who speaks another version, who then knows why this ends.
     far.sender.send(&ToNear::Hello { protocol: PROTOCOL }, &[])?;
     if protocol != PROTOCOL {
@@ -52,6 +61,7 @@ pub fn serve(
         std::thread::Builder::new().name("mover-reader".into()).spawn(move || {
             let ended = listen(&mut reader, &far, &now, &arrived);
             far.end();
+            far.held(false);
             // Nobody wants the result any more.
             current(&now).cancel();
             ended
@@ -60,7 +70,7 @@ pub fn serve(
     for job in jobs {
         let progress = Progress::default();
         *current(&now) = progress.clone();
-        let outcome = reported(&far, &progress, || run(&repository, job, &progress, &reach));
+        let outcome = reported(&far, &progress, || run(&repository, &far, job, &progress, &reach));
         if far.sender.send(&ToNear::Done { outcome }, &[]).is_err() {
             break;
         }
@@ -76,7 +86,11 @@ fn listen(reader: &mut impl Read, far: &Far, now: &Mutex<Progress>, jobs: &Signa
     while let Some(frame) = receive(reader)? {
         match frame.head()? {
             ToFar::Hello { .. } => return Err(invalid("a second greeting")),
-            ToFar::Cancel => current(now).cancel(),
+            ToFar::Cancel => {
+                current(now).cancel();
+                far.held(false);
+            }
+            ToFar::Held => far.held(true),
             ToFar::Answer { call, failure } => far.answered(call, failure, frame),
             ToFar::Job { job } => {
                 if jobs.send(job).is_err() {
@@ -109,7 +123,13 @@ fn reported(far: &Far, progress: &Progress, job: impl FnOnce() -> Result<Outcome
     outcome.unwrap_or_else(|error| Outcome::Failed(FailedJob::new(error)))
 }
 
-fn run(repository: &Repository, job: Job, progress: &Progress, reach: &impl Fn(&Path) -> bool) -> Result<Outcome> {
+fn run(
+    repository: &Repository,
+    far: &Far,
+    job: Job,
+    progress: &Progress,
+    reach: &impl Fn(&Path) -> bool,
+) -> Result<Outcome> {
     let within = |mut paths: Box<dyn Iterator<Item = PathBuf> + '_>| match paths.find(|path| !reach(path)) {
         Some(path) => Err(Error::InvalidRequest(format!("{} is none of the volumes", path.display()))),
         None => Ok(()),
@@ -131,7 +151,13 @@ fn run(repository: &Repository, job: Job, progress: &Progress, reach: &impl Fn(&
         }
         Job::Archive(job) => {
             within(Box::new(job.paths()))?;
-            Ok(Outcome::Archived(repository.archive(&job.request(), progress)?.into()))
+            let (writers, spool) = (FarWriters { far, progress }, SpoolLimits { memory: SPOOL, directory: None });
+            let archived = if job.is_held() {
+                repository.archive_held(&job.request(), &Held { writers: &writers, spool }, progress)?
+            } else {
+                repository.archive(&job.request(), progress)?
+            };
+            Ok(Outcome::Archived(archived.into()))
         }
         Job::Restore(job) => {
             within(Box::new(job.paths()))?;
@@ -146,6 +172,29 @@ struct Far {
     sender: Sender,
     calls: Mutex<Calls>,
     number: AtomicU64,
+    /// Who waits for the writers to be held.
+    holding: Mutex<Option<Signal<bool>>>,
+}
+
+/// Those whom the other end holds.
+struct FarWriters<'a> {
+    far: &'a Far,
+    progress: &'a Progress,
+}
+
+impl Writers for FarWriters<'_> {
+    fn hold(&self) -> Result<()> {
+        let (signal, answer) = channel();
+        *self.far.holding() = Some(signal);
+        // A cancellation from before found nobody to tell.
+        self.progress.check()?;
+        self.far.say(&ToNear::Prepared)?;
+        if answer.recv() == Ok(true) { Ok(()) } else { Err(Error::Cancelled) }
+    }
+
+    fn release(&self) -> Result<()> {
+        self.far.say(&ToNear::Captured)
+    }
 }
 
 /// Calls that wait for their answers.
@@ -156,6 +205,23 @@ struct Calls {
 }
 
 impl Far {
+    fn holding(&self) -> MutexGuard<'_, Option<Signal<bool>>> {
+        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whoever waits for it whether the writers are held.
+    fn held(&self, held: bool) {
+        if let Some(waiting) = self.holding().take() {
+            // Who no longer waits needs no answer.
+            let _ = waiting.send(held);
+        }
+    }
+
+    fn say(&self, message: &ToNear) -> Result<()> {
+        let gone = |source| Error::System { doing: "talk to the server", source };
+        self.sender.send(message, &[]).map_err(gone)
+    }
+
     fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -23,6 +23,8 @@ pub(super) struct ArchiveJob {
     parents: Vec<ParentWire>,
     roots: Vec<RootWire>,
     live: bool,
+    /// Whether writers are held still meanwhile, by the other end.
+    held: bool,
     accepted: Vec<LossWire>,
 }
 
@@ -43,7 +45,7 @@ struct RootWire {
 }
 
 impl ArchiveJob {
-    pub(super) fn new(request: &ArchiveRequest) -> Result<Self, Error> {
+    pub(super) fn new(request: &ArchiveRequest, held: bool) -> Result<Self, Error> {
         let refuse = |what: &str| Err(Error::InvalidRequest(format!("{what} at the other end")));
         let mut roots = Vec::new();
         for root in &request.roots {
@@ -71,8 +73,13 @@ impl ArchiveJob {
             parents: request.parents.iter().map(parent).collect(),
             roots,
             live,
+            held,
             accepted: request.accept_losses.iter().map(Into::into).collect(),
         })
+    }
+
+    pub(super) const fn is_held(&self) -> bool {
+        self.held
     }
 
     pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> {

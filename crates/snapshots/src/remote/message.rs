@@ -15,7 +15,7 @@ use crate::id::Id;
 use crate::wire::MasterKey;
 
 /// Changes whenever a message does: an end that says another number is refused.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// From the end that has the repository.
 #[derive(Serialize, Deserialize)]
@@ -27,6 +27,8 @@ pub(super) enum ToFar {
     Job { job: Job },
     /// Stop what is being done.
     Cancel,
+    /// Answers [`ToNear::Prepared`]: the writers are held still.
+    Held,
     /// Answers a [`Call`]; what was read is the body.
     Answer { call: u64, failure: Option<Failure> },
 }
@@ -41,6 +43,10 @@ pub(super) enum ToNear {
     Call { call: u64, what: Call },
     /// How far the job is; also says that this end is alive.
     Progress { bytes: u64, files: u64, total: u64 },
+    /// Everything is done that needs no writers to be held still.
+    Prepared,
+    /// Everything is read: the writers may go on. What is not in the repository yet follows.
+    Captured,
     /// The job's end.
     Done { outcome: Outcome },
 }

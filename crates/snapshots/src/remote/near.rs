@@ -11,6 +11,7 @@ use perennial_core::progress::Progress;
 use super::frame::{Frame, Sender, receive};
 use super::job::{ArchiveJob, RestoreJob};
 use super::message::{Call, Failure, Job, Outcome, PROTOCOL, Place, ToFar, ToNear, encode_listing};
+use crate::archive::{Held, Release};
 use crate::backend::{BackendError, FileKind};
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
@@ -19,6 +20,7 @@ use crate::lock::{LockGuard, LockMode};
 use crate::repository::{Inner, Repository, master_key};
 use crate::request::{ArchiveRequest, Archived};
 use crate::restore::{RestoreRequest, Restored};
+use crate::spool::{Spool, Waiting};
 use crate::wire::IndexFile;
 
 /// A far end that says nothing for so long is given up; it reports every half second.
@@ -51,6 +53,8 @@ struct Near {
 /// What the repository was asked for in this session.
 #[derive(Default)]
 struct Noted {
+    /// Where packs wait while writers are held still.
+    spool: Option<Arc<Spool>>,
     /// Packs that came through the channel.
     packs: Vec<Id>,
     /// The first failure of the repository itself since the job began.
@@ -136,12 +140,37 @@ impl Session {
     /// # Errors
     /// As there, and [`Error::Remote`].
     pub fn archive(&mut self, request: &ArchiveRequest, progress: &Progress) -> Result<Archived> {
-        let job = Job::Archive(ArchiveJob::new(request)?);
+        self.archive_either(request, None, progress)
+    }
+
+    /// As [`Repository::archive_held`], of directories there, for a detached pass.
+    ///
+    /// # Errors
+    /// As there, and [`Error::Remote`].
+    pub fn archive_held(&mut self, request: &ArchiveRequest, held: &Held<'_>, progress: &Progress) -> Result<Archived> {
+        self.archive_either(request, Some(held), progress)
+    }
+
+    fn archive_either(
+        &mut self,
+        request: &ArchiveRequest,
+        held: Option<&Held<'_>>,
+        progress: &Progress,
+    ) -> Result<Archived> {
+        let job = Job::Archive(ArchiveJob::new(request, held.is_some())?);
         progress.check()?;
         let guard = LockGuard::acquire(&self.near.inner, LockMode::Shared)?;
         self.near.inner.refresh_index()?;
         let before = self.near.noted().packs.len();
-        let outcome = self.run(job, progress)?;
+        let outcome = match held {
+            None => self.run(job, progress)?,
+            Some(held) => {
+                let mut hold = Hold::new(held);
+                let outcome = self.run_held(job, &mut hold, progress);
+                self.near.noted().spool = None;
+                outcome?
+            }
+        };
         // Without the lock, what was there when the far end looked may have been pruned since.
         guard.ensure()?;
         let packs = self.near.noted().packs.get(before..).unwrap_or_default().to_vec();
@@ -171,12 +200,31 @@ impl Session {
     }
 
     fn run(&mut self, job: Job, progress: &Progress) -> Result<Outcome> {
+        self.run_held(job, &mut Hold::Never, progress)
+    }
+
+    fn run_held(&mut self, job: Job, hold: &mut Hold<'_>, progress: &Progress) -> Result<Outcome> {
         self.near.noted().failure = None;
         self.say(&ToFar::Job { job })?;
         let mut watch = Watch::new();
         let (mut bytes, mut files, mut total) = (0, 0, 0);
+        let mut failed = None;
         loop {
-            match self.next(&mut watch, progress)? {
+            let (message, body) = self.next(&mut watch, progress)?;
+            let stepped = match &message {
+                ToNear::Prepared => hold.begin(&self.near).and_then(|()| self.say(&ToFar::Held)),
+                ToNear::Captured => hold.end(&self.near, progress),
+                _ => Ok(()),
+            };
+            if let Err(error) = stepped {
+                // It ends the job in order, so that another can follow.
+                self.say(&ToFar::Cancel)?;
+                watch.told.get_or_insert_with(Instant::now);
+                failed.get_or_insert(error);
+            }
+            match (message, body) {
+                (ToNear::Prepared | ToNear::Captured, _) => {}
+                (ToNear::Done { .. }, _) if failed.is_some() => return Err(failed.unwrap_or(Error::Cancelled)),
                 (ToNear::Call { call, what }, body) => {
                     self.calls.send((call, what, body)).map_err(|_| lost("the threads that answer it ended"))?;
                 }
@@ -223,6 +271,47 @@ impl Session {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(lost("it ended before it was done")),
             }
+        }
+    }
+}
+
+/// The writers whom this end holds still for the far one.
+enum Hold<'a> {
+    /// None are to be.
+    Never,
+    /// They are to be when the far end is prepared.
+    Before(&'a Held<'a>, Arc<Spool>),
+    /// They are; they go on when this is dropped at the latest.
+    Now(Release<'a>, Arc<Spool>),
+}
+
+impl<'a> Hold<'a> {
+    fn new(held: &'a Held<'a>) -> Self {
+        Self::Before(held, Arc::new(Spool::new(&held.spool)))
+    }
+
+    fn begin(&mut self, near: &Near) -> Result<()> {
+        match std::mem::replace(self, Self::Never) {
+            Self::Before(held, spool) => {
+                *self = Self::Now(Release::after_hold(held.writers)?, Arc::clone(&spool));
+                near.noted().spool = Some(spool);
+                Ok(())
+            }
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Lets them go on, and writes what waited: the far end sends nothing that counts on it before this was said.
+    fn end(&mut self, near: &Near, progress: &Progress) -> Result<()> {
+        let Self::Now(release, spool) = std::mem::replace(self, Self::Never) else { return Err(nonsense()) };
+        let released = release.now();
+        near.noted().spool = None;
+        released?;
+        loop {
+            progress.check()?;
+            let taken = spool.take().map_err(|source| Error::System { doing: "read a pack that waited", source })?;
+            let Some(pack) = taken else { return Ok(()) };
+            near.store(pack.id, &pack.data)?;
         }
     }
 }
@@ -295,6 +384,14 @@ impl Near {
         }
     }
 
+    fn store(&self, id: Id, data: &[u8]) -> Result<(), BackendError> {
+        // As for packs of our own: from before the write on, nobody has read it back.
+        self.inner.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.inner.backend.write(FileKind::Pack, id, data)?;
+        self.noted().packs.push(id);
+        Ok(())
+    }
+
     fn write(&self, kind: Place, id: Id, data: &[u8]) -> Result<(), BackendError> {
         let refused = |problem: &str| BackendError {
             doing: "write",
@@ -307,11 +404,14 @@ impl Near {
         }
         match kind {
             Place::Pack => {
-                // As for packs of our own: from before the write on, nobody has read it back.
-                self.inner.unread.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-                self.inner.backend.write(FileKind::Pack, id, data)?;
-                self.noted().packs.push(id);
-                Ok(())
+                let spool = self.noted().spool.clone();
+                match spool {
+                    None => self.store(id, data),
+                    Some(spool) => match spool.put(Waiting { id, data: data.to_vec(), blobs: Vec::new() }) {
+                        None => Ok(()),
+                        Some(pack) => self.store(id, &pack.data),
+                    },
+                }
             }
             Place::Index => {
                 let file = self.inner.decode_unpacked(FileKind::Index, id, data).ok();
