@@ -101,6 +101,8 @@ pub struct Snapshot {
     pub created_at: Timestamp,
     /// When the captured instant was; `None` until captured.
     pub captured_at: Option<Timestamp>,
+    /// How long the pod stood still for it, in milliseconds; `None` when it did not.
+    pub frozen_millis: Option<u64>,
     /// Bytes of content; `None` when unknown (D19).
     pub bytes: Option<u64>,
     /// Bytes added to the repository; `None` when unknown.
@@ -136,6 +138,7 @@ impl Snapshot {
             writer: None,
             created_at: now,
             captured_at: None,
+            frozen_millis: None,
             bytes: None,
             new_bytes: None,
             files: None,

@@ -60,11 +60,17 @@ pub struct Policy {
     pub layer_interval: SignedDuration,
     /// How long a container has to run until earlier crashes are forgotten; default ten minutes.
     pub stable_after: SignedDuration,
+    /// How long a pod may stand still for one snapshot before it is let go on and the snapshot given up; default 30 s.
+    pub freeze_limit: SignedDuration,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { layer_interval: SignedDuration::from_mins(5), stable_after: SignedDuration::from_mins(10) }
+        Self {
+            layer_interval: SignedDuration::from_mins(5),
+            stable_after: SignedDuration::from_mins(10),
+            freeze_limit: SignedDuration::from_secs(30),
+        }
     }
 }
 

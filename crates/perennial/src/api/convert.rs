@@ -216,6 +216,7 @@ pub fn snapshot(snapshot: &Snapshot) -> wire::Snapshot {
         consistency: wire::Consistency {
             grade: snapshot.grade.map(Into::into),
             captured_at: snapshot.captured_at,
+            frozen_millis: snapshot.frozen_millis,
             losses: snapshot.losses.iter().map(loss).collect(),
         },
         error: snapshot.error.clone(),

@@ -294,6 +294,7 @@ pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
                 (None, _) => UNKNOWN.to_owned(),
             },
         )
+        .maybe("Pod stood still", snapshot.consistency.frozen_millis.map(|millis| format!("{millis} ms")))
         .fact("Size", maybe_size(snapshot.bytes))
         .fact("New in repository", maybe_size(snapshot.new_bytes))
         .fact("Files", snapshot.files.map_or_else(|| UNKNOWN.to_owned(), |files| files.to_string()));

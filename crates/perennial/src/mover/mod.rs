@@ -4,6 +4,8 @@
 //! below `/volumes`, the repository is at the other end of standard input and output, and there is nothing else. The
 //! server's side is [`Reach`], which is the same to its user whether a mover is needed or not.
 
+mod together;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -13,9 +15,11 @@ use perennial_core::engine::MoverChannel;
 use perennial_core::progress::Progress;
 use perennial_snapshots::remote::{Session, serve};
 use perennial_snapshots::{
-    ArchiveRequest, Archived, Error, Layout, Pass, Repository, RestoreRequest, Restored, Root, SnapshotFileId, Source,
-    removed,
+    ArchiveRequest, Archived, Error, Held, Layout, Pass, Repository, RestoreRequest, Restored, Root, SnapshotFileId,
+    Source, removed,
 };
+
+use together::Together;
 
 /// Where volumes are in a mover, and in a snapshot.
 const VOLUMES: &str = "/volumes";
@@ -95,39 +99,92 @@ impl Reach {
         }
     }
 
-    /// As [`Repository::archive`]: a mover captures the volumes, and this process the rest and makes the snapshot.
+    /// As [`Repository::archive`], and with `held` as [`Repository::archive_held`]: a mover captures the volumes, and
+    /// this process the rest and makes the snapshot.
     pub(crate) fn archive(
         &mut self,
         repository: &Repository,
         request: &ArchiveRequest,
+        held: Option<&Held<'_>>,
         progress: &Progress,
     ) -> Result<Archived, Error> {
         let is_there = |root: &Root| Path::new(&root.at).starts_with(VOLUMES);
-        let Self::There(session) = self else { return repository.archive(request, progress) };
         let (there, mut here): (Vec<Root>, Vec<Root>) = request.roots.iter().cloned().partition(is_there);
-        if there.is_empty() {
-            return repository.archive(request, progress);
-        }
-        let pass = if request.pass == Pass::Live { Pass::Live } else { Pass::Detached };
-        let volumes = session.archive(&ArchiveRequest { roots: there.clone(), pass, ..request.clone() }, progress)?;
-        if here.is_empty() && request.pass == Pass::Live {
-            return Ok(volumes);
-        }
-        for root in there {
-            let passed = |at: String| Root { source: Source::Passed { tree: volumes.tree, path: at.clone() }, at };
-            if matches!(root.source, Source::Directory { layout: Layout::OverlayUpper, .. }) {
-                here.push(passed(removed::list_path(&root.at)));
+        let session = match self {
+            Self::There(session) if !there.is_empty() => session,
+            Self::Here | Self::There(_) => {
+                return match held {
+                    Some(held) => repository.archive_held(request, held, progress),
+                    None => repository.archive(request, progress),
+                };
             }
-            here.push(passed(root.at));
+        };
+        let pass = if request.pass == Pass::Live { Pass::Live } else { Pass::Detached };
+        let volumes = ArchiveRequest { roots: there.clone(), pass, ..request.clone() };
+        let mut parts = Vec::new();
+        match held {
+            None => parts.push((session.archive(&volumes, progress)?, there)),
+            Some(held) => {
+                // What this process reads belongs to the same instant.
+                let is_read = |root: &Root| matches!(root.source, Source::Directory { .. });
+                let (read, made): (Vec<Root>, Vec<Root>) = here.into_iter().partition(is_read);
+                here = made;
+                let local = ArchiveRequest { roots: read.clone(), pass, ..request.clone() };
+                let (volumes, local) = archive_both(session, repository, (&volumes, &local), held, progress)?;
+                parts.push((volumes, there));
+                parts.extend(local.map(|local| (local, read)));
+            }
         }
-        let whole = repository.archive(&ArchiveRequest { roots: here, ..request.clone() }, progress)?;
-        Ok(Archived {
-            new_bytes: volumes.new_bytes + whole.new_bytes,
-            read_bytes: volumes.read_bytes + whole.read_bytes,
-            losses: [volumes.losses, whole.losses].concat(),
-            written_packs: [volumes.written_packs, whole.written_packs].concat(),
-            ..whole
-        })
+        if here.is_empty() && request.pass == Pass::Live {
+            return Ok(parts.remove(0).0);
+        }
+        for (part, roots) in &parts {
+            for root in roots {
+                let passed = |at: String| Root { source: Source::Passed { tree: part.tree, path: at.clone() }, at };
+                if matches!(root.source, Source::Directory { layout: Layout::OverlayUpper, .. }) {
+                    here.push(passed(removed::list_path(&root.at)));
+                }
+                here.push(passed(root.at.clone()));
+            }
+        }
+        let mut whole = repository.archive(&ArchiveRequest { roots: here, ..request.clone() }, progress)?;
+        for (part, _) in parts {
+            whole.new_bytes += part.new_bytes;
+            whole.read_bytes += part.read_bytes;
+            whole.losses.extend(part.losses);
+            whole.written_packs.extend(part.written_packs);
+        }
+        Ok(whole)
+    }
+}
+
+/// Has a mover and this process capture their parts of one instant.
+fn archive_both(
+    session: &mut Session,
+    repository: &Repository,
+    (there, here): (&ArchiveRequest, &ArchiveRequest),
+    held: &Held<'_>,
+    progress: &Progress,
+) -> Result<(Archived, Option<Archived>), Error> {
+    if here.roots.is_empty() {
+        return Ok((session.archive_held(there, held, progress)?, None));
+    }
+    let together = Together::new(held.writers, 2);
+    let (first, second) = (together.join(), together.join());
+    let spool = || held.spool.clone();
+    let (volumes, local) = std::thread::scope(|scope| {
+        let local = scope.spawn(|| {
+            let second = second;
+            repository.archive_held(here, &Held { writers: &second, spool: spool() }, progress)
+        });
+        let volumes = session.archive_held(there, &Held { writers: &first, spool: spool() }, progress);
+        drop(first);
+        (volumes, local.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    match (volumes, local) {
+        (Ok(volumes), Ok(local)) => Ok((volumes, Some(local))),
+        // One that only waited for the other knows less.
+        (Err(Error::NotHeld { .. }), Err(error)) | (Err(error), _) | (_, Err(error)) => Err(error),
     }
 }
 

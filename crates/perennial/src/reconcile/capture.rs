@@ -1,6 +1,7 @@
 //! Capturing a data set: live pass, final pass at one instant, read-back.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use perennial_core::engine::{Presence, SetAccess, VolumePath};
 use perennial_core::id::SnapshotId;
@@ -9,9 +10,11 @@ use perennial_core::record::Record;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
 use perennial_core::volume::{SetNumber, VolumeSet};
 use perennial_snapshots::{
-    ArchiveRequest, Archived, Layout, Loss as ByteLoss, Parent, Pass, Root, SnapshotFileId, Source, Verify,
+    ArchiveRequest, Archived, Held, Layout, Loss as ByteLoss, Parent, Pass, Root, SnapshotFileId, Source, SpoolLimits,
+    Verify, Writers,
 };
 
+use super::freeze::{self, Container, while_frozen};
 use super::images::blocking;
 use super::layer::{LayerSource, layer_tag, parse_id};
 use super::podfile::PodFile;
@@ -25,6 +28,9 @@ pub(super) fn snapshot_tag(id: SnapshotId) -> String {
     format!("snapshot:{id}")
 }
 
+/// What was read while a pod was frozen waits for the repository in so much memory, and beyond that in a file without a
+/// name in the scratch directory.
+const SPOOL_MEMORY: usize = 64 << 20;
 /// How often a capture is tried again for losses that were accepted.
 const LOSSES_COME_UP: u32 = 2;
 /// How engines call a set's missing marker among its missing volumes.
@@ -51,7 +57,8 @@ impl Reconciler {
             ..self.request(view, snapshot, set)
         };
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
-        let archived = blocking(move || Ok(reach.archive(&repositories.open(&tenant)?, &request, &progress)?)).await?;
+        let archived =
+            blocking(move || Ok(reach.archive(&repositories.open(&tenant)?, &request, None, &progress)?)).await?;
         self.memory().live.insert(snapshot, archived.tree);
         Ok(())
     }
@@ -90,13 +97,11 @@ impl Reconciler {
         // A mover takes a while to come up: the pod is not frozen meanwhile.
         let (volumes, missing) = self.reach_with_losses(view, &set, accepted).await?;
         let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec() };
-        if let Some(container) = &live {
-            self.engine.container_freeze(container).await?;
-        }
-        let uploaded = self.upload(view, (&set, &row), (grade, writer.as_ref()), sources, progress).await;
-        if let Some(container) = &live {
-            // Whatever happened, the pod goes on (incident P30); if even this fails, the next pass unfreezes it.
-            self.engine.container_unfreeze(container).await?;
+        let (stamp, live) = ((grade, writer.as_ref()), live.as_deref());
+        let uploaded = self.upload(view, (&set, &row), stamp, live, sources, progress).await;
+        if matches!(&uploaded, Err(StepError::Definite(problem)) if problem.code == freeze::TOO_LONG) {
+            // What changed since the live pass was too much: another try begins with another one.
+            self.memory().live.remove(&id);
         }
         self.record_uploaded(view, row, (&set, grade, writer), uploaded?).await
     }
@@ -106,6 +111,7 @@ impl Reconciler {
         view: &View,
         (set, row): (&VolumeSet, &Snapshot),
         (grade, writer): (Grade, Option<&WriterStamp>),
+        live: Option<&str>,
         sources: Sources,
         progress: &Progress,
     ) -> Result<Uploaded, StepError> {
@@ -122,11 +128,16 @@ impl Reconciler {
             ..self.request(view, row.id, set)
         };
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
-        let (archived, mut losses) = blocking(move || {
+        let scratch = self.settings.scratch.clone();
+        let work = move |writers: Option<&dyn Writers>| {
             let repository = repositories.open(&tenant)?;
+            // Without the directory, what was read waits in memory only.
+            let spool = std::fs::create_dir_all(&scratch).ok().map(|()| scratch);
+            let spool = SpoolLimits { memory: SPOOL_MEMORY, directory: spool };
+            let held = writers.map(|writers| Held { writers, spool });
             // What a mover loses and what this process does come up one after the other.
             for _ in 0..LOSSES_COME_UP {
-                match reach.archive(&repository, &request, &progress) {
+                match reach.archive(&repository, &request, held.as_ref(), &progress) {
                     Err(perennial_snapshots::Error::Incomplete { losses }) if covers(&accepted, &losses) => {
                         request.accept_losses.extend(losses);
                         let file = file.clone().with_losses(&in_words(&request.accept_losses));
@@ -135,9 +146,16 @@ impl Reconciler {
                     other => return Ok((other?, request.accept_losses)),
                 }
             }
-            Ok((reach.archive(&repository, &request, &progress)?, request.accept_losses))
-        })
-        .await?;
+            Ok((reach.archive(&repository, &request, held.as_ref(), &progress)?, request.accept_losses))
+        };
+        let ((archived, mut losses), frozen) = match live {
+            None => (blocking(move || work(None)).await?, None),
+            Some(id) => {
+                let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
+                let container = Container { engine: &*self.engine, id };
+                while_frozen(&container, limit, move |writers| work(Some(writers))).await?
+            }
+        };
         losses.extend(archived.losses.iter().cloned());
         let mut losses = in_words(&losses);
         losses.extend(missing);
@@ -147,6 +165,7 @@ impl Reconciler {
         Ok(Uploaded {
             repository_id,
             captured_at,
+            frozen,
             volumes: summaries(&volumes, &archived),
             losses,
             counts: Some(archived.counts),
@@ -189,6 +208,7 @@ impl Reconciler {
                     let uploaded = Uploaded {
                         repository_id: found.id,
                         captured_at: found.time,
+                        frozen: None,
                         volumes: file.volumes(),
                         losses: file.losses(),
                         counts: found.counts,
@@ -221,6 +241,7 @@ impl Reconciler {
             grade: Some(grade),
             writer,
             captured_at: Some(uploaded.captured_at),
+            frozen_millis: uploaded.frozen.map(|lasted| u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)),
             bytes: counts.map(|c| c.bytes),
             new_bytes: uploaded.new_bytes,
             files: counts.map(|c| c.files),
@@ -414,6 +435,8 @@ struct Sources {
 struct Uploaded {
     repository_id: SnapshotFileId,
     captured_at: jiff::Timestamp,
+    /// How long the pod stood still.
+    frozen: Option<Duration>,
     volumes: Vec<SnapshotVolume>,
     losses: Vec<Loss>,
     counts: Option<perennial_snapshots::Counts>,

@@ -74,7 +74,7 @@ impl Reconciler {
 
     /// When a pod at rest wants to be looked at; `None` when it has to be looked at now.
     async fn glance(&self, pod: Pod, snapshots: &[Snapshot]) -> Option<Option<Timestamp>> {
-        if pod.retry.not_before.is_some_and(|at| at > self.now()) {
+        if pod.retry.not_before.is_some_and(|at| at > self.now()) && self.memory().thawed.contains(&pod.id) {
             return Some(pod.retry.not_before);
         }
         let wanted = plan::referenced_snapshots(&pod);

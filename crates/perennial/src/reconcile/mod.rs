@@ -4,6 +4,7 @@
 //! * [`worker`]: one pass over one pod, under one of its [`leases`], written down by [`records`]; [`glance`]: which pods need one.
 //! * [`execute`]: carries out one action of the plan; has no opinion.
 //! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes; [`forget`]: those that let them go.
+//! * [`freeze`]: a running pod that stands still while a capture reads.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
 //! * [`repositories`]: the tenants' repositories, kept open.
 //! * [`progress`]: how far running operations are, for people.
@@ -20,6 +21,7 @@ mod compose;
 mod execute;
 mod fill;
 mod forget;
+mod freeze;
 mod glance;
 mod images;
 mod layer;

@@ -73,6 +73,7 @@ impl From<perennial_snapshots::Error> for StepError {
             }
             E::Locked { .. } | E::LockLost => retry("repository-locked", message),
             E::Remote { .. } => retry("mover-failed", message),
+            E::NotHeld { .. } => retry("freeze-broken", message),
             E::WrongPassword | E::NoRepository | E::UnsupportedVersion { .. } => {
                 retry("repository-unreadable", message)
             }

@@ -1,12 +1,12 @@
 //! One pass over one pod: fetch, observe, plan, carry out one action, record.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::clock::{Clock, IdSource};
-use perennial_core::engine::{Engine, ObservedPod, SetSpec};
+use perennial_core::engine::{ContainerState, Engine, ObservedPod, SetSpec};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::plan::{self, Action, Finding, Input, Next, Plan, Policy};
 use perennial_core::pod::{Condition, Desired, Pod, Retry, Work};
@@ -76,6 +76,8 @@ pub(super) struct Memory {
     /// When system layers were looked at.
     pub(super) layers: HashMap<PodId, Timestamp>,
     pub(super) leases: HashMap<PodId, (Lease, Timestamp)>,
+    /// Pods that are known not to have been left frozen by a server that died.
+    pub(super) thawed: HashSet<PodId>,
 }
 
 /// What one pass knows.
@@ -129,7 +131,8 @@ impl Reconciler {
                 return Passed::Wait(self.after(RETRY_FIRST));
             }
         };
-        if pod.retry.not_before.is_some_and(|at| at > self.now()) {
+        let rests = pod.retry.not_before.is_some_and(|at| at > self.now());
+        if rests && !self.was_left_frozen(id).await {
             return Passed::Wait(pod.retry.not_before);
         }
         match self.step(pod).await {
@@ -138,6 +141,21 @@ impl Reconciler {
             Err(StepError::Retry(problem)) => self.failed(id, problem, Failure::MayPass).await,
             Err(StepError::Definite(problem)) => self.failed(id, problem, Failure::Lasting).await,
         }
+    }
+
+    /// Whether a server that died left the pod frozen, which does not wait for what failed before. Asked once per pod and
+    /// server: whoever freezes thaws.
+    async fn was_left_frozen(&self, pod: PodId) -> bool {
+        if self.memory().thawed.contains(&pod) {
+            return false;
+        }
+        // A failed look is repeated by the next pass.
+        let Ok(seen) = self.engine.observe(pod, &[]).await else { return false };
+        let frozen = seen.container.is_some_and(|container| container.state == ContainerState::Frozen);
+        if !frozen {
+            self.memory().thawed.insert(pod);
+        }
+        frozen
     }
 
     /// A defect must not stop the other pods; this one is looked at again later.

@@ -293,6 +293,7 @@ pub fn snapshot() -> Snapshot {
         }],
         consistency: Consistency {
             grade: Some(Grade::Stopped),
+            frozen_millis: None,
             captured_at: Some(time("2026-01-10T10:00:01Z")),
             losses: Vec::new(),
         },

@@ -391,6 +391,7 @@ impl Any {
             created_at: self.time(),
             captured_at: self.option(Self::time),
             bytes: self.option(Self::number),
+            frozen_millis: self.option(Self::number),
             new_bytes: self.option(Self::number),
             files: self.option(Self::number),
             volumes: self.list(|a| SnapshotVolume {

@@ -272,6 +272,8 @@ pub struct Consistency {
     /// When that instant was; null until captured.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub captured_at: Option<Timestamp>,
+    /// How long the pod stood still for it, in milliseconds; null when it did not.
+    pub frozen_millis: Option<u64>,
     /// Losses its owner accepted.
     pub losses: Vec<Loss>,
 }

@@ -49,6 +49,9 @@ stored_struct!(SnapshotRow = Snapshot {
     writer: Option<WriterStamp>,
     created_at: Timestamp,
     captured_at: Option<Timestamp>,
+    /// Missing from rows of before migration 5.
+    #[serde(default)]
+    frozen_millis: Option<u64>,
     bytes: Option<u64>,
     new_bytes: Option<u64>,
     files: Option<u64>,

@@ -1,0 +1,347 @@
+//! A running pod that stands still while its data is read, and for no longer.
+//!
+//! The blocking work says when it has everything it needs ([`Writers::hold`]) and when it has read everything
+//! ([`Writers::release`]); this side freezes and thaws. It also thaws when the work ends in any other way, and when the
+//! freeze lasts longer than the policy allows, whatever the work is waiting for: a frozen pod is an outage. A server that
+//! dies meanwhile leaves a frozen container, which the next one thaws before it does anything else.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use perennial_core::engine::{Effect, Engine, EngineError};
+use perennial_snapshots::{Error, Writers};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::Instant;
+
+use super::images::blocking;
+use super::step::{StepError, definite};
+
+/// The code of the problem of a freeze that was given up.
+pub(super) const TOO_LONG: &str = "freeze-too-long";
+/// How often a container that does not thaw is told again at once; after that the next pass does it.
+const THAW_TRIES: u32 = 6;
+/// Delay before the second try; doubles with each.
+const THAW_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the work wants of the one who freezes; answered when it is done.
+enum Ask {
+    Hold(mpsc::Sender<Result<(), Error>>),
+    Release(mpsc::Sender<Result<(), Error>>),
+}
+
+/// The pod's processes, as the work sees them.
+pub(super) struct Processes(UnboundedSender<Ask>);
+
+impl Processes {
+    fn ask(&self, ask: impl FnOnce(mpsc::Sender<Result<(), Error>>) -> Ask) -> Result<(), Error> {
+        let (answer, answered) = mpsc::channel();
+        let gone = || Error::NotHeld { problem: "the server stopped working on the pod".to_owned() };
+        self.0.send(ask(answer)).map_err(|_| gone())?;
+        answered.recv().map_err(|_| gone())?
+    }
+}
+
+impl Writers for Processes {
+    fn hold(&self) -> Result<(), Error> {
+        self.ask(Ask::Hold)
+    }
+
+    fn release(&self) -> Result<(), Error> {
+        self.ask(Ask::Release)
+    }
+}
+
+/// A container that can be frozen.
+pub(super) struct Container<'a> {
+    pub(super) engine: &'a dyn Engine,
+    pub(super) id: &'a str,
+}
+
+/// What a freeze is done to.
+trait Freezes {
+    async fn freeze(&self) -> Result<Effect, EngineError>;
+    async fn thaw(&self) -> Result<Effect, EngineError>;
+}
+
+impl Freezes for Container<'_> {
+    async fn freeze(&self) -> Result<Effect, EngineError> {
+        self.engine.container_freeze(self.id).await
+    }
+
+    async fn thaw(&self) -> Result<Effect, EngineError> {
+        self.engine.container_unfreeze(self.id).await
+    }
+}
+
+/// Thaws; a call whose answer was lost is repeated. Answers whether it had been frozen until now, as far as one can tell.
+async fn thaw(what: &impl Freezes) -> Result<bool, EngineError> {
+    let mut delay = THAW_AGAIN;
+    let mut unsure = false;
+    for _ in 1..THAW_TRIES {
+        match what.thaw().await {
+            Ok(effect) => return Ok(unsure || effect != Effect::Unchanged),
+            Err(error @ (EngineError::Transient { .. } | EngineError::OutcomeUnknown { .. })) => {
+                unsure |= matches!(error, EngineError::OutcomeUnknown { .. });
+                tracing::warn!(%error, "thaw the container");
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(delay).await;
+        delay *= 2;
+    }
+    Ok(unsure || what.thaw().await? != Effect::Unchanged)
+}
+
+fn millis(lasted: Duration) -> u64 {
+    u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What one side knows of the other.
+struct Session<'a, F> {
+    what: &'a F,
+    limit: Duration,
+    /// Since when it is frozen.
+    since: Option<Instant>,
+    /// How long it was, the last time.
+    lasted: Option<Duration>,
+    failure: Option<StepError>,
+}
+
+impl<F: Freezes> Session<'_, F> {
+    async fn answer(&mut self, ask: Ask) {
+        let (answer, result) = match ask {
+            Ask::Hold(answer) => (answer, self.hold().await),
+            Ask::Release(answer) => (answer, self.release().await),
+        };
+        // Who no longer waits has ended, which is noticed.
+        let _ = answer.send(result);
+    }
+
+    fn failed(&mut self, error: StepError, problem: &str) -> Error {
+        self.failure.get_or_insert(error);
+        Error::NotHeld { problem: problem.to_owned() }
+    }
+
+    async fn hold(&mut self) -> Result<(), Error> {
+        let began = Instant::now();
+        // Also when the call fails: nobody knows then whether it did anything.
+        self.since = Some(began);
+        match self.what.freeze().await {
+            Ok(_) => {
+                tracing::debug!(millis = millis(began.elapsed()), "the engine froze the container");
+                Ok(())
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                self.go_on().await;
+                Err(self.failed(error.into(), &problem))
+            }
+        }
+    }
+
+    async fn release(&mut self) -> Result<(), Error> {
+        if self.since.is_none() {
+            return Err(Error::NotHeld { problem: "the freeze was given up before everything was read".to_owned() });
+        }
+        if self.go_on().await {
+            return Ok(());
+        }
+        Err(Error::NotHeld { problem: "somebody else let the container go on".to_owned() })
+    }
+
+    /// Thaws; answers whether it had been frozen until now.
+    async fn go_on(&mut self) -> bool {
+        let Some(since) = self.since.take() else { return false };
+        let read = since.elapsed();
+        let thawed = thaw(self.what).await;
+        let lasted = since.elapsed();
+        tracing::debug!(millis = millis(lasted), thaw = millis(lasted - read), "the container was frozen");
+        self.lasted = Some(lasted);
+        thawed.unwrap_or_else(|error| {
+            self.failure.get_or_insert(error.into());
+            false
+        })
+    }
+
+    async fn give_up(&mut self) {
+        self.go_on().await;
+        self.failure.get_or_insert_with(|| {
+            definite(
+                TOO_LONG,
+                format!("the pod was frozen for {} s and not everything was read", self.limit.as_secs_f32()),
+                "take the snapshot when less changes at once, or of a paused pod: perennial pod pause",
+            )
+        });
+    }
+
+    async fn run<T>(
+        &mut self,
+        mut asked: UnboundedReceiver<Ask>,
+        work: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
+        let mut work = std::pin::pin!(work);
+        let result = loop {
+            let until = self.since.map(|since| since + self.limit);
+            let over = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(ask) = asked.recv() => self.answer(ask).await,
+                () = over => self.give_up().await,
+                result = &mut work => break result,
+            }
+        };
+        self.go_on().await;
+        match self.failure.take() {
+            Some(failure) => Err(failure),
+            None => result,
+        }
+    }
+}
+
+/// Runs blocking work that may have the container frozen, and tells how long it was.
+pub(super) async fn while_frozen<T: Send + 'static>(
+    container: &Container<'_>,
+    limit: Duration,
+    work: impl FnOnce(&dyn Writers) -> Result<T, StepError> + Send + 'static,
+) -> Result<(T, Option<Duration>), StepError> {
+    freezing(container, limit, work).await
+}
+
+async fn freezing<T: Send + 'static>(
+    what: &impl Freezes,
+    limit: Duration,
+    work: impl FnOnce(&dyn Writers) -> Result<T, StepError> + Send + 'static,
+) -> Result<(T, Option<Duration>), StepError> {
+    let (asks, asked) = unbounded_channel();
+    let work = blocking(move || work(&Processes(asks)));
+    let mut session = Session { what, limit, since: None, lasted: None, failure: None };
+    let result = session.run(asked, work).await?;
+    Ok((result, session.lasted))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A container that notes what is done to it, and answers what a test wants.
+    #[derive(Default)]
+    struct Fake {
+        calls: Mutex<Vec<&'static str>>,
+        frozen: Mutex<bool>,
+        /// Answers of the next calls to thaw that fail.
+        lost: Mutex<u32>,
+        refuses: bool,
+        thawed: Mutex<Option<mpsc::Sender<()>>>,
+    }
+
+    impl Fake {
+        fn calls(&self) -> Vec<&'static str> {
+            self.calls.lock().expect("alone").clone()
+        }
+    }
+
+    impl Freezes for Arc<Fake> {
+        async fn freeze(&self) -> Result<Effect, EngineError> {
+            self.calls.lock().expect("alone").push("freeze");
+            if self.refuses {
+                return Err(EngineError::Rejected { problem: "it cannot".to_owned() });
+            }
+            *self.frozen.lock().expect("alone") = true;
+            Ok(Effect::Updated)
+        }
+
+        async fn thaw(&self) -> Result<Effect, EngineError> {
+            self.calls.lock().expect("alone").push("thaw");
+            let was = std::mem::replace(&mut *self.frozen.lock().expect("alone"), false);
+            let mut lost = self.lost.lock().expect("alone");
+            if *lost > 0 {
+                *lost -= 1;
+                return Err(EngineError::OutcomeUnknown { problem: "the connection broke".to_owned() });
+            }
+            if let Some(tell) = self.thawed.lock().expect("alone").take() {
+                tell.send(()).expect("the test waits");
+            }
+            Ok(if was { Effect::Updated } else { Effect::Unchanged })
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn read_all(writers: &dyn Writers) -> Result<(), StepError> {
+        writers.hold()?;
+        writers.release()?;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_container_is_frozen_from_hold_to_release() {
+        let fake = Arc::new(Fake::default());
+        let ((), lasted) = freezing(&fake, LONG, read_all).await.expect("done");
+        assert!(lasted.is_some());
+        assert_eq!(fake.calls(), ["freeze", "thaw"]);
+        // Work that needs no freeze gets none.
+        let ((), lasted) = freezing(&fake, LONG, |_| Ok(())).await.expect("done");
+        assert_eq!((lasted, fake.calls().len()), (None, 2));
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_in_any_way_leaves_nothing_frozen() {
+        let fake = Arc::new(Fake::default());
+        let failed = freezing(&fake, LONG, |writers| {
+            writers.hold()?;
+            Err::<(), _>(StepError::Cancelled)
+        });
+        assert!(matches!(failed.await, Err(StepError::Cancelled)));
+        assert_eq!(fake.calls(), ["freeze", "thaw"]);
+        let panicked = freezing(&fake, LONG, |writers| {
+            writers.hold()?;
+            // As any defect would.
+            let number: u32 = "none".parse().expect("a defect");
+            Ok(number)
+        });
+        assert!(matches!(panicked.await, Err(StepError::Retry(_))));
+        assert_eq!(fake.calls(), ["freeze", "thaw", "freeze", "thaw"]);
+        // One that could not be frozen may have been all the same.
+        let fake = Arc::new(Fake { refuses: true, ..Fake::default() });
+        assert!(matches!(freezing(&fake, LONG, read_all).await, Err(StepError::Definite(_))));
+        assert_eq!(fake.calls(), ["freeze", "thaw"]);
+    }
+
+    #[tokio::test]
+    async fn p12_a_freeze_has_an_end_whatever_the_work_waits_for() {
+        let (tell, thawed) = mpsc::channel();
+        let fake = Arc::new(Fake { thawed: Mutex::new(Some(tell)), ..Fake::default() });
+        let result = freezing(&fake, Duration::from_millis(5), move |writers| {
+            writers.hold()?;
+            // As a reader or a store that hangs, until the container was thawed.
+            thawed.recv().expect("it is thawed");
+            writers.release()?;
+            Ok(())
+        });
+        let Err(StepError::Definite(problem)) = result.await else { panic!("it counted") };
+        assert_eq!(problem.code, "freeze-too-long");
+        assert_eq!(fake.calls(), ["freeze", "thaw"]);
+    }
+
+    #[tokio::test]
+    async fn p12_a_freeze_that_somebody_ended_is_of_no_instant_and_a_lost_answer_is_asked_again() {
+        let fake = Arc::new(Fake::default());
+        let other = Arc::clone(&fake);
+        let result = freezing(&fake, LONG, move |writers| {
+            writers.hold()?;
+            *other.frozen.lock().expect("alone") = false;
+            writers.release()?;
+            Ok(())
+        });
+        assert!(matches!(result.await, Err(StepError::Retry(problem)) if problem.code == "freeze-broken"));
+        let fake = Arc::new(Fake { lost: Mutex::new(2), ..Fake::default() });
+        freezing(&fake, LONG, read_all).await.expect("it was frozen all the time");
+        assert_eq!(fake.calls(), ["freeze", "thaw", "thaw", "thaw"]);
+    }
+}
