@@ -2,7 +2,8 @@
 //!
 //! * `docker`: a pod's life on a real engine against the same steps done with bare calls of its API;
 //! * `scale`: a server with ten thousand pods on the simulator;
-//! * `sizes`: what pods take on the host.
+//! * `sizes`: what pods take on the host;
+//! * `freeze`: how long a running pod stands still for a snapshot, on ext4, btrfs and XFS.
 //!
 //! Everything is asked of a real `perennial serve` process, over HTTP. A number beyond its limit fails the run.
 
@@ -14,6 +15,7 @@ mod installation;
 
 mod bare;
 mod docker;
+mod freeze;
 mod load;
 mod process;
 mod scale;
@@ -23,7 +25,8 @@ mod table;
 /// Measures, prints, and answers which numbers are beyond their limits.
 type Part = fn() -> Vec<String>;
 
-const PARTS: [(&str, Part); 3] = [("docker", docker::run), ("scale", scale::run), ("sizes", sizes::run)];
+const PARTS: [(&str, Part); 4] =
+    [("docker", docker::run), ("scale", scale::run), ("sizes", sizes::run), ("freeze", freeze::run)];
 
 fn main() {
     // Cargo adds flags of its own, such as --bench.

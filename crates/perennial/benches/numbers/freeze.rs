@@ -1,0 +1,110 @@
+//! How long a running pod stands still for a snapshot, on the file systems that the storage root may be on.
+//!
+//! The pod has 100,000 files. From before a snapshot begins until it ends, a process in it saves every hundredth of them
+//! anew, again and again, one in each directory: whenever the pod is frozen, all of these have changed since the live
+//! pass, and no directory is as it was.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::installation::{BUSYBOX, Docker, Installation, Pod};
+use super::table::{self, Limit, Samples};
+
+const ROUNDS: usize = 5;
+const FILES: u64 = 100_000;
+/// Seconds that a pod of this size may stand still.
+const LIMIT: f64 = 0.5;
+/// 1,000 directories of 100 files of four kilobytes. Only `tee` writes so many files without a process for each.
+const MAKE: &str = "x=$(head -c 3000 /dev/urandom | base64); cd /workspace; mkdir $(seq 100 1099); \
+     for k in $(seq 1 10); do for j in $(seq 0 99); do echo \"$k $j $x\" | tee $(printf \"%s/f$j \" $k??) >/dev/null; done; done; sync";
+/// Saves one file anew in each directory, until it is told that it is enough.
+const CHANGE: &str = "x=$(head -c 3000 /dev/urandom | base64); cd /workspace; n=0; while [ ! -e /srv/enough ]; do \
+     for k in $(seq 1 10); do echo \"$n $k $x\" | tee $k??/f7 >/dev/null; done; n=$((n+1)); echo $n >/srv/rounds; \
+     done; rm /srv/enough";
+
+/// A file system of its own for the storage root; unmounted when dropped.
+struct Disk(Option<PathBuf>);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(at) = &self.0 {
+            // What stays mounted is seen by whoever cleans the directory up.
+            let _ = Command::new(script()).arg("umount").arg(at).status();
+        }
+    }
+}
+
+fn script() -> String {
+    std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env")
+}
+
+/// Lets the pod change files until the guard is dropped.
+fn changing<T>(server: &Installation, pod: &Pod, meanwhile: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(|| server.sh(pod, CHANGE));
+        super::installation::eventually("the pod changes its files", || {
+            server.try_sh(pod, "test -e /srv/rounds").1.then_some(())
+        });
+        let result = meanwhile();
+        server.sh(pod, "touch /srv/enough");
+        changes.join().unwrap();
+        result
+    })
+}
+
+fn measure(kind: &'static str) -> (Samples, Samples) {
+    let mut server = Installation::prepared(Docker::shared(), &[]);
+    let at = (kind != "ext4, shared").then(|| server.storage());
+    if let Some(at) = &at {
+        let made = Command::new(script()).args(["mount", kind]).arg(at).arg("4G").status().unwrap();
+        assert!(made.success(), "a {kind} could not be mounted");
+    }
+    let disk = Disk(at);
+    server.start_server();
+    let pod = server.pod_with("freeze", BUSYBOX, "runc", json!({"backend": "overlay"}));
+    server.sh(&pod, MAKE);
+    // The first stores everything; what the pod stands still for is what later ones read.
+    server.snapshot(&pod);
+    let (mut frozen, mut whole) = (Samples::default(), Samples::default());
+    for _ in 0..ROUNDS {
+        server.sh(&pod, "rm -f /srv/rounds");
+        let (taken, took) = changing(&server, &pod, || {
+            let began = std::time::Instant::now();
+            (server.snapshot(&pod), began.elapsed())
+        });
+        let millis = taken["consistency"]["frozenMillis"].as_u64().expect("a pod that was frozen");
+        assert_eq!(taken["state"], "verified", "{taken:#}");
+        assert!(taken["files"].as_u64().unwrap() >= FILES, "{taken:#}");
+        // The trees of all 1,000 directories are new.
+        assert!(taken["newBytes"].as_u64().unwrap() > 1 << 20, "{taken:#}");
+        frozen.add(Duration::from_millis(millis));
+        whole.add(took);
+    }
+    server.stop_server();
+    // Nothing may use the disk when it is unmounted.
+    server.docker.remove_labelled(server.label());
+    drop(disk);
+    (frozen, whole)
+}
+
+pub fn run() -> Vec<String> {
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
+    for kind in ["ext4, shared", "btrfs", "xfs"] {
+        let (frozen, whole) = measure(kind);
+        let [median, least, most] = frozen.cells();
+        let [whole, ..] = whole.cells();
+        rows.push(vec![kind.to_owned(), median, least, most, whole]);
+        limits.push(Limit {
+            what: format!("{kind}: 100,000 files, one changed in each of 1,000 directories"),
+            value: frozen.median(),
+            most: LIMIT,
+            unit: " s",
+        });
+    }
+    let head = ["storage root", "frozen, median", "min", "max", "the whole snapshot"];
+    table::print(&format!("Freeze: milliseconds, {ROUNDS} rounds"), &head, &rows);
+    table::limits("Freeze: medians", &limits)
+}
