@@ -26,6 +26,8 @@ use crate::wire::{BlobKind, IndexFile, IndexPack};
 /// An index file is written after so many packs, so that a crash costs little work.
 const PACKS_PER_INDEX: usize = 8;
 const SHARDS: usize = 16;
+/// So many packs' memory is kept for those that come: as many as there are workers at most.
+const SPARE: usize = 16;
 /// So many packs are written at once of those that waited.
 const DRAINS: usize = 4;
 
@@ -157,7 +159,12 @@ impl<'a> Uploader<'a> {
         lock(&self.written).push(pack.id);
         let ready = {
             let mut unindexed = lock(&self.unindexed);
-            lock(&self.spare).push(pack.data);
+            let mut spare = lock(&self.spare);
+            // What comes out of a spool is more than can ever be used again.
+            if spare.len() < SPARE {
+                spare.push(pack.data);
+            }
+            drop(spare);
             unindexed.push(IndexPack { id: pack.id, blobs: pack.blobs });
             let now = unindexed.len() >= PACKS_PER_INDEX && !self.holding.load(Ordering::Acquire);
             now.then(|| std::mem::take(&mut *unindexed))

@@ -340,3 +340,46 @@ fn an_end_that_dies_anywhere_leaves_nothing_that_the_next_try_minds() {
         left = left * 3 / 2;
     }
 }
+
+/// Counts how often writers are held and let go on.
+#[derive(Default)]
+struct Counted(std::sync::atomic::AtomicU32, std::sync::atomic::AtomicU32);
+
+impl Writers for Counted {
+    fn hold(&self) -> Result<()> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn release(&self) -> Result<()> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_far_end_that_never_had_writers_held_captured_no_instant() {
+    let dir = scratch();
+    let (_, repository) = memory();
+    let tree = Id::of(b"whatever");
+    let done = format!(
+        r#"{{"say":"done","outcome":{{"archived":{{"tree":"{tree}","counts":{{"files":1,"dirs":1,"bytes":1}},"newBytes":0,"readBytes":0,"losses":[],"roots":[]}}}}}}"#
+    );
+    let (hello, done) = (frame(HELLO, b""), frame(&done, b""));
+    let (prepared, captured) = (frame(r#"{"say":"prepared"}"#, b""), frame(r#"{"say":"captured"}"#, b""));
+    let scripts = [
+        ("neither prepared nor captured", [&hello[..], &done].concat(), 0),
+        ("never captured", [&hello[..], &prepared, &done].concat(), 1),
+        ("captured before prepared", [&hello[..], &captured, &done].concat(), 0),
+        ("prepared twice", [&hello[..], &prepared, &prepared, &done].concat(), 1),
+    ];
+    for (what, said, holds) in scripts {
+        let (reader, writer) = scripted(said);
+        let writers = Counted::default();
+        let held = Held { writers: &writers, spool: SpoolLimits { memory: 1 << 20, directory: None } };
+        let mut session = Session::open(&repository, reader, writer).unwrap();
+        let result = session.archive_held(&detached(dir.path()), &held, &Progress::default());
+        assert!(matches!(result, Err(Error::Remote { .. })), "{what}: {result:?}");
+        assert_eq!((writers.0.into_inner(), writers.1.into_inner()), (holds, holds), "{what}");
+    }
+}

@@ -152,10 +152,15 @@ impl Reconciler {
             None => (blocking(move || work(None)).await?, None),
             Some(id) => {
                 let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
+                // Should the thaw fail, the next pass looks at once.
+                self.memory().thawed.remove(&view.pod.id);
                 let container = Container { engine: &*self.engine, id };
                 while_frozen(&container, limit, move |writers| work(Some(writers))).await?
             }
         };
+        if live.is_some() && frozen.is_none() {
+            return Err(retry("freeze-broken", "the running pod was captured without being frozen"));
+        }
         losses.extend(archived.losses.iter().cloned());
         let mut losses = in_words(&losses);
         losses.extend(missing);

@@ -20,6 +20,8 @@ use super::step::{StepError, definite};
 pub(super) const TOO_LONG: &str = "freeze-too-long";
 /// How often a container that does not thaw is told again at once; after that the next pass does it.
 const THAW_TRIES: u32 = 6;
+/// How long one such call may take.
+const THAW_WITHIN: Duration = Duration::from_secs(5);
 /// Delay before the second try; doubles with each.
 const THAW_AGAIN: Duration = Duration::from_millis(50);
 
@@ -73,15 +75,23 @@ impl Freezes for Container<'_> {
     }
 }
 
-/// Thaws; a call whose answer was lost is repeated. Answers whether it had been frozen until now, as far as one can tell.
+/// A call that does not answer in time has an unknown outcome.
+async fn within(
+    limit: Duration,
+    call: impl Future<Output = Result<Effect, EngineError>>,
+) -> Result<Effect, EngineError> {
+    let late = || EngineError::OutcomeUnknown { problem: format!("no answer within {} s", limit.as_secs_f32()) };
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Thaws; a call whose answer was lost is repeated. Answers whether it is proven that it had been frozen until now: one
+/// that runs after a lost answer may have been let go on by somebody else.
 async fn thaw(what: &impl Freezes) -> Result<bool, EngineError> {
     let mut delay = THAW_AGAIN;
-    let mut unsure = false;
     for _ in 1..THAW_TRIES {
-        match what.thaw().await {
-            Ok(effect) => return Ok(unsure || effect != Effect::Unchanged),
+        match within(THAW_WITHIN, what.thaw()).await {
+            Ok(effect) => return Ok(effect != Effect::Unchanged),
             Err(error @ (EngineError::Transient { .. } | EngineError::OutcomeUnknown { .. })) => {
-                unsure |= matches!(error, EngineError::OutcomeUnknown { .. });
                 tracing::warn!(%error, "thaw the container");
             }
             Err(error) => return Err(error),
@@ -89,7 +99,7 @@ async fn thaw(what: &impl Freezes) -> Result<bool, EngineError> {
         tokio::time::sleep(delay).await;
         delay *= 2;
     }
-    Ok(unsure || what.thaw().await? != Effect::Unchanged)
+    Ok(within(THAW_WITHIN, what.thaw()).await? != Effect::Unchanged)
 }
 
 fn millis(lasted: Duration) -> u64 {
@@ -126,7 +136,7 @@ impl<F: Freezes> Session<'_, F> {
         let began = Instant::now();
         // Also when the call fails: nobody knows then whether it did anything.
         self.since = Some(began);
-        match self.what.freeze().await {
+        match within(self.limit, self.what.freeze()).await {
             Ok(_) => {
                 tracing::debug!(millis = millis(began.elapsed()), "the engine froze the container");
                 Ok(())
@@ -237,6 +247,8 @@ mod tests {
         /// Answers of the next calls to thaw that fail.
         lost: Mutex<u32>,
         refuses: bool,
+        /// It freezes, and never says so.
+        silent: bool,
         thawed: Mutex<Option<mpsc::Sender<()>>>,
     }
 
@@ -253,6 +265,9 @@ mod tests {
                 return Err(EngineError::Rejected { problem: "it cannot".to_owned() });
             }
             *self.frozen.lock().expect("alone") = true;
+            if self.silent {
+                std::future::pending::<()>().await;
+            }
             Ok(Effect::Updated)
         }
 
@@ -341,7 +356,19 @@ mod tests {
         });
         assert!(matches!(result.await, Err(StepError::Retry(problem)) if problem.code == "freeze-broken"));
         let fake = Arc::new(Fake { lost: Mutex::new(2), ..Fake::default() });
-        freezing(&fake, LONG, read_all).await.expect("it was frozen all the time");
+        let result = freezing(&fake, LONG, read_all).await;
+        assert!(
+            matches!(result, Err(StepError::Retry(problem)) if problem.code == "freeze-broken"),
+            "nothing proves it"
+        );
         assert_eq!(fake.calls(), ["freeze", "thaw", "thaw", "thaw"]);
+    }
+
+    #[tokio::test]
+    async fn p12_an_engine_that_does_not_answer_to_the_freeze_is_told_to_thaw() {
+        let fake = Arc::new(Fake { silent: true, ..Fake::default() });
+        let result = freezing(&fake, Duration::from_millis(5), read_all).await;
+        assert!(matches!(result, Err(StepError::Retry(problem)) if problem.code == "engine-outcome-unknown"));
+        assert_eq!(fake.calls(), ["freeze", "thaw"]);
     }
 }

@@ -7,7 +7,7 @@
 //! the writers are held still, because it can take long and what is written after it counts as too fresh): a
 //! mapped page that is clean faults on its next write and moves the ctime; one that is dirty already does not.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -111,7 +111,7 @@ struct Frame {
     /// What the trees to compare with have here.
     parents: Vec<Known>,
     /// Subdirectories still to visit, last first.
-    subdirs: Vec<(usize, Vec<u8>)>,
+    subdirs: VecDeque<(usize, Vec<u8>)>,
 }
 
 /// Makes everything written so far in a directory's file system durable, and tells from when on changes might not show.
@@ -219,7 +219,7 @@ impl<'a> Scanner<'a> {
         loop {
             while let Some(frame) = self.stack.last_mut() {
                 self.place.shared.check()?;
-                let Some((slot, name)) = frame.subdirs.pop() else {
+                let Some((slot, name)) = frame.subdirs.pop_back() else {
                     if let Some(done) = self.stack.pop() {
                         complete(self.place.shared, &mut self.sealer, &done.pending)?;
                     }
@@ -261,10 +261,15 @@ impl<'a> Scanner<'a> {
     fn share(&mut self) -> Result<()> {
         while self.pool.is_hungry() {
             let Some(at) = self.stack.iter().position(|frame| !frame.subdirs.is_empty()) else { return Ok(()) };
-            let (slot, name) = self.stack[at].subdirs.remove(0);
+            let Some((slot, name)) = self.stack[at].subdirs.pop_front() else { return Ok(()) };
             let pending = Arc::clone(&self.stack[at].pending);
             let path = child_path(self.stack[at].dir.path(), &name);
-            match self.open(at, slot, name) {
+            let opened = self.open(at, slot, name);
+            if at + OPEN_DEPTH < self.stack.len() {
+                // It was opened again for this.
+                self.stack[at].dir.release();
+            }
+            match opened {
                 Ok(task) => self.pool.give(task),
                 Err(ReadError::Lost(reason)) => {
                     self.lose(&path, reason);
@@ -335,13 +340,13 @@ impl<'a> Scanner<'a> {
         let mut node = stat.to_node(&name, NodeKind::Dir);
         node.xattrs = captured.xattrs;
         let pending = Pending::new(parent, node, entries.len(), parents.clone());
-        let mut frame = Frame { dir, pending, parents, subdirs: Vec::new() };
+        let mut frame = Frame { dir, pending, parents, subdirs: VecDeque::new() };
         for (slot, (name, stat)) in entries.into_iter().enumerate() {
             self.settle(&mut frame, &fd, slot, name, stat)?;
         }
         self.send()?;
         // Popped from the end, so the first comes last.
-        frame.subdirs.reverse();
+        frame.subdirs.make_contiguous().reverse();
         self.want(&frame);
         Ok(frame)
     }
@@ -394,7 +399,7 @@ impl<'a> Scanner<'a> {
         match kind {
             NodeKind::Dir => {
                 frame.pending.wait_for_one_more();
-                frame.subdirs.push((slot, name));
+                frame.subdirs.push_back((slot, name));
                 Ok(())
             }
             NodeKind::File => self.settle_file(frame, fd, slot, name, stat),

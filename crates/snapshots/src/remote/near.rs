@@ -168,7 +168,12 @@ impl Session {
                 let mut hold = Hold::new(held);
                 let outcome = self.run_held(job, &mut hold, progress);
                 self.near.noted().spool = None;
-                outcome?
+                let outcome = outcome?;
+                // One that never asked for still writers captured no instant, whatever it says.
+                if !matches!(hold, Hold::Never) {
+                    return Err(nonsense());
+                }
+                outcome
             }
         };
         // Without the lock, what was there when the far end looked may have been pruned since.
