@@ -492,6 +492,10 @@ fn fail_goal(pod: &mut Pod, problem: &Problem) -> Consequences {
     let Some(goal) = pod.goal.take() else { return Consequences::default() };
     pod.failed = Some(problem.clone());
     pod.capture = None;
+    // The next start of a clone puts a new snapshot together: this one has ended with the goal.
+    if let Some(fork) = &mut pod.fork {
+        fork.composed = None;
+    }
     let never_ran =
         (pod.source == Some(Origin::Image) || pod.fork.is_some()) && pod.sets.iter().all(|s| s.attached.is_none());
     // A pod whose provisioning failed leaves nothing behind (D5); it can be started again.

@@ -491,6 +491,8 @@ pub fn cancel(pod: &Pod, target: &Operation, now: Timestamp) -> Result<Cancelled
             return Err(committed());
         }
         dropped.extend(next.capture.take());
+        // The next start of a clone puts a new snapshot together.
+        dropped.extend(next.fork.as_mut().and_then(|fork| fork.composed.take()).map(|c| c.snapshot));
         // A pod that never came to be leaves nothing behind (D5).
         let never_made = goal.kind.makes_pod() && !pod.ever_ran();
         next.desired = if never_made { Desired::Stopped } else { goal.previous };

@@ -4,12 +4,16 @@
 
 mod world;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use perennial::service::{Caller, CloneRequest, Request};
 use perennial_core::Error;
+use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
 use perennial_core::operation::OperationState;
 use perennial_core::pod::{Identity, Phase};
-use perennial_core::snapshot::SnapshotKind;
+use perennial_core::snapshot::{SnapshotKind, SnapshotState};
 use perennial_core::spec::{Backend, PodName, PodSpec, PortSpec};
 use world::{Server, World, declared_spec, files, universal_spec};
 
@@ -197,4 +201,56 @@ async fn sim_a_clone_whose_snapshot_fails_says_so_and_never_starts() {
     let record = server.pod(copy).await;
     assert!(record.sets.is_empty() && record.container.is_none(), "{record:?}");
     server.succeed(server.delete(copy).await).await;
+}
+
+/// A repository that takes nothing for as long as this is set.
+#[derive(Debug, Default)]
+struct Full(AtomicBool);
+
+impl Tap for Full {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        let refuses = site == "repository.write" && moment == Moment::Before && self.0.load(Ordering::SeqCst);
+        if refuses { Verdict::Fail } else { Verdict::Go }
+    }
+}
+
+#[tokio::test]
+async fn sim_a_clone_that_failed_is_made_by_a_later_start() {
+    let world = World::new(267);
+    let full = Arc::new(Full::default());
+    let server = world.server_with(Arc::clone(&full) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let expected = data(&world, source);
+    server.succeed(server.stop(source).await).await;
+    let outcome = server.fork("copy", source, None).await.unwrap();
+    let copy = outcome.pod.id;
+    full.0.store(true, Ordering::SeqCst);
+    server.settle(copy).await;
+    assert_eq!(server.operation(outcome.operation.id).await.state, OperationState::Failed);
+    let states = async || server.snapshots(copy).await.into_iter().map(|s| s.state).collect::<Vec<_>>();
+    assert_eq!(states().await, [SnapshotState::Failed]);
+    full.0.store(false, Ordering::SeqCst);
+    server.succeed(server.start(copy).await).await;
+    assert_eq!(data(&world, copy), expected);
+    assert_ne!(world.engine.read(copy, "/etc/machine-id").unwrap().unwrap(), MACHINE_ID.as_bytes());
+}
+
+#[tokio::test]
+async fn sim_a_cancelled_clone_leaves_nothing_pending_and_is_made_by_a_later_start() {
+    let world = World::new(268);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let expected = data(&world, source);
+    server.succeed(server.stop(source).await).await;
+    let outcome = server.fork("copy", source, None).await.unwrap();
+    let copy = outcome.pod.id;
+    while server.snapshots(copy).await.is_empty() {
+        server.reconciler.pass(copy).await;
+    }
+    server.app.cancel(Request::new(&Caller::admin()), outcome.operation.id).await.unwrap();
+    server.settle(copy).await;
+    let states: Vec<_> = server.snapshots(copy).await.into_iter().map(|s| s.state).collect();
+    assert_eq!(states, [SnapshotState::Failed]);
+    server.succeed(server.start(copy).await).await;
+    assert_eq!(data(&world, copy), expected);
 }

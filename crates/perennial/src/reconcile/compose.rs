@@ -108,11 +108,11 @@ impl Reconciler {
 
 /// What the pod's work has begun to put together.
 fn begun(pod: &Pod) -> Option<Composed> {
-    let of_task = match pod.tasks.first().map(|task| &task.work) {
+    match pod.tasks.first().map(|task| &task.work) {
+        // What a clone has begun is nothing that a restore into it may give up.
         Some(Work::Replace { composed, .. }) => *composed,
-        _ => None,
-    };
-    of_task.or_else(|| pod.fork.and_then(|fork| fork.composed))
+        _ => pod.fork.and_then(|fork| fork.composed),
+    }
 }
 
 /// Everything that is needed on a thread without the database.
