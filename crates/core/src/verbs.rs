@@ -21,7 +21,7 @@ mod fork;
 mod restore;
 
 pub use fork::{ForkSource, fork, fork_source};
-pub use restore::{not_restorable, restore, select};
+pub use restore::{not_restorable, require_same_volumes, restore, select};
 
 use jiff::{SignedDuration, Timestamp};
 

@@ -13,7 +13,7 @@ use perennial_core::operation::OperationState;
 use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::Phase;
 use perennial_core::snapshot::{SnapshotKind, SnapshotState};
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, DeclaredVolume, PodSpec, Profile};
 use world::{Server, World, declared_spec, files, universal_spec};
 
 const BACKENDS: [Backend; 2] = [Backend::Overlay, Backend::Engine];
@@ -290,5 +290,53 @@ async fn sim_a_dry_run_lists_what_would_change_and_does_nothing() {
         assert!(shown(&whole).contains(&("/home/other".to_owned(), false)));
         assert!(server.pod(history.pod).await.tasks.is_empty());
         assert_same(&files(&history.world, history.pod), &history.now, "a dry run");
+    }
+}
+
+#[tokio::test]
+async fn sim_parts_of_a_pod_whose_volumes_are_elsewhere_are_refused_before_anything_is_touched() {
+    let world = World::new(33);
+    let server = world.server().await;
+    let declared = |volumes: &[(&str, &str)]| {
+        let volume = |(name, path): &(&str, &str)| DeclaredVolume {
+            name: (*name).to_owned(),
+            mount_path: (*path).to_owned(),
+            size: None,
+        };
+        let profile = Profile::Declared(volumes.iter().map(volume).collect());
+        PodSpec { profile, ..declared_spec(Backend::Overlay) }
+    };
+    let ours = server.running("ours", declared(&[("data", "/srv")])).await;
+    world.engine.write(ours, "/srv/a", "ours").unwrap();
+    let refused = async |pod: PodId, snapshot: SnapshotId, volumes: &[&str], paths: &[&str]| match server
+        .restore_parts(pod, snapshot, chosen(volumes, paths, Extra::Remove))
+        .await
+    {
+        Err(Error::Conflict { code, problem, .. }) => {
+            assert_eq!(code, "snapshot-of-other-volumes", "{problem}");
+        }
+        other => panic!("{volumes:?} {paths:?}: {other:?}"),
+    };
+    // The same name at another place, and the same path in another volume.
+    for (name, volumes) in [("moved", &[("data", "/opt")][..]), ("renamed", &[("files", "/srv")])] {
+        let theirs = server.running(name, declared(volumes)).await;
+        let at = volumes[0].1;
+        world.engine.write(theirs, &format!("{at}/a"), "theirs").unwrap();
+        let snapshot = server.snapshot_of(theirs).await;
+        refused(ours, snapshot, &[volumes[0].0], &[]).await;
+        refused(ours, snapshot, &[], &[&format!("{at}/a")]).await;
+    }
+    // All volumes alike, but what is outside of them is not kept.
+    let machine = server.running("machine", universal_spec(Backend::Overlay)).await;
+    world.engine.write(machine, "/tools/ours", "ours").unwrap();
+    let record = server.pod(machine).await;
+    let volumes: Vec<_> = record.current_set().unwrap().volumes.iter().map(|v| (&*v.name, &*v.mount_path)).collect();
+    let theirs = server.running("without-layer", declared(&volumes)).await;
+    let snapshot = server.snapshot_of(theirs).await;
+    refused(machine, snapshot, &["home"], &[]).await;
+    refused(machine, snapshot, &["system"], &[]).await;
+    for (pod, path) in [(ours, "/srv/a"), (machine, "/tools/ours")] {
+        assert_eq!(world.engine.read(pod, path).unwrap().unwrap(), b"ours");
+        assert!(server.pod(pod).await.tasks.is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! Going back to a snapshot, with everything or with parts.
 
+use std::collections::BTreeSet;
+
 use super::{Decision, Order, replace};
 use crate::error::Error;
 use crate::operation::OperationKind;
@@ -48,7 +50,37 @@ pub fn select(pod: &Pod, snapshot: &Snapshot, parts: &Parts) -> Result<Vec<Selec
     }
     let volumes: Vec<(&str, &str)> =
         snapshot.volumes.iter().map(|v| (v.name.as_str(), v.mount_path.as_str())).collect();
-    parts.select(&volumes, if pod.keeps_layer() { Layer::Kept } else { Layer::None })
+    let found = parts.select(&volumes, if pod.keeps_layer() { Layer::Kept } else { Layer::None })?;
+    if let Some(set) = pod.current_set() {
+        let ours = set.volumes.iter().map(|v| (v.name.as_str(), v.mount_path.as_str()));
+        require_same_volumes(snapshot, ours)?;
+    }
+    Ok(found)
+}
+
+/// Requires that a snapshot has these volumes, by name and mount path: elsewhere the same path, or the same name, means
+/// something else.
+///
+/// # Errors
+/// [`Error::Conflict`] naming what one has and the other has not.
+pub fn require_same_volumes<'a>(
+    snapshot: &Snapshot,
+    ours: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<(), Error> {
+    let ours: BTreeSet<(&str, &str)> = ours.collect();
+    let theirs = snapshot.volumes.iter().map(|v| (v.name.as_str(), v.mount_path.as_str())).collect();
+    let mut differ = ours.symmetric_difference(&theirs);
+    let Some((name, mount)) = differ.next() else { return Ok(()) };
+    let (has, lacks) =
+        if ours.contains(&(*name, *mount)) { ("the pod", "the snapshot") } else { ("the snapshot", "the pod") };
+    Err(Error::conflict(
+        "snapshot-of-other-volumes",
+        format!(
+            "{has} has volume {name} at {mount} and {lacks} has not: parts of snapshot {} cannot be taken",
+            snapshot.id
+        ),
+        "leave out volumes and paths to restore everything, or fetch the files: perennial snapshot export",
+    ))
 }
 
 fn require_restorable(pod: &Pod, snapshot: &Snapshot) -> Result<(), Error> {

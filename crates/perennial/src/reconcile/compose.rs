@@ -183,6 +183,8 @@ impl Assembly {
         let exchanges: Exchanges = match (&self.recipe, &self.wanted) {
             (Recipe::Parts { parts, .. }, Some(wanted)) => {
                 self.check_same_kind(wanted)?;
+                let ours = self.base.volumes.iter().map(|v| (v.name.as_str(), v.mount_path.as_str()));
+                verbs::require_same_volumes(wanted, ours).map_err(|e| refused(&e))?;
                 let selected = verbs::select(&self.pod, wanted, parts).map_err(|e| refused(&e))?;
                 let chosen = |loss: &Loss| selected.iter().any(|part| part.holds(&loss.path));
                 losses.retain(|loss| !chosen(loss));

@@ -102,6 +102,19 @@ impl App {
         Ok(preview)
     }
 
+    /// A path outside the volumes of a pod that keeps no system layer is nowhere in its snapshots, and not deleted.
+    async fn check_same_profile(&self, pod: &Pod, row: &Snapshot) -> Result<(), Error> {
+        let other = if row.pod == pod.id { None } else { self.store.pod_fetch(row.pod).await? };
+        if other.is_none_or(|other| other.keeps_layer() == pod.keeps_layer()) {
+            return Ok(());
+        }
+        Err(Error::conflict(
+            "snapshot-of-other-volumes",
+            format!("of the pod and that of snapshot {} one keeps its system layer and the other does not", row.id),
+            "leave out volumes and paths to restore everything, or fetch the files: perennial snapshot export",
+        ))
+    }
+
     /// Refuses what could not be done, before anything is asked for.
     async fn check_parts(
         &self,
@@ -112,6 +125,9 @@ impl App {
     ) -> Result<(), Error> {
         // A decision that is thrown away: it makes the same refusals.
         verbs::restore(pod, (row, parts.cloned()), None, &self.order(caller))?;
+        if parts.is_some() {
+            self.check_same_profile(pod, row).await?;
+        }
         let Some(parts) = parts.filter(|parts| !parts.paths.is_empty()) else { return Ok(()) };
         let source = self.source_of(row, Shown::Everything).await?;
         for path in &parts.paths {
