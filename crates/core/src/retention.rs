@@ -9,6 +9,8 @@
 //!   time passes, or because a clock is wrong: what is forgotten was replaced by something newer.
 //! - A safety snapshot is what was there before a reset or a restore, and often the only copy of it: it stays, and does
 //!   not count, until the pod has a snapshot that is a week newer.
+//! - What was put together for a restore of parts or a clone is nobody's instant: it neither counts nor replaces anything,
+//!   and goes when it is in no use and a newer snapshot of the pod is there.
 //! - A time that cannot be (before the pod was made, or in the future) comes from a clock that was wrong: such a snapshot
 //!   stays, and neither counts nor replaces anything.
 //! - Whatever the rules say, the newest verified snapshot stays, and what anything refers to, and what is not finished.
@@ -214,7 +216,8 @@ pub fn decide(
 ) -> Vec<Decision> {
     let counted = || snapshots.iter().filter(|s| is_whole(s) && life.has(s));
     let whole: BTreeSet<(Timestamp, SnapshotId)> = counted().map(dated_key).collect();
-    let newest_verified = snapshots.iter().filter(|s| s.is_restorable() && life.has(s)).map(dated_key).max();
+    let is_capture = |s: &Snapshot| s.is_restorable() && s.kind != SnapshotKind::Composed;
+    let newest_verified = snapshots.iter().filter(|s| is_capture(s) && life.has(s)).map(dated_key).max();
     let safe_from = whole.last().map_or(life.now, |(at, _)| *at).checked_sub(SAFETY).unwrap_or(Timestamp::MIN);
     let is_safety = |s: &Snapshot| s.kind == SnapshotKind::Safety && instant(s) >= safe_from;
     let floor: BTreeSet<SnapshotId> = whole.iter().rev().take(keep.minimum as usize).map(|(_, id)| *id).collect();
@@ -225,6 +228,7 @@ pub fn decide(
     };
     let mut by_rule = group(Group::Scheduled);
     by_rule.append(&mut group(Group::OfStops));
+    let has_newer = |s: &Snapshot| whole.last().is_some_and(|(at, _)| *at >= instant(s));
     let decide = |snapshot: &Snapshot| {
         let id = snapshot.id;
         let mut reasons = Vec::new();
@@ -237,17 +241,19 @@ pub fn decide(
         let of_state = match snapshot.state {
             SnapshotState::Pending | SnapshotState::Uploaded => Some("it is not finished"),
             // The row is all there is of it, and tells why it failed until something newer tells more.
-            SnapshotState::Failed if snapshot.repository_id.is_some() => {
+            // What was put together is in others as well.
+            SnapshotState::Failed if snapshot.repository_id.is_some() && snapshot.kind != SnapshotKind::Composed => {
                 Some("it failed, and holds data: delete it by hand")
             }
-            SnapshotState::Failed if whole.last().is_none_or(|(at, _)| *at < instant(snapshot)) => {
-                Some("it failed, and nothing newer succeeded")
-            }
+            SnapshotState::Failed if !has_newer(snapshot) => Some("it failed, and nothing newer succeeded"),
             SnapshotState::Failed => None,
             SnapshotState::Verified if !snapshot.losses.is_empty() => {
                 Some("its owner accepted losses: delete it by hand")
             }
             SnapshotState::Verified if !life.has(snapshot) => Some("its time cannot be: a clock was wrong"),
+            SnapshotState::Verified if snapshot.kind == SnapshotKind::Composed && !has_newer(snapshot) => {
+                Some("composed: it stays until there is a newer snapshot of the pod")
+            }
             SnapshotState::Verified if is_safety(snapshot) => {
                 Some("safety: what was replaced stays until there is a snapshot a week newer")
             }
@@ -266,7 +272,7 @@ pub fn decide(
             return Decision { snapshot: id, fate: Fate::Keep, reasons };
         }
         let reason = match snapshot.state {
-            SnapshotState::Failed => "it failed and holds no data, and a newer one succeeded",
+            SnapshotState::Failed => "it failed and holds no data of its own, and a newer one succeeded",
             _ => "no rule keeps it",
         };
         Decision { snapshot: id, fate: Fate::Forget, reasons: vec![reason.to_owned()] }
@@ -274,7 +280,7 @@ pub fn decide(
     snapshots.iter().map(decide).collect()
 }
 
-/// Whether another verified snapshot without losses is newer than this one, by its time and by its data: without one it
+/// Whether another verified snapshot of one instant, without losses, is newer than this one, by its time and by its data: without one it
 /// must not be forgotten by a rule.
 #[must_use]
 pub fn is_replaced(snapshot: &Snapshot, others: &[Snapshot], now: Timestamp) -> bool {
@@ -308,8 +314,9 @@ impl Group {
     }
 }
 
+/// Whether it is of one instant of the pod, with nothing missing: only such a one replaces another.
 fn is_whole(snapshot: &Snapshot) -> bool {
-    snapshot.is_restorable() && snapshot.losses.is_empty()
+    snapshot.is_restorable() && snapshot.losses.is_empty() && snapshot.kind != SnapshotKind::Composed
 }
 
 fn instant(snapshot: &Snapshot) -> Timestamp {

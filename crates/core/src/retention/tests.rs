@@ -107,6 +107,23 @@ fn many_stops_do_not_push_scheduled_ones_out() {
 }
 
 #[test]
+fn what_was_put_together_replaces_nothing_and_goes_when_a_newer_capture_is_there() {
+    let of_pod = snapshot(1, SnapshotKind::Final, at("2026-01-01T00:00:00Z"));
+    let composed = snapshot(2, SnapshotKind::Composed, at("2026-01-02T00:00:00Z"));
+    let later = snapshot(3, SnapshotKind::Final, at("2026-01-03T00:00:00Z"));
+    let newest = Keep { last: 1, minimum: 1, ..Keep::default() };
+    let rows = [Snapshot { generation: 4, ..of_pod }, composed, later];
+    assert_eq!(fates(&rows[..2], &newest, &TimeZone::UTC), [Fate::Keep, Fate::Keep]);
+    assert!(!is_replaced(&Snapshot { generation: 0, ..rows[0].clone() }, &rows[1..2], at("2027-01-01T00:00:00Z")));
+    assert_eq!(fates(&rows, &newest, &TimeZone::UTC), [Fate::Forget, Fate::Forget, Fate::Keep]);
+    // Nor does it take the place of a capture in a rule.
+    let two = Keep { last: 2, ..Keep::default() };
+    assert_eq!(fates(&rows, &two, &TimeZone::UTC), [Fate::Keep, Fate::Forget, Fate::Keep]);
+    let failed = Snapshot { state: SnapshotState::Failed, ..rows[1].clone() };
+    assert_eq!(fates(&[failed, rows[2].clone()], &newest, &TimeZone::UTC), [Fate::Forget, Fate::Keep]);
+}
+
+#[test]
 fn p20_a_policy_without_a_rule_forgets_nothing() {
     let all = series(SnapshotKind::Scheduled, "2020-01-01T00:00:00Z", HOUR * 24, 30);
     for keep in [Keep::default(), Keep { minimum: 1, ..Keep::default() }] {
@@ -143,7 +160,7 @@ fn what_is_in_use_unfinished_or_damaged_stays_and_says_why() {
             "Keep: it is not finished",
             "Keep: its owner accepted losses: delete it by hand",
             "Keep: it failed, and holds data: delete it by hand",
-            "Forget: it failed and holds no data, and a newer one succeeded",
+            "Forget: it failed and holds no data of its own, and a newer one succeeded",
             "Keep: in use: a restore",
             "Forget: no rule keeps it",
             "Keep: the newest verified snapshot always stays; last: number 1 of the newest 1",
