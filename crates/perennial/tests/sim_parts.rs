@@ -6,7 +6,7 @@ mod world;
 
 use std::collections::BTreeMap;
 
-use perennial::service::{Caller, Preview};
+use perennial::service::{Caller, Preview, Request};
 use perennial_core::Error;
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::operation::OperationState;
@@ -338,5 +338,31 @@ async fn sim_parts_of_a_pod_whose_volumes_are_elsewhere_are_refused_before_anyth
     for (pod, path) in [(ours, "/srv/a"), (machine, "/tools/ours")] {
         assert_eq!(world.engine.read(pod, path).unwrap().unwrap(), b"ours");
         assert!(server.pod(pod).await.tasks.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn sim_what_a_cancelled_restore_of_parts_put_together_is_nobodys_latest() {
+    for backend in BACKENDS {
+        let (history, server) = history(34, backend).await;
+        let parts = chosen(&["home"], &[], Extra::Remove);
+        let outcome = server.restore_parts(history.pod, history.snapshot, parts.clone()).await.unwrap();
+        let composed = async || {
+            let rows = server.snapshots(history.pod).await;
+            rows.into_iter().find(|row| row.kind == SnapshotKind::Composed).map(|row| row.state)
+        };
+        while composed().await != Some(SnapshotState::Verified) {
+            server.reconciler.pass(history.pod).await;
+        }
+        server.app.cancel(Request::new(&Caller::admin()), outcome.operation.id).await.unwrap();
+        server.settle(history.pod).await;
+        assert_eq!(composed().await, Some(SnapshotState::Failed), "{backend:?}");
+        let (_, latest) = server.app.pod(&Caller::admin(), history.pod).await.unwrap();
+        assert_eq!(latest.unwrap().kind, SnapshotKind::Safety, "{backend:?}");
+        assert_same(&files(&history.world, history.pod), &history.now, "a cancelled restore");
+        // One that was used stays, whatever is cancelled after it.
+        server.succeed(server.restore_parts(history.pod, history.snapshot, parts).await).await;
+        let (_, latest) = server.app.pod(&Caller::admin(), history.pod).await.unwrap();
+        assert_eq!(latest.unwrap().kind, SnapshotKind::Composed, "{backend:?}");
     }
 }

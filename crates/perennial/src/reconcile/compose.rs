@@ -37,7 +37,8 @@ impl Reconciler {
         let mut change = Change::default();
         // One that was begun over an older base is finished by nobody.
         if let Some(old) = begun(&view.pod).and_then(|old| view.snapshot(old.snapshot))
-            && matches!(old.state, SnapshotState::Pending | SnapshotState::Uploaded)
+            && (matches!(old.state, SnapshotState::Pending | SnapshotState::Uploaded)
+                || self.store.snapshot_is_unused_composition(old).await?)
         {
             let error = Some("the data changed before it was complete".to_owned());
             change.snapshots.push(Snapshot { state: SnapshotState::Failed, error, ..old.clone() });

@@ -29,7 +29,7 @@ impl Reconciler {
     pub(super) async fn record_with(&self, view: &mut View, fact: Record, mut change: Change) -> Result<(), StepError> {
         let now = self.now();
         if matches!(fact, Record::GoalFailed(_) | Record::TaskFailed(_)) {
-            change.snapshots.extend(abandoned_captures(view, &fact));
+            change.snapshots.extend(self.abandoned_captures(view, &fact).await?);
         }
         let mut pod = view.pod.clone();
         let consequences = record::apply(&mut pod, &fact, now);
@@ -152,6 +152,27 @@ impl Reconciler {
         self.store.commit(change).await?;
         Ok(Passed::Wait(until))
     }
+
+    /// Captures that nobody will finish: they are failed, not pending for ever. What was put together for something that
+    /// does not happen fails even when it is complete: nobody's data is like that.
+    async fn abandoned_captures(&self, view: &View, fact: &Record) -> Result<Vec<Snapshot>, StepError> {
+        let (Record::GoalFailed(found) | Record::TaskFailed(found)) = fact else { return Ok(Vec::new()) };
+        let of_task = match view.pod.tasks.first().map(|t| &t.work) {
+            Some(Work::Replace { safety, composed, .. }) => [*safety, composed.map(|c| c.snapshot)],
+            Some(Work::Snapshot { snapshot, .. }) => [Some(*snapshot), None],
+            _ => [None, None],
+        };
+        let of_goal = [view.pod.capture, view.pod.fork.and_then(|fork| fork.composed).map(|c| c.snapshot)];
+        let ids = if matches!(fact, Record::GoalFailed(_)) { of_goal } else { of_task };
+        let mut rows = Vec::new();
+        for row in ids.into_iter().flatten().filter_map(|id| view.snapshot(id)) {
+            let is_open = matches!(row.state, SnapshotState::Pending | SnapshotState::Uploaded);
+            if is_open || self.store.snapshot_is_unused_composition(row).await? {
+                rows.push(Snapshot { state: SnapshotState::Failed, error: Some(found.message.clone()), ..row.clone() });
+            }
+        }
+        Ok(rows)
+    }
 }
 
 /// Whether repeating may help.
@@ -174,22 +195,4 @@ fn gives_up(pod: &Pod, found: &Problem) -> bool {
 fn retry_delay(count: u32) -> SignedDuration {
     let factor = 1_i32.checked_shl(count.saturating_sub(1).min(16)).unwrap_or(i32::MAX);
     RETRY_FIRST.checked_mul(factor).unwrap_or(RETRY_MAX).min(RETRY_MAX)
-}
-
-/// Captures that nobody will finish: they are failed, not pending for ever.
-fn abandoned_captures(view: &View, fact: &Record) -> Vec<Snapshot> {
-    let (Record::GoalFailed(found) | Record::TaskFailed(found)) = fact else { return Vec::new() };
-    let of_task = match view.pod.tasks.first().map(|t| &t.work) {
-        Some(Work::Replace { safety, composed, .. }) => [*safety, composed.map(|c| c.snapshot)],
-        Some(Work::Snapshot { snapshot, .. }) => [Some(*snapshot), None],
-        _ => [None, None],
-    };
-    let of_goal = [view.pod.capture, view.pod.fork.and_then(|fork| fork.composed).map(|c| c.snapshot)];
-    let ids = if matches!(fact, Record::GoalFailed(_)) { of_goal } else { of_task };
-    ids.into_iter()
-        .flatten()
-        .filter_map(|id| view.snapshot(id))
-        .filter(|s| matches!(s.state, SnapshotState::Pending | SnapshotState::Uploaded))
-        .map(|s| Snapshot { state: SnapshotState::Failed, error: Some(found.message.clone()), ..s.clone() })
-        .collect()
 }

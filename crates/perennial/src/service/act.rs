@@ -181,12 +181,12 @@ impl App {
         Ok((operation, event))
     }
 
-    /// Rows of captures nobody waits for; one that is complete stays a snapshot.
+    /// Rows of captures nobody waits for; one that is complete stays a snapshot, unless it was put together.
     pub(super) async fn abandoned(&self, dropped: &[SnapshotId]) -> Result<Vec<Snapshot>, StoreError> {
         let mut rows = Vec::new();
         for id in dropped {
             if let Some(mut row) = self.store.snapshot_fetch(*id).await?
-                && row.state == SnapshotState::Pending
+                && (row.state == SnapshotState::Pending || self.store.snapshot_is_unused_composition(&row).await?)
             {
                 row.state = SnapshotState::Failed;
                 row.error = Some("cancelled before it was complete".to_owned());

@@ -229,6 +229,17 @@ impl Store {
         self.rows(select).await?.iter().map(|row| parse("pod id", row.try_get(0)?)).collect()
     }
 
+    /// Tells whether a snapshot was put together, is complete, and nobody's data comes or is about to come from it.
+    ///
+    /// # Errors
+    /// Why that could not be read.
+    pub async fn snapshot_is_unused_composition(&self, row: &Snapshot) -> Result<bool, StoreError> {
+        Ok(row.kind == SnapshotKind::Composed
+            && matches!(row.state, SnapshotState::Uploaded | SnapshotState::Verified)
+            && self.pod_ids_from_snapshot(row.id).await?.is_empty()
+            && self.operations_of_snapshot(row.id).await?.is_empty())
+    }
+
     /// Lists other pods whose data has to come from a snapshot of this one.
     ///
     /// # Errors
