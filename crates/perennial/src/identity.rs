@@ -13,6 +13,10 @@ pub(crate) const MACHINE_IDS: [&str; 2] = ["/etc/machine-id", "/var/lib/dbus/mac
 pub(crate) const SSH_DIRECTORY: &str = "/etc/ssh";
 /// Largest file that is taken for one of an identity.
 pub(crate) const SIZE_MAX: u64 = 64 << 10;
+/// Most files of host keys, private and public: an ssh server has a handful, and all of them are held in memory.
+pub(crate) const HOST_KEYS_MAX: usize = 64;
+/// Paths that the trail names; the rest is counted.
+const TOLD_MAX: usize = 10;
 
 /// A file of an identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +84,10 @@ pub(crate) fn renew(known: &[Known]) -> Result<Vec<Renewed>, ssh_key::Error> {
 pub(crate) fn told(renewed: &[Renewed]) -> Option<String> {
     let paths = |made: bool| {
         let of = renewed.iter().filter(|file| file.content.is_some() == made);
-        of.map(|file| file.path.as_str()).collect::<Vec<_>>().join(", ")
+        let of: Vec<&str> = of.map(|file| file.path.as_str()).collect();
+        let more = of.len().saturating_sub(TOLD_MAX);
+        let named = of.iter().take(TOLD_MAX).copied().collect::<Vec<_>>().join(", ");
+        if more == 0 { named } else { format!("{named} and {more} more") }
     };
     let (made, removed) = (paths(true), paths(false));
     let made = (!made.is_empty()).then(|| format!("new: {made}"));
@@ -199,5 +206,13 @@ mod tests {
         assert!(text.starts_with("new: /etc/ssh/ssh_host_ed25519_key; removed, because"), "{text}");
         assert!(text.contains("rsa_key.pub"), "{text}");
         assert_eq!(told(&[]), None);
+    }
+
+    #[test]
+    fn the_trail_names_some_files_and_counts_the_rest() {
+        let key = |n| Renewed { path: format!("/etc/ssh/ssh_host_{n}_key"), content: None };
+        let all: Vec<Renewed> = (0..TOLD_MAX + 2).map(key).collect();
+        let text = told(&all).unwrap();
+        assert!(text.ends_with("/etc/ssh/ssh_host_9_key and 2 more"), "{text}");
     }
 }

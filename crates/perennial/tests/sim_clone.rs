@@ -254,3 +254,21 @@ async fn sim_a_cancelled_clone_leaves_nothing_pending_and_is_made_by_a_later_sta
     server.succeed(server.start(copy).await).await;
     assert_eq!(data(&world, copy), expected);
 }
+
+#[tokio::test]
+async fn sim_a_clone_of_a_machine_with_too_many_host_keys_fails_and_names_one() {
+    let world = World::new(269);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    // The machine has three files of host keys already.
+    let write = |n: usize| world.engine.write(source, &format!("/etc/ssh/ssh_host_{n:02}_key"), "x").unwrap();
+    (3..64).for_each(write);
+    cloned(&server, "copy", source, None).await;
+    write(64);
+    let outcome = server.fork("another", source, None).await.unwrap();
+    server.settle_both(source, outcome.pod.id).await;
+    let operation = server.operation(outcome.operation.id).await;
+    let problem = operation.error.unwrap();
+    assert!(problem.code == "identity-too-large" && problem.message.contains("/etc/ssh/ssh_host_"), "{problem:?}");
+    assert!(problem.hint.contains("--keep-identity"), "{problem:?}");
+}

@@ -307,7 +307,12 @@ impl Assembly {
             if let Some(directory) = found.filter(|node| node.kind == NodeKind::Dir) {
                 let names = repository.entries(&directory)?.into_iter().map(|node| node.name);
                 let names = names.filter(|name| identity::is_host_key(name)).filter_map(|n| String::from_utf8(n).ok());
-                paths.extend(names.map(|name| format!("{}/{name}", identity::SSH_DIRECTORY)));
+                let keys = names.map(|name| format!("{}/{name}", identity::SSH_DIRECTORY));
+                let mut keys: Vec<String> = keys.take(identity::HOST_KEYS_MAX + 1).collect();
+                if keys.len() > identity::HOST_KEYS_MAX {
+                    return Err(too_many_keys(&keys.pop().unwrap_or_default()));
+                }
+                paths.append(&mut keys);
             }
         }
         let mut known = Vec::new();
@@ -357,6 +362,14 @@ fn not_composable(why: &str) -> StepError {
         "parts-not-composable",
         format!("{why}: no parts of it can be taken"),
         "restore everything, or fetch the files: perennial snapshot export",
+    )
+}
+
+fn too_many_keys(last: &str) -> StepError {
+    definite(
+        "identity-too-large",
+        format!("there are more than {} files of ssh host keys, {last:?} among them", identity::HOST_KEYS_MAX),
+        "remove those that no ssh server uses, or keep the identity: perennial pod clone --keep-identity",
     )
 }
 
