@@ -5,7 +5,7 @@ mod snapshot;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::human::parse_duration;
 use super::pod_set::SetArgs;
@@ -222,6 +222,7 @@ pub struct RestoreArgs {
 
 /// Parts of a pod's data.
 #[derive(Debug, Clone, Default, Args)]
+#[command(group(ArgGroup::new("chosen").args(["volumes", "paths"]).multiple(true)))]
 pub struct PartsArgs {
     /// Only this volume (`system`: what no volume holds); everything else stays as it is. May be repeated
     #[arg(long = "volume", value_name = "NAME")]
@@ -230,7 +231,7 @@ pub struct PartsArgs {
     #[arg(long = "path", value_name = "PATH")]
     pub paths: Vec<String>,
     /// Keep files in them that the snapshot lacks, instead of removing them
-    #[arg(long)]
+    #[arg(long, requires = "chosen")]
     pub keep_extra: bool,
 }
 

@@ -243,4 +243,19 @@ mod tests {
             Cli::try_parse_from(["perennial", "pod", "ls", "--server", "http://h:1", "--data-dir", "/d"]).unwrap();
         assert_eq!((cli.connection.server.as_str(), cli.connection.data_dir.is_some()), ("http://h:1", true));
     }
+
+    #[test]
+    fn extra_files_are_kept_of_parts_only() {
+        let restore = |more: &[&str]| {
+            let all = ["perennial", "pod", "restore", "dev", "latest", "--keep-extra"].into_iter();
+            Cli::try_parse_from(all.chain(more.iter().copied())).map(drop)
+        };
+        // A restore of everything removes them, so it must not be taken for one that does not.
+        let refused = restore(&[]).unwrap_err();
+        assert_eq!(refused.kind(), clap::error::ErrorKind::MissingRequiredArgument);
+        assert!(refused.to_string().contains("--volume <NAME>"), "{refused}");
+        for parts in [&["--volume", "home"][..], &["--path", "/a"], &["--volume", "home", "--path", "/a"]] {
+            restore(parts).unwrap();
+        }
+    }
 }
