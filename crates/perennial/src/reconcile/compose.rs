@@ -259,7 +259,8 @@ impl Assembly {
             if is_upper && grafts.iter().any(needs_image) {
                 let read = match image.take() {
                     Some(read) => read,
-                    None => ImageBelow::load(repository, self.image.0, &self.image.1).map_err(unreadable)?,
+                    None => ImageBelow::load(repository, self.image.0, &self.image.1)
+                        .map_err(|failure| unreadable(&self.recipe, failure))?,
                 };
                 lower = Some(image.insert(read).at(mount));
             }
@@ -377,12 +378,56 @@ fn refused(error: &perennial_core::Error) -> StepError {
     definite("parts-not-composable", error.to_string(), "choose other parts, or restore everything")
 }
 
-fn unreadable(failure: Failure) -> StepError {
+fn unreadable(recipe: &Recipe, failure: Failure) -> StepError {
     match failure {
         Failure::Repository(error) => error.into(),
         other => {
-            let message = perennial_core::Error::from(other).to_string();
-            definite("image-unreadable", message, "restore everything, or fetch the files: perennial snapshot export")
+            let hint = match recipe {
+                Recipe::Parts { .. } => {
+                    "restore everything, or whole volumes, or fetch the files: perennial snapshot export"
+                }
+                // A key that cannot be made is deleted, which may be a deletion from the image.
+                Recipe::Fork { .. } => {
+                    "remove ssh host keys other than Ed25519 and ECDSA from the pod, or keep its identity: \
+                     perennial pod clone --keep-identity"
+                }
+            };
+            definite("image-unreadable", perennial_core::Error::from(other).to_string(), hint)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use perennial_core::parts::Parts;
+
+    use super::*;
+
+    #[test]
+    fn only_what_may_uncover_the_image_needs_a_look_at_it() {
+        let snapshot: SnapshotFileId = "0".repeat(64).parse().unwrap();
+        let needs = |path: &str, with: With| needs_image(&Graft { path: path.into(), with });
+        assert!(!needs("", With::Taken { snapshot, extra: Extras::Removed }), "a whole volume");
+        assert!(!needs("etc/machine-id", With::Content(Vec::new())), "an identity");
+        assert!(needs("a", With::Taken { snapshot, extra: Extras::Removed }));
+        assert!(needs("", With::Taken { snapshot, extra: Extras::Kept }));
+        assert!(needs("a", With::Nothing));
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_read_leaves_a_clone_and_a_restore_different_ways_on() {
+        let id = SnapshotId::from_parts(1, [1; 10]);
+        let parts = Parts::new(vec!["home".to_owned()], Vec::new(), Extra::Remove).unwrap().unwrap();
+        let recipes = [
+            (Recipe::Parts { base: id, wanted: id, parts }, "restore everything"),
+            (Recipe::Fork { base: id, identity: Identity::Renewed }, "--keep-identity"),
+        ];
+        for (recipe, way) in recipes {
+            let error = unreadable(&recipe, Failure::ImageUnreadable("it is compressed".to_owned()));
+            let StepError::Definite(problem) = error else { panic!("{error:?}") };
+            assert!(problem.code == "image-unreadable" && problem.hint.contains(way), "{problem:?}");
         }
     }
 }
