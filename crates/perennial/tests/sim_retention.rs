@@ -12,6 +12,7 @@ use perennial::service::{Caller, Forget, Scheduled};
 use perennial::store::Page;
 use perennial_core::id::PodId;
 use perennial_core::operation::{OperationKind, OperationState};
+use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::retention::{Keep, Manual};
 use perennial_core::schedule::SnapshotRules;
@@ -359,4 +360,52 @@ async fn sim_sweep_schedule_forget_and_prune() {
     }
     println!("schedule, forget and prune: {} points swept, {} violations", count * blows.len(), violations.len());
     assert!(count > 20 && violations.is_empty(), "{count} points\n{}", violations.join("\n"));
+}
+
+#[tokio::test]
+async fn sim_a_restore_of_parts_into_a_stopped_pod_lets_nothing_go() {
+    let world = at_half_past(10);
+    let server = world.server().await;
+    let keep = Keep { last: 1, manual: Manual::Rotated, ..Keep::default() };
+    let rules = SnapshotRules { keep: Some(keep), ..SnapshotRules::default() };
+    let pod = server.running("dev", PodSpec { snapshots: rules, ..small_spec(Backend::Overlay) }).await;
+    world.engine.write(pod, "/srv/a", "then").unwrap();
+    let then = server.snapshot_of(pod).await;
+    world.clock.advance(HOUR);
+    world.engine.write(pod, "/srv/b", "now").unwrap();
+    server.succeed(server.stop(pod).await).await;
+    world.clock.advance(HOUR);
+    let parts = Parts::new(Vec::new(), vec!["/srv/a".to_owned()], Extra::Remove).unwrap().unwrap();
+    server.succeed(server.restore_parts(pod, then, parts).await).await;
+    let mut housekeeper = server.housekeeper();
+    for _ in 0..3 {
+        world.clock.advance(HOUR);
+        housekeeper.run_due().await;
+    }
+    let kinds = async || {
+        let mut kinds: Vec<SnapshotKind> = server.snapshots(pod).await.iter().map(|s| s.kind).collect();
+        kinds.sort_unstable_by_key(|kind| format!("{kind:?}"));
+        kinds
+    };
+    let deletions = async || {
+        let all = server.app.store.operation_list(pod, &Page::first(100)).await.unwrap();
+        all.into_iter().filter(|o| o.kind == OperationKind::SnapshotDelete && o.state == OperationState::Failed).count()
+    };
+    let kept = kinds().await;
+    assert!(kept.contains(&SnapshotKind::Composed) && kept.contains(&SnapshotKind::Final), "{kept:?}");
+    assert_eq!(deletions().await, 0, "what cannot go was let go");
+    // A newer capture replaces both.
+    server.succeed(server.start(pod).await).await;
+    world.engine.write(pod, "/srv/c", "later").unwrap();
+    world.clock.advance(HOUR);
+    server.succeed(server.stop(pod).await).await;
+    world.clock.advance(HOUR * 24);
+    housekeeper.run_due().await;
+    housekeeper.run_due().await;
+    assert!(!kinds().await.contains(&SnapshotKind::Composed), "{:?}", kinds().await);
+    assert_eq!(server.snapshots(pod).await[0].kind, SnapshotKind::Final);
+    server.succeed(server.start(pod).await).await;
+    for (path, bytes) in [("/srv/a", "then"), ("/srv/b", "now"), ("/srv/c", "later")] {
+        assert_eq!(world.engine.read(pod, path).unwrap().unwrap(), bytes.as_bytes(), "{path}");
+    }
 }
