@@ -22,7 +22,7 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
-    (5, "freeze", include_str!("../../migrations/0005_freeze.sql")),
+    (4, "freeze", include_str!("../../migrations/0004_freeze.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.
