@@ -49,7 +49,7 @@ stored_struct!(SnapshotRow = Snapshot {
     writer: Option<WriterStamp>,
     created_at: Timestamp,
     captured_at: Option<Timestamp>,
-    /// Missing from rows of before migration 5.
+    /// Missing from rows of before migration 4.
     #[serde(default)]
     frozen_millis: Option<u64>,
     bytes: Option<u64>,
