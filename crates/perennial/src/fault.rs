@@ -68,6 +68,10 @@ impl Backend for TappedBackend {
         self.tapped(("repository.remove", "remove"), (kind, Some(id)), || self.inner.remove(kind, id))
     }
 
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.tapped(("repository.set_aside", "set aside"), (kind, Some(id)), || self.inner.set_aside(kind, id))
+    }
+
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
         self.inner.size(kind, id)
     }

@@ -303,6 +303,26 @@ fn damage_is_found_and_told_by_the_exit_code() {
     let found = desk.run(&["check", "--read-data"]);
     found.fails(1, "1 problems");
     assert!(found.stdout.contains(largest.file_name().unwrap().to_str().unwrap()), "{}", found.stdout);
+
+    let snapshot = desk.json(&["snapshots"])[0]["id"].as_str().unwrap().to_owned();
+    let dry = desk.run(&["repair", "--dry-run"]);
+    dry.fails(1, "1 snapshots are hurt");
+    assert!(dry.stdout.contains("nothing was done") && largest.exists(), "{}", dry.stdout);
+    let done = desk.run(&["repair", "--output", "json"]);
+    done.fails(1, "back the same directories up again");
+    let report: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(
+        (&report["hurt"][0]["snapshot"], &report["damagedPacks"][0]["fate"]),
+        (&Value::from(snapshot.as_str()), &Value::from("setAside"))
+    );
+    assert!(!largest.exists());
+    desk.run(&["check", "--read-data"]).fails(1, "repository repair");
+    // What is still there heals, though it is unchanged.
+    desk.json(&["backup", "source"]);
+    assert_eq!(desk.json(&["check", "--read-data"])["problems"], Value::Array(vec![]));
+    let text = desk.run(&["repair"]);
+    assert!(text.code == 0 && text.stdout.contains("there is nothing to repair"), "{}", text.stdout);
+    desk.json(&["restore", &snapshot, "--target", &desk.path("healed")]);
 }
 
 #[test]

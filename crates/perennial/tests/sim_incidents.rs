@@ -68,6 +68,31 @@ async fn p07_a_server_installed_anew_on_the_same_data_keeps_every_pod() {
 }
 
 #[tokio::test]
+async fn p32_after_a_repair_the_next_snapshot_of_a_pod_stores_again_all_that_was_lost() {
+    use perennial_snapshots::{Backend as _, FileKind, Mode, Password, RepairRequest, Repository};
+    let world = World::new(132);
+    let server = world.server().await;
+    let pod = server.running("dev", small_spec(Backend::Overlay)).await;
+    world.engine.write(pod, "/srv/work", "not changed since").unwrap();
+    server.succeed(server.snapshot(pod).await).await;
+    let tenant = perennial_core::spec::TenantId::default_tenant();
+    let backend = world.repositories.backend(&tenant);
+    for pack in backend.list(FileKind::Pack).unwrap() {
+        backend.remove(FileKind::Pack, pack.id).unwrap();
+    }
+    // Somebody repairs it by hand, beside the server.
+    let password = Password::new(perennial::reconcile::repositories::MEMORY_PASSWORD);
+    let repository = Repository::open(Arc::new(backend), &password).unwrap();
+    let request = RepairRequest { mode: Mode::Execute, now: world.clock_now() };
+    let report = repository.repair(&request, &perennial_core::progress::Progress::default()).unwrap();
+    assert_eq!(report.hurt.len() as u64, report.snapshots, "everything is lost: {report:?}");
+    server.succeed(server.stop(pod).await).await;
+    world.engine.remove_image(&server.pod(pod).await.image.unwrap().id).unwrap();
+    server.succeed(server.start(pod).await).await;
+    assert_eq!(world.engine.read(pod, "/srv/work").unwrap().unwrap(), b"not changed since");
+}
+
+#[tokio::test]
 async fn p08_a_sleeping_pod_is_never_replaced_by_an_empty_one() {
     let world = World::new(108);
     let server = world.server().await;

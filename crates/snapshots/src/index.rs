@@ -92,7 +92,7 @@ impl Index {
         }
     }
 
-    fn add_pack(&mut self, id: Id, blobs: &[IndexBlob]) {
+    pub(crate) fn add_pack(&mut self, id: Id, blobs: &[IndexBlob]) {
         // A pack named by two index files holds the same blobs in both, so the second brings nothing new.
         if self.pack_numbers.contains_key(&id) {
             return;

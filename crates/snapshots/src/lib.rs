@@ -16,7 +16,7 @@
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
 //! | `browse` | looking into a snapshot without restoring it |
-//! | `maintenance` | forget, prune, check |
+//! | `maintenance` | forget, prune, check, repair |
 //! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
 //! Everything blocks; threads are used inside. Nothing here prints, and nothing that callers see is asynchronous.
@@ -56,7 +56,10 @@ pub use browse::FileReader;
 pub use error::{Error, Result};
 pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
-pub use maintenance::{CheckReport, Depth, DoomedPack, Mode, Problem, PruneReason, PruneReport, PruneRequest};
+pub use maintenance::{
+    CheckReport, DamagedPack, Depth, DoomedPack, Fate, HurtSnapshot, Mode, Problem, PruneReason, PruneReport,
+    PruneRequest, RepairReport, RepairRequest,
+};
 pub use node::{Node, NodeKind, Time, Xattr};
 pub use password::{KeyCost, Password};
 pub use repository::Repository;

@@ -434,15 +434,7 @@ impl Inner {
 
     /// Reads one blob, proven by its hash.
     pub(crate) fn load_blob(&self, kind: BlobKind, id: Id, needed_by: &str) -> Result<Vec<u8>> {
-        let read = |found: Found| -> Result<Vec<u8>> {
-            let (offset, len) = (u64::from(found.blob.offset), found.blob.length as usize);
-            let mut sealed = self.backend.read_range(FileKind::Pack, found.pack, offset, len)?;
-            let mut plain = Vec::new();
-            let content = open_blob(&self.key, found.pack, &found.blob, &mut sealed, &mut plain)?;
-            // Most are compressed, and then this is where they are already.
-            Ok(if found.blob.uncompressed_length == 0 { content.to_vec() } else { plain })
-        };
-        match self.find_blob(kind, id).map(read) {
+        match self.find_blob(kind, id).map(|found| self.read_blob(&found)) {
             Some(Err(Error::Backend(e))) if e.is_not_found() => {}
             None => {}
             Some(other) => return other,
@@ -450,7 +442,18 @@ impl Inner {
         // Somebody may have added it, or moved it to another pack, since the index was loaded.
         self.refresh_index()?;
         let found = self.find_blob(kind, id);
-        found.map_or_else(|| Err(Error::MissingBlob { blob: id, needed_by: needed_by.to_owned() }), read)
+        let missing = || Err(Error::MissingBlob { blob: id, needed_by: needed_by.to_owned() });
+        found.map_or_else(missing, |found| self.read_blob(&found))
+    }
+
+    /// Reads one blob from where it is said to be, proven by its hash.
+    pub(crate) fn read_blob(&self, found: &Found) -> Result<Vec<u8>> {
+        let (offset, len) = (u64::from(found.blob.offset), found.blob.length as usize);
+        let mut sealed = self.backend.read_range(FileKind::Pack, found.pack, offset, len)?;
+        let mut plain = Vec::new();
+        let content = open_blob(&self.key, found.pack, &found.blob, &mut sealed, &mut plain)?;
+        // Most are compressed, and then this is where they are already.
+        Ok(if found.blob.uncompressed_length == 0 { content.to_vec() } else { plain })
     }
 
     pub(crate) fn load_tree(&self, id: Id, path: &str) -> Result<Vec<Node>> {

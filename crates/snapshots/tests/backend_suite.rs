@@ -25,6 +25,7 @@ fn suite(backend: &dyn Backend) {
     overwriting_and_removing(backend);
     listings_are_complete(backend);
     many_threads_at_once(backend);
+    what_is_set_aside_is_in_no_place(backend);
     for kind in FileKind::ALL {
         for file in backend.list(kind).unwrap() {
             backend.remove(kind, file.id).unwrap();
@@ -68,6 +69,18 @@ fn every_kind_is_a_place_of_its_own(backend: &dyn Backend) {
         backend.remove(kind, id).unwrap();
         backend.remove(kind, id).unwrap();
         assert_eq!(backend.size(kind, id).unwrap(), None);
+    }
+}
+
+fn what_is_set_aside_is_in_no_place(backend: &dyn Backend) {
+    let id = Id::of(b"aside");
+    for kind in [FileKind::Pack, FileKind::Index, FileKind::Snapshot] {
+        let before = backend.list(kind).unwrap();
+        backend.write(kind, id, b"damaged").unwrap();
+        backend.set_aside(kind, id).unwrap();
+        backend.set_aside(kind, id).unwrap();
+        assert_eq!(backend.size(kind, id).unwrap(), None);
+        assert_eq!(backend.list(kind).unwrap(), before, "{kind}");
     }
 }
 
@@ -253,6 +266,7 @@ fn never_absent(backend: &dyn Backend, retryable: bool, writes: Writes) {
             errors.push(backend.write(kind, id, b"x").unwrap_err());
         }
         errors.push(backend.remove(kind, id).unwrap_err());
+        errors.push(backend.set_aside(kind, id).unwrap_err());
         errors.push(backend.drop_caches(kind, id).unwrap_err());
     }
     assert!(Repository::exists(backend).is_err());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::{
-    ArchiveRequest, Existing, Layout, Pass, Removals, RestoreRequest, Root, SnapshotFileId, Source, Verify,
+    ArchiveRequest, Error, Existing, Layout, Pass, Removals, RestoreRequest, Root, SnapshotFileId, Source, Verify,
 };
 
 use super::layer::parse_id;
@@ -100,13 +100,21 @@ impl Reconciler {
     pub(super) async fn ensure_image_stored(&self, view: &View, progress: &Progress) -> Result<(), StepError> {
         let image = self.pinned(view)?.clone();
         if let Some(row) = self.store.image_fetch(&view.pod.tenant, &image.id).await? {
-            // The record may be older than the repository, which somebody may have begun anew.
+            // The record may be older than the repository, which somebody may have begun anew, or repaired.
             let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
-            let stored = parse_id(&row.repository_id)?;
-            let there = blocking(move || match repositories.open(&tenant)?.snapshot(stored) {
-                Ok(_) => Ok(true),
-                Err(perennial_snapshots::Error::NotFound { .. }) => Ok(false),
-                Err(error) => Err(error.into()),
+            let (stored, path) = (parse_id(&row.repository_id)?, stored_image_path(&image.id));
+            let there = blocking(move || {
+                let repository = repositories.open(&tenant)?;
+                let open = || {
+                    let tree = repository.snapshot(stored)?.tree;
+                    repository.open_file(&repository.entry(tree, path.as_bytes())?)
+                };
+                match open() {
+                    Ok(_) => Ok(true),
+                    // Stored again, it makes whole what shared its blobs (incident P32).
+                    Err(Error::NotFound { .. } | Error::MissingBlob { .. } | Error::Damaged { .. }) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
             });
             if there.await? {
                 return Ok(());

@@ -112,6 +112,10 @@ impl Backend for LimitedBackend {
         self.inner.remove_leftovers()
     }
 
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.inner.set_aside(kind, id)
+    }
+
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         self.inner.drop_caches(kind, id)
     }

@@ -17,6 +17,8 @@ use std::time::Duration;
 use super::{Backend, BackendError, FileInfo, FileKind, uncached};
 use crate::id::Id;
 
+/// Where damaged files go.
+pub(super) const ASIDE: &str = "damaged";
 /// Who reads so much at once reads on, and does not come back.
 const LARGE: usize = 256 << 10;
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -256,6 +258,30 @@ impl Backend for LocalBackend {
         };
         run().map_err(wrap("clean up", FileKind::Config, None))?;
         Ok(removed)
+    }
+
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        let run = || -> io::Result<()> {
+            let from = self.file(kind, id);
+            match fs::symlink_metadata(&from) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    let e = self.absent_or_unknown(kind, e);
+                    return if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
+                }
+                other => drop(other?),
+            }
+            let aside = self.root.join(ASIDE);
+            match DirBuilder::new().mode(0o700).create(&aside) {
+                Ok(()) => File::open(&self.root)?.sync_all()?,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+            // A rename needs no read, so that it works where the medium is failing.
+            fs::rename(&from, aside.join(id.to_string()))?;
+            File::open(&aside)?.sync_all()?;
+            File::open(from.parent().unwrap_or(&self.root))?.sync_all()
+        };
+        run().map_err(wrap("set aside", kind, Some(id)))
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

@@ -11,7 +11,7 @@ type Files = BTreeMap<(FileKind, Id), Arc<Vec<u8>>>;
 
 /// Keeps all files in memory; as strict as a real store, and gone with its last clone.
 #[derive(Clone, Default)]
-pub struct MemoryBackend(Arc<Mutex<Files>>);
+pub struct MemoryBackend(Arc<Mutex<Files>>, Arc<Mutex<Files>>);
 
 impl std::fmt::Debug for MemoryBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,6 +31,16 @@ impl MemoryBackend {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn aside(&self) -> MutexGuard<'_, Files> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was set aside, by its id.
+    #[must_use]
+    pub fn set_aside_files(&self) -> Vec<(FileKind, Id)> {
+        self.aside().keys().copied().collect()
+    }
+
     fn get(&self, doing: &'static str, kind: FileKind, id: Id) -> Result<Arc<Vec<u8>>, BackendError> {
         self.files().get(&(kind, id)).cloned().ok_or_else(|| BackendError {
             doing,
@@ -43,7 +53,7 @@ impl MemoryBackend {
     /// Copies everything into a store of its own: the state a crash at this moment would leave.
     #[must_use]
     pub fn snapshot(&self) -> Self {
-        Self(Arc::new(Mutex::new(self.files().clone())))
+        Self(Arc::new(Mutex::new(self.files().clone())), Arc::new(Mutex::new(self.aside().clone())))
     }
 }
 
@@ -89,6 +99,14 @@ impl Backend for MemoryBackend {
 
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
         Ok(self.files().get(&(kind, id)).map(|data| data.len() as u64))
+    }
+
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        let moved = self.files().remove(&(kind, id));
+        if let Some(data) = moved {
+            self.aside().insert((kind, id), data);
+        }
+        Ok(())
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

@@ -166,6 +166,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(0)
     }
 
+    /// Moves a file out of the repository to where nobody looks for it, and nothing removes it: `damaged/<id>` beside
+    /// the other files. One that is proven absent already is a success.
+    ///
+    /// # Errors
+    /// When the file may still be in its place; it is in one of both places then, or in both. `Unsupported` when the
+    /// store cannot do it.
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        Err(BackendError { doing: "set aside", kind, id: Some(id), source: io::ErrorKind::Unsupported.into() })
+    }
+
     /// Makes the next read of a file come from the medium instead of a cache, where the system allows that.
     ///
     /// # Errors

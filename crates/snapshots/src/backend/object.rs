@@ -23,6 +23,7 @@ use object_store::path::Path as StorePath;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use tokio::runtime::Runtime;
 
+use super::local::ASIDE;
 use super::problem::{Secret, describe};
 use super::{Backend, BackendError, FileInfo, FileKind};
 use crate::error::{Error, Result};
@@ -348,6 +349,27 @@ impl Backend for ObjectBackend {
             }
         };
         self.wait(remove).map_err(wrap("remove", kind, Some(id)))
+    }
+
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        let set_aside = async {
+            let (from, to) = (self.object(kind, id), self.prefix.clone().join(ASIDE).join(id.to_string()));
+            if let Err(error) = self.store.copy(&from, &to).await {
+                return match self.failed_look(kind, id, error).await {
+                    absent if absent.kind() == io::ErrorKind::NotFound => Ok(()),
+                    unknown => Err(unknown),
+                };
+            }
+            // The copy is looked at before the original goes.
+            let there = self.stat(kind, id).await?;
+            match self.store.head(&to).await {
+                Ok(meta) if meta.size == there => {}
+                Ok(meta) => return Err(self.short(usize::try_from(meta.size).unwrap_or(usize::MAX), there)),
+                Err(error) => return Err(self.unknown(&error)),
+            }
+            self.store.delete(&from).await.map_err(|error| self.unknown(&error))
+        };
+        self.wait(set_aside).map_err(wrap("set aside", kind, Some(id)))
     }
 
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {

@@ -1,20 +1,22 @@
 //! Checking a whole repository: everything that is wrong is listed, not only the first thing.
 
-use std::collections::HashSet;
 use std::fmt;
 
 use perennial_core::progress::Progress;
 
+use super::hurt::Walk;
 use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{IdMap, IdSet};
 use crate::lock::{LockGuard, LockMode};
-use crate::node::NodeKind;
 use crate::pack::expected_size;
 use crate::repository::{Inner, Repository};
-use crate::verify::{plain_length, read_pack};
+use crate::verify::read_pack;
 use crate::wire::{BlobKind, IndexFile, LockFile};
+
+/// Problems of one snapshot that are listed.
+const LISTED: u64 = 1000;
 
 /// One thing that is wrong with a repository.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ impl fmt::Display for Problem {
 pub struct CheckReport {
     /// Everything that is wrong; empty when the repository is fine.
     pub problems: Vec<Problem>,
+    /// Problems of snapshots that have very many: those beyond the first thousand of each.
+    pub problems_not_listed: u64,
     /// Snapshots looked at.
     pub snapshots: u64,
     /// Packs in the indexes.
@@ -166,8 +170,7 @@ fn check_indexes(inner: &Inner, report: &mut CheckReport) -> Result<()> {
 }
 
 fn check_snapshots(inner: &Inner, report: &mut CheckReport, progress: &Progress) -> Result<()> {
-    // Snapshots share most of their trees; each is looked at once, and a problem counts for the first that has it.
-    let mut seen = HashSet::new();
+    let mut walk = Walk::default();
     for info in inner.backend.list(FileKind::Snapshot)? {
         report.snapshots += 1;
         let id = SnapshotFileId(info.id);
@@ -179,42 +182,17 @@ fn check_snapshots(inner: &Inner, report: &mut CheckReport, progress: &Progress)
                 continue;
             }
         };
-        let mut stack = vec![(file.tree, String::new())];
-        while let Some((tree, path)) = stack.pop() {
-            progress.check()?;
-            if !seen.insert(tree) {
-                continue;
+        let load = |tree, path: &str| inner.load_tree(tree, path);
+        let find = |blob| inner.find_blob(BlobKind::Data, blob);
+        let mut listed = 0;
+        walk.snapshot((&load, &find), file.tree, progress, &mut |error| {
+            listed += 1;
+            if listed <= LISTED {
+                return report.note(error, Some(id));
             }
-            let nodes = match inner.load_tree(tree, &format!("directory {path}/")) {
-                Ok(nodes) => nodes,
-                Err(e) => {
-                    report.note(e, Some(id))?;
-                    continue;
-                }
-            };
-            for node in nodes {
-                let at = format!("{path}/{}", String::from_utf8_lossy(&node.name));
-                if let Some(subtree) = node.subtree {
-                    stack.push((subtree, at));
-                    continue;
-                }
-                let mut size = 0;
-                let mut missing = false;
-                for blob in &node.content {
-                    match inner.find_blob(BlobKind::Data, *blob) {
-                        Some(found) => size += plain_length(&found.blob),
-                        None => {
-                            missing = true;
-                            report.note(Error::MissingBlob { blob: *blob, needed_by: at.clone() }, Some(id))?;
-                        }
-                    }
-                }
-                if node.kind == NodeKind::File && !missing && size != node.size {
-                    let what = format!("bytes of {at}");
-                    report.note(Error::Mismatch { what, expected: node.size, found: size }, Some(id))?;
-                }
-            }
-        }
+            report.problems_not_listed += 1;
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -1,10 +1,14 @@
-//! Housekeeping: forgetting snapshots, pruning what nothing needs, checking everything.
+//! Housekeeping: forgetting snapshots, pruning what nothing needs, checking everything, repairing what can be repaired.
 
 mod check;
+mod hurt;
 mod prune;
+mod repair;
+mod rewrite;
 
 pub use check::{CheckReport, Depth, Problem};
 pub use prune::{DoomedPack, PruneReason, PruneReport, PruneRequest};
+pub use repair::{DamagedPack, Fate, HurtSnapshot, RepairReport, RepairRequest};
 
 use crate::backend::FileKind;
 use crate::error::Result;

@@ -15,12 +15,13 @@ use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
 
 use super::Mode;
+use super::rewrite::{Rewriter, write_indexes};
 use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{IdMap, IdSet};
 use crate::lock::{LockGuard, LockMode};
-use crate::pack::{PackBuilder, expected_size, open_blob, parse_header};
+use crate::pack::{expected_size, open_blob};
 use crate::repository::{Inner, Repository};
 use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack};
 
@@ -29,8 +30,6 @@ const REPACK_FROM_PERCENT: u64 = 10;
 /// Packs below this are small; when there are [`MERGE_FROM`] of a kind, they are merged.
 const SMALL: u64 = 4 << 20;
 const MERGE_FROM: usize = 8;
-/// Blobs in one index file: about 10 MiB of JSON.
-const BLOBS_PER_INDEX: usize = 50_000;
 /// A mark this far ahead of the clock says that a clock was wrong: its time begins anew.
 const CLOCK_ERROR: SignedDuration = SignedDuration::from_hours(1);
 
@@ -337,7 +336,7 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
 
 fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) -> Result<PruneReport> {
     let Plan { mut keep, repack, marks, delete, old_indexes, report } = plan;
-    let mut builders: [PackBuilder; 2] = Default::default();
+    let mut rewriter = Rewriter::default();
     let mut plain = Vec::new();
     for (id, blobs) in repack {
         progress.check()?;
@@ -348,19 +347,10 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
                 .ok_or_else(|| Error::damaged(FileKind::Pack, id, "shorter than its index says"))?;
             // A damaged blob stops the prune here, while its old pack is still there to be rescued.
             open_blob(&inner.key, id, &blob, &mut sealed.to_vec(), &mut plain)?;
-            let builder = &mut builders[blob.kind as usize];
-            builder.copy_sealed(sealed, blob)?;
-            if builder.is_full() {
-                let full = std::mem::take(builder);
-                keep.push(write_pack(inner, full)?);
-            }
+            rewriter.add(inner, sealed, blob, &mut keep)?;
         }
     }
-    for builder in builders {
-        if !builder.is_empty() {
-            keep.push(write_pack(inner, builder)?);
-        }
-    }
+    rewriter.finish(inner, &mut keep)?;
     // A repository that lost all its index files has none to replace, and still gets its marks.
     if report.indexes_replaced > 0 || !marks.is_empty() {
         let new_indexes = write_indexes(inner, keep, marks)?;
@@ -374,49 +364,4 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
         inner.backend.remove(FileKind::Pack, pack)?;
     }
     Ok(report)
-}
-
-/// Writes a pack and reads it back: what it replaces is about to be deleted.
-fn write_pack(inner: &Inner, builder: PackBuilder) -> Result<IndexPack> {
-    let pack = builder.finish(&inner.key);
-    inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
-    inner.backend.drop_caches(FileKind::Pack, pack.id)?;
-    let data = inner.backend.read(FileKind::Pack, pack.id)?;
-    if Id::of(&data) != pack.id || parse_header(&inner.key, pack.id, &data)? != pack.blobs {
-        return Err(Error::damaged(FileKind::Pack, pack.id, "it was not written as it was sent"));
-    }
-    Ok(IndexPack { id: pack.id, blobs: pack.blobs })
-}
-
-fn write_indexes(inner: &Inner, packs: Vec<IndexPack>, marks: Vec<MarkedPack>) -> Result<Vec<Id>> {
-    let mut ids = Vec::new();
-    let mut file = IndexFile::default();
-    let mut blobs = 0;
-    let mut write = |file: IndexFile| -> Result<()> {
-        let id = inner.save_json(FileKind::Index, &file)?;
-        inner.backend.drop_caches(FileKind::Index, id)?;
-        inner.load_json::<IndexFile>(FileKind::Index, id)?;
-        ids.push(id);
-        Ok(())
-    };
-    for pack in packs {
-        blobs += pack.blobs.len();
-        file.packs.push(pack);
-        if blobs >= BLOBS_PER_INDEX {
-            write(std::mem::take(&mut file))?;
-            blobs = 0;
-        }
-    }
-    for pack in marks {
-        blobs += pack.blobs.len().max(1);
-        file.packs_to_delete.push(pack);
-        if blobs >= BLOBS_PER_INDEX {
-            write(std::mem::take(&mut file))?;
-            blobs = 0;
-        }
-    }
-    if !file.packs.is_empty() || !file.packs_to_delete.is_empty() {
-        write(file)?;
-    }
-    Ok(ids)
 }

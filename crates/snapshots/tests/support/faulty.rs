@@ -162,6 +162,22 @@ impl Backend for FaultyBackend {
         self.inner.size(kind, id)
     }
 
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        let fault = self.change();
+        if fault.is_none() && self.dead() {
+            return Err(Self::error("set aside", kind, Some(id)));
+        }
+        match fault {
+            None => self.inner.set_aside(kind, id),
+            Some(Fault::Lie) => Ok(()),
+            Some(Fault::ErrorAfter) => {
+                self.inner.set_aside(kind, id)?;
+                Err(Self::error("set aside", kind, Some(id)))
+            }
+            Some(_) => Err(Self::error("set aside", kind, Some(id))),
+        }
+    }
+
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         self.inner.drop_caches(kind, id)
     }

@@ -39,6 +39,8 @@ pub enum RepositoryCommand {
     Forget(ForgetArgs),
     /// Deletes what no snapshot needs.
     Prune(PruneArgs),
+    /// Reads everything, salvages what is damaged as far as it can be, and says which snapshots are hurt.
+    Repair(RepairArgs),
 }
 
 /// Where a repository is, and how to open it.
@@ -166,6 +168,17 @@ pub struct ForgetArgs {
     /// Do it without asking
     #[arg(long)]
     pub yes: bool,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `repair`.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// The repository.
+    #[command(flatten)]
+    pub place: PlaceArgs,
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,

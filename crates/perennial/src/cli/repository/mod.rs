@@ -7,11 +7,13 @@
 //! | `write` | init, backup, restore |
 //! | `read` | snapshots, ls, check, and which snapshot is meant |
 //! | `clean` | forget and prune |
+//! | `repair` | repair |
 
 mod args;
 mod clean;
 mod open;
 mod read;
+mod repair;
 mod write;
 
 use super::args::Connection;
@@ -38,5 +40,6 @@ pub fn run(connection: &Connection, command: RepositoryCommand, out: &mut Out) -
         RepositoryCommand::Check(args) => read::check(&mut desk, &args),
         RepositoryCommand::Forget(args) => clean::forget(&mut desk, &args),
         RepositoryCommand::Prune(args) => clean::prune(&mut desk, &args),
+        RepositoryCommand::Repair(args) => repair::repair(&mut desk, &args),
     }
 }

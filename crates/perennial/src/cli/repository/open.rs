@@ -205,9 +205,10 @@ pub(super) fn failure(error: &Error, place: &str) -> Failure {
             (Exit::Unavailable, "try again when the store answers; what was uploaded is not uploaded again")
         }
         Error::Incomplete { .. } => (Exit::Failed, "mend it, or leave these paths out with --exclude"),
-        Error::Damaged { .. } | Error::MissingBlob { .. } => {
-            (Exit::Failed, "perennial repository check --read-data lists everything that is damaged")
-        }
+        Error::Damaged { .. } | Error::MissingBlob { .. } => (
+            Exit::Failed,
+            "perennial repository repair salvages what can be, and names what is lost; see it with --dry-run",
+        ),
         _ => (Exit::Failed, ""),
     };
     let mut message = format!("{place}: {}", describe(error));

@@ -208,7 +208,8 @@ pub(super) fn check(desk: &mut Desk<'_>, args: &CheckArgs) -> Result<(), Failure
     match checked.problems.len() {
         0 => Ok(()),
         n => {
-            let hint = "a new backup of the same directories replaces what is missing and can be read again";
+            let hint = "perennial repository repair salvages what can be; then a new backup of the same directories \
+                        replaces what is missing";
             Err(Failure::new(Exit::Failed, format!("{}: {n} problems were found", place.name), hint))
         }
     }
