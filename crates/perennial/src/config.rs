@@ -19,7 +19,7 @@ pub use args::{EngineKind, LogForm, ServeArgs, VolumeAccess};
 use keys::FileKeys;
 pub use keys::KeysSection;
 use repository::FileRepository;
-pub use repository::{BucketLookup, RepositorySection, bandwidth, limited};
+pub use repository::{BucketLookup, RepositorySection, bandwidth, limited, read_variables};
 pub use snapshots::SnapshotSection;
 
 /// Longest undelete window, in days: ten years; longer ones are typing mistakes.

@@ -176,6 +176,7 @@ fn life(desk: &Desk) {
     assert_eq!(fs::read(desk.path("whole") + at + "/note").unwrap(), b"a note\n");
 
     assert_eq!(desk.json(&["check", "--read-data"])["problems"], Value::Array(vec![]));
+    copies(desk, id);
     desk.run(&["forget", &id[..12]]).fails(2, "needs a confirmation");
     assert!(desk.run(&["forget", &id[..12], "--dry-run"]).stdout.contains("nothing was done"));
     assert_eq!(desk.json(&["snapshots"]).as_array().unwrap().len(), 2);
@@ -194,6 +195,35 @@ fn life(desk: &Desk) {
     let done = desk.json(&["prune"]);
     assert_eq!((&done["packsDeleted"], &done["bytesFreed"]), (&plan["packsDeleted"], &plan["bytesFreed"]));
     assert_eq!(desk.json(&["check", "--read-data"])["packs"], 0);
+}
+
+/// To a directory and back, with another password.
+fn copies(desk: &Desk, id: &str) {
+    let mut other =
+        Desk { directory: tempfile::tempdir().unwrap(), repository: desk.path("other"), environment: vec![] };
+    fs::write(other.path("password"), PASSWORD).unwrap();
+    fs::write(desk.path("other-password"), "another one").unwrap();
+    let to = ["--to", &other.repository.clone(), "--to-password-file", "other-password"].map(str::to_owned);
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    desk.run(&[&["copy"], &to[..]].concat()).fails(3, "repository init makes one");
+    desk.run(&["copy", "--to", &other.repository]).fails(2, "--to-password-file");
+    desk.run(&["copy", "--to", "sftp:x", "--to-password-file", "other-password"]).fails(6, "sftp");
+    other.run_raw(&["init", "--repo", &other.repository, "--password-command", "echo another one"]);
+    desk.run(&[&["copy", "abcdef"], &to[..]].concat()).fails(3, "no snapshot begins with abcdef");
+    let one = desk.json(&[&["copy", &id[..12]], &to[..]].concat());
+    assert_eq!((&one["snapshots"][0]["snapshot"], one["already"].as_array().unwrap().len()), (&Value::from(id), 0));
+    let rest = desk.json(&[&["copy"], &to[..]].concat());
+    assert_eq!((rest["snapshots"].as_array().unwrap().len(), &rest["already"][0]["snapshot"]), (1, &Value::from(id)));
+    assert!(desk.run(&[&["copy"], &to[..]].concat()).stdout.contains("0 snapshots copied, 2 were there"));
+    desk.run(&["copy", "--to", &desk.repository, "--to-password-file", "password"]).fails(6, "copied to itself");
+    other.environment = vec![("RESTIC_PASSWORD", "another one")];
+    let place = ["--repo", other.repository.as_str(), "--password-command", "echo another one"];
+    let copy = one["snapshots"][0]["copy"].as_str().unwrap();
+    let (target, source) = (desk.path("from the copy"), desk.source());
+    let restore = ["restore", copy, "--target", &target, "--path", source.to_str().unwrap()];
+    let restored = other.run_raw(&[&restore[..], &place, &["--output", "json"]].concat()).json();
+    assert_eq!(restored["files"], 5);
+    assert!(other.run_raw(&[&["check", "--read-data"], &place[..]].concat()).stdout.contains("no damage was found"));
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
 //! | `browse` | looking into a snapshot without restoring it |
+//! | `copy` | snapshots into another repository |
 //! | `maintenance` | forget, prune, check, repair |
 //! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
@@ -28,6 +29,7 @@ pub mod removed;
 mod archive;
 mod browse;
 mod chunker;
+mod copy;
 mod crypto;
 mod error;
 mod fsdir;
@@ -53,6 +55,7 @@ mod wire;
 pub use archive::{Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
+pub use copy::Copied;
 pub use error::{Error, Result};
 pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};

@@ -128,6 +128,15 @@ impl PackBuilder {
         Ok(())
     }
 
+    /// Adds a blob in its stored form, compressed or not as `blob` says, sealed with another key.
+    pub(crate) fn add_stored(&mut self, key: &Key, stored: &[u8], blob: &IndexBlob) -> Result<()> {
+        let offset = u32::try_from(self.data.len()).map_err(|_| Error::invalid("a pack", "too large"))?;
+        key.seal_into(stored, &mut self.data);
+        // Sealed it is as long as it was under the other key.
+        self.blobs.push(IndexBlob { offset, ..*blob });
+        Ok(())
+    }
+
     pub(crate) fn finish(mut self, key: &Key) -> FinishedPack {
         let mut header = Vec::with_capacity(self.blobs.len() * 41);
         for blob in &self.blobs {

@@ -253,6 +253,7 @@ fn snapshot_info(id: SnapshotFileId, file: SnapshotFile) -> SnapshotInfo {
     });
     SnapshotInfo {
         id,
+        original: file.original.map(SnapshotFileId),
         time: file.time,
         hostname: file.hostname,
         tags: file.tags,

@@ -233,6 +233,8 @@ pub struct Archived {
 pub struct SnapshotInfo {
     /// Its id.
     pub id: SnapshotFileId,
+    /// What it was called in the repository that it was copied from at first; none when it is no copy.
+    pub original: Option<SnapshotFileId>,
     /// When it was taken, as the one who took it said.
     pub time: Timestamp,
     /// Where.

@@ -21,7 +21,7 @@ use crate::index::{IdSet, Origin};
 use crate::pack::{PackBuilder, Sealer};
 use crate::repository::Inner;
 use crate::spool::{Spool, Waiting};
-use crate::wire::{BlobKind, IndexFile, IndexPack};
+use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack};
 
 /// An index file is written after so many packs, so that a crash costs little work.
 const PACKS_PER_INDEX: usize = 8;
@@ -127,13 +127,22 @@ impl<'a> Uploader<'a> {
 
     /// Saves a blob whose hash is known.
     pub(crate) fn save_as(&self, sealer: &mut Sealer, kind: BlobKind, id: Id, data: &[u8]) -> Result<()> {
+        self.put(kind, id, |pack| sealer.add(pack, &self.inner.key, kind, id, data).map(drop))
+    }
+
+    /// Saves a blob of another repository in the form in which it is stored there; it was proven.
+    pub(crate) fn save_stored(&self, blob: &IndexBlob, stored: &[u8]) -> Result<()> {
+        self.put(blob.kind, blob.id, |pack| pack.add_stored(&self.inner.key, stored, blob))
+    }
+
+    fn put(&self, kind: BlobKind, id: Id, add: impl FnOnce(&mut PackBuilder) -> Result<()>) -> Result<()> {
         if self.inner.find_blob(kind, id).is_some() || !lock(self.shard(kind, id)).insert(id) {
             return Ok(());
         }
         let pool = &self.open[kind as usize];
         let open = lock(pool).pop();
         let mut pack = open.unwrap_or_else(|| PackBuilder::reusing(lock(&self.spare).pop().unwrap_or_default()));
-        sealer.add(&mut pack, &self.inner.key, kind, id, data)?;
+        add(&mut pack)?;
         if pack.is_full() {
             self.write(pack)?;
         } else {

@@ -18,7 +18,7 @@ use crate::node::{Node, NodeKind};
 use crate::pack::{expected_size, open_blob, parse_header};
 use crate::repository::{Inner, Repository};
 use crate::request::Counts;
-use crate::wire::{BlobKind, IndexBlob, IndexFile};
+use crate::wire::{BlobKind, IndexBlob, IndexFile, SnapshotFile};
 
 /// How much to read back.
 #[derive(Debug, Clone)]
@@ -58,48 +58,61 @@ impl Repository {
         let inner = &*self.inner;
         progress.check()?;
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
-        inner.reread_written_indexes()?;
-        inner.refresh_index()?;
         match inner.backend.drop_caches(FileKind::Snapshot, snapshot.0) {
             Err(e) if e.is_not_found() => return Err(Error::NotFound { what: format!("snapshot {snapshot}") }),
             other => other?,
         }
         let file = inner.load_snapshot(snapshot)?;
-        let mut needed = IdSet::default();
-        let load = |tree, path: &str| inner.load_tree(tree, path);
-        let counts = walk_tree((inner, &load), file.tree, "", progress, &mut |found| {
-            needed.insert(found.pack);
-        })?;
-        if let Some(summary) = &file.summary
-            && let Some(dirs) = summary.perennial_dirs
-        {
-            same("files of the snapshot", summary.total_files_processed, counts.files)?;
-            same("bytes of the snapshot", summary.total_bytes_processed, counts.bytes)?;
-            same("directories of the snapshot", dirs, counts.dirs)?;
-        }
-        // `walk_tree` found each pack in an index that holds only packs that were there with the right size when it
-        // was refreshed, a moment ago and under the lock.
-        let mut packs: Vec<Id> = match verify {
-            Verify::Everything => needed.iter().copied().collect(),
-            Verify::Written { packs } => {
-                let unread = inner.unread.lock().unwrap_or_else(PoisonError::into_inner);
-                packs.iter().chain(needed.intersection(&unread)).copied().collect()
-            }
-        };
-        packs.sort_unstable();
-        packs.dedup();
-        let read = read_packs(inner, &packs, progress)?;
+        let (verified, packs) = prove(inner, &file, verify, progress)?;
         // Without the lock, what was there at the start may have been pruned since.
         guard.ensure()?;
-        inner.unread.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| packs.binary_search(id).is_err());
-        Ok(Verified {
-            counts,
-            packs_needed: needed.len() as u64,
-            packs_read: packs.len() as u64,
-            bytes_read: read.bytes,
-            blobs_read: read.blobs,
-        })
+        inner.read_back(&packs);
+        Ok(verified)
     }
+}
+
+/// Proves that everything a snapshot needs is there, under a lock that the caller holds; returns the packs that were
+/// read back, sorted.
+pub(crate) fn prove(
+    inner: &Inner,
+    file: &SnapshotFile,
+    verify: &Verify,
+    progress: &Progress,
+) -> Result<(Verified, Vec<Id>)> {
+    inner.reread_written_indexes()?;
+    inner.refresh_index()?;
+    let mut needed = IdSet::default();
+    let load = |tree, path: &str| inner.load_tree(tree, path);
+    let counts = walk_tree((inner, &load), file.tree, "", progress, &mut |found| {
+        needed.insert(found.pack);
+    })?;
+    if let Some(summary) = &file.summary
+        && let Some(dirs) = summary.perennial_dirs
+    {
+        same("files of the snapshot", summary.total_files_processed, counts.files)?;
+        same("bytes of the snapshot", summary.total_bytes_processed, counts.bytes)?;
+        same("directories of the snapshot", dirs, counts.dirs)?;
+    }
+    // `walk_tree` found each pack in an index that holds only packs that were there with the right size when it was
+    // refreshed, a moment ago and under the lock.
+    let mut packs: Vec<Id> = match verify {
+        Verify::Everything => needed.iter().copied().collect(),
+        Verify::Written { packs } => {
+            let unread = inner.unread.lock().unwrap_or_else(PoisonError::into_inner);
+            packs.iter().chain(needed.intersection(&unread)).copied().collect()
+        }
+    };
+    packs.sort_unstable();
+    packs.dedup();
+    let read = read_packs(inner, &packs, progress)?;
+    let verified = Verified {
+        counts,
+        packs_needed: needed.len() as u64,
+        packs_read: packs.len() as u64,
+        bytes_read: read.bytes,
+        blobs_read: read.blobs,
+    };
+    Ok((verified, packs))
 }
 
 fn same(what: &str, expected: u64, found: u64) -> Result<()> {
@@ -107,6 +120,11 @@ fn same(what: &str, expected: u64, found: u64) -> Result<()> {
 }
 
 impl Inner {
+    /// Notes that packs, sorted, were read back and are as they were sent.
+    pub(crate) fn read_back(&self, packs: &[Id]) {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| packs.binary_search(id).is_err());
+    }
+
     /// Reads index files that we wrote back from the store, once: memory knows what was meant to be written.
     fn reread_written_indexes(&self) -> Result<()> {
         let written: Vec<Id> = {

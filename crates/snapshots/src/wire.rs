@@ -104,6 +104,9 @@ pub(crate) struct SnapshotFile {
     pub(crate) time: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<Id>,
+    /// What the snapshot was called before somebody copied or changed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) original: Option<Id>,
     pub(crate) tree: Id,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) paths: Vec<String>,

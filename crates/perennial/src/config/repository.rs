@@ -164,7 +164,7 @@ impl RepositorySection {
         let location = match &self.env_file {
             None => self.parse(tenant, |name| std::env::var(name).ok())?,
             Some(path) => {
-                let variables = read_variables(path)?;
+                let variables = read_variables("repository.env_file", path)?;
                 self.parse(tenant, |name| variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()))?
             }
         };
@@ -200,9 +200,11 @@ fn invalid(error: &InvalidLocation) -> ConfigError {
 
 /// Reads `NAME=value` lines; blank ones and those that begin with `#` mean nothing. A value is taken as it is, but for
 /// one pair of quotes around it.
-fn read_variables(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
-    const KEY: &str = "repository.env_file";
-    let wrong = |problem: String, hint| value(KEY, format!("{}: {problem}", path.display()), hint);
+///
+/// # Errors
+/// [`ConfigError::Value`] that calls the file by `key`: it cannot be read, others can read it, or a line is none.
+pub fn read_variables(key: &'static str, path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
+    let wrong = |problem: String, hint| value(key, format!("{}: {problem}", path.display()), hint);
     let unreadable = |e: std::io::Error| wrong(e.to_string(), "name a file that the server can read");
     if is_open_to_others(path).map_err(unreadable)? {
         return Err(wrong("others can read it".to_owned(), "close it to others: chmod go= FILE"));
@@ -269,7 +271,7 @@ mod tests {
         let good = "# of the bucket\n\nAWS_ACCESS_KEY_ID = id\nAWS_SECRET_ACCESS_KEY=\"hun=ter2\"\n";
         let (_directory, path) = file(good, 0o600);
         section(S3, Some(path.clone())).connect(&tenant).expect("connect");
-        let variables = read_variables(&path).expect("read");
+        let variables = read_variables("repository.env_file", &path).expect("read");
         assert_eq!(variables[1], ("AWS_SECRET_ACCESS_KEY".to_owned(), "hun=ter2".to_owned()));
 
         for (text, mode, words) in [

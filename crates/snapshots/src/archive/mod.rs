@@ -232,6 +232,7 @@ fn snapshot_file(request: &ArchiveRequest, archived: &Archived) -> SnapshotFile 
             Parent::Snapshot(id) => Some(id.0),
             Parent::Tree(_) => None,
         }),
+        original: None,
         tree: archived.tree.0,
         paths: request.roots.iter().map(|root| root.at.clone()).collect(),
         hostname: request.hostname.clone(),

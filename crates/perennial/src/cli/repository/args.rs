@@ -39,8 +39,48 @@ pub enum RepositoryCommand {
     Forget(ForgetArgs),
     /// Deletes what no snapshot needs.
     Prune(PruneArgs),
+    /// Copies snapshots to another repository, with everything they need that is not there yet.
+    Copy(CopyArgs),
     /// Reads everything, salvages what is damaged as far as it can be, and says which snapshots are hurt.
     Repair(RepairArgs),
+}
+
+/// Arguments of `copy`.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// The snapshots: the beginnings of their ids, or latest; without any all of them
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshots: Vec<String>,
+    /// The repository to copy from; limits of upload hold for the other one
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// The repository to copy to, which exists: perennial repository init makes one
+    #[arg(long, value_name = "URL", help_heading = "Repository to copy to")]
+    pub to: String,
+    /// A file that holds its password
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "to_password_command",
+        conflicts_with = "to_password_command",
+        help_heading = "Repository to copy to"
+    )]
+    pub to_password_file: Option<PathBuf>,
+    /// A command of the shell that prints its password
+    #[arg(long, value_name = "COMMAND", help_heading = "Repository to copy to")]
+    pub to_password_command: Option<String>,
+    /// A file with the variables that hold its credentials, NAME=value; without it the environment, as for the first
+    #[arg(long, value_name = "FILE", help_heading = "Repository to copy to")]
+    pub to_env_file: Option<PathBuf>,
+    /// Where S3 finds its bucket's name
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = BucketLookup::Auto,
+        value_name = "HOW",
+        help_heading = "Repository to copy to"
+    )]
+    pub to_bucket_lookup: BucketLookup,
 }
 
 /// Where a repository is, and how to open it.

@@ -7,10 +7,12 @@
 //! | `write` | init, backup, restore |
 //! | `read` | snapshots, ls, check, and which snapshot is meant |
 //! | `clean` | forget and prune |
+//! | `copy` | copy |
 //! | `repair` | repair |
 
 mod args;
 mod clean;
+mod copy;
 mod open;
 mod read;
 mod repair;
@@ -40,6 +42,7 @@ pub fn run(connection: &Connection, command: RepositoryCommand, out: &mut Out) -
         RepositoryCommand::Check(args) => read::check(&mut desk, &args),
         RepositoryCommand::Forget(args) => clean::forget(&mut desk, &args),
         RepositoryCommand::Prune(args) => clean::prune(&mut desk, &args),
+        RepositoryCommand::Copy(args) => copy::copy(&mut desk, &args),
         RepositoryCommand::Repair(args) => repair::repair(&mut desk, &args),
     }
 }

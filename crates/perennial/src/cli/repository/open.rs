@@ -1,6 +1,7 @@
 //! Opening a repository on the command line: place, password, progress, and what its errors mean here.
 
 use std::io;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -14,13 +15,13 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use super::args::PlaceArgs;
+use super::args::{CopyArgs, PlaceArgs};
 use crate::causes::describe;
 use crate::cli::args::Connection;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::Out;
 use crate::cli::session;
-use crate::config::{bandwidth, limited};
+use crate::config::{bandwidth, limited, read_variables};
 
 /// How often a live line is drawn.
 const REDRAW: Duration = Duration::from_millis(150);
@@ -48,16 +49,43 @@ impl Desk<'_> {
             addressing: args.bucket_lookup.into(),
             ..ConnectOptions::default()
         };
-        let password = password(args)?;
+        let password = password(("password", args.password_file.as_deref(), args.password_command.as_deref()))?;
         let backend = location.connect(&options).map_err(invalid)?;
         let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
         Ok(Place { name: location.to_string(), backend, password })
     }
 
+    /// Where a copy goes; limits count for what the two do with the network, not twice.
+    pub(super) fn place_to(&self, args: &CopyArgs) -> Result<Place, Failure> {
+        let location = match &args.to_env_file {
+            None => Location::from_env(&args.to).map_err(invalid)?,
+            Some(path) => {
+                let variables = read_variables("to-env-file", path)
+                    .map_err(|error| Failure::new(Exit::Invalid, error.to_string(), error.hint()))?;
+                let find = |name: &str| variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
+                Location::parse(&args.to, find).map_err(invalid)?
+            }
+        };
+        let options = ConnectOptions {
+            ca_file: self.connection.ca_file.clone(),
+            allow_http: args.place.allow_http,
+            addressing: args.to_bucket_lookup.into(),
+            ..ConnectOptions::default()
+        };
+        let of = (args.to_password_file.as_deref(), args.to_password_command.as_deref());
+        let password = password(("to-password", of.0, of.1))?;
+        let backend = location.connect(&options).map_err(invalid)?;
+        let backend = limited(backend, bandwidth(args.place.limit_upload, args.place.limit_download));
+        Ok(Place { name: location.to_string(), backend, password })
+    }
+
+    pub(super) fn open_place(&self, place: &Place) -> Result<Repository, Failure> {
+        Repository::open(Arc::clone(&place.backend), &place.password).map_err(|e| failure(&e, &place.name))
+    }
+
     pub(super) fn open(&self, args: &PlaceArgs) -> Result<(Place, Repository), Failure> {
         let place = self.place(args)?;
-        let repository =
-            Repository::open(Arc::clone(&place.backend), &place.password).map_err(|e| failure(&e, &place.name))?;
+        let repository = self.open_place(&place)?;
         Ok((place, repository))
     }
 
@@ -96,30 +124,30 @@ fn invalid(error: InvalidLocation) -> Failure {
     Failure::new(Exit::Invalid, error.to_string(), error.hint)
 }
 
-fn password(args: &PlaceArgs) -> Result<Password, Failure> {
+fn password((name, file, command): (&str, Option<&Path>, Option<&str>)) -> Result<Password, Failure> {
     let wrong = |message: String| Failure::new(Exit::Invalid, message, "");
-    let text = if let Some(file) = &args.password_file {
+    let text = if let Some(file) = file {
         let text = std::fs::read_to_string(file)
-            .map_err(|error| wrong(format!("password-file: read {}: {error}", file.display())))?;
+            .map_err(|error| wrong(format!("{name}-file: read {}: {error}", file.display())))?;
         text.trim().to_owned()
-    } else if let Some(command) = &args.password_command {
+    } else if let Some(command) = command {
         let output = Command::new("sh")
             .args(["-c", command])
             .stderr(Stdio::inherit())
             .output()
-            .map_err(|error| wrong(format!("password-command: {error}")))?;
+            .map_err(|error| wrong(format!("{name}-command: {error}")))?;
         if !output.status.success() {
-            return Err(wrong(format!("password-command: it failed ({})", output.status)));
+            return Err(wrong(format!("{name}-command: it failed ({})", output.status)));
         }
         String::from_utf8(output.stdout)
-            .map_err(|_| wrong("password-command: what it printed is not Unicode".to_owned()))?
+            .map_err(|_| wrong(format!("{name}-command: what it printed is not Unicode")))?
             .trim()
             .to_owned()
     } else {
         std::env::var("RESTIC_PASSWORD").unwrap_or_default()
     };
     if text.is_empty() {
-        let hint = "name a file with --password-file, or set RESTIC_PASSWORD";
+        let hint = format!("name a file with --{name}-file, or set RESTIC_PASSWORD");
         return Err(Failure::new(Exit::Usage, "no password, or an empty one, was given for the repository", hint));
     }
     Ok(Password::new(text))

@@ -1,0 +1,330 @@
+//! Copying snapshots to another repository, which has another key and is somewhere else.
+//!
+//! A blob is called the same in both, after the hash of its content, so what the other repository has is neither read
+//! nor sent. What it lacks is read in long pieces, proven, and sealed anew; it stays compressed as it is. The
+//! order is that of an archive: packs, then indexes; then everything written is read back and everything needed is
+//! found; and only then the snapshot file is written. So a snapshot that is there was proven, and a copy
+//! that was interrupted goes on with what had arrived.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use perennial_core::progress::Progress;
+use serde_json::{Map, Value};
+
+use crate::backend::FileKind;
+use crate::crypto::opened_text;
+use crate::error::{Error, Result};
+use crate::id::{Id, SnapshotFileId};
+use crate::index::{Found, IdSet};
+use crate::lock::{LockGuard, LockMode};
+use crate::pack::open_blob;
+use crate::reader::Reader;
+use crate::repository::{Inner, Repository};
+use crate::uploader::Uploader;
+use crate::verify::{Verify, prove};
+use crate::wire::{BlobKind, SnapshotFile};
+
+/// Blobs that are looked for before they are copied; this many places are in memory.
+const BATCH: usize = 16 << 10;
+/// How much of a pack is read at once.
+const PIECE: u64 = 4 << 20;
+/// Bytes between two wanted blobs that are read along: a request costs more.
+const GAP: u64 = 128 << 10;
+const MAX_WORKERS: usize = 8;
+
+/// What a copy did.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// Snapshots that were copied, each with what it is called in the other repository.
+    pub snapshots: Vec<(SnapshotFileId, SnapshotFileId)>,
+    /// Snapshots that were there already, each with what it is called there.
+    pub already: Vec<(SnapshotFileId, SnapshotFileId)>,
+    /// Snapshots that cannot be copied, because the source has lost a part of them.
+    pub failed: Vec<(SnapshotFileId, Error)>,
+    /// Blobs that were sent.
+    pub blobs: u64,
+    /// Bytes read from the source's packs, trees not counted.
+    pub read_bytes: u64,
+    /// Bytes of packs that were written.
+    pub new_bytes: u64,
+}
+
+/// One snapshot of the source, as its file says.
+struct Original {
+    id: SnapshotFileId,
+    file: SnapshotFile,
+    /// All of the file: fields that others write must not get lost.
+    json: Map<String, Value>,
+}
+
+impl Original {
+    fn load(inner: &Inner, id: SnapshotFileId) -> Result<Self> {
+        let json = match inner.load_unpacked(FileKind::Snapshot, id.0) {
+            Err(Error::Backend(e)) if e.is_not_found() => {
+                return Err(Error::NotFound { what: format!("snapshot {id}") });
+            }
+            other => other?,
+        };
+        let damaged = |e: serde_json::Error| Error::damaged(FileKind::Snapshot, id.0, e.to_string());
+        let file = serde_json::from_slice(&json).map_err(damaged)?;
+        Ok(Self { id, file, json: serde_json::from_slice(&json).map_err(damaged)? })
+    }
+
+    /// What this snapshot was called when it was made, wherever it was copied since.
+    fn origin(&self) -> Id {
+        self.file.original.unwrap_or(self.id.0)
+    }
+
+    /// Reports whether a snapshot of the other repository is this one.
+    fn is_copied_as(&self, other: &Self) -> bool {
+        let same = |a: &SnapshotFile, b: &SnapshotFile| {
+            (a.tree, a.time, &a.tags, &a.paths, &a.hostname) == (b.tree, b.time, &b.tags, &b.paths, &b.hostname)
+        };
+        self.origin() == other.origin() && same(&self.file, &other.file)
+    }
+}
+
+impl Repository {
+    /// Copies snapshots of another repository, with everything they need, as far as it is not here yet; all of
+    /// them when none is named. Each is proven before it is written, and then counts like one that was made here.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a snapshot that is named and is not there; [`Error::InvalidRequest`] when both are the
+    /// same repository; [`Error::Locked`] while somebody prunes either; store errors, [`Error::Cancelled`]. Snapshots
+    /// that were finished before stay, and the same call goes on. Damage of the source is in the report: other
+    /// snapshots are copied all the same.
+    pub fn copy_from(&self, source: &Self, snapshots: &[SnapshotFileId], progress: &Progress) -> Result<Copied> {
+        progress.check()?;
+        if self.id() == source.id() {
+            return Err(Error::InvalidRequest("a repository cannot be copied to itself".into()));
+        }
+        let _source_guard = LockGuard::acquire(&source.inner, LockMode::Shared)?;
+        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        source.inner.refresh_index()?;
+        self.inner.refresh_index()?;
+        let mut wanted = Vec::new();
+        let mut copied = Copied::default();
+        for id in named_or_all(&source.inner, snapshots)? {
+            match Original::load(&source.inner, id) {
+                Ok(original) => wanted.push(original),
+                Err(error @ Error::Damaged { .. }) => copied.failed.push((id, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        wanted.sort_by_key(|original| (original.file.time, original.id));
+        let mut there: BTreeMap<Id, Vec<Original>> = BTreeMap::new();
+        for info in self.inner.backend.list(FileKind::Snapshot)? {
+            match Original::load(&self.inner, SnapshotFileId(info.id)) {
+                Ok(original) => there.entry(original.origin()).or_default().push(original),
+                // What cannot be read is no copy, and what is gone is none any more.
+                Err(Error::Damaged { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut copy = Copy {
+            from: &source.inner,
+            to: &self.inner,
+            reader: Reader::new(&source.inner),
+            walked: HashSet::new(),
+            guard: &guard,
+            progress,
+        };
+        for original in wanted {
+            let same = there.get(&original.origin()).into_iter().flatten().find(|other| original.is_copied_as(other));
+            if let Some(same) = same {
+                copied.already.push((original.id, same.id));
+                continue;
+            }
+            let uploader = Uploader::new(&self.inner);
+            match copy.send_snapshot(&original, &uploader, &mut copied) {
+                Ok(()) => {}
+                Err(
+                    error @ (Error::Damaged { .. }
+                    | Error::MissingBlob { .. }
+                    | Error::InvalidContent { .. }
+                    | Error::Mismatch { .. }),
+                ) => {
+                    copied.failed.push((original.id, error));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            let id = copy.finish(&original, uploader.written_packs())?;
+            copied.snapshots.push((original.id, id));
+        }
+        Ok(copied)
+    }
+}
+
+fn named_or_all(inner: &Inner, named: &[SnapshotFileId]) -> Result<Vec<SnapshotFileId>> {
+    if named.is_empty() {
+        return Ok(inner.backend.list(FileKind::Snapshot)?.into_iter().map(|info| SnapshotFileId(info.id)).collect());
+    }
+    let mut ids = named.to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+struct Copy<'a> {
+    from: &'a Inner,
+    to: &'a std::sync::Arc<Inner>,
+    reader: Reader<'a>,
+    /// Trees that were copied, or found to be there, with everything below them.
+    walked: HashSet<Id>,
+    guard: &'a LockGuard,
+    progress: &'a Progress,
+}
+
+impl Copy<'_> {
+    fn send_snapshot(&mut self, original: &Original, uploader: &Uploader<'_>, copied: &mut Copied) -> Result<()> {
+        let sent = self.everything(original, uploader, copied);
+        if sent.is_err() {
+            // What arrived is not sent again.
+            uploader.salvage();
+            // Nobody knows which of them were finished.
+            self.walked.clear();
+        }
+        copied.new_bytes += uploader.new_bytes();
+        sent
+    }
+
+    /// Proves that all of it arrived, and then makes it a snapshot.
+    fn finish(&self, original: &Original, written: Vec<Id>) -> Result<SnapshotFileId> {
+        let scope = Verify::Written { packs: written };
+        let (_, packs) = prove(self.to, &original.file, &scope, self.progress)?;
+        self.guard.ensure()?;
+        self.to.read_back(&packs);
+        let mut json = original.json.clone();
+        // A parent is another snapshot's name in the other repository, and only a hint.
+        json.remove("parent");
+        json.insert("original".to_owned(), Value::String(original.origin().to_string()));
+        let id = self.to.save_json(FileKind::Snapshot, &Value::Object(json))?;
+        self.to.backend.drop_caches(FileKind::Snapshot, id)?;
+        self.to.load_snapshot(SnapshotFileId(id))?;
+        Ok(SnapshotFileId(id))
+    }
+
+    /// Sends what the other repository lacks of a snapshot.
+    fn everything(&mut self, original: &Original, uploader: &Uploader<'_>, copied: &mut Copied) -> Result<()> {
+        let mut batch = Vec::new();
+        let mut in_batch = [IdSet::default(), IdSet::default()];
+        let mut stack = vec![(original.file.tree, String::new())];
+        while let Some((tree, path)) = stack.pop() {
+            self.progress.check()?;
+            if !self.walked.insert(tree) {
+                continue;
+            }
+            let place = || format!("directory {path}/ of snapshot {}", original.id);
+            let nodes = self.reader.load_tree(tree, &place())?;
+            let mut want = |kind: BlobKind, id: Id, at: &dyn Fn() -> String| -> Result<()> {
+                if uploader.has(kind, id) || !in_batch[kind as usize].insert(id) {
+                    return Ok(());
+                }
+                let missing = || Error::MissingBlob { blob: id, needed_by: at() };
+                batch.push(self.from.find_blob(kind, id).ok_or_else(missing)?);
+                Ok(())
+            };
+            for node in nodes {
+                let at = || format!("{path}/{}", String::from_utf8_lossy(&node.name));
+                for blob in &node.content {
+                    want(BlobKind::Data, *blob, &at)?;
+                }
+                stack.extend(node.subtree.map(|subtree| (subtree, at())));
+            }
+            want(BlobKind::Tree, tree, &place)?;
+            if batch.len() >= BATCH {
+                self.send(std::mem::take(&mut batch), uploader, copied)?;
+                in_batch = Default::default();
+            }
+        }
+        self.send(batch, uploader, copied)?;
+        uploader.flush()
+    }
+
+    /// Sends blobs, in the order in which they lie in the source's packs.
+    fn send(&self, mut batch: Vec<Found>, uploader: &Uploader<'_>, copied: &mut Copied) -> Result<()> {
+        batch.sort_unstable_by_key(|found| (found.pack, found.blob.offset));
+        let pieces: Vec<&[Found]> = pieces(&batch);
+        let next = AtomicUsize::new(0);
+        let read = AtomicU64::new(0);
+        let failure = Mutex::new(None);
+        let work = || -> Result<()> {
+            while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.progress.check()?;
+                read.fetch_add(self.send_piece(piece, uploader)?, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let workers = std::thread::available_parallelism().map_or(2, usize::from) + 2;
+        std::thread::scope(|scope| {
+            for _ in 0..workers.min(pieces.len()).min(MAX_WORKERS) {
+                scope.spawn(|| {
+                    if let Err(error) = work() {
+                        next.store(pieces.len(), Ordering::Relaxed);
+                        failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    }
+                });
+            }
+        });
+        copied.read_bytes += read.into_inner();
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        copied.blobs += batch.len() as u64;
+        Ok(())
+    }
+
+    fn send_piece(&self, piece: &[Found], uploader: &Uploader<'_>) -> Result<u64> {
+        let (Some(first), Some(last)) = (piece.first(), piece.last()) else { return Ok(0) };
+        let start = u64::from(first.blob.offset);
+        let end = u64::from(last.blob.offset) + u64::from(last.blob.length);
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        // When it fails, the blobs may be readable all the same: what lies between them need not be.
+        let whole = self.from.backend.read_range(FileKind::Pack, first.pack, start, len).ok();
+        let (mut sealed, mut plain) = (Vec::new(), Vec::new());
+        let mut read = whole.as_ref().map_or(0, |data| data.len() as u64);
+        for found in piece {
+            let (offset, len) = (u64::from(found.blob.offset), found.blob.length as usize);
+            let at = usize::try_from(offset - start).unwrap_or(usize::MAX);
+            match whole.as_ref().and_then(|data| data.get(at..)?.get(..len)) {
+                Some(part) => {
+                    sealed.clear();
+                    sealed.extend_from_slice(part);
+                }
+                None => {
+                    sealed = self.from.backend.read_range(FileKind::Pack, found.pack, offset, len)?;
+                    read += sealed.len() as u64;
+                }
+            }
+            open_blob(&self.from.key, found.pack, &found.blob, &mut sealed, &mut plain)?;
+            uploader.save_stored(&found.blob, opened_text(&sealed))?;
+            self.progress.add_bytes(u64::from(found.blob.length));
+        }
+        Ok(read)
+    }
+}
+
+/// Cuts sorted blobs where they are of different packs or far from each other.
+fn pieces(sorted: &[Found]) -> Vec<&[Found]> {
+    let mut pieces = Vec::new();
+    let mut rest = sorted;
+    while let Some(first) = rest.first() {
+        let start = u64::from(first.blob.offset);
+        let mut end = start;
+        let belongs = |found: &&Found| {
+            let (offset, length) = (u64::from(found.blob.offset), u64::from(found.blob.length));
+            let belongs = offset == start && end == start
+                || found.pack == first.pack && offset >= end && offset - end <= GAP && offset + length - start <= PIECE;
+            end = offset + length;
+            belongs
+        };
+        let count = rest.iter().take_while(belongs).count().max(1);
+        let (piece, others) = rest.split_at(count);
+        pieces.push(piece);
+        rest = others;
+    }
+    pieces
+}
