@@ -110,6 +110,24 @@ pub enum Error {
         /// What was looked for.
         what: String,
     },
+    /// What a drill restored is not what the snapshot holds.
+    #[error("{} was not restored as it is in the snapshot: {what}", path.display())]
+    Differs {
+        /// The path in the snapshot.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
+    /// There is no room for what was to be done, which was not begun.
+    #[error("{} has {free} bytes free, and {needed} are needed", path.display())]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The restore's target has content and the request demands an empty one.
     #[error("{} is not empty", path.display())]
     TargetNotEmpty {
@@ -168,8 +186,12 @@ impl Error {
         match self {
             Self::Backend(e) => e.is_retryable(),
             Self::Remote { retryable, .. } => *retryable,
-            Self::Locked { .. } | Self::LockLost | Self::Incomplete { .. } => true,
-            Self::NotHeld { .. } | Self::System { .. } => true,
+            Self::Locked { .. }
+            | Self::LockLost
+            | Self::NoSpace { .. }
+            | Self::NotHeld { .. }
+            | Self::Incomplete { .. }
+            | Self::System { .. } => true,
             Self::Io { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::Interrupted
@@ -188,6 +210,7 @@ impl Error {
             | Self::MissingBlob { .. }
             | Self::InvalidContent { .. }
             | Self::Mismatch { .. }
+            | Self::Differs { .. }
             | Self::NotFound { .. }
             | Self::TargetNotEmpty { .. }
             | Self::UnknownOverlayAttribute { .. }
@@ -195,6 +218,20 @@ impl Error {
             | Self::NotComposable { .. }
             | Self::Cancelled => false,
         }
+    }
+
+    /// Reports whether this says that what a snapshot needs is lost or wrong; all other errors leave that open.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::MissingBlob { .. }
+                | Self::InvalidContent { .. }
+                | Self::Mismatch { .. }
+                | Self::Differs { .. }
+                | Self::NotFound { .. }
+        )
     }
 
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {

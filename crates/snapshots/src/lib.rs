@@ -15,6 +15,7 @@
 //! | `graft` | a snapshot made of parts of others |
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
+//! | `drill` | a snapshot is proven by restoring it |
 //! | `browse` | looking into a snapshot without restoring it |
 //! | `copy` | snapshots into another repository |
 //! | `maintenance` | forget, prune, check, repair |
@@ -31,6 +32,7 @@ mod browse;
 mod chunker;
 mod copy;
 mod crypto;
+mod drill;
 mod error;
 mod fsdir;
 mod graft;
@@ -56,6 +58,7 @@ pub use archive::{Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
 pub use copy::Copied;
+pub use drill::{DrillPart, Drilled};
 pub use error::{Error, Result};
 pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};

@@ -46,8 +46,17 @@ pub(crate) struct Inner {
     /// later passes count on their blobs.
     pub(crate) unread: Mutex<IdSet>,
     repository_id: String,
+    /// What copies in this repository were called at first; filled when somebody asks for a snapshot by such a name.
+    copies: Mutex<Copies>,
     /// Whose lock files keep others away while this handle works.
     pub(crate) locks: Locks,
+}
+
+/// Snapshot files that were looked at, and those that are copies, by what they were called at first.
+#[derive(Default)]
+struct Copies {
+    seen: HashSet<Id>,
+    by_original: HashMap<Id, Id>,
 }
 
 /// Who takes the locks.
@@ -151,6 +160,7 @@ impl Repository {
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
             repository_id: config.id,
+            copies: Mutex::default(),
             locks: Locks::Own,
         };
         inner.refresh_index()?;
@@ -168,6 +178,7 @@ impl Repository {
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
             repository_id: String::new(),
+            copies: Mutex::default(),
             locks: Locks::OtherEnd,
         };
         Self { inner: Arc::new(inner) }
@@ -200,11 +211,13 @@ impl Repository {
         Ok(found)
     }
 
-    /// Reads one snapshot's description.
+    /// Reads one snapshot's description. A copy is also found by what its original was called, here and in everything
+    /// that takes a snapshot: whoever recorded that name finds it in the repository that takes the other's place.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is proven absent.
     pub fn snapshot(&self, id: SnapshotFileId) -> Result<SnapshotInfo> {
+        let id = self.inner.name_here(id)?;
         Ok(snapshot_info(id, self.inner.load_snapshot(id)?))
     }
 
@@ -365,11 +378,46 @@ impl Inner {
         Ok(id)
     }
 
+    /// Loads a snapshot by what it is called here, or was called in the repository that it was copied from.
     pub(crate) fn load_snapshot(&self, id: SnapshotFileId) -> Result<SnapshotFile> {
         match self.load_json(FileKind::Snapshot, id.0) {
-            Err(Error::Backend(e)) if e.is_not_found() => Err(Error::NotFound { what: format!("snapshot {id}") }),
+            Err(Error::Backend(e)) if e.is_not_found() => {
+                let copy = self.copy_of(id)?.ok_or_else(|| Error::NotFound { what: format!("snapshot {id}") })?;
+                self.load_json(FileKind::Snapshot, copy.0)
+            }
             other => other,
         }
+    }
+
+    /// What a snapshot is called here: a copy has another name than its original, by which others may know it.
+    pub(crate) fn name_here(&self, id: SnapshotFileId) -> Result<SnapshotFileId> {
+        match self.backend.size(FileKind::Snapshot, id.0)? {
+            Some(_) => Ok(id),
+            None => Ok(self.copy_of(id)?.unwrap_or(id)),
+        }
+    }
+
+    /// Finds the copy of a snapshot that is not here itself. What cannot be read is no copy that could be used.
+    fn copy_of(&self, original: SnapshotFileId) -> Result<Option<SnapshotFileId>> {
+        let listed: HashSet<Id> = self.backend.list(FileKind::Snapshot)?.into_iter().map(|info| info.id).collect();
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        for id in &listed {
+            if copies.seen.contains(id) {
+                continue;
+            }
+            match self.load_json::<SnapshotFile>(FileKind::Snapshot, *id) {
+                Ok(file) => {
+                    copies.seen.insert(*id);
+                    if let Some(first) = file.original {
+                        copies.by_original.insert(first, *id);
+                    }
+                }
+                Err(Error::Damaged { .. }) => {}
+                Err(Error::Backend(e)) if e.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(copies.by_original.get(&original.0).copied().filter(|copy| listed.contains(copy)).map(SnapshotFileId))
     }
 
     /// Lists the packs with their sizes.

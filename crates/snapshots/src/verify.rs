@@ -58,6 +58,7 @@ impl Repository {
         let inner = &*self.inner;
         progress.check()?;
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        let snapshot = inner.name_here(snapshot)?;
         match inner.backend.drop_caches(FileKind::Snapshot, snapshot.0) {
             Err(e) if e.is_not_found() => return Err(Error::NotFound { what: format!("snapshot {snapshot}") }),
             other => other?,

@@ -341,3 +341,27 @@ fn restic_reads_a_copy_and_finds_nothing_left_to_copy() {
     let again = copy(&to, &from);
     assert_eq!((again.snapshots.len(), again.already.len()), (0, 2), "{again:?}");
 }
+
+#[test]
+fn whoever_knows_an_original_by_name_finds_its_copy_where_that_took_its_place() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    small_tree(&source);
+    let (_, from) = memory();
+    let first = archive(&from, &source).snapshot.unwrap();
+    let to = memory().1;
+    assert!(matches!(to.snapshot(first), Err(Error::NotFound { .. })));
+    let copied = copy(&to, &from).snapshots[0].1;
+    assert_ne!(first, copied);
+    assert_eq!(to.snapshot(first).unwrap().id, copied);
+    verify_all(&to, first);
+    restore(&to, first, &dir.path().join("target"));
+    // An archive builds on it, and a forget means it.
+    let parents = vec![Parent::Snapshot(first)];
+    let next = to.archive(&ArchiveRequest { parents, ..request(&source) }, &Progress::default()).unwrap();
+    assert!(next.read_bytes < 1_000_000, "{next:?}");
+    to.forget(&[first]).unwrap();
+    assert!(matches!(to.snapshot(first), Err(Error::NotFound { .. })));
+    assert_eq!(to.find(&[]).unwrap().iter().map(|info| info.id).collect::<Vec<_>>(), [next.snapshot.unwrap()]);
+    to.forget(&[first]).unwrap();
+}

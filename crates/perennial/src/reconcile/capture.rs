@@ -199,7 +199,9 @@ impl Reconciler {
             for found in repository.find(&[&of_pod])? {
                 let has = |tag: &String| found.tags.contains(tag);
                 if !has(&of_snapshot) {
-                    if has(&of_layer) && !needed.contains(&found.id.to_string()) {
+                    // A copy, in the repository that took another's place, is known by its original's name.
+                    let names = [Some(found.id), found.original].into_iter().flatten();
+                    if has(&of_layer) && !names.map(|id| id.to_string()).any(|id| needed.contains(&id)) {
                         stale.push(found.id);
                     }
                     continue;

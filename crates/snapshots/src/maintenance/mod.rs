@@ -37,6 +37,7 @@ impl Repository {
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         for id in snapshots {
             guard.ensure()?;
+            let id = self.inner.name_here(*id)?;
             self.inner.backend.remove(FileKind::Snapshot, id.0)?;
         }
         Ok(())

@@ -1,0 +1,234 @@
+//! Drills: a snapshot is proven by restoring it, and looking at what came of it.
+//!
+//! Everything that a pod would get back is restored, one directory after the other, into a place of ours; then it is
+//! walked by code that shares nothing with the restore ([`compare`]): contents are hashed against the trees, metadata
+//! and removed lists compared. What differs is damage of the snapshot, or of the way back. That there was no space, or
+//! that the store did not answer, says nothing about the snapshot.
+
+mod compare;
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use perennial_core::progress::Progress;
+
+use crate::error::{Error, Result};
+use crate::id::SnapshotFileId;
+use crate::node::{Node, NodeKind};
+use crate::reader::{Reader, Scratch};
+use crate::removed::{self, Removed};
+use crate::repository::{Inner, Repository};
+use crate::request::Counts;
+use crate::restore::{Existing, Removals, RestoreRequest};
+use crate::wire::BlobKind;
+use compare::Comparison;
+
+/// What an inode takes up, at most, beside its content.
+const PER_ENTRY: u64 = 4096;
+/// The name of what is restored, below the scratch directory.
+const PART: &str = "part";
+
+/// What a drill proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drilled {
+    /// What was restored and compared; files that were only read from the repository are in it.
+    pub counts: Counts,
+    /// Bytes that were hashed.
+    pub bytes_compared: u64,
+    /// Entries of removed lists that were found as whiteouts and opaque directories.
+    pub removals: u64,
+}
+
+/// A directory of a snapshot that is restored by itself, as a volume is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrillPart {
+    /// Its path in the snapshot.
+    pub path: String,
+    /// Its removed list, when it is of an overlay.
+    pub list: Option<String>,
+    /// Bytes that it takes up when it is restored, at most.
+    pub needs: u64,
+}
+
+impl Repository {
+    /// The directories of a snapshot that a drill restores, one after the other.
+    ///
+    /// # Errors
+    /// Damage, as for [`verify`](Self::verify); store errors.
+    pub fn drill_parts(&self, snapshot: SnapshotFileId, progress: &Progress) -> Result<Vec<DrillPart>> {
+        let inner = &*self.inner;
+        inner.refresh_index()?;
+        let reader = Reader::new(inner);
+        let root = self.snapshot(snapshot)?.tree.0;
+        let mut parts = Vec::new();
+        for entry in reader.load_tree(root, "/")? {
+            let name = String::from_utf8_lossy(&entry.name).into_owned();
+            match (entry.subtree, name.as_str()) {
+                // Lists are read where they are needed.
+                (None, _) | (_, "removed") => {}
+                (Some(volumes), "volumes") => {
+                    for volume in reader.load_tree(volumes, "/volumes")? {
+                        let name = String::from_utf8_lossy(&volume.name).into_owned();
+                        parts.extend(self.part(&reader, root, format!("/volumes/{name}"), &volume, progress)?);
+                    }
+                }
+                (Some(_), _) => parts.extend(self.part(&reader, root, format!("/{name}"), &entry, progress)?),
+            }
+        }
+        Ok(parts)
+    }
+
+    fn part(
+        &self,
+        reader: &Reader<'_>,
+        root: crate::id::Id,
+        path: String,
+        node: &Node,
+        progress: &Progress,
+    ) -> Result<Option<DrillPart>> {
+        let Some(tree) = node.subtree else { return Ok(None) };
+        let list = removed::list_path(&path);
+        let list = match self.inner.resolve(root, list.as_bytes()) {
+            Ok(_) => Some(list),
+            Err(Error::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Some(DrillPart { needs: needs(reader, tree, &path, progress)?, path, list }))
+    }
+
+    /// Restores every part of a snapshot below an empty directory and compares it; what was restored is removed again.
+    ///
+    /// `space` tells how many bytes are free there; a part is begun only when it fits.
+    ///
+    /// # Errors
+    /// [`Error::Differs`], [`Error::Damaged`], [`Error::MissingBlob`], [`Error::Mismatch`], [`Error::InvalidContent`]
+    /// and [`Error::NotFound`] say that the snapshot, or the way back from it, is not good
+    /// ([`Error::is_damage`]); all others, such as [`Error::NoSpace`], that nothing is known.
+    pub fn drill(
+        &self,
+        snapshot: SnapshotFileId,
+        scratch: &Path,
+        space: &dyn Fn(&Path) -> Result<u64>,
+        progress: &Progress,
+    ) -> Result<Drilled> {
+        let mut drilled = Drilled::default();
+        for part in self.drill_parts(snapshot, progress)? {
+            let free = space(scratch)?;
+            if part.needs > free {
+                return Err(Error::NoSpace { path: scratch.to_owned(), needed: part.needs, free });
+            }
+            let target = scratch.join(PART);
+            let done = self
+                .drill_restore(snapshot, &part, &target, progress)
+                .and_then(|()| self.drill_compare(snapshot, &part, &target, progress));
+            let removed = match fs::remove_dir_all(&target) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                other => other.map_err(|e| Error::io("remove what was restored to", &target, e)),
+            };
+            let compared = done?;
+            removed?;
+            drilled.counts.merge(compared.counts);
+            drilled.bytes_compared += compared.bytes_compared;
+            drilled.removals += compared.removals;
+        }
+        let rest = self.read_the_rest(snapshot, progress)?;
+        drilled.counts.merge(rest);
+        Ok(drilled)
+    }
+
+    /// Restores one part, as a start does.
+    ///
+    /// # Errors
+    /// As for [`restore`](Self::restore).
+    pub fn drill_restore(
+        &self,
+        snapshot: SnapshotFileId,
+        part: &DrillPart,
+        target: &Path,
+        progress: &Progress,
+    ) -> Result<()> {
+        let removals = part.list.clone().map_or(Removals::Ignore, |list| Removals::Whiteouts { list });
+        let request = RestoreRequest {
+            subtree: part.path.clone(),
+            target: target.to_owned(),
+            existing: Existing::MustBeEmpty,
+            removals,
+            against_lower: None,
+        };
+        self.restore(snapshot, &request, progress).map(drop)
+    }
+
+    /// Compares what is in a directory with one part of a snapshot.
+    ///
+    /// # Errors
+    /// As for [`drill`](Self::drill).
+    pub fn drill_compare(
+        &self,
+        snapshot: SnapshotFileId,
+        part: &DrillPart,
+        target: &Path,
+        progress: &Progress,
+    ) -> Result<Drilled> {
+        let inner = &*self.inner;
+        let root = inner.resolve(self.snapshot(snapshot)?.tree.0, part.path.as_bytes())?;
+        let list: Option<Vec<Removed>> = match &part.list {
+            Some(list) => Some(removed::decode(&self.read_file(snapshot, list)?)?),
+            None => None,
+        };
+        Comparison::new(inner, part.path.as_bytes(), list, progress).run(&root, target)
+    }
+
+    /// Reads the files that no part restores, such as `pod.json` and removed lists.
+    fn read_the_rest(&self, snapshot: SnapshotFileId, progress: &Progress) -> Result<Counts> {
+        let inner: &Inner = &self.inner;
+        let reader = Reader::new(inner);
+        let root = self.snapshot(snapshot)?.tree.0;
+        let mut counts = Counts::default();
+        let mut memory = Scratch::default();
+        let mut read = |node: &Node, at: &str| -> Result<()> {
+            counts.add(node.kind, node.size);
+            for blob in &node.content {
+                progress.check()?;
+                reader.load(BlobKind::Data, *blob, at, &mut memory)?;
+            }
+            Ok(())
+        };
+        for node in reader.load_tree(root, "/")? {
+            let at = format!("/{}", String::from_utf8_lossy(&node.name));
+            match node.subtree.filter(|_| at == "/removed") {
+                Some(lists) => {
+                    for list in reader.load_tree(lists, &at)? {
+                        read(&list, &format!("{at}/{}", String::from_utf8_lossy(&list.name)))?;
+                    }
+                }
+                None if node.subtree.is_none() => read(&node, &at)?,
+                None => {}
+            }
+        }
+        Ok(counts)
+    }
+}
+
+/// What a tree takes up when it is restored, at most: holes do not count, nor does a hard link's content twice.
+fn needs(reader: &Reader<'_>, tree: crate::id::Id, path: &str, progress: &Progress) -> Result<u64> {
+    let zeros = crate::archive::ZEROS.1;
+    let mut bytes = PER_ENTRY;
+    let mut links = HashSet::new();
+    let mut stack = vec![(tree, path.to_owned())];
+    while let Some((tree, path)) = stack.pop() {
+        progress.check()?;
+        for node in reader.load_tree(tree, &path)? {
+            bytes += PER_ENTRY;
+            if let Some(subtree) = node.subtree {
+                stack.push((subtree, format!("{path}/{}", String::from_utf8_lossy(&node.name))));
+            }
+            let first = node.link_key().is_none_or(|key| links.insert(key));
+            if node.kind == NodeKind::File && first {
+                let holes = node.content.iter().filter(|blob| **blob == zeros).count() as u64;
+                bytes += node.size.saturating_sub(holes * crate::archive::ZEROS.0.len() as u64);
+            }
+        }
+    }
+    Ok(bytes)
+}
