@@ -29,6 +29,8 @@ pub enum OperationKind {
     Snapshot,
     /// Deletes a snapshot.
     SnapshotDelete,
+    /// Restores a snapshot into scratch and compares.
+    SnapshotDrill,
     /// Stops and hides.
     Archive,
     /// Stops and starts the undelete window.
@@ -60,6 +62,7 @@ impl OperationKind {
             Self::Restore => "restore",
             Self::Snapshot => "snapshot",
             Self::SnapshotDelete => "snapshot-delete",
+            Self::SnapshotDrill => "snapshot-drill",
             Self::Archive => "archive",
             Self::Delete => "delete",
             Self::Undelete => "undelete",
@@ -119,7 +122,7 @@ pub struct Operation {
     pub step: String,
     /// How far that step is.
     pub progress: ProgressReading,
-    /// The snapshot it takes, restores or deletes.
+    /// The snapshot it takes, restores, deletes or proves.
     pub snapshot: Option<SnapshotId>,
     /// The failure that ended it, or the last one while it is retried.
     pub error: Option<Problem>,

@@ -119,6 +119,21 @@ pub struct Snapshot {
     pub repository_id: Option<String>,
     /// Why it failed; `None` otherwise.
     pub error: Option<String>,
+    /// When a drill proved it last; `None`: never, or the last one found damage.
+    pub proven_at: Option<Timestamp>,
+    /// When a drill had a result last.
+    pub drilled_at: Option<Timestamp>,
+    /// What the last drill found wrong with it.
+    pub damage: Option<String>,
+}
+
+/// What was found out about a verified snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Care {
+    /// A drill restored all of it and found it as it should be.
+    Proven(Timestamp),
+    /// A drill found damage.
+    Damaged(Timestamp, String),
 }
 
 impl Snapshot {
@@ -147,6 +162,17 @@ impl Snapshot {
             losses: Vec::new(),
             repository_id: None,
             error: None,
+            proven_at: None,
+            drilled_at: None,
+            damage: None,
+        }
+    }
+
+    /// Notes what was found out about it.
+    pub fn note(&mut self, care: Care) {
+        match care {
+            Care::Proven(at) => (self.proven_at, self.drilled_at, self.damage) = (Some(at), Some(at), None),
+            Care::Damaged(at, what) => (self.proven_at, self.drilled_at, self.damage) = (None, Some(at), Some(what)),
         }
     }
 

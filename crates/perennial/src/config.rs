@@ -4,6 +4,7 @@
 //! prints what would be used, secrets hidden.
 
 mod args;
+mod drills;
 mod keys;
 mod repository;
 mod snapshots;
@@ -16,6 +17,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Serialize};
 
 pub use args::{EngineKind, LogForm, ServeArgs, VolumeAccess};
+pub use drills::DrillSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
 use repository::FileRepository;
@@ -46,6 +48,8 @@ struct File {
     allow_plaintext: Option<bool>,
     #[serde(default)]
     repository: FileRepository,
+    #[serde(default)]
+    drills: DrillSection,
     #[serde(default)]
     keys: FileKeys,
     #[serde(default)]
@@ -154,6 +158,9 @@ pub struct Config {
     /// When snapshots are taken and which are kept, where a pod says nothing.
     #[serde(skip_serializing_if = "SnapshotSection::is_empty")]
     pub snapshots: SnapshotSection,
+    /// When snapshots are proven by restoring them.
+    #[serde(skip_serializing_if = "DrillSection::is_empty")]
+    pub drills: DrillSection,
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
@@ -250,6 +257,7 @@ impl Config {
             repository: RepositorySection::load(args, file.repository, &data_dir)?,
             keys: KeysSection::load(args, file.keys)?,
             snapshots: file.snapshots,
+            drills: file.drills,
             server: ServerSection {
                 tls: TlsFiles::both(
                     args.tls_cert.clone().or(file.server.tls.cert),
@@ -295,6 +303,7 @@ impl Config {
             return Err(value("default_runtime", format!("{runtime:?} is not among runtimes"), "add it to runtimes"));
         }
         self.snapshots.rules()?;
+        self.drills.rules()?;
         self.undelete_window().map(drop)
     }
 
@@ -390,6 +399,10 @@ mod tests {
             ("[repository]\nlocation = \"s3:https://key:secret@h/bucket\"", "credentials do not belong"),
             ("[repository]\nbucket_lookup = \"host\"", "bucket_lookup"),
             ("[repository]\nlimit_upload = 0", "limit_upload"),
+            ("[drills]\nschedule = \"sometimes\"", "drills.schedule"),
+            ("[drills]\ntime_zone = \"Mars\"", "drills.time_zone"),
+            ("[drills]\nshare = 101", "drills.share"),
+            ("[drills]\nshare = 0", "share"),
             ("[keys]\nfile = \"/k\"\ncommand = [\"kms\"]", "keys.command"),
             ("[server.tls]\ncert = \"c.pem\"", "server.tls.key"),
             ("[server.tls]\nkey = \"k.pem\"", "server.tls.cert"),

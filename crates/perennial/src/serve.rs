@@ -156,6 +156,7 @@ impl Running {
         // What is missing for it is told now and not at the first stop.
         config.repository.connect(&TenantId::default_tenant())?;
         let snapshots = config.snapshots.rules()?;
+        let drills = config.drills.rules()?;
         let certificate = match &config.server.tls {
             Some(files) => Some(Arc::new(Certificate::load(files.clone())?)),
             None => None,
@@ -218,7 +219,8 @@ impl Running {
         };
         let (stop, stopping) = watch::channel(false);
         let tokens = Tokens::admin(directory.admin_token());
-        let housekeeper = Housekeeper::new(app.clone(), Arc::clone(&reconciler)).start(inbox, stopping.clone());
+        let housekeeper = Housekeeper::new(app.clone(), Arc::clone(&reconciler)).with_drills(drills);
+        let housekeeper = housekeeper.start(inbox, stopping.clone());
         let router = api::router(app, board, tokens, stopping.clone());
         let controller = Controller::start(reconciler, waker);
         let http = match &certificate {

@@ -389,3 +389,26 @@ fn restic_agrees_after_a_repair_and_a_snapshot() {
     restic(&path, &["restore", &first.to_string(), "--target", dir.path().join("theirs").to_str().unwrap()]);
     compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&dir.path().join("theirs/volumes/home")));
 }
+
+#[test]
+fn shares_of_all_packs_come_round_and_each_finds_its_damage() {
+    let dir = scratch();
+    let (good, _) = two(&dir.path().join("source"));
+    let of = std::num::NonZeroU64::new(3).unwrap();
+    let repo = open(&good);
+    let read = |repo: &Repository, turn| repo.check_share(turn, of, &Progress::default()).unwrap();
+    let packs = good.list(FileKind::Pack).unwrap();
+    let all: u64 = (7..10).map(|turn| read(&repo, turn).packs_read).sum();
+    assert_eq!(all, packs.len() as u64);
+    for pack in packs {
+        let rotten = good.snapshot();
+        let mut bad = good.read(FileKind::Pack, pack.id).unwrap();
+        bad[50] ^= 1;
+        rotten.write(FileKind::Pack, pack.id, &bad).unwrap();
+        let repo = open(&rotten);
+        let found: Vec<usize> = (0..3).map(|turn| read(&repo, turn).problems.len()).collect();
+        assert_eq!(found.iter().sum::<usize>(), 1, "{found:?}");
+        rotten.remove(FileKind::Pack, pack.id).unwrap();
+        assert!((0..3).all(|turn| read(&repo, turn).problems.len() == 1), "what is missing shows every time");
+    }
+}

@@ -36,7 +36,8 @@ same_names! {
         Deleted, Error,
     }
     OperationKind {
-        Create, Clone, Start, Stop, Pause, Restart, Reset, Restore, Snapshot, SnapshotDelete, Archive, Delete, Undelete, Purge,
+        Create, Clone, Start, Stop, Pause, Restart, Reset, Restore, Snapshot, SnapshotDelete, SnapshotDrill, Archive,
+        Delete, Undelete, Purge,
     }
     OperationState { Pending, Running, Succeeded, Failed, Cancelled }
     SnapshotState { Pending, Uploaded, Verified, Failed }
@@ -80,8 +81,9 @@ pub fn pod(pod: &Pod, latest: Option<&Snapshot>, settings: &AppSettings) -> wire
         runtime: pod.spec.runtime.clone(),
         container: container(pod),
         volumes: volumes(pod, settings),
-        conditions: conditions(pod),
+        conditions: conditions(pod).into_iter().chain(latest.and_then(damaged)).collect(),
         latest_snapshot: latest.map(snapshot),
+        proven_at: latest.and_then(|snapshot| snapshot.proven_at),
         next_snapshot_at: settings.next_snapshot_at(pod),
         spec: spec(&pod.spec),
         deleted_at: pod.trash.as_ref().map(|t| t.deleted_at),
@@ -104,6 +106,18 @@ pub fn conditions(pod: &Pod) -> Vec<wire::Condition> {
         since: c.since,
     };
     pod.conditions.iter().map(one).collect()
+}
+
+/// What a drill found wrong with a snapshot, as a condition of its pod.
+fn damaged(snapshot: &Snapshot) -> Option<wire::Condition> {
+    let (damage, since) = (snapshot.damage.as_ref()?, snapshot.drilled_at?);
+    Some(wire::Condition {
+        kind: "SnapshotDamaged".to_owned(),
+        status: true,
+        reason: "drill-failed".to_owned(),
+        message: format!("a drill of snapshot {} found damage: {damage}", snapshot.id),
+        since,
+    })
 }
 
 /// The volumes of the set that holds the data; while there is none, those that the next set is known to have.
@@ -220,6 +234,8 @@ pub fn snapshot(snapshot: &Snapshot) -> wire::Snapshot {
             losses: snapshot.losses.iter().map(loss).collect(),
         },
         error: snapshot.error.clone(),
+        proven_at: snapshot.proven_at,
+        damage: snapshot.damage.clone(),
     }
 }
 

@@ -134,6 +134,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(retention::forget))
         .routes(routes!(snapshots::of_all))
         .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(snapshots::drill))
         .routes(routes!(files::list))
         .routes(routes!(files::content))
         .routes(routes!(files::archive))

@@ -128,7 +128,11 @@ fn unwritable(error: serde_json::Error) -> Error {
 
 /// A pod with its version as `ETag`.
 fn shown(state: &ApiState, pod: &Pod, latest: Option<&Snapshot>) -> Response {
-    let mut response = axum::Json(convert::pod(pod, latest, &state.app.settings)).into_response();
+    tagged(convert::pod(pod, latest, &state.app.settings), pod)
+}
+
+fn tagged(shown: wire::Pod, pod: &Pod) -> Response {
+    let mut response = axum::Json(shown).into_response();
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", pod.version)) {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -146,7 +150,10 @@ pub async fn show(
     Id(id): Id<PodId>,
 ) -> Result<Response, ApiError> {
     let (pod, latest) = state.app.pod(&caller, id).await?;
-    Ok(shown(&state, &pod, latest.as_ref()))
+    let proof = state.app.store.proof_fetch(id).await.map_err(Error::from)?;
+    let mut shown = convert::pod(&pod, latest.as_ref(), &state.app.settings);
+    shown.proven_at = proof.and_then(|proof| proof.proven).map(|(_, at)| at);
+    Ok(tagged(shown, &pod))
 }
 
 /// Changes a pod's specification; a restart applies it.

@@ -136,3 +136,21 @@ pub async fn delete(
     let done = state.app.snapshot_delete(action.request(), id).await;
     action.answer(&state, done).await
 }
+
+/// Proves a snapshot: restores it into scratch on the server's host and compares all of it.
+#[utoipa::path(post, path = "/api/v1/snapshots/{id}/drill", operation_id = "snapshot_drill", tag = "snapshots",
+    request_body = Option<Nothing>,
+    params(("id" = String, Path, description = "The snapshot's id."),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request repeatable.")),
+    responses((status = 202, body = SnapshotOperation), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn drill(
+    State(state): State<ApiState>,
+    Id(id): Id<SnapshotId>,
+    action: Action<Nothing>,
+) -> Result<Response, ApiError> {
+    if let Some(answer) = action.replay(&state).await? {
+        return Ok(answer);
+    }
+    let done = state.app.snapshot_drill(action.request(), id).await;
+    action.answer(&state, done).await
+}

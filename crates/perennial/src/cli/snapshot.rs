@@ -12,7 +12,7 @@ use super::human::maybe_size;
 use super::session::Context;
 use super::target::{self, Among};
 use super::{Output, compare, files, pod, retention, view, wait};
-use crate::api::wire::{OperationState, Pod, Snapshot, SnapshotOperation};
+use crate::api::wire::{OperationKind, OperationState, Pod, Snapshot, SnapshotOperation};
 
 /// How many pods are asked at the same time when everybody's things are listed.
 const AT_ONCE: usize = 8;
@@ -31,6 +31,10 @@ pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<
         SnapshotCommand::Show { snapshot } => {
             let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
             context.show(&snapshot, view::snapshot)
+        }
+        SnapshotCommand::Drill { snapshot, wait } => {
+            let answer = context.client.post(&["snapshots", &snapshot, "drill"], None::<&()>).await?;
+            follow(context, answer, wait, &format!("drill of snapshot {snapshot}")).await
         }
         SnapshotCommand::Forget(args) => retention::forget(context, &args).await,
         SnapshotCommand::Rm { snapshot, yes, dry_run, wait } => {
@@ -153,6 +157,8 @@ async fn follow(
                 format!("{what} was begun: perennial op wait {}", operation.id)
             } else if is_gone {
                 format!("snapshot {} is gone", snapshot.id)
+            } else if operation.kind == OperationKind::SnapshotDrill {
+                format!("snapshot {} is proven: all of it was restored and compared", snapshot.id)
             } else {
                 let (all, new) = (maybe_size(snapshot.bytes), maybe_size(snapshot.new_bytes));
                 format!("snapshot {} is {} ({all}, {new} new)", snapshot.id, snapshot.state)

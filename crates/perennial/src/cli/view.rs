@@ -99,6 +99,7 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         )
         .maybe("System layer", pod.system_layer_captured_at.map(|at| format!("captured {}", ago(at, now))))
         .fact("Latest snapshot", pod.latest_snapshot.as_ref().map_or(UNKNOWN.to_owned(), |s| brief(s, now)))
+        .maybe("Proven", pod.proven_at.map(|at| format!("restorable {}", ago(at, now))))
         .maybe("Next snapshot", pod.next_snapshot_at.map(|at| format!("{} ({})", instant(at), ago(at, now))))
         .maybe("Snapshots", retention::described(&pod.spec.snapshots))
         .fact("Created", format!("{} ({})", instant(pod.created_at), ago(pod.created_at, now)))
@@ -251,6 +252,7 @@ pub fn snapshots(snapshots: &[Snapshot], names: &PodNames, out: &Out, now: Times
             0 => snapshot.state.to_string(),
             lost => format!("{}, {lost} lost", snapshot.state),
         };
+        let state = if snapshot.damage.is_some() { format!("{state}, damaged") } else { state };
         rows.row(
             snapshot_colour(snapshot),
             [
@@ -285,6 +287,8 @@ pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
         .fact("Kind", snapshot.kind.as_str())
         .fact("State", snapshot.state.as_str())
         .maybe("Error", snapshot.error.as_ref())
+        .maybe("Proven", snapshot.proven_at.map(|at| format!("restorable {}", ago(at, now))))
+        .maybe("Damage", snapshot.damage.as_ref())
         .fact("Generation", snapshot.generation.to_string())
         .fact(
             "Shows",

@@ -1,13 +1,14 @@
 //! Forgetting: snapshots whose deletion was asked for, leftovers of interrupted work, and everything of a purged pod.
 
 use std::collections::HashSet;
+use std::num::NonZeroU64;
 
 use jiff::SignedDuration;
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::spec::TenantId;
-use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
+use perennial_snapshots::{Mode, PruneReport, PruneRequest, RepairReport, RepairRequest, SnapshotFileId};
 
 use super::capture::snapshot_tag;
 use super::images::blocking;
@@ -96,6 +97,31 @@ impl Reconciler {
         let request =
             PruneRequest { mode: Mode::Execute, grace: GRACE, now: self.now(), rewrite_at_most: REWRITE_AT_MOST };
         shown(blocking(move || Ok(repositories.open_existing(&tenant)?.prune_with(&request, &progress)?)).await)
+    }
+
+    /// Reads one share of the packs of a tenant's repository; returns what is wrong, in words.
+    ///
+    /// # Errors
+    /// A problem to be shown: nothing is known then.
+    pub async fn check_share(
+        &self,
+        tenant: &TenantId,
+        (turn, of): (u64, NonZeroU64),
+        progress: &Progress,
+    ) -> Result<Vec<String>, Problem> {
+        let (repositories, tenant, progress) = (self.repositories.clone(), tenant.clone(), progress.clone());
+        let check = blocking(move || Ok(repositories.open_existing(&tenant)?.check_share(turn, of, &progress)?));
+        Ok(shown(check.await)?.problems.iter().map(ToString::to_string).collect())
+    }
+
+    /// Repairs a tenant's repository: salvages what is good, and makes its index name what is there.
+    ///
+    /// # Errors
+    /// A problem to be shown, `repository-locked` while somebody works on the repository; the same call again goes on.
+    pub async fn repair(&self, tenant: &TenantId, progress: &Progress) -> Result<RepairReport, Problem> {
+        let (repositories, tenant, progress) = (self.repositories.clone(), tenant.clone(), progress.clone());
+        let request = RepairRequest { mode: Mode::Execute, now: self.now() };
+        shown(blocking(move || Ok(repositories.open_existing(&tenant)?.repair(&request, &progress)?)).await)
     }
 
     /// Forgets everything of the pod in its repository and prunes what nobody else needs.

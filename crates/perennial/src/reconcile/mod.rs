@@ -5,6 +5,7 @@
 //! * [`execute`]: carries out one action of the plan; has no opinion.
 //! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes; [`forget`]: those that let them go.
 //! * [`freeze`]: a running pod that stands still while a capture reads.
+//! * [`drill`]: proofs that a snapshot can be restored.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
 //! * [`repositories`]: the tenants' repositories, kept open.
 //! * [`progress`]: how far running operations are, for people.
@@ -18,6 +19,7 @@ pub mod worker;
 
 mod capture;
 mod compose;
+mod drill;
 mod execute;
 mod fill;
 mod forget;
@@ -35,4 +37,5 @@ pub(crate) use images::stored_image_path;
 
 pub use controller::{Controller, ControllerHandle};
 pub use forget::Going;
+pub use drill::Unproven;
 pub use worker::{Reconciler, Settings};

@@ -84,6 +84,7 @@ impl From<perennial_snapshots::Error> for StepError {
             E::NotComposable { .. } => {
                 definite("parts-not-composable", message, "choose other parts, or restore everything")
             }
+            E::NoSpace { .. } => retry("no-space", message),
             E::UnknownOverlayAttribute { .. } => definite("snapshot-incomplete", message, "remove the attribute"),
             _ => retry("repository-unavailable", message),
         }

@@ -198,7 +198,7 @@ impl App {
 }
 
 /// The line of the audit trail for what was asked.
-pub(super) fn requested(operation: &Operation) -> NewEvent {
+pub(crate) fn requested(operation: &Operation) -> NewEvent {
     let (kind, message) = operation.news();
     NewEvent {
         at: operation.created_at,

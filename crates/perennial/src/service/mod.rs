@@ -5,12 +5,14 @@
 //! - `caller`: who asks, and what they may see;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
+//! - `care`: drills;
 //! - `library`: looking into snapshots;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
 mod act;
 mod caller;
+mod care;
 mod clones;
 mod library;
 mod parts;
@@ -41,6 +43,7 @@ use crate::library::Library;
 use crate::reconcile::worker::set_spec;
 use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
+pub(crate) use act::requested;
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
 pub use clones::CloneRequest;

@@ -318,7 +318,11 @@ impl App {
             let mut operation = self.operation(caller, id).await?;
             let (pod, latest) = self.pod(caller, operation.pod).await?;
             let now = self.now();
-            let cancelled = verbs::cancel(&pod, &operation, now)?;
+            // A drill is no work on the pod.
+            let cancelled = match operation.kind {
+                OperationKind::SnapshotDrill if !operation.state.is_terminal() => None,
+                _ => Some(verbs::cancel(&pod, &operation, now)?),
+            };
             operation.state = OperationState::Cancelled;
             operation.finished_at = Some(now);
             let (kind, message) = operation.news();
@@ -331,14 +335,15 @@ impl App {
                 kind: kind.to_owned(),
                 message,
             };
-            let change = Change {
-                pod: Some(cancelled.pod.clone()),
-                operations: vec![operation.clone()],
-                snapshots: self.abandoned(&cancelled.dropped).await?,
-                events: vec![event],
-                ..Change::default()
+            let mut change = Change { operations: vec![operation.clone()], events: vec![event], ..Change::default() };
+            let stored = match cancelled {
+                Some(cancelled) => {
+                    change.pod = Some(cancelled.pod.clone());
+                    change.snapshots = self.abandoned(&cancelled.dropped).await?;
+                    Pod { version: cancelled.pod.version + 1, ..cancelled.pod }
+                }
+                None => pod,
             };
-            let stored = Pod { version: cancelled.pod.version + 1, ..cancelled.pod };
             let outcome = Outcome { pod: stored, latest, operation, snapshot: None };
             match self.write(request, change, outcome).await {
                 Err(StoreError::Stale) => {}

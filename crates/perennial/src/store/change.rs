@@ -7,10 +7,11 @@ use perennial_core::fault::{Moment, Verdict};
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation};
 use perennial_core::pod::{Desired, Pod};
-use perennial_core::snapshot::Snapshot;
+use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, Connection as _, Row as _};
 
+use super::care::care_note;
 use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
@@ -35,6 +36,8 @@ pub struct Change {
     pub forgets_all_of: Option<PodId>,
     /// Inserted or replaced.
     pub snapshots: Vec<Snapshot>,
+    /// What was found out about snapshots; one that is gone meanwhile stays gone.
+    pub cares: Vec<(SnapshotId, Care)>,
     /// Removed.
     pub snapshots_gone: Vec<SnapshotId>,
     /// Inserted or replaced; one that has ended stays as it ended.
@@ -133,6 +136,9 @@ impl Change {
         for snapshot in &self.snapshots {
             snapshot_upsert(tx, snapshot).await?;
         }
+        for (snapshot, care) in &self.cares {
+            care_note(tx, *snapshot, care).await?;
+        }
         for operation in &self.operations {
             operation_upsert(tx, operation).await?;
         }
@@ -154,6 +160,7 @@ impl Change {
         if let Some(pod) = &self.pod_gone {
             sqlx::query("DELETE FROM pods WHERE id = $1").bind(pod.to_string()).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM leases WHERE pod = $1").bind(pod.to_string()).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM proofs WHERE pod = $1").bind(pod.to_string()).execute(&mut *tx).await?;
         }
         // Last, because on Postgres the counter's row is locked from here to the commit.
         events_insert(tx, &self.events).await

@@ -11,6 +11,7 @@
 //!
 //! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
 
+mod care;
 mod change;
 mod connections;
 mod fence;
@@ -31,6 +32,7 @@ use tokio::sync::broadcast;
 
 use connections::Connections;
 
+pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use heads::{HeadedPod, PodHead};
 pub use lease::Lease;

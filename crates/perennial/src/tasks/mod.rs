@@ -2,10 +2,12 @@
 //!
 //! - deletion of snapshots, recorded as operations by the API and by retention;
 //! - `schedule`: snapshots that are due, and rules that let older ones go;
+//! - `drill`: drills that were asked for, and those of the schedule;
 //! - `prune`: the space of what was forgotten;
 //! - the end of the undelete window, which executes the consent given at delete;
 //! - old idempotency keys.
 
+mod drill;
 mod prune;
 mod schedule;
 
@@ -56,6 +58,8 @@ impl SnapshotRemover for Deletions {
     }
 }
 
+pub use drill::DrillRules;
+
 /// Does what is due.
 pub struct Housekeeper {
     app: App,
@@ -64,21 +68,31 @@ pub struct Housekeeper {
     open: BTreeSet<OperationId>,
     /// What was looked at when rules were applied last.
     applied: schedule::Applied,
+    /// `None`: nothing is drilled by itself.
+    drills: Option<DrillRules>,
 }
 
 impl Housekeeper {
     /// A housekeeper for this server.
     #[must_use]
     pub fn new(app: App, reconciler: Arc<Reconciler>) -> Self {
-        Self { app, reconciler, open: BTreeSet::new(), applied: schedule::Applied::default() }
+        Self { app, reconciler, open: BTreeSet::new(), applied: schedule::Applied::default(), drills: None }
+    }
+
+    /// Has snapshots drilled by a schedule, too.
+    #[must_use]
+    pub fn with_drills(self, drills: Option<DrillRules>) -> Self {
+        Self { drills, ..self }
     }
 
     /// Runs until `stopped` says so.
     #[must_use]
     pub fn start(mut self, mut inbox: Inbox, mut stopped: watch::Receiver<bool>) -> JoinHandle<()> {
         let pruner = prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler));
+        let driller = self.driller();
         tokio::spawn(async move {
             let pruning = pruner.run(stopped.clone());
+            let drilling = driller.run(stopped.clone());
             let keeping = async {
                 self.find_unfinished(SignedDuration::ZERO).await;
                 while !*stopped.borrow() {
@@ -90,13 +104,23 @@ impl Housekeeper {
                     }
                 }
             };
-            tokio::join!(pruning, keeping);
+            tokio::join!(pruning, drilling, keeping);
         })
     }
 
     /// Prunes every repository that is due, as the server does beside everything else.
     pub async fn prune_due(&self) {
         prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler)).prune_due().await;
+    }
+
+    fn driller(&self) -> drill::Driller {
+        drill::Driller::new(self.app.clone(), Arc::clone(&self.reconciler), self.drills.clone())
+    }
+
+    /// Begins the drills that are due, and does those that were asked for, as the server does beside everything else.
+    pub async fn drill_due(&self) {
+        let (_running, stopped) = watch::channel(false);
+        self.driller().drill_due(&stopped).await;
     }
 
     /// Deletions that were asked for at least so long ago and are not done, whoever was asked.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod copies;
 mod keys;
 mod log;
 mod recovery;

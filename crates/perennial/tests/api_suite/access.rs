@@ -44,6 +44,7 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/snapshots", Access::Token),
     ("GET", "/api/v1/snapshots/{id}", Access::Token),
     ("DELETE", "/api/v1/snapshots/{id}", Access::Token),
+    ("POST", "/api/v1/snapshots/{id}/drill", Access::Token),
     ("GET", "/api/v1/snapshots/{id}/files", Access::Token),
     ("GET", "/api/v1/snapshots/{id}/files/content", Access::Token),
     ("GET", "/api/v1/snapshots/{id}/archive", Access::Token),

@@ -231,6 +231,7 @@ pub fn pod(name: &str) -> Pod {
         volumes: vec![volume("home"), volume("etc")],
         conditions: Vec::new(),
         latest_snapshot: Some(snapshot()),
+        proven_at: Some(time("2026-01-10T11:00:00Z")),
         next_snapshot_at: None,
         spec: PodSpec {
             command: Some(vec!["sleep".to_owned(), "infinity".to_owned()]),
@@ -298,6 +299,8 @@ pub fn snapshot() -> Snapshot {
             losses: Vec::new(),
         },
         error: None,
+        proven_at: None,
+        damage: None,
     }
 }
 

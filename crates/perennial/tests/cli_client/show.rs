@@ -74,6 +74,7 @@ Limits           memory 512.0 MiB
 Data             generation 3
 System layer     captured 5 min ago
 Latest snapshot  {SNAPSHOT} (final, verified, 12.3 MiB, 2 h ago)
+Proven           restorable 1 h ago
 Created          2026-01-08T12:00:00Z (2 d ago)
 
 VOLUME  PATH   STATE     ON THE ENGINE

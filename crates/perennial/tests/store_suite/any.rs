@@ -404,6 +404,9 @@ impl Any {
             losses: self.list(|a| Loss { path: a.text(), reason: a.text() }),
             repository_id: self.option(Self::text),
             error: self.option(Self::text),
+            proven_at: self.option(Self::time),
+            drilled_at: self.option(Self::time),
+            damage: self.option(Self::text),
         }
     }
 

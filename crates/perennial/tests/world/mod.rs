@@ -159,6 +159,11 @@ impl World {
         perennial_snapshots::Repository::open(backend, &password)
     }
 
+    /// Where servers put what they need for a while.
+    pub fn scratch(&self) -> std::path::PathBuf {
+        self.directory.path().join("scratch")
+    }
+
     /// The time of this world.
     pub fn clock_now(&self) -> Timestamp {
         self.clock.now()

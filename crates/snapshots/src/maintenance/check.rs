@@ -1,6 +1,7 @@
 //! Checking a whole repository: everything that is wrong is listed, not only the first thing.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use perennial_core::progress::Progress;
 
@@ -79,6 +80,27 @@ impl CheckReport {
 }
 
 impl Repository {
+    /// Reads one share of all packs, so that after `of` turns all of them were read; looks at every index file, too.
+    ///
+    /// # Errors
+    /// Only when it could not be done; what is wrong with the repository is in the report.
+    pub fn check_share(&self, turn: u64, of: NonZeroU64, progress: &Progress) -> Result<CheckReport> {
+        let inner = &*self.inner;
+        progress.check()?;
+        let _guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
+        let mut report = CheckReport::default();
+        check_indexes(inner, &mut report)?;
+        inner.refresh_index()?;
+        // By its name, which is a hash: what is added or goes moves no other pack to another turn.
+        let share = |id: &Id| {
+            let first = id.0.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+            first % of.get() == turn % of.get()
+        };
+        let packs = packs_where(inner, share);
+        read_all(inner, packs, &mut report, progress)?;
+        Ok(report)
+    }
+
     /// Checks everything in the repository.
     ///
     /// # Errors
@@ -92,22 +114,30 @@ impl Repository {
         check_indexes(inner, &mut report)?;
         inner.refresh_index()?;
         check_snapshots(inner, &mut report, progress)?;
-        let packs: Vec<Id> = {
-            let index = inner.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            index.packs().map(|(id, _)| id).collect()
-        };
         if depth == Depth::Data {
-            for pack in packs {
-                progress.check()?;
-                report.packs_read += 1;
-                match read_pack(inner, pack) {
-                    Ok(read) => progress.add_bytes(read.bytes),
-                    Err(e) => report.note(e, None)?,
-                }
-            }
+            let packs = packs_where(inner, |_| true);
+            read_all(inner, packs, &mut report, progress)?;
         }
         Ok(report)
     }
+}
+
+/// The packs of the index that are chosen.
+fn packs_where(inner: &Inner, chosen: impl Fn(&Id) -> bool) -> Vec<Id> {
+    let index = inner.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    index.packs().map(|(id, _)| id).filter(chosen).collect()
+}
+
+fn read_all(inner: &Inner, packs: Vec<Id>, report: &mut CheckReport, progress: &Progress) -> Result<()> {
+    for pack in packs {
+        progress.check()?;
+        report.packs_read += 1;
+        match read_pack(inner, pack) {
+            Ok(read) => progress.add_bytes(read.bytes),
+            Err(e) => report.note(e, None)?,
+        }
+    }
+    Ok(())
 }
 
 fn check_small_files(inner: &Inner, report: &mut CheckReport) -> Result<()> {

@@ -47,6 +47,11 @@ pub struct Pod {
     pub conditions: Vec<Condition>,
     /// The newest verified snapshot.
     pub latest_snapshot: Option<Snapshot>,
+    /// When a drill proved last that the pod can be restored; in lists and answers to actions only when that was with
+    /// its newest snapshot.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub proven_at: Option<Timestamp>,
     /// When the next scheduled one is due, in the past when it is overdue; null without a schedule and while the pod
     /// is stopped.
     #[serde(default)]
@@ -247,6 +252,11 @@ pub struct Snapshot {
     pub consistency: Consistency,
     /// Why it failed; null otherwise.
     pub error: Option<String>,
+    /// When a drill proved it last; null: never, or the last one found damage.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub proven_at: Option<Timestamp>,
+    /// What the last drill found wrong with it; null otherwise.
+    pub damage: Option<String>,
 }
 
 /// One volume's share of a snapshot.

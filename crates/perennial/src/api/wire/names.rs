@@ -134,6 +134,8 @@ names! {
         Snapshot = "snapshot",
         /// Deletes a snapshot.
         SnapshotDelete = "snapshot-delete",
+        /// Restores a snapshot into scratch and compares.
+        SnapshotDrill = "snapshot-drill",
         /// Stops and hides.
         Archive = "archive",
         /// Stops and starts the undelete window.

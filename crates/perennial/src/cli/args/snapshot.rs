@@ -59,6 +59,14 @@ pub enum SnapshotCommand {
         /// Its id.
         snapshot: String,
     },
+    /// Proves a snapshot: the server restores it into scratch and compares all of it.
+    Drill {
+        /// Its id.
+        snapshot: String,
+        /// Waiting.
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Deletes the snapshots of a pod that its rules do not keep.
     Forget(ForgetArgs),
     /// Deletes a snapshot.

@@ -172,6 +172,8 @@ pub(super) fn ls(desk: &mut Desk<'_>, args: &LsArgs) -> Result<(), Failure> {
 #[serde(rename_all = "camelCase")]
 struct Checked {
     problems: Vec<String>,
+    /// Of snapshots that have very many.
+    problems_not_listed: u64,
     snapshots: u64,
     packs: u64,
     packs_not_indexed: u64,
@@ -184,6 +186,7 @@ pub(super) fn check(desk: &mut Desk<'_>, args: &CheckArgs) -> Result<(), Failure
     let report = desk.work(&place, "check", |progress| repository.check(depth, progress))?;
     let checked = Checked {
         problems: report.problems.iter().map(ToString::to_string).collect(),
+        problems_not_listed: report.problems_not_listed,
         snapshots: report.snapshots,
         packs: report.packs,
         packs_not_indexed: report.packs_not_indexed,
@@ -193,6 +196,9 @@ pub(super) fn check(desk: &mut Desk<'_>, args: &CheckArgs) -> Result<(), Failure
         let mut facts = Facts::default();
         for problem in &checked.problems {
             facts.fact("problem", problem);
+        }
+        if checked.problems_not_listed > 0 {
+            facts.fact("not listed", format!("{} more problems of the same snapshots", checked.problems_not_listed));
         }
         facts.fact("snapshots", checked.snapshots.to_string());
         facts.fact("packs", format!("{}, {} of them read", checked.packs, checked.packs_read));

@@ -21,6 +21,7 @@ stored_enum!(KindRow = OperationKind {
     Restore = "restore",
     Snapshot = "snapshot",
     SnapshotDelete = "snapshot-delete",
+    SnapshotDrill = "snapshot-drill",
     Archive = "archive",
     Delete = "delete",
     Undelete = "undelete",

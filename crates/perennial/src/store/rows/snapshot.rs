@@ -60,6 +60,12 @@ stored_struct!(SnapshotRow = Snapshot {
     losses: Vec<Loss>,
     repository_id: Option<String>,
     error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    proven_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    drilled_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    damage: Option<String>,
 });
 
 #[derive(Serialize, Deserialize)]
