@@ -1,4 +1,4 @@
--- Since version 4 a snapshot's document may say when a drill proved it, and what the last one found wrong with it; one that
+-- Since version 5 a snapshot's document may say when a drill proved it, and what the last one found wrong with it; one that
 -- says nothing was never drilled.
 
 -- The drills of each pod: when the last one had a result, and which snapshot was proven last, which may be gone since.
@@ -11,7 +11,7 @@ CREATE TABLE proofs (
 
 -- How often the schedule of drills was followed, and when it was last: what is due after a restart. One row.
 CREATE TABLE drill_turns (
-    id INTEGER PRIMARY KEY,
-    turn INTEGER NOT NULL,
+    id BIGINT PRIMARY KEY,
+    turn BIGINT NOT NULL,
     began_at TEXT NOT NULL
 );

@@ -586,3 +586,50 @@ pub async fn unfinished_work_on_snapshots_is_found(db: &Database) {
     let found: Vec<_> = store.operations_of_snapshots().await.unwrap().iter().map(|o| o.id).collect();
     assert_eq!(found, [running.id]);
 }
+
+pub async fn what_drills_found_is_kept_and_brings_nothing_back(db: &Database) {
+    use perennial_core::snapshot::Care;
+    let store = db.open().await;
+    let mut any = Any::new(79);
+    let pod = inserted(&store, &mut any, "one").await;
+    let mut verified = || Snapshot { state: SnapshotState::Verified, proven_at: None, ..any.snapshot(&pod) };
+    let (first, second) = (verified(), verified());
+    let snapshots = vec![first.clone(), second.clone()];
+    store.commit(Change { snapshots, ..Change::default() }).await.unwrap();
+    assert_eq!(store.proof_fetch(pod.id).await.unwrap(), None);
+    let note = async |id, care| store.commit(Change { cares: vec![(id, care)], ..Change::default() }).await.unwrap();
+    let proof = async || {
+        let found = store.proof_fetch(pod.id).await.unwrap();
+        assert_eq!(store.proofs().await.unwrap(), Vec::from_iter(found.clone()));
+        found.map(|proof| (proof.drilled_at, proof.proven))
+    };
+    note(first.id, Care::Proven(after(1))).await;
+    let shown = store.snapshot_fetch(first.id).await.unwrap().unwrap();
+    assert_eq!(
+        shown,
+        Snapshot { proven_at: Some(after(1)), drilled_at: Some(after(1)), damage: None, ..first.clone() }
+    );
+    assert_eq!(proof().await, Some((after(1), Some((first.id, after(1))))));
+    // What is wrong with another says nothing against the proof.
+    note(second.id, Care::Damaged(after(2), "bits".to_owned())).await;
+    assert_eq!(store.snapshot_fetch(second.id).await.unwrap().unwrap().damage.as_deref(), Some("bits"));
+    assert_eq!(proof().await, Some((after(2), Some((first.id, after(1))))));
+    note(first.id, Care::Damaged(after(3), "bits".to_owned())).await;
+    assert_eq!(proof().await, Some((after(3), None)));
+    note(second.id, Care::Proven(after(4))).await;
+    assert_eq!(proof().await, Some((after(4), Some((second.id, after(4))))));
+    // One that was deleted meanwhile does not come back; its proof was one.
+    store.commit(Change { snapshots_gone: vec![first.id, second.id], ..Change::default() }).await.unwrap();
+    note(second.id, Care::Proven(after(5))).await;
+    assert_eq!(store.snapshot_fetch(second.id).await.unwrap(), None);
+    assert_eq!(proof().await, Some((after(4), Some((second.id, after(4))))));
+    store.commit(Change { pod_gone: Some(pod.id), ..Change::default() }).await.unwrap();
+    assert_eq!(proof().await, None);
+
+    assert_eq!(store.drill_turn().await.unwrap(), None);
+    for turn in 0..3 {
+        assert!(store.drill_turn_begin(turn, after(turn)).await.unwrap());
+        assert!(!store.drill_turn_begin(turn, after(99)).await.unwrap(), "another server was faster");
+    }
+    assert_eq!(store.drill_turn().await.unwrap(), Some((3, after(2))));
+}
