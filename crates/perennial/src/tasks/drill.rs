@@ -119,7 +119,6 @@ impl Driller {
     }
 
     /// Every pod with its newest verified snapshot, the longest unproven first.
-    #[expect(clippy::type_complexity, reason = "a triple, used once")]
     async fn candidates(&self) -> Result<Vec<((Option<Timestamp>, Option<Timestamp>), Pod, SnapshotId)>, StoreError> {
         let proofs = self.app.store.proofs().await?;
         let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };

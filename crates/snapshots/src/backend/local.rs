@@ -268,7 +268,8 @@ impl Backend for LocalBackend {
                     let e = self.absent_or_unknown(kind, e);
                     return if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
                 }
-                other => drop(other?),
+                Ok(_) => {}
+                Err(e) => return Err(e),
             }
             let aside = self.root.join(ASIDE);
             match DirBuilder::new().mode(0o700).create(&aside) {
