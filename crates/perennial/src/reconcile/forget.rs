@@ -8,7 +8,7 @@ use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::spec::TenantId;
-use perennial_snapshots::{Mode, PruneReport, PruneRequest, RepairReport, RepairRequest, SnapshotFileId};
+use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
 
 use super::capture::snapshot_tag;
 use super::images::blocking;
@@ -112,16 +112,6 @@ impl Reconciler {
         let (repositories, tenant, progress) = (self.repositories.clone(), tenant.clone(), progress.clone());
         let check = blocking(move || Ok(repositories.open_existing(&tenant)?.check_share(turn, of, &progress)?));
         Ok(shown(check.await)?.problems.iter().map(ToString::to_string).collect())
-    }
-
-    /// Repairs a tenant's repository: salvages what is good, and makes its index name what is there.
-    ///
-    /// # Errors
-    /// A problem to be shown, `repository-locked` while somebody works on the repository; the same call again goes on.
-    pub async fn repair(&self, tenant: &TenantId, progress: &Progress) -> Result<RepairReport, Problem> {
-        let (repositories, tenant, progress) = (self.repositories.clone(), tenant.clone(), progress.clone());
-        let request = RepairRequest { mode: Mode::Execute, now: self.now() };
-        shown(blocking(move || Ok(repositories.open_existing(&tenant)?.repair(&request, &progress)?)).await)
     }
 
     /// Forgets everything of the pod in its repository and prunes what nobody else needs.

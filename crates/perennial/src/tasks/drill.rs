@@ -2,8 +2,8 @@
 //!
 //! A turn of the schedule asks for drills of the pods that were not proven for the longest time, and reads a share of
 //! all packs, another one each time. It is recorded before it begins, and its drills are operations like any other,
-//! so a crash loses no more than that turn's reading, which comes round again. Damage that is found is repaired at once: a
-//! repair destroys nothing, and without one the snapshots that follow would not heal.
+//! so a crash loses no more than that turn's reading, which comes round again. Damage is told, and
+//! repaired by whoever is told: nothing is moved in a repository while nobody looks.
 
 use std::collections::BTreeSet;
 use std::num::{NonZeroU8, NonZeroU64};
@@ -173,27 +173,8 @@ impl Driller {
                 let first = problems.first().map(String::as_str).unwrap_or_default();
                 self.tell(tenant, "repository.damaged", format!("a drill found {} problems: {first}", problems.len()))
                     .await;
-                self.repair(tenant).await;
             }
             Err(problem) => tracing::warn!(%tenant, problem = problem.message, "read a share of a repository"),
-        }
-    }
-
-    /// Salvages what can be, so that the snapshots that follow heal.
-    async fn repair(&self, tenant: &TenantId) {
-        match self.reconciler.repair(tenant, &Progress::default()).await {
-            Ok(report) if report.is_nothing_to_do() => {}
-            Ok(report) => {
-                let salvaged: u64 = report.damaged_packs.iter().map(|pack| pack.salvaged).sum();
-                let message = format!(
-                    "repaired: {} damaged packs, {salvaged} blobs salvaged, {} snapshots are hurt",
-                    report.damaged_packs.len(),
-                    report.hurt.len()
-                );
-                self.tell(tenant, "repository.repaired", message).await;
-            }
-            // The damage stays recorded, and the next drill finds it again.
-            Err(problem) => tracing::warn!(%tenant, problem = problem.message, "repair a repository"),
         }
     }
 
@@ -263,14 +244,13 @@ impl Driller {
                 let problem = Problem {
                     code: "snapshot-damaged".to_owned(),
                     message: format!("snapshot {} cannot be restored as it was taken: {what}", row.id),
-                    hint: "the repository is repaired now (perennial events); the next snapshot heals what is still on the \
-                           host"
-                        .to_owned(),
+                    hint:
+                        "perennial repository repair salvages what can be; then the next snapshot heals what is still \
+                           on the host"
+                            .to_owned(),
                 };
                 let care = Care::Damaged(self.app.clock.now(), what);
-                self.end(operation, Some((&row, care)), Some(problem)).await?;
-                self.repair(&row.tenant).await;
-                Ok(())
+                self.end(operation, Some((&row, care)), Some(problem)).await
             }
             Err(Unproven::NotRun(why)) => {
                 let problem = Problem {

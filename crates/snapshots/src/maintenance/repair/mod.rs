@@ -236,7 +236,9 @@ fn plan(inner: &Inner, now: Timestamp, progress: &Progress) -> Result<Plan> {
             }
             continue;
         }
-        plan.damaged(look, mark, (&index, now, anything_lost));
+        // A mark counts only when no index names the pack any more: before, a crash may have left both.
+        let settled = mark.is_some() && !is_listed;
+        plan.damaged(look, (mark, settled), (&index, now, anything_lost));
     }
     let gone = listed.packs.iter().filter(|(id, _)| !present.contains_key(*id));
     let mut gone: Vec<DamagedPack> = gone
@@ -262,7 +264,7 @@ impl Plan {
     fn damaged(
         &mut self,
         look: Look,
-        mark: Option<MarkedPack>,
+        (mark, settled): (Option<MarkedPack>, bool),
         (index, now, anything_lost): (&Index, Timestamp, bool),
     ) {
         let is_here = |b: &&IndexBlob| index.find(b.kind, b.id).is_some_and(|found| found.pack == look.id);
@@ -270,8 +272,10 @@ impl Plan {
         let lost = look.lost.iter().filter(|(kind, id)| index.find(*kind, *id).is_none()).count() as u64;
         // Nothing is known of a pack without a header that no index names.
         let nothing_known = look.proven.is_empty() && look.lost.is_empty();
-        let unneeded = mark.is_some() && !anything_lost;
-        if let Some(mark) = mark.filter(|m| m.blobs.is_empty() && salvage.is_empty() && (lost == 0 || unneeded)) {
+        let unneeded = settled && !anything_lost;
+        if let Some(mark) =
+            mark.filter(|m| settled && m.blobs.is_empty() && salvage.is_empty() && (lost == 0 || unneeded))
+        {
             // An earlier repair, or a prune, is done with it.
             self.marks.push(mark);
             return;
