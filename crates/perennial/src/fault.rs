@@ -72,6 +72,10 @@ impl Backend for TappedBackend {
         self.tapped(("repository.set_aside", "set aside"), (kind, Some(id)), || self.inner.set_aside(kind, id))
     }
 
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list_aside(kind)
+    }
+
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
         self.inner.size(kind, id)
     }

@@ -78,6 +78,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file of the repository was read, and was not the same as before: that is no proof of anything about it.
+    #[error("{kind} {id} of the repository {how}")]
+    Unsteady {
+        /// What kind of file.
+        kind: FileKind,
+        /// Which file.
+        id: Id,
+        /// What differed, as the rest of the sentence.
+        how: &'static str,
+    },
     /// A blob that something needs is in no index, or its pack is not there.
     #[error("blob {blob}, needed by {needed_by}, is missing from the repository")]
     MissingBlob {
@@ -188,6 +198,7 @@ impl Error {
             Self::Remote { retryable, .. } => *retryable,
             Self::Locked { .. }
             | Self::LockLost
+            | Self::Unsteady { .. }
             | Self::NoSpace { .. }
             | Self::NotHeld { .. }
             | Self::Incomplete { .. }

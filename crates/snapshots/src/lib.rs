@@ -40,6 +40,7 @@ mod id;
 mod index;
 mod lock;
 mod maintenance;
+mod medium;
 mod node;
 mod pack;
 mod password;

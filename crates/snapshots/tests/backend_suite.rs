@@ -82,6 +82,10 @@ fn what_is_set_aside_is_in_no_place(backend: &dyn Backend) {
         assert_eq!(backend.size(kind, id).unwrap(), None);
         assert_eq!(backend.list(kind).unwrap(), before, "{kind}");
     }
+    for kind in [FileKind::Pack, FileKind::Index, FileKind::Snapshot] {
+        assert_eq!(backend.list_aside(kind).unwrap(), [FileInfo { id, size: 7 }], "{kind}");
+    }
+    assert_eq!(backend.list_aside(FileKind::Key).unwrap(), []);
 }
 
 fn sizes_and_ranges(backend: &dyn Backend) {
@@ -267,6 +271,7 @@ fn never_absent(backend: &dyn Backend, retryable: bool, writes: Writes) {
         }
         errors.push(backend.remove(kind, id).unwrap_err());
         errors.push(backend.set_aside(kind, id).unwrap_err());
+        errors.push(backend.list_aside(kind).unwrap_err());
         errors.push(backend.drop_caches(kind, id).unwrap_err());
     }
     assert!(Repository::exists(backend).is_err());

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
@@ -98,6 +98,63 @@ fn put(backend: &MemoryBackend, kind: FileKind, id: Id, data: Option<&Vec<u8>>) 
 fn names(backend: &MemoryBackend) -> BTreeSet<(FileKind, Id)> {
     let list = |kind| backend.list(kind).unwrap().into_iter().map(move |info| (kind, info.id));
     [FileKind::Pack, FileKind::Index, FileKind::Snapshot].into_iter().flat_map(list).collect()
+}
+
+/// Reads one file wrongly so many times, once the repository was opened.
+#[derive(Debug)]
+struct Lying {
+    inner: MemoryBackend,
+    file: (FileKind, Id),
+    left: AtomicU64,
+}
+
+impl Backend for Lying {
+    fn prepare(&self) -> Result<(), BackendError> {
+        self.inner.prepare()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list(kind)
+    }
+
+    fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        let mut data = self.inner.read(kind, id)?;
+        // Under the exclusive lock, as only a repair is.
+        let repairing = !self.inner.list(FileKind::Lock)?.is_empty();
+        if (kind, id) == self.file && repairing && self.left.load(Ordering::SeqCst) > 0 {
+            self.left.fetch_sub(1, Ordering::SeqCst);
+            data[0] ^= 1;
+        }
+        Ok(data)
+    }
+
+    fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        self.inner.read_range(kind, id, offset, len)
+    }
+
+    fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
+        self.inner.write(kind, id, data)
+    }
+
+    fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.inner.remove(kind, id)
+    }
+
+    fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
+        self.inner.size(kind, id)
+    }
+
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.inner.set_aside(kind, id)
+    }
+
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list_aside(kind)
+    }
+
+    fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.inner.drop_caches(kind, id)
+    }
 }
 
 fn clear_locks(backend: &MemoryBackend) {
@@ -228,14 +285,12 @@ fn a_store_that_does_not_answer_or_reads_wrongly_is_not_taken_for_one_that_lost_
             let hit = faulty.reads.load(Ordering::SeqCst) as i64 > start + k;
             drop(repo);
             clear_locks(&state);
-            // Whatever it made of that one wrong answer: nothing is lost, for all of it is still there.
-            for id in state.set_aside_files() {
-                let data = good.read(id.0, id.1).unwrap();
-                state.write(id.0, id.1, &data).unwrap();
-            }
+            // Whatever it made of that one wrong answer: nothing was moved, and nothing is wrong.
+            assert_eq!(state.set_aside_files(), [], "{fault:?} at {k}");
+            assert_eq!(state.list(FileKind::Snapshot).unwrap(), good.list(FileKind::Snapshot).unwrap());
             let repo = open(&state);
             let report = repair(&repo);
-            assert!(report.hurt.is_empty(), "{fault:?} at {k}: {report:?}");
+            assert!(report.is_nothing_to_do() && report.hurt.is_empty(), "{fault:?} at {k}: {report:?}");
             assert!(unverified(&repo, &all).is_empty(), "{fault:?} at {k}");
             if !hit {
                 assert!(k > 4);
@@ -330,16 +385,41 @@ fn a_lost_index_and_a_mark_on_what_is_needed_are_repaired_from_the_packs() {
 fn what_can_be_read_in_pieces_only_is_salvaged_piece_by_piece() {
     let dir = scratch();
     let (good, all) = two(&dir.path().join("source"));
+    let victim = good.list(FileKind::Pack).unwrap().into_iter().max_by_key(|pack| pack.size).unwrap().id;
     let faulty = FaultyBackend::new(Arc::new(good.clone()), Fault::Error, false);
     let repo = Repository::open(faulty.clone(), &password()).unwrap();
-    let start = faulty.reads.load(Ordering::SeqCst) as i64;
-    // The first pack that is read at once cannot be; the index files are read before.
-    let indexes = good.list(FileKind::Index).unwrap().len() as i64;
-    faulty.bad_read.store(start + indexes, Ordering::SeqCst);
+    // When nothing can be read, it is the store that is gone, and not what is on it.
+    faulty.medium_gone.store(true, Ordering::SeqCst);
+    let before = names(&good);
+    assert!(matches!(try_repair(&repo, Mode::Execute), Err(Error::Backend(e)) if e.is_medium()));
+    assert_eq!(names(&good), before);
+    faulty.medium_gone.store(false, Ordering::SeqCst);
+    faulty.rotten.lock().unwrap().push((victim, 100_000..100_001));
     let report = repair(&repo);
     assert_eq!(report.damaged_packs.len(), 1, "{report:?}");
-    assert!(report.damaged_packs[0].salvaged > 0 && report.hurt.is_empty(), "{report:?}");
-    assert!(unverified(&open(&good), &all).is_empty());
+    let pack = &report.damaged_packs[0];
+    assert!(pack.salvaged > 0 && pack.lost == 1 && pack.fate == Fate::SetAside, "{report:?}");
+    assert_eq!(good.set_aside_files(), [(FileKind::Pack, victim)]);
+    assert_eq!(unverified(&open(&good), &all), ids(&report));
+}
+
+#[test]
+fn what_is_read_wrongly_twice_and_then_rightly_is_not_moved() {
+    let dir = scratch();
+    let (good, all) = two(&dir.path().join("source"));
+    for kind in [FileKind::Pack, FileKind::Index, FileKind::Snapshot] {
+        for info in good.list(kind).unwrap() {
+            let state = good.snapshot();
+            let lying = Lying { inner: state.clone(), file: (kind, info.id), left: AtomicU64::new(2) };
+            let before = names(&state);
+            let repo = open(&state);
+            let lying = Repository::open(Arc::new(lying), &password()).unwrap();
+            let error = try_repair(&lying, Mode::Execute).unwrap_err();
+            assert!(matches!(error, Error::Unsteady { .. }) && !error.is_damage(), "{kind}: {error:?}");
+            assert!(names(&state).is_superset(&before) && state.set_aside_files().is_empty(), "{kind}");
+            assert!(unverified(&repo, &all).is_empty() && repair(&repo).is_nothing_to_do(), "{kind}");
+        }
+    }
 }
 
 #[test]
@@ -355,6 +435,22 @@ fn a_snapshot_file_that_cannot_be_read_is_set_aside_and_the_others_can_be_listed
     assert_eq!(report.damaged_snapshots, [all[0].0]);
     assert_eq!(backend.set_aside_files(), [(FileKind::Snapshot, all[0].0)]);
     assert_eq!(repo.find(&[]).unwrap().iter().map(|s| s.id).collect::<Vec<_>>(), [all[1]]);
+    verify_all(&repo, all[1]);
+
+    // What it needs stays for as long as somebody may want to read it.
+    let before = names(&backend);
+    let error = repo.prune(Mode::Execute, &Progress::default()).unwrap_err();
+    assert!(matches!(error, Error::Damaged { id, .. } if id == all[0].0), "{error:?}");
+    assert!(error.to_string().contains("damaged/snapshots"), "{error}");
+    assert!(repo.prune(Mode::DryRun, &Progress::default()).is_err());
+    assert_eq!(names(&backend), before);
+    let kept = backend.snapshot();
+    bad[20] ^= 1;
+    kept.write(FileKind::Snapshot, all[0].0, &bad).unwrap();
+    verify_all(&open(&kept), all[0]);
+    // Given up, it holds nothing.
+    backend.delete_aside(FileKind::Snapshot, all[0].0);
+    assert!(repo.prune(Mode::Execute, &Progress::default()).unwrap().freed_bytes > 0);
     verify_all(&repo, all[1]);
 }
 
@@ -376,7 +472,7 @@ fn restic_agrees_after_a_repair_and_a_snapshot() {
     let report = repair(&repo);
     assert_eq!(report.hurt.len(), 1, "{report:?}");
     assert_eq!(report.hurt[0].paths.len(), 1, "one file of twenty: {report:?}");
-    assert!(!victim.exists() && path.join("damaged").join(victim.file_name().unwrap()).exists());
+    assert!(!victim.exists() && path.join("damaged/data").join(victim.file_name().unwrap()).exists());
     assert!(report.damaged_packs[0].salvaged > 0, "{report:?}");
     again(&repo, &source, first);
     let text = restic(&path, &["check", "--read-data"]);

@@ -36,6 +36,6 @@ mod step;
 pub(crate) use images::stored_image_path;
 
 pub use controller::{Controller, ControllerHandle};
-pub use forget::Going;
 pub use drill::Unproven;
+pub use forget::Going;
 pub use worker::{Reconciler, Settings};

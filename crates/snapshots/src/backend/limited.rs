@@ -116,6 +116,10 @@ impl Backend for LimitedBackend {
         self.inner.set_aside(kind, id)
     }
 
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list_aside(kind)
+    }
+
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         self.inner.drop_caches(kind, id)
     }

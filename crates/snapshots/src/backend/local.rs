@@ -62,6 +62,12 @@ impl LocalBackend {
         }
     }
 
+    /// Where damaged files of a kind go.
+    fn aside(&self, kind: FileKind) -> PathBuf {
+        let place = self.place(kind);
+        self.root.join(ASIDE).join(place.file_name().unwrap_or_default())
+    }
+
     /// Opens a file for reading; "not found" is only passed on when the place it should be in is there.
     fn open(&self, kind: FileKind, id: Id) -> io::Result<File> {
         match File::open(self.file(kind, id)) {
@@ -271,11 +277,13 @@ impl Backend for LocalBackend {
                 Ok(_) => {}
                 Err(e) => return Err(e),
             }
-            let aside = self.root.join(ASIDE);
-            match DirBuilder::new().mode(0o700).create(&aside) {
-                Ok(()) => File::open(&self.root)?.sync_all()?,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
+            let aside = self.aside(kind);
+            for dir in [&self.root.join(ASIDE), &aside] {
+                match DirBuilder::new().mode(0o700).create(dir) {
+                    Ok(()) => File::open(dir.parent().unwrap_or(&self.root))?.sync_all()?,
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(e) => return Err(e),
+                }
             }
             // A rename needs no read, so that it works where the medium is failing.
             fs::rename(&from, aside.join(id.to_string()))?;
@@ -283,6 +291,19 @@ impl Backend for LocalBackend {
             File::open(from.parent().unwrap_or(&self.root))?.sync_all()
         };
         run().map_err(wrap("set aside", kind, Some(id)))
+    }
+
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        let mut files = Vec::new();
+        match Self::list_dir(&self.aside(kind), &mut files) {
+            // It is made for the first one; that the repository is there is seen by what is always there.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match self.absent_or_unknown(kind, e) {
+                e if e.kind() == io::ErrorKind::NotFound => Ok(files),
+                e => Err(e),
+            },
+            other => other.map(|()| files),
+        }
+        .map_err(wrap("list what was set aside of", kind, None))
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

@@ -41,6 +41,11 @@ impl MemoryBackend {
         self.aside().keys().copied().collect()
     }
 
+    /// Deletes what was set aside, as a person would.
+    pub fn delete_aside(&self, kind: FileKind, id: Id) {
+        self.aside().remove(&(kind, id));
+    }
+
     fn get(&self, doing: &'static str, kind: FileKind, id: Id) -> Result<Arc<Vec<u8>>, BackendError> {
         self.files().get(&(kind, id)).cloned().ok_or_else(|| BackendError {
             doing,
@@ -107,6 +112,12 @@ impl Backend for MemoryBackend {
             self.aside().insert((kind, id), data);
         }
         Ok(())
+    }
+
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        let aside = self.aside();
+        let of_kind = aside.iter().filter(|((other, _), _)| *other == kind);
+        Ok(of_kind.map(|((_, id), data)| FileInfo { id: *id, size: data.len() as u64 }).collect())
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

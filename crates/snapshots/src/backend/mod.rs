@@ -95,6 +95,15 @@ impl BackendError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Reports whether the system says that the medium itself cannot give what is on it. A store that is out of reach may
+    /// look the same, so that alone proves no damage.
+    #[must_use]
+    pub fn is_medium(&self) -> bool {
+        use rustix::io::Errno;
+        let codes = [Errno::IO, Errno::UCLEAN, Errno::BADMSG].map(Errno::raw_os_error);
+        self.source.raw_os_error().is_some_and(|code| codes.contains(&code))
+    }
+
     /// Reports whether the same call may succeed later. A store out of reach comes back; a missing file does not.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -166,14 +175,27 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(0)
     }
 
-    /// Moves a file out of the repository to where nobody looks for it, and nothing removes it: `damaged/<id>` beside
-    /// the other files. One that is proven absent already is a success.
+    /// Moves a file out of the repository to where nothing reads or removes it: below `damaged/`, as it was below the
+    /// repository. One that is proven absent already is a success.
     ///
     /// # Errors
     /// When the file may still be in its place; it is in one of both places then, or in both. `Unsupported` when the
     /// store cannot do it.
     fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         Err(BackendError { doing: "set aside", kind, id: Some(id), source: io::ErrorKind::Unsupported.into() })
+    }
+
+    /// Lists the files of a kind that were set aside and that nobody took away since.
+    ///
+    /// # Errors
+    /// When the listing may be incomplete. `Unsupported` when the store cannot do it.
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        Err(BackendError {
+            doing: "list what was set aside of",
+            kind,
+            id: None,
+            source: io::ErrorKind::Unsupported.into(),
+        })
     }
 
     /// Makes the next read of a file come from the medium instead of a cache, where the system allows that.

@@ -150,6 +150,12 @@ impl ObjectBackend {
         }
     }
 
+    /// Where damaged files of a kind go.
+    fn aside(&self, kind: FileKind) -> StorePath {
+        let place = self.place(kind);
+        self.prefix.clone().join(ASIDE).join(place.filename().unwrap_or_default())
+    }
+
     fn object(&self, kind: FileKind, id: Id) -> StorePath {
         match kind {
             FileKind::Config => self.prefix.clone().join("config"),
@@ -353,7 +359,7 @@ impl Backend for ObjectBackend {
 
     fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         let set_aside = async {
-            let (from, to) = (self.object(kind, id), self.prefix.clone().join(ASIDE).join(id.to_string()));
+            let (from, to) = (self.object(kind, id), self.aside(kind).join(id.to_string()));
             if let Err(error) = self.store.copy(&from, &to).await {
                 return match self.failed_look(kind, id, error).await {
                     absent if absent.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -370,6 +376,18 @@ impl Backend for ObjectBackend {
             self.store.delete(&from).await.map_err(|error| self.unknown(&error))
         };
         self.wait(set_aside).map_err(wrap("set aside", kind, Some(id)))
+    }
+
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        let list = async {
+            let found = self.store.list_with_delimiter(Some(&self.aside(kind))).await;
+            let found = found.map_err(|error| self.unknown(&error))?;
+            let info = |meta: object_store::ObjectMeta| {
+                Some(FileInfo { id: meta.location.filename()?.parse().ok()?, size: meta.size })
+            };
+            Ok(found.objects.into_iter().filter_map(info).collect())
+        };
+        self.wait(list).map_err(wrap("list what was set aside of", kind, None))
     }
 
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {

@@ -125,12 +125,13 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::Locked`] while anybody else works on the repository; [`Error::MissingBlob`] or [`Error::Damaged`] when
-    /// a snapshot is not complete, and then nothing is deleted; [`Error::LockLost`]; store errors. The same call again
+    /// a snapshot is not complete, or was set aside, and then nothing is deleted; [`Error::LockLost`]; store errors. The same call again
     /// goes on where an interrupted one was.
     pub fn prune_with(&self, request: &PruneRequest, progress: &Progress) -> Result<PruneReport> {
         let inner = &*self.inner;
         progress.check()?;
         let guard = LockGuard::acquire(&self.inner, LockMode::Exclusive)?;
+        refuse_beside_lost_snapshots(inner)?;
         inner.refresh_index()?;
         let mut recovered = 0;
         let mut plan = loop {
@@ -179,6 +180,16 @@ fn recover(inner: &Inner, blob: Id, needed_by: String) -> Result<()> {
         }
     }
     Err(Error::MissingBlob { blob, needed_by })
+}
+
+/// A snapshot file that a repair set aside may be read after all one day, and nobody can tell what it needs.
+fn refuse_beside_lost_snapshots(inner: &Inner) -> Result<()> {
+    let reason = "it was set aside, and what it needs is unknown: \
+                  move it from damaged/snapshots/ back to snapshots/ when it can be read again, or delete it there";
+    match inner.backend.list_aside(FileKind::Snapshot)?.first() {
+        Some(file) => Err(Error::damaged(FileKind::Snapshot, file.id, reason)),
+        None => Ok(()),
+    }
 }
 
 /// Every blob that any snapshot needs; fails when one is not there.

@@ -1,8 +1,9 @@
 //! Backends that count, stop, and lie.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use perennial_snapshots::*;
 
@@ -32,8 +33,12 @@ pub struct FaultyBackend {
     /// From the bad change on, everything fails: the process died.
     pub then_dead: bool,
     pub bad_read: AtomicI64,
-    /// Longer pieces of packs cannot be read: a part of the medium is gone.
+    /// Longer pieces of packs cannot be read.
     pub longest_piece: AtomicU64,
+    /// These bytes of these packs cannot be read: a part of the medium is gone.
+    pub rotten: Mutex<Vec<(Id, Range<u64>)>>,
+    /// No pack can be read any more: all of the medium is gone.
+    pub medium_gone: AtomicBool,
     pub fault: Fault,
 }
 
@@ -47,12 +52,24 @@ impl FaultyBackend {
             then_dead,
             bad_read: AtomicI64::new(-1),
             longest_piece: AtomicU64::new(u64::MAX),
+            rotten: Mutex::default(),
+            medium_gone: AtomicBool::new(false),
             fault,
         })
     }
 
     fn error(doing: &'static str, kind: FileKind, id: Option<Id>) -> BackendError {
         BackendError { doing, kind, id, source: io::Error::other("injected") }
+    }
+
+    fn medium(&self, kind: FileKind, id: Id, wanted: Range<u64>) -> Result<(), BackendError> {
+        let rotten = self.rotten.lock().unwrap();
+        let hit = rotten.iter().any(|(pack, part)| *pack == id && part.start < wanted.end && wanted.start < part.end);
+        if kind != FileKind::Pack || !(hit || self.medium_gone.load(Ordering::SeqCst)) {
+            return Ok(());
+        }
+        let source = io::Error::from(rustix::io::Errno::IO);
+        Err(BackendError { doing: "read", kind, id: Some(id), source })
     }
 
     fn dead(&self) -> bool {
@@ -112,6 +129,7 @@ impl Backend for FaultyBackend {
     }
 
     fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        self.medium(kind, id, 0..u64::MAX)?;
         self.after_read(kind, id, || self.inner.read(kind, id))
     }
 
@@ -119,6 +137,7 @@ impl Backend for FaultyBackend {
         if len as u64 > self.longest_piece.load(Ordering::SeqCst) {
             return Err(Self::error("read", kind, Some(id)));
         }
+        self.medium(kind, id, offset..offset + len as u64)?;
         self.after_read(kind, id, || self.inner.read_range(kind, id, offset, len))
     }
 
@@ -178,6 +197,10 @@ impl Backend for FaultyBackend {
         }
     }
 
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list_aside(kind)
+    }
+
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         self.inner.drop_caches(kind, id)
     }
@@ -230,6 +253,10 @@ impl<F: Fn(FileKind) + Send + Sync> Backend for HookedBackend<F> {
 
     fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
         self.inner.size(kind, id)
+    }
+
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.inner.list_aside(kind)
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

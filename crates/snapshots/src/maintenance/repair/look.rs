@@ -1,4 +1,7 @@
 //! Reading every pack, and telling what in it is still what it was.
+//!
+//! One bad read is no damage: memory, a cable or a cache may be at fault. What seems damaged is read again past the caches,
+//! and what either read proved is there. An error that is no proof of damage ends it all.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +16,9 @@ use crate::pack::{open_blob, parse_header};
 use crate::repository::Inner;
 use crate::wire::{BlobKind, IndexBlob};
 
+/// What is said of a file that was damaged a moment ago.
+pub(super) const UNSTEADY: &str = "was damaged when it was read, and is not when it is read again; nothing was moved";
+
 /// What was seen of a pack.
 pub(super) struct Look {
     pub(super) id: Id,
@@ -22,8 +28,10 @@ pub(super) struct Look {
     pub(super) proven: Vec<IndexBlob>,
     /// Blobs that should be in it, and are not to be had.
     pub(super) lost: Vec<(BlobKind, Id)>,
-    /// The pack cannot be read at once, only blob by blob.
-    pub(super) in_pieces: bool,
+    /// Why the pack cannot be read at once, only blob by blob.
+    pub(super) unread: Option<BackendError>,
+    /// Bytes that were read.
+    bytes: u64,
 }
 
 /// Reads packs in parallel. `named` says what index files tell of one.
@@ -40,7 +48,8 @@ pub(super) fn look_at_all<'n>(
     let work = || -> Result<()> {
         while let Some(pack) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
             progress.check()?;
-            let look = look(inner, *pack, named(pack), progress)?;
+            let look = look(inner, *pack, named(pack))?;
+            progress.add_bytes(look.bytes);
             looks.lock().unwrap_or_else(PoisonError::into_inner).push(look);
         }
         Ok(())
@@ -57,20 +66,41 @@ pub(super) fn look_at_all<'n>(
             });
         }
     });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(looks.into_inner().unwrap_or_else(PoisonError::into_inner)),
+    if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut looks = looks.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for first in looks.iter_mut().filter(|look| look.wrong.is_some()) {
+        progress.check()?;
+        let mut second = look(inner, first.id, named(&first.id))?;
+        if second.wrong.is_some() {
+            second.join(first);
+        }
+        if let Some(error) = second.unread.take_if(|error| inner.lost_by_medium(error).is_none()) {
+            return Err(error.into());
+        }
+        *first = second;
+    }
+    Ok(looks)
+}
+
+/// Reads a pack that is about to leave its place once more.
+///
+/// # Errors
+/// [`Error::Unsteady`] when nothing is wrong with it this time.
+pub(super) fn confirm(inner: &Inner, id: Id) -> Result<()> {
+    match look(inner, id, &[])?.wrong {
+        Some(_) => Ok(()),
+        None => Err(Error::Unsteady { kind: FileKind::Pack, id, how: UNSTEADY }),
     }
 }
 
-fn look(inner: &Inner, id: Id, named: &[IndexBlob], progress: &Progress) -> Result<Look> {
+fn look(inner: &Inner, id: Id, named: &[IndexBlob]) -> Result<Look> {
     inner.backend.drop_caches(FileKind::Pack, id)?;
     match inner.backend.read(FileKind::Pack, id) {
-        Ok(data) => {
-            progress.add_bytes(data.len() as u64);
-            Ok(look_into(inner, id, named, &data))
-        }
-        Err(error) => look_at_pieces(inner, id, named, error),
+        Ok(data) => Ok(look_into(inner, id, named, &data)),
+        Err(error) if error.is_medium() => look_at_pieces(inner, id, named, error),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -100,27 +130,41 @@ fn look_into(inner: &Inner, id: Id, named: &[IndexBlob], data: &[u8]) -> Look {
             }
         }
     }
-    Look { id, wrong, lost: without(failed, &proven), proven, in_pieces: false }
+    Look { id, wrong, lost: without(failed, &proven), proven, unread: None, bytes: data.len() as u64 }
 }
 
-/// What of a pack can be read when all of it cannot: a part of the medium may be gone. When nothing can be, that is no
-/// damage but a store that does not answer.
+/// What of a pack can be read when all of it cannot: a part of the medium may be gone.
 fn look_at_pieces(inner: &Inner, id: Id, named: &[IndexBlob], whole: BackendError) -> Result<Look> {
     let (mut proven, mut failed, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    let size = inner.backend.size(FileKind::Pack, id)?.unwrap_or(0);
+    let mut bytes = 0;
     for blob in named {
-        let read = inner.backend.read_range(FileKind::Pack, id, u64::from(blob.offset), blob.length as usize);
-        let opened = read.map(|mut sealed| open_blob(&inner.key, id, blob, &mut sealed, &mut plain).is_ok());
-        if opened.unwrap_or(false) {
+        let (offset, length) = (u64::from(blob.offset), blob.length);
+        let sealed = match inner.backend.read_range(FileKind::Pack, id, offset, length as usize) {
+            Ok(sealed) => Some(sealed),
+            Err(error) if error.is_medium() || offset + u64::from(length) > size => None,
+            Err(error) => return Err(error.into()),
+        };
+        bytes += sealed.as_ref().map_or(0, |sealed| sealed.len() as u64);
+        if sealed.is_some_and(|mut sealed| open_blob(&inner.key, id, blob, &mut sealed, &mut plain).is_ok()) {
             proven.push(*blob);
         } else {
             failed.push((blob.kind, blob.id));
         }
     }
-    if proven.is_empty() {
-        return Err(whole.into());
-    }
     let wrong = Some(format!("{whole}: {}", whole.source));
-    Ok(Look { id, wrong, lost: without(failed, &proven), proven, in_pieces: true })
+    Ok(Look { id, wrong, lost: without(failed, &proven), proven, unread: Some(whole), bytes })
+}
+
+impl Look {
+    /// Adds what an earlier look at the same pack proved; what neither did is lost.
+    fn join(&mut self, earlier: &mut Self) {
+        let mut known: HashSet<(BlobKind, Id)> = self.proven.iter().map(|b| (b.kind, b.id)).collect();
+        self.proven.extend(earlier.proven.drain(..).filter(|b| known.insert((b.kind, b.id))));
+        // One that neither proved is lost once.
+        self.lost.append(&mut earlier.lost);
+        self.lost.retain(|blob| known.insert(*blob));
+    }
 }
 
 /// Leaves out what was found at another place of the pack after all.

@@ -5,7 +5,8 @@
 //! damaged pack still holds, and no other has, go to new packs, which are read back; a complete index of what is really
 //! there is written and read back. Only then damaged files leave their places: a pack of which everything was
 //! salvaged is marked, and goes with a prune a day later; one that held more is set aside, and so is an index or a
-//! snapshot file that cannot be read. The same call again finishes what an interrupted one began.
+//! snapshot file that cannot be read. What is called damaged was read twice, and is read once more before it is moved.
+//! Whatever is no proof of damage ends the repair. The same call again finishes what an interrupted one began.
 //!
 //! A repair invents nothing: snapshots that need what is lost are hurt, and said to be. But what the index does not
 //! name any more, the next snapshot of the same files stores again, which makes older ones whole, too.
@@ -14,6 +15,7 @@ mod look;
 
 use jiff::Timestamp;
 use perennial_core::progress::Progress;
+use serde::de::DeserializeOwned;
 
 use super::Mode;
 use super::hurt::Walk;
@@ -26,8 +28,8 @@ use crate::lock::{LockGuard, LockMode};
 use crate::node::decode_tree;
 use crate::pack::open_blob;
 use crate::repository::{Inner, Repository};
-use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack};
-use look::{Look, look_at_all};
+use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack, SnapshotFile};
+use look::{Look, UNSTEADY, look_at_all};
 
 /// Files of one hurt snapshot that are named.
 const NAMED: usize = 100;
@@ -135,8 +137,8 @@ impl Repository {
     /// Finds out what is damaged, salvages what can be, and makes the index say what is there.
     ///
     /// # Errors
-    /// [`Error::Locked`] while anybody else works on the repository; store errors, which say nothing about what is
-    /// there, and change nothing about it. The same call again goes on where an interrupted one was.
+    /// [`Error::Locked`] while anybody else works on the repository; [`Error::Unsteady`] when something is not read the same
+    /// every time; store errors, which say nothing about what is there, and change nothing about it. The same call again goes on where an interrupted one was.
     pub fn repair(&self, request: &RepairRequest, progress: &Progress) -> Result<RepairReport> {
         let inner = &*self.inner;
         progress.check()?;
@@ -154,8 +156,7 @@ impl Repository {
 fn read_indexes(inner: &Inner) -> Result<Listed> {
     let mut listed = Listed::default();
     for info in inner.backend.list(FileKind::Index)? {
-        inner.backend.drop_caches(FileKind::Index, info.id)?;
-        let file = match inner.load_json::<IndexFile>(FileKind::Index, info.id) {
+        let file = match load_past_caches::<IndexFile>(inner, FileKind::Index, info.id, 2) {
             Ok(file) => file,
             Err(Error::Damaged { .. }) => {
                 listed.damaged.push(info.id);
@@ -172,6 +173,39 @@ fn read_indexes(inner: &Inner) -> Result<Listed> {
         }
     }
     Ok(listed)
+}
+
+/// Reads a small file so many times, until it is not damaged.
+fn load_past_caches<T: DeserializeOwned>(inner: &Inner, kind: FileKind, id: Id, times: u32) -> Result<T> {
+    inner.backend.drop_caches(kind, id)?;
+    match inner.load_json(kind, id) {
+        Err(Error::Damaged { .. }) if times > 1 => load_past_caches(inner, kind, id, times - 1),
+        other => other,
+    }
+}
+
+/// Reads everything that is about to leave its place once more.
+///
+/// # Errors
+/// [`Error::Unsteady`] when something is not damaged this time.
+fn confirm(inner: &Inner, packs: &[Id], indexes: &[Id], snapshots: &[Id]) -> Result<()> {
+    for pack in packs {
+        look::confirm(inner, *pack)?;
+    }
+    let still = |kind, id, loaded: Result<()>| match loaded {
+        Err(Error::Damaged { .. }) => Ok(()),
+        Ok(()) => Err(Error::Unsteady { kind, id, how: UNSTEADY }),
+        Err(error) => Err(error),
+    };
+    for id in indexes {
+        let loaded = load_past_caches::<IndexFile>(inner, FileKind::Index, *id, 1);
+        still(FileKind::Index, *id, loaded.map(drop))?;
+    }
+    for id in snapshots {
+        let loaded = load_past_caches::<SnapshotFile>(inner, FileKind::Snapshot, *id, 1);
+        still(FileKind::Snapshot, *id, loaded.map(drop))?;
+    }
+    Ok(())
 }
 
 /// Two index files may name the same pack, and need not say the same.
@@ -219,7 +253,8 @@ fn plan(inner: &Inner, now: Timestamp, progress: &Progress) -> Result<Plan> {
         listed: Listed::default(),
         report,
     };
-    let anything_lost = !plan.report.hurt.is_empty() || !plan.report.damaged_snapshots.is_empty();
+    let lost_before = !inner.backend.list_aside(FileKind::Snapshot)?.is_empty();
+    let anything_lost = lost_before || !plan.report.hurt.is_empty() || !plan.report.damaged_snapshots.is_empty();
     let generous = anything_lost || !listed.damaged.is_empty();
     for look in looks {
         let (is_listed, mark) = (listed.packs.contains_key(&look.id), listed.marks.remove(&look.id));
@@ -241,6 +276,11 @@ fn plan(inner: &Inner, now: Timestamp, progress: &Progress) -> Result<Plan> {
         plan.damaged(look, (mark, settled), (&index, now, anything_lost));
     }
     let gone = listed.packs.iter().filter(|(id, _)| !present.contains_key(*id));
+    for (id, _) in gone.clone() {
+        if inner.backend.size(FileKind::Pack, *id)?.is_some() {
+            return Err(Error::Unsteady { kind: FileKind::Pack, id: *id, how: "is in its place, and in no listing" });
+        }
+    }
     let mut gone: Vec<DamagedPack> = gone
         .map(|(id, blobs)| DamagedPack {
             id: *id,
@@ -325,8 +365,7 @@ fn find_hurt(inner: &Inner, index: &Index, report: &mut RepairReport, progress: 
     let mut walk = Walk::default();
     for info in inner.backend.list(FileKind::Snapshot)? {
         report.snapshots += 1;
-        inner.backend.drop_caches(FileKind::Snapshot, info.id)?;
-        let file = match inner.load_snapshot(SnapshotFileId(info.id)) {
+        let file = match load_past_caches::<SnapshotFile>(inner, FileKind::Snapshot, info.id, 2) {
             Ok(file) => file,
             Err(Error::Damaged { .. }) => {
                 report.damaged_snapshots.push(info.id);
@@ -364,7 +403,7 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
     let mut plain = Vec::new();
     for (look, blobs) in salvage {
         progress.check()?;
-        let data = if look.in_pieces { None } else { Some(inner.backend.read(FileKind::Pack, look.id)?) };
+        let data = if look.unread.is_some() { None } else { Some(inner.backend.read(FileKind::Pack, look.id)?) };
         for blob in blobs {
             let (offset, len) = (blob.offset as usize, blob.length as usize);
             let sealed = match &data {
@@ -380,6 +419,7 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
         }
     }
     rewriter.finish(inner, &mut keep)?;
+    confirm(inner, &aside, &listed.damaged, &report.damaged_snapshots)?;
     guard.ensure()?;
     let new_indexes = write_indexes(inner, keep, marks)?;
     // From here on everything that is good is in an index that can be read.
