@@ -22,6 +22,12 @@ impl Inner {
         others.any(|other| self.read_past_caches(other).is_ok()).then(|| Error::damaged(FileKind::Pack, *id, reason()))
     }
 
+    /// The error of reading, when it says that a part of the medium is gone, as the damage that it is.
+    pub(crate) fn judged(&self, error: Error) -> Error {
+        let damage = if let Error::Backend(error) = &error { self.lost_by_medium(error) } else { None };
+        damage.unwrap_or(error)
+    }
+
     fn read_past_caches(&self, pack: Id) -> Result<Vec<u8>, BackendError> {
         self.backend.drop_caches(FileKind::Pack, pack)?;
         self.backend.read(FileKind::Pack, pack)

@@ -64,7 +64,10 @@ impl Repository {
             other => other?,
         }
         let file = inner.load_snapshot(snapshot)?;
-        let (verified, packs) = prove(inner, &file, verify, progress)?;
+        let (verified, packs) = prove(inner, &file, verify, progress).map_err(|error| match verify {
+            Verify::Everything => inner.judged(error),
+            Verify::Written { .. } => error,
+        })?;
         // Without the lock, what was there at the start may have been pruned since.
         guard.ensure()?;
         inner.read_back(&packs);

@@ -7,9 +7,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::*;
+use support::faulty::{Fault, FaultyBackend};
 use support::*;
 
 fn drill_in(repo: &Repository, snapshot: SnapshotFileId, scratch: &Path, free: u64) -> Result<Drilled> {
@@ -167,6 +169,26 @@ fn p38_a_drill_finds_a_restore_that_wrote_anything_wrong() {
 }
 
 #[test]
+fn p38_what_the_medium_does_not_give_is_damage_and_a_medium_that_is_gone_is_none() {
+    let dir = scratch();
+    let (backend, _, archived) = all_of_it(dir.path());
+    let snapshot = archived.snapshot.unwrap();
+    let packs = backend.list(FileKind::Pack).unwrap();
+    let faulty = FaultyBackend::new(Arc::new(backend), Fault::Error, false);
+    let repo = Repository::open(faulty.clone(), &password()).unwrap();
+    for pack in packs {
+        *faulty.rotten.lock().unwrap() = vec![(pack.id, 0..10)];
+        let error = drill(&repo, snapshot).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains(&pack.id.to_string()), "{error:?}");
+        let error = repo.verify(snapshot, &Verify::Everything, &Progress::default()).unwrap_err();
+        assert!(error.is_damage(), "{error:?}");
+    }
+    faulty.medium_gone.store(true, Ordering::SeqCst);
+    assert!(!drill(&repo, snapshot).unwrap_err().is_damage());
+    assert!(!repo.verify(snapshot, &Verify::Everything, &Progress::default()).unwrap_err().is_damage());
+}
+
+#[test]
 fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     let dir = scratch();
     let (backend, repo, archived) = all_of_it(dir.path());
@@ -181,11 +203,10 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     let full = |_: &Path| Err(Error::NoSpace { path: "/".into(), needed: 1, free: 0 });
     assert!(!repo.drill(snapshot, scratch().path(), &full, &Progress::default()).unwrap_err().is_damage());
     for k in 0..40 {
-        let faulty =
-            support::faulty::FaultyBackend::new(Arc::new(backend.snapshot()), support::faulty::Fault::Error, false);
+        let faulty = FaultyBackend::new(Arc::new(backend.snapshot()), Fault::Error, false);
         let failing = Repository::open(faulty.clone(), &password()).unwrap();
-        let start = faulty.reads.load(std::sync::atomic::Ordering::SeqCst) as i64;
-        faulty.bad_read.store(start + k, std::sync::atomic::Ordering::SeqCst);
+        let start = faulty.reads.load(Ordering::SeqCst) as i64;
+        faulty.bad_read.store(start + k, Ordering::SeqCst);
         if let Err(error) = drill(&failing, snapshot) {
             assert!(!error.is_damage(), "{error:?}");
         }

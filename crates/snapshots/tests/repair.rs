@@ -505,6 +505,25 @@ fn shares_of_all_packs_come_round_and_each_finds_its_damage() {
 }
 
 #[test]
+fn a_check_names_the_packs_that_the_medium_does_not_give_and_reads_the_others() {
+    let dir = scratch();
+    let (good, _) = two(&dir.path().join("source"));
+    let packs = good.list(FileKind::Pack).unwrap();
+    let faulty = FaultyBackend::new(Arc::new(good), Fault::Error, false);
+    let repo = Repository::open(faulty.clone(), &password()).unwrap();
+    for pack in &packs {
+        *faulty.rotten.lock().unwrap() = vec![(pack.id, 0..1)];
+        let report = repo.check(Depth::Data, &Progress::default()).unwrap();
+        assert_eq!(report.packs_read, packs.len() as u64);
+        let named = |problem: &&Problem| matches!(problem.error, Error::Damaged { id, .. } if id == pack.id);
+        assert_eq!(report.problems.iter().filter(named).count(), report.problems.len(), "{:?}", report.problems);
+        assert!(report.problems.iter().any(|problem| problem.to_string().contains("cannot be read")));
+    }
+    faulty.medium_gone.store(true, Ordering::SeqCst);
+    assert!(matches!(repo.check(Depth::Data, &Progress::default()), Err(Error::Backend(_))));
+}
+
+#[test]
 fn a_crash_between_the_new_and_the_old_index_leaves_something_to_do() {
     let dir = scratch();
     let (good, all) = two(&dir.path().join("source"));

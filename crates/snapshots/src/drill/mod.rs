@@ -112,6 +112,16 @@ impl Repository {
         space: &dyn Fn(&Path) -> Result<u64>,
         progress: &Progress,
     ) -> Result<Drilled> {
+        self.drilled(snapshot, scratch, space, progress).map_err(|error| self.inner.judged(error))
+    }
+
+    fn drilled(
+        &self,
+        snapshot: SnapshotFileId,
+        scratch: &Path,
+        space: &dyn Fn(&Path) -> Result<u64>,
+        progress: &Progress,
+    ) -> Result<Drilled> {
         let mut drilled = Drilled::default();
         for part in self.drill_parts(snapshot, progress)? {
             let free = space(scratch)?;

@@ -132,7 +132,7 @@ fn read_all(inner: &Inner, packs: Vec<Id>, report: &mut CheckReport, progress: &
     for pack in packs {
         progress.check()?;
         report.packs_read += 1;
-        match read_pack(inner, pack) {
+        match read_pack(inner, pack).map_err(|error| inner.judged(error)) {
             Ok(read) => progress.add_bytes(read.bytes),
             Err(e) => report.note(e, None)?,
         }
@@ -212,7 +212,7 @@ fn check_snapshots(inner: &Inner, report: &mut CheckReport, progress: &Progress)
                 continue;
             }
         };
-        let load = |tree, path: &str| inner.load_tree(tree, path);
+        let load = |tree, path: &str| inner.load_tree(tree, path).map_err(|error| inner.judged(error));
         let find = |blob| inner.find_blob(BlobKind::Data, blob);
         let mut listed = 0;
         walk.snapshot((&load, &find), file.tree, progress, &mut |error| {
