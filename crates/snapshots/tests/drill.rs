@@ -3,16 +3,69 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::*;
 use support::faulty::{Fault, FaultyBackend};
 use support::*;
+
+/// Keeps packs once they were read, until it is told to drop them.
+#[derive(Debug)]
+struct Cached {
+    medium: MemoryBackend,
+    pages: Mutex<HashMap<Id, Vec<u8>>>,
+}
+
+impl Backend for Cached {
+    fn prepare(&self) -> Result<(), BackendError> {
+        self.medium.prepare()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.medium.list(kind)
+    }
+
+    fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        let mut pages = self.pages.lock().unwrap();
+        if kind != FileKind::Pack {
+            return self.medium.read(kind, id);
+        }
+        if let Some(page) = pages.get(&id) {
+            return Ok(page.clone());
+        }
+        let data = self.medium.read(kind, id)?;
+        pages.insert(id, data.clone());
+        Ok(data)
+    }
+
+    fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        let start = usize::try_from(offset).unwrap();
+        Ok(self.read(kind, id)?[start..start + len].to_vec())
+    }
+
+    fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
+        self.medium.write(kind, id, data)
+    }
+
+    fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.medium.remove(kind, id)
+    }
+
+    fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
+        self.medium.size(kind, id)
+    }
+
+    fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.pages.lock().unwrap().remove(&id);
+        self.medium.drop_caches(kind, id)
+    }
+}
 
 fn drill_in(repo: &Repository, snapshot: SnapshotFileId, scratch: &Path, free: u64) -> Result<Drilled> {
     let result = repo.drill(snapshot, scratch, &|_| Ok(free), &Progress::default());
@@ -165,6 +218,23 @@ fn p38_a_drill_finds_a_restore_that_wrote_anything_wrong() {
     for (n, (words, wrong)) in overlay.iter().enumerate() {
         let error = compare("/volumes/srv", &format!("upper{n}"), wrong);
         assert!(matches!(error, Error::Differs { .. }) && error.to_string().contains(words), "{words}: {error}");
+    }
+}
+
+#[test]
+fn p38_a_drill_reads_the_medium_and_not_what_is_cached_of_it() {
+    let dir = scratch();
+    let (backend, _, archived) = all_of_it(dir.path());
+    let snapshot = archived.snapshot.unwrap();
+    for pack in backend.list(FileKind::Pack).unwrap() {
+        let medium = backend.snapshot();
+        let cached = Arc::new(Cached { medium: medium.clone(), pages: Mutex::default() });
+        let repo = Repository::open(cached, &password()).unwrap();
+        drill(&repo, snapshot).unwrap();
+        let mut bad = medium.read(FileKind::Pack, pack.id).unwrap();
+        bad[20] ^= 1;
+        medium.write(FileKind::Pack, pack.id, &bad).unwrap();
+        assert!(drill(&repo, snapshot).unwrap_err().is_damage());
     }
 }
 

@@ -3,7 +3,7 @@
 //! Everything that a pod would get back is restored, one directory after the other, into a place of ours; then it is
 //! walked by code that shares nothing with the restore ([`compare`]): contents are hashed against the trees, metadata
 //! and removed lists compared. What differs is damage of the snapshot, or of the way back. That there was no space, or
-//! that the store did not answer, says nothing about the snapshot.
+//! that the store did not answer, says nothing about the snapshot. Bytes come from the medium: what is cached is dropped first.
 
 mod compare;
 
@@ -13,14 +13,17 @@ use std::path::Path;
 
 use perennial_core::progress::Progress;
 
+use crate::backend::{BackendError, FileKind};
 use crate::error::{Error, Result};
 use crate::id::SnapshotFileId;
+use crate::index::IdSet;
 use crate::node::{Node, NodeKind};
 use crate::reader::{Reader, Scratch};
 use crate::removed::{self, Removed};
 use crate::repository::{Inner, Repository};
 use crate::request::Counts;
 use crate::restore::{Existing, Removals, RestoreRequest};
+use crate::verify::walk_tree;
 use crate::wire::BlobKind;
 use compare::Comparison;
 
@@ -122,6 +125,7 @@ impl Repository {
         space: &dyn Fn(&Path) -> Result<u64>,
         progress: &Progress,
     ) -> Result<Drilled> {
+        self.drop_what_is_cached(snapshot, progress)?;
         let mut drilled = Drilled::default();
         for part in self.drill_parts(snapshot, progress)? {
             let free = space(scratch)?;
@@ -145,6 +149,31 @@ impl Repository {
         let rest = self.read_the_rest(snapshot, progress)?;
         drilled.counts.merge(rest);
         Ok(drilled)
+    }
+
+    /// Makes what is read from here on come from the medium: pages that somebody wrote or read lately prove nothing of it.
+    fn drop_what_is_cached(&self, snapshot: SnapshotFileId, progress: &Progress) -> Result<()> {
+        let inner = &*self.inner;
+        inner.refresh_index()?;
+        let snapshot = inner.name_here(snapshot)?;
+        // One that is gone shows when it is read.
+        let gone_or = |dropped: Result<(), BackendError>| match dropped {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        };
+        gone_or(inner.backend.drop_caches(FileKind::Snapshot, snapshot.0))?;
+        let tree = inner.load_snapshot(snapshot)?.tree;
+        let mut packs = IdSet::default();
+        let reader = Reader::new(inner);
+        let load = |tree, path: &str| reader.load_tree(tree, path);
+        walk_tree((inner, &load), tree, "", progress, &mut |found| {
+            packs.insert(found.pack);
+        })?;
+        for pack in packs {
+            progress.check()?;
+            gone_or(inner.backend.drop_caches(FileKind::Pack, pack))?;
+        }
+        Ok(())
     }
 
     /// Restores one part, as a start does.
