@@ -2,9 +2,10 @@
 //!
 //! A blob is called the same in both, after the hash of its content, so what the other repository has is neither read
 //! nor sent. What it lacks is read in long pieces, proven, and sealed anew; it stays compressed as it is. The
-//! order is that of an archive: packs, then indexes; then everything written is read back and everything needed is
+//! order is that of an archive: packs, each of them read back; then the index that names them; then everything needed is
 //! found; and only then the snapshot file is written. So a snapshot that is there was proven, and a copy
-//! that was interrupted goes on with what had arrived.
+//! that was interrupted goes on with what had arrived. A snapshot that is there already is gone through like the others:
+//! what the other repository lost of it, by a repair, is sent again.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -41,6 +42,8 @@ pub struct Copied {
     pub snapshots: Vec<(SnapshotFileId, SnapshotFileId)>,
     /// Snapshots that were there already, each with what it is called there.
     pub already: Vec<(SnapshotFileId, SnapshotFileId)>,
+    /// Those of them that had lost something here, which was sent again.
+    pub healed: Vec<(SnapshotFileId, SnapshotFileId)>,
     /// Snapshots that cannot be copied, because the source has lost a part of them.
     pub failed: Vec<(SnapshotFileId, Error)>,
     /// Blobs that were sent.
@@ -133,29 +136,38 @@ impl Repository {
         };
         for original in wanted {
             let same = there.get(&original.origin()).into_iter().flatten().find(|other| original.is_copied_as(other));
-            if let Some(same) = same {
-                copied.already.push((original.id, same.id));
-                continue;
-            }
-            let uploader = Uploader::new(&self.inner);
-            match copy.send_snapshot(&original, &uploader, &mut copied) {
+            let sent = copied.blobs;
+            match copy.send_snapshot(&original, &mut copied) {
                 Ok(()) => {}
-                Err(
-                    error @ (Error::Damaged { .. }
-                    | Error::MissingBlob { .. }
-                    | Error::InvalidContent { .. }
-                    | Error::Mismatch { .. }),
-                ) => {
+                // The source lost what this repository has.
+                Err(error) if is_of_source(&error) && same.is_some_and(|same| copy.prove(&same.file).is_ok()) => {}
+                Err(error) if is_of_source(&error) => {
                     copied.failed.push((original.id, error));
                     continue;
                 }
                 Err(error) => return Err(error),
             }
-            let id = copy.finish(&original, uploader.written_packs())?;
+            if let Some(same) = same {
+                copied.already.push((original.id, same.id));
+                if copied.blobs > sent {
+                    copy.prove(&same.file)?;
+                    copied.healed.push((original.id, same.id));
+                }
+                continue;
+            }
+            let id = copy.finish(&original)?;
             copied.snapshots.push((original.id, id));
         }
         Ok(copied)
     }
+}
+
+/// Reports whether this says that the source lost something: what is not written rightly is told otherwise.
+const fn is_of_source(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Damaged { .. } | Error::MissingBlob { .. } | Error::InvalidContent { .. } | Error::Mismatch { .. }
+    )
 }
 
 fn named_or_all(inner: &Inner, named: &[SnapshotFileId]) -> Result<Vec<SnapshotFileId>> {
@@ -179,7 +191,8 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn send_snapshot(&mut self, original: &Original, uploader: &Uploader<'_>, copied: &mut Copied) -> Result<()> {
+    fn send_snapshot(&mut self, original: &Original, copied: &mut Copied) -> Result<()> {
+        let uploader = &Uploader::new(self.to).reading_back();
         let sent = self.everything(original, uploader, copied);
         if sent.is_err() {
             // What arrived is not sent again.
@@ -191,12 +204,18 @@ impl Copy<'_> {
         sent
     }
 
-    /// Proves that all of it arrived, and then makes it a snapshot.
-    fn finish(&self, original: &Original, written: Vec<Id>) -> Result<SnapshotFileId> {
-        let scope = Verify::Written { packs: written };
-        let (_, packs) = prove(self.to, &original.file, &scope, self.progress)?;
+    /// Proves that all of it is there. Every pack was read back before an index named it, except those of other work of this
+    /// handle.
+    fn prove(&self, file: &SnapshotFile) -> Result<()> {
+        let (_, packs) = prove(self.to, file, &Verify::Written { packs: Vec::new() }, self.progress)?;
         self.guard.ensure()?;
         self.to.read_back(&packs);
+        Ok(())
+    }
+
+    /// Proves that all of it arrived, and then makes it a snapshot.
+    fn finish(&self, original: &Original) -> Result<SnapshotFileId> {
+        self.prove(&original.file)?;
         let mut json = original.json.clone();
         // A parent is another snapshot's name in the other repository, and only a hint.
         json.remove("parent");

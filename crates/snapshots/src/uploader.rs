@@ -41,6 +41,8 @@ pub(crate) struct Uploader<'a> {
     unindexed: Mutex<Vec<IndexPack>>,
     written: Mutex<Vec<Id>>,
     new_bytes: AtomicU64,
+    /// Whether a pack is read back before an index names it.
+    reads_back: bool,
     /// Where finished packs wait while `holding`.
     spool: Option<Spool>,
     holding: AtomicBool,
@@ -64,6 +66,7 @@ impl<'a> Uploader<'a> {
             unindexed: Mutex::default(),
             written: Mutex::default(),
             new_bytes: AtomicU64::new(0),
+            reads_back: false,
             spool: None,
             holding: AtomicBool::new(false),
             hasher: RandomState::new(),
@@ -73,6 +76,12 @@ impl<'a> Uploader<'a> {
     /// The same with a place where packs can wait.
     pub(crate) fn with_spool(self, spool: Option<Spool>) -> Self {
         Self { spool, ..self }
+    }
+
+    /// The same, and no index names a pack that was not read back: whoever goes on after an interruption can count on all
+    /// that is there.
+    pub(crate) fn reading_back(self) -> Self {
+        Self { reads_back: true, ..self }
     }
 
     /// From now on finished packs wait, as far as there is room.
@@ -164,6 +173,13 @@ impl<'a> Uploader<'a> {
     fn store(&self, pack: Waiting) -> Result<()> {
         lock(&self.inner.unread).insert(pack.id);
         self.inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
+        if self.reads_back {
+            self.inner.backend.drop_caches(FileKind::Pack, pack.id)?;
+            if Id::of(&self.inner.backend.read(FileKind::Pack, pack.id)?) != pack.id {
+                return Err(Error::Unsteady { kind: FileKind::Pack, id: pack.id, how: "is not there as it was sent" });
+            }
+            self.inner.read_back(&[pack.id]);
+        }
         self.new_bytes.fetch_add(pack.data.len() as u64, Ordering::Relaxed);
         lock(&self.written).push(pack.id);
         let ready = {

@@ -166,6 +166,69 @@ fn a_copy_that_was_interrupted_anywhere_goes_on_with_what_had_arrived() {
 }
 
 #[test]
+fn a_copy_counts_on_nothing_that_was_not_read_back_when_an_earlier_one_died() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    small_tree(&source);
+    let (_, from) = memory();
+    archive(&from, &source);
+    let empty = memory().0;
+    let mut died = 0;
+    for (bad, dies) in (0..8).flat_map(|bad| (bad + 1..12).map(move |dies| (bad, dies))) {
+        let state = empty.snapshot();
+        // One change goes wrong and nobody is told; some changes later the process dies.
+        let lying = FaultyBackend::new(Arc::new(state.clone()), Fault::Corrupt, false);
+        let dying = FaultyBackend::new(lying.clone(), Fault::Error, true);
+        let to = open(dying.clone());
+        lying.bad_change.store(bad, Ordering::SeqCst);
+        dying.bad_change.store(dies, Ordering::SeqCst);
+        died += u64::from(to.copy_from(&from, &[], &Progress::default()).is_err());
+        drop(to);
+        clear_locks(&state);
+        let to = open(Arc::new(state));
+        // A pack that nobody could send rightly stays where it is, and no index names it.
+        let copied = copy(&to, &from);
+        let id = copied.snapshots.iter().chain(&copied.already).map(|(_, id)| *id).next().unwrap();
+        verify_all(&to, id);
+    }
+    assert!(died > 20, "{died}");
+}
+
+#[test]
+fn a_copy_that_lost_something_is_whole_again_after_the_next() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    small_tree(&source);
+    let (origin, from) = memory();
+    archive(&from, &source);
+    let (far, to) = memory();
+    let id = copy(&to, &from).snapshots[0].1;
+    for pack in far.list(FileKind::Pack).unwrap() {
+        let hurt = far.snapshot();
+        let mut bad = far.read(FileKind::Pack, pack.id).unwrap();
+        bad[20] ^= 1;
+        hurt.write(FileKind::Pack, pack.id, &bad).unwrap();
+        let to = open(Arc::new(hurt));
+        let now = "2026-01-02T12:00:00Z".parse().unwrap();
+        to.repair(&RepairRequest { mode: Mode::Execute, now }, &Progress::default()).unwrap();
+        assert!(to.verify(id, &Verify::Everything, &Progress::default()).is_err());
+        let next = copy(&to, &from);
+        assert_eq!((next.already.len(), next.healed.len(), next.snapshots.len()), (1, 1, 0), "{next:?}");
+        assert!(next.blobs > 0);
+        verify_all(&to, id);
+        let none = copy(&to, &from);
+        assert_eq!((none.already.len(), none.healed.len(), none.blobs), (1, 0, 0), "{none:?}");
+    }
+    // What the source lost since is no failure of a copy that is whole.
+    for pack in origin.list(FileKind::Pack).unwrap() {
+        origin.remove(FileKind::Pack, pack.id).unwrap();
+    }
+    let from = open(Arc::new(origin));
+    let next = copy(&open(Arc::new(far)), &from);
+    assert_eq!((next.already.len(), next.healed.len()), (1, 0), "{next:?}");
+}
+
+#[test]
 fn no_fault_of_either_store_leads_to_a_copy_that_is_not_good() {
     let dir = scratch();
     let source = dir.path().join("source");
