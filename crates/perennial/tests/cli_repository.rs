@@ -317,6 +317,26 @@ fn a_snapshot_of_a_server_is_not_forgotten_by_hand() {
 }
 
 #[test]
+fn a_snapshot_file_that_is_damaged_keeps_no_other_from_being_copied() {
+    let desk = Desk::new();
+    desk.json(&["init"]);
+    let whole = desk.json(&["backup", "source"])["snapshot"].clone();
+    fs::write(desk.source().join("more"), "more").unwrap();
+    let hurt = desk.json(&["backup", "source"])["snapshot"].as_str().unwrap().to_owned();
+    let file = Path::new(&desk.repository).join("snapshots").join(hurt);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[20] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let other = desk.path("other");
+    desk.run_raw(&["init", "--repo", &other, "--password-command", "echo another one"]);
+    let copy = ["copy", "--to", &other, "--to-password-command", "echo another one", "--output", "json"];
+    let answer = desk.run(&copy);
+    answer.fails(1, "1 snapshots are damaged");
+    let report: Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!((&report["snapshots"][0]["snapshot"], report["failed"].as_array().unwrap().len()), (&whole, 1));
+}
+
+#[test]
 fn damage_is_found_and_told_by_the_exit_code() {
     let desk = Desk::new();
     // The pack of the data is the largest.

@@ -17,6 +17,8 @@ struct Report {
     snapshots: Vec<Pair>,
     /// Snapshots that were there already.
     already: Vec<Pair>,
+    /// Those of them that had lost something there, which was sent again.
+    healed: Vec<Pair>,
     failed: Vec<Failed>,
     blobs: u64,
     /// Bytes read from packs of the first repository, trees not counted.
@@ -51,6 +53,7 @@ impl From<Copied> for Report {
             failed: copied.failed.iter().map(failed).collect(),
             snapshots: pairs(copied.snapshots),
             already: pairs(copied.already),
+            healed: pairs(copied.healed),
             blobs: copied.blobs,
             read_bytes: copied.read_bytes,
             new_bytes: copied.new_bytes,
@@ -63,7 +66,11 @@ pub(super) fn copy(desk: &mut Desk<'_>, args: &CopyArgs) -> Result<(), Failure> 
     let to = desk.place_to(args)?;
     let (place, from) = desk.open(&args.place)?;
     let repository = desk.open_place(&to)?;
-    let all = from.find(&[]).map_err(|e| failure(&e, &place.name))?;
+    // A file that cannot be read must not keep the others from being copied when all are meant.
+    let all = match args.snapshots.is_empty() {
+        true => Vec::new(),
+        false => from.find(&[]).map_err(|e| failure(&e, &place.name))?,
+    };
     let chosen = args.snapshots.iter().map(|text| pick(&all, text)).collect::<Result<Vec<&SnapshotInfo>, _>>()?;
     let chosen: Vec<SnapshotFileId> = chosen.iter().map(|info| info.id).collect();
     let copied = desk.work(&to, "copy", |progress| repository.copy_from(&from, &chosen, progress))?;
@@ -72,6 +79,9 @@ pub(super) fn copy(desk: &mut Desk<'_>, args: &CopyArgs) -> Result<(), Failure> 
         let mut text = String::new();
         for pair in &report.snapshots {
             text.push_str(&format!("snapshot {} was copied as {}\n", short(&pair.snapshot), short(&pair.copy)));
+        }
+        for pair in &report.healed {
+            text.push_str(&format!("copy {} had lost something, and is whole again\n", short(&pair.copy)));
         }
         for failed in &report.failed {
             let line = format!("snapshot {} cannot be copied: {}", short(&failed.snapshot), failed.problem);
