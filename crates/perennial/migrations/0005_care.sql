@@ -15,3 +15,9 @@ CREATE TABLE drill_turns (
     turn BIGINT NOT NULL,
     began_at TEXT NOT NULL
 );
+
+-- When a drill of each pod was begun last, whatever became of it: whose turn is next.
+CREATE TABLE drill_tries (
+    pod TEXT PRIMARY KEY,
+    tried_at TEXT NOT NULL
+);

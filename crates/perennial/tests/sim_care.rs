@@ -243,6 +243,42 @@ async fn p38_the_schedule_drills_the_longest_unproven_first_and_once_a_turn() {
 }
 
 #[tokio::test]
+async fn p38_a_pod_whose_drills_prove_nothing_does_not_keep_the_others_waiting() {
+    let world = World::new(388);
+    let server = world.server().await;
+    let mut pods = Vec::new();
+    for name in ["one", "two", "three"] {
+        let pod = server.running(name, small_spec(Backend::Overlay)).await;
+        world.engine.write(pod, "/srv/work", name.repeat(1000)).unwrap();
+        pods.push(pod);
+    }
+    // The one that comes first of those that were never drilled is the last to be stored, so that nobody shares its packs.
+    pods.sort();
+    let backend = world.repositories.backend(&TenantId::default_tenant());
+    let mut before = Vec::new();
+    for pod in pods.iter().rev() {
+        before = backend.list(FileKind::Pack).unwrap();
+        server.succeed(server.snapshot(*pod).await).await;
+    }
+    for pack in backend.list(FileKind::Pack).unwrap().into_iter().filter(|pack| !before.contains(pack)) {
+        backend.remove(FileKind::Pack, pack.id).unwrap();
+    }
+    let rules = DrillRules {
+        schedule: Schedule::parse("0 4 * * *", TimeZone::UTC).unwrap(),
+        share: NonZeroU8::new(1).unwrap(),
+    };
+    for _ in 0..4 {
+        server.housekeeper().with_drills(Some(rules.clone())).drill_due().await;
+        world.clock.set(world.clock_now() + SignedDuration::from_hours(24));
+    }
+    let mut proven = Vec::new();
+    for pod in &pods {
+        proven.push(server.app.store.proof_fetch(*pod).await.unwrap().unwrap().proven.is_some());
+    }
+    assert_eq!(proven, [false, true, true]);
+}
+
+#[tokio::test]
 async fn p38_the_schedule_reads_packs_that_no_drill_restores() {
     let world = World::new(387);
     let server = world.server().await;

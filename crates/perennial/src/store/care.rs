@@ -1,5 +1,7 @@
 //! What drills found out about snapshots, and when the next are due.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::snapshot::Care;
@@ -21,13 +23,14 @@ pub struct Proof {
 }
 
 impl Store {
-    /// Lists what drills say about pods; those of which no snapshot was drilled are left out.
+    /// When a drill of each pod was begun last, whatever became of it; pods without one are left out.
     ///
     /// # Errors
     /// Why they could not be read.
-    pub async fn proofs(&self) -> Result<Vec<Proof>, StoreError> {
-        let select = Select::new("SELECT pod, drilled_at, snapshot, proven_at FROM proofs ORDER BY pod");
-        self.rows(select).await?.iter().map(proof).collect()
+    pub async fn drill_tries(&self) -> Result<HashMap<PodId, Timestamp>, StoreError> {
+        let what = "try of a drill";
+        let rows = self.rows(Select::new("SELECT pod, tried_at FROM drill_tries")).await?;
+        rows.iter().map(|row| Ok((parse(what, row.try_get(0)?)?, parse_time(what, row.try_get(1)?)?))).collect()
     }
 
     /// What drills say about a pod; `None` when no snapshot of it was drilled.
@@ -71,6 +74,19 @@ fn proof(row: &sqlx::any::AnyRow) -> Result<Proof, StoreError> {
         at => Some((parse(what, row.try_get(2)?)?, parse_time(what, at)?)),
     };
     Ok(Proof { pod: parse(what, row.try_get(0)?)?, drilled_at: parse_time(what, row.try_get(1)?)?, proven })
+}
+
+/// Records that a drill of a pod is begun.
+pub(super) async fn drill_try_upsert(tx: &mut AnyConnection, pod: PodId, at: Timestamp) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO drill_tries (pod, tried_at) VALUES ($1, $2) \
+         ON CONFLICT (pod) DO UPDATE SET tried_at = excluded.tried_at",
+    )
+    .bind(pod.to_string())
+    .bind(time(at))
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Changes what is known of a snapshot that is there, and nothing when it is not.

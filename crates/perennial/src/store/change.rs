@@ -11,7 +11,7 @@ use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, Connection as _, Row as _};
 
-use super::care::care_note;
+use super::care::{care_note, drill_try_upsert};
 use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
@@ -38,6 +38,8 @@ pub struct Change {
     pub snapshots: Vec<Snapshot>,
     /// What was found out about snapshots; one that is gone meanwhile stays gone.
     pub cares: Vec<(SnapshotId, Care)>,
+    /// Pods of which a drill is begun, and when.
+    pub drill_tries: Vec<(PodId, Timestamp)>,
     /// Removed.
     pub snapshots_gone: Vec<SnapshotId>,
     /// Inserted or replaced; one that has ended stays as it ended.
@@ -139,6 +141,9 @@ impl Change {
         for (snapshot, care) in &self.cares {
             care_note(tx, *snapshot, care).await?;
         }
+        for (pod, at) in &self.drill_tries {
+            drill_try_upsert(tx, *pod, *at).await?;
+        }
         for operation in &self.operations {
             operation_upsert(tx, operation).await?;
         }
@@ -161,6 +166,7 @@ impl Change {
             sqlx::query("DELETE FROM pods WHERE id = $1").bind(pod.to_string()).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM leases WHERE pod = $1").bind(pod.to_string()).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM proofs WHERE pod = $1").bind(pod.to_string()).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM drill_tries WHERE pod = $1").bind(pod.to_string()).execute(&mut *tx).await?;
         }
         // Last, because on Postgres the counter's row is locked from here to the commit.
         events_insert(tx, &self.events).await

@@ -1,6 +1,6 @@
 //! Drills that were asked for and those of the schedule, one at a time beside everything else.
 //!
-//! A turn of the schedule asks for drills of the pods that were not proven for the longest time, and reads a share of
+//! A turn of the schedule asks for drills of the pods that were not tried for the longest time, and reads a share of
 //! all packs, another one each time. It is recorded before it begins, and its drills are operations like any other,
 //! so a crash loses no more than that turn's reading, which comes round again. Damage is told, and
 //! repaired by whoever is told: nothing is moved in a repository while nobody looks.
@@ -10,7 +10,6 @@ use std::num::{NonZeroU8, NonZeroU64};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::pod::Pod;
 use perennial_core::progress::Progress;
@@ -109,18 +108,19 @@ impl Driller {
             return Ok(None);
         }
         let pods = self.candidates().await?;
-        let tenants = pods.iter().map(|(_, pod, _)| pod.tenant.clone()).collect();
+        let tenants = pods.iter().map(|(pod, _)| pod.tenant.clone()).collect();
         let count = (pods.len() * usize::from(rules.share.get())).div_ceil(100);
-        for (_, pod, snapshot) in pods.into_iter().take(count) {
+        for (pod, snapshot) in pods.into_iter().take(count) {
             self.ask(&pod, snapshot).await?;
         }
         let of = NonZeroU64::new(100_u64.div_ceil(u64::from(rules.share.get()))).unwrap_or(NonZeroU64::MIN);
         Ok(Some(((turn.unsigned_abs(), of), tenants)))
     }
 
-    /// Every pod with its newest verified snapshot, the longest unproven first.
-    async fn candidates(&self) -> Result<Vec<((Option<Timestamp>, Option<Timestamp>), Pod, SnapshotId)>, StoreError> {
-        let proofs = self.app.store.proofs().await?;
+    /// Every pod with its newest verified snapshot, the longest untried first: one whose drills prove nothing must not
+    /// keep the others waiting.
+    async fn candidates(&self) -> Result<Vec<(Pod, SnapshotId)>, StoreError> {
+        let tries = self.app.store.drill_tries().await?;
         let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };
         let mut page = Page::first(PAGE);
         let mut found = Vec::new();
@@ -128,9 +128,7 @@ impl Driller {
             let ids: Vec<PodId> = self.app.store.pod_heads(&filter, &page).await?.iter().map(|head| head.id).collect();
             for HeadedPod { pod, latest, .. } in self.app.store.pods_fetch_with_latest(&ids).await? {
                 let Some(latest) = latest.filter(Snapshot::is_restorable) else { continue };
-                let proof = proofs.iter().find(|proof| proof.pod == pod.id);
-                let proven = proof.and_then(|proof| proof.proven).map(|(_, at)| at);
-                found.push(((proven, proof.map(|proof| proof.drilled_at)), pod, latest.id));
+                found.push((pod, latest.id));
             }
             match ids.last() {
                 Some(last) if ids.len() == PAGE as usize => page.after = Some(last.to_string()),
@@ -138,14 +136,15 @@ impl Driller {
             }
         }
         // Never comes before any time.
-        found.sort_by_key(|(when, pod, _)| (*when, pod.id));
+        found.sort_by_key(|(pod, _)| (tries.get(&pod.id).copied(), pod.id));
         Ok(found)
     }
 
     async fn ask(&self, pod: &Pod, snapshot: SnapshotId) -> Result<(), StoreError> {
         if !self.app.store.operations_of_snapshot(snapshot).await?.is_empty() {
-            // It is being drilled or deleted already.
-            return Ok(());
+            // It is being drilled or deleted already, and that was its turn.
+            let drill_tries = vec![(pod.id, self.app.clock.now())];
+            return self.app.store.commit(Change { drill_tries, ..Change::default() }).await;
         }
         let caller = Caller { actor: ACTOR.to_owned(), ..Caller::admin() };
         let operation = self.app.drill_of(pod, snapshot, &caller);
@@ -216,7 +215,9 @@ impl Driller {
         };
         if operation.state == OperationState::Pending {
             operation.state = OperationState::Running;
-            self.app.store.commit(Change { operations: vec![operation.clone()], ..Change::default() }).await?;
+            let drill_tries = vec![(operation.pod, self.app.clock.now())];
+            let operations = vec![operation.clone()];
+            self.app.store.commit(Change { operations, drill_tries, ..Change::default() }).await?;
         }
         let interrupt = async {
             let _ = stopped.wait_for(|stop| *stop).await;
