@@ -5,8 +5,8 @@
 mod world;
 
 use std::num::NonZeroU8;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
@@ -183,6 +183,48 @@ async fn a_drill_is_asked_for_once_can_be_cancelled_and_holds_its_snapshot() {
     server.housekeeper().drill_due().await;
     assert_eq!(server.operation(asked_before.id).await.state, OperationState::Succeeded);
     assert_eq!(std::fs::read_dir(world.scratch()).unwrap().count(), 0);
+}
+
+/// Holds the first read of the repository until it is opened.
+#[derive(Debug, Default)]
+struct Gate {
+    closed: AtomicBool,
+    reached: tokio::sync::Notify,
+    open: (Mutex<bool>, Condvar),
+}
+
+impl Tap for Gate {
+    fn at(&self, site: &str, _moment: Moment) -> Verdict {
+        if site == "repository.read" && self.closed.swap(false, Ordering::SeqCst) {
+            self.reached.notify_one();
+            drop(self.open.1.wait_while(self.open.0.lock().unwrap(), |open| !*open).unwrap());
+        }
+        Verdict::Go
+    }
+}
+
+#[tokio::test]
+async fn a_drill_that_is_cancelled_while_another_is_in_work_is_not_begun() {
+    let world = World::new(389);
+    let gate = Arc::new(Gate::default());
+    let server = world.server_with(gate.clone()).await;
+    let (pod, first) = pod_with_snapshot(&world, &server).await;
+    world.engine.write(pod, "/srv/work", "two").unwrap();
+    server.succeed(server.snapshot(pod).await).await;
+    let second = server.snapshots(pod).await.into_iter().find(|row| row.id != first).unwrap().id;
+    let (in_work, waiting) = (asked(&server, first).await, asked(&server, second).await);
+    gate.closed.store(true, Ordering::SeqCst);
+    let housekeeper = server.housekeeper();
+    tokio::join!(housekeeper.drill_due(), async {
+        gate.reached.notified().await;
+        server.app.cancel(Request::new(&Caller::admin()), waiting.id).await.unwrap();
+        *gate.open.0.lock().unwrap() = true;
+        gate.open.1.notify_all();
+    });
+    assert_eq!(server.operation(in_work.id).await.state, OperationState::Succeeded);
+    assert_eq!(server.operation(waiting.id).await.state, OperationState::Cancelled);
+    assert!(row(&server, first).await.drilled_at.is_some());
+    assert_eq!(row(&server, second).await.drilled_at, None);
 }
 
 #[tokio::test]

@@ -219,6 +219,10 @@ impl Driller {
             let operations = vec![operation.clone()];
             self.app.store.commit(Change { operations, drill_tries, ..Change::default() }).await?;
         }
+        // It may have been cancelled while others were drilled; what has ended stays as it ended.
+        if self.app.store.operation_fetch(operation.id).await?.is_none_or(|now| now.state.is_terminal()) {
+            return Ok(());
+        }
         let interrupt = async {
             let _ = stopped.wait_for(|stop| *stop).await;
             self.reconciler.drill_cancel(operation.id);
