@@ -347,3 +347,32 @@ fn pieces(sorted: &[Found]) -> Vec<&[Found]> {
     }
     pieces
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::MemoryBackend;
+    use crate::password::{KeyCost, Password};
+
+    #[test]
+    fn a_name_of_different_copies_is_refused_and_is_no_damage() {
+        let backend = Arc::new(MemoryBackend::new());
+        let repository = Repository::init(backend, &Password::new("x"), KeyCost::Test).expect("a repository");
+        let original = SnapshotFileId(Id::of(b"original"));
+        let save = |tree: &[u8], hostname: &str| {
+            let (original, tree) = (original.to_string(), Id::of(tree).to_string());
+            let time = "2026-01-02T03:04:05Z";
+            let file = serde_json::json!({"time": time, "tree": tree, "original": original, "hostname": hostname});
+            repository.inner.save_json(FileKind::Snapshot, &file).expect("written")
+        };
+        // Tagged anew it holds the same; rewritten it does not.
+        let same = [save(b"one", "a"), save(b"one", "b")];
+        let found = repository.snapshot(original).expect("found").id;
+        assert_eq!(Some(&found.0), same.iter().min());
+        save(b"two", "a");
+        let error = repository.snapshot(original).expect_err("refused");
+        assert!(matches!(error, Error::InvalidRequest(_)) && !error.is_damage(), "{error:?}");
+    }
+}

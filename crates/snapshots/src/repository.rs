@@ -4,7 +4,7 @@
 //! runs. Between operations other programs may add and remove files, so every operation that counts on what the
 //! repository holds refreshes the index after it took its lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -56,7 +56,8 @@ pub(crate) struct Inner {
 #[derive(Default)]
 struct Copies {
     seen: HashSet<Id>,
-    by_original: HashMap<Id, Id>,
+    /// Each with its tree.
+    by_original: HashMap<Id, BTreeMap<Id, Id>>,
 }
 
 /// Who takes the locks.
@@ -409,7 +410,7 @@ impl Inner {
                 Ok(file) => {
                     copies.seen.insert(*id);
                     if let Some(first) = file.original {
-                        copies.by_original.insert(first, *id);
+                        copies.by_original.entry(first).or_default().insert(*id, file.tree);
                     }
                 }
                 Err(Error::Damaged { .. }) => {}
@@ -417,7 +418,15 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        Ok(copies.by_original.get(&original.0).copied().filter(|copy| listed.contains(copy)).map(SnapshotFileId))
+        // Of several that hold the same, it is the same one every time.
+        let mut there =
+            copies.by_original.get(&original.0).into_iter().flatten().filter(|(id, _)| listed.contains(*id));
+        let Some((first, tree)) = there.next() else { return Ok(None) };
+        if there.any(|(_, other)| other != tree) {
+            let text = format!("different snapshots say that they are copies of {original}: name one of them");
+            return Err(Error::InvalidRequest(text));
+        }
+        Ok(Some(SnapshotFileId(*first)))
     }
 
     /// Lists the packs with their sizes.

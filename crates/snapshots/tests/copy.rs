@@ -428,3 +428,29 @@ fn whoever_knows_an_original_by_name_finds_its_copy_where_that_took_its_place() 
     assert_eq!(to.find(&[]).unwrap().iter().map(|info| info.id).collect::<Vec<_>>(), [next.snapshot.unwrap()]);
     to.forget(&[first]).unwrap();
 }
+
+#[test]
+fn of_several_copies_the_same_is_found_every_time() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    small_tree(&source);
+    let (_, from) = memory();
+    let first = archive(&from, &source).snapshot.unwrap();
+    // The same one, by two ways.
+    let (one, two) = (memory().1, memory().1);
+    let (backend, to) = memory();
+    copy(&one, &from);
+    copy(&two, &from);
+    let mut copies = vec![copy(&to, &one).snapshots[0].1];
+    let file = backend.read(FileKind::Snapshot, copies[0].0).unwrap();
+    backend.remove(FileKind::Snapshot, copies[0].0).unwrap();
+    copies.push(copy(&to, &two).snapshots[0].1);
+    backend.write(FileKind::Snapshot, copies[0].0, &file).unwrap();
+    copies.sort();
+    for _ in 0..20 {
+        let to = open(Arc::new(backend.clone()));
+        assert_eq!(to.snapshot(first).unwrap().id, copies[0]);
+    }
+    to.forget(&copies[..1]).unwrap();
+    assert_eq!(to.snapshot(first).unwrap().id, copies[1]);
+}
