@@ -423,10 +423,12 @@ fn whoever_knows_an_original_by_name_finds_its_copy_where_that_took_its_place() 
     let parents = vec![Parent::Snapshot(first)];
     let next = to.archive(&ArchiveRequest { parents, ..request(&source) }, &Progress::default()).unwrap();
     assert!(next.read_bytes < 1_000_000, "{next:?}");
+    // A forget means what is called so here: the same call again must not take a copy, too.
     to.forget(&[first]).unwrap();
+    assert_eq!(to.snapshot(first).unwrap().id, copied);
+    to.forget(&[copied]).unwrap();
     assert!(matches!(to.snapshot(first), Err(Error::NotFound { .. })));
     assert_eq!(to.find(&[]).unwrap().iter().map(|info| info.id).collect::<Vec<_>>(), [next.snapshot.unwrap()]);
-    to.forget(&[first]).unwrap();
 }
 
 #[test]

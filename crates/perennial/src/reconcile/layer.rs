@@ -155,8 +155,17 @@ impl Reconciler {
         }
         let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
         let forgotten = blocking(move || {
-            let ids: Vec<SnapshotFileId> = dropped.iter().map(|id| parse_id(id)).collect::<Result<_, _>>()?;
-            Ok(repositories.open(&tenant)?.forget(&ids)?)
+            let repository = repositories.open(&tenant)?;
+            let mut ids = Vec::new();
+            for id in dropped {
+                // In a repository that took another's place it is called otherwise.
+                match repository.snapshot(parse_id(&id)?) {
+                    Ok(info) => ids.push(info.id),
+                    Err(perennial_snapshots::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(repository.forget(&ids)?)
         });
         if let Err(error) = forgotten.await {
             tracing::debug!(pod = %view.pod.id, ?error, "forget a capture of the system layer");

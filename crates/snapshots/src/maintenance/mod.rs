@@ -26,7 +26,8 @@ pub enum Mode {
 }
 
 impl Repository {
-    /// Removes snapshot files; one that is gone already is fine. What they needed stays until [`prune`](Self::prune).
+    /// Removes snapshot files; one that is gone already is fine. Only what is called so here goes, and never a copy by its
+    /// original's name: the same call again would take one more. What they needed stays until [`prune`](Self::prune).
     ///
     /// Others may work on the repository meanwhile: whoever reads or builds on one of these snapshots keeps what it
     /// needs, because only a prune takes that away, and a prune waits for everybody.
@@ -37,7 +38,6 @@ impl Repository {
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         for id in snapshots {
             guard.ensure()?;
-            let id = self.inner.name_here(*id)?;
             self.inner.backend.remove(FileKind::Snapshot, id.0)?;
         }
         Ok(())
