@@ -129,13 +129,15 @@ pub enum Error {
         what: String,
     },
     /// There is no room for what was to be done, which was not begun.
-    #[error("{} has {free} bytes free, and {needed} are needed", path.display())]
+    #[error("{} has {free} {of} free, and {needed} are needed", path.display())]
     NoSpace {
         /// Where.
         path: PathBuf,
-        /// Bytes that are needed.
+        /// Of what: "bytes" or "inodes".
+        of: &'static str,
+        /// So many are needed.
         needed: u64,
-        /// Bytes that are free.
+        /// So many are free.
         free: u64,
     },
     /// The restore's target has content and the request demands an empty one.

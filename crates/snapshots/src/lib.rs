@@ -59,7 +59,7 @@ pub use archive::{Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
 pub use copy::Copied;
-pub use drill::{DrillPart, Drilled};
+pub use drill::{DrillPart, Drilled, Room};
 pub use error::{Error, Result};
 pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};

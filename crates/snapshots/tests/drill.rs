@@ -67,14 +67,16 @@ impl Backend for Cached {
     }
 }
 
-fn drill_in(repo: &Repository, snapshot: SnapshotFileId, scratch: &Path, free: u64) -> Result<Drilled> {
+const ROOM: Room = Room { bytes: u64::MAX, inodes: u64::MAX };
+
+fn drill_in(repo: &Repository, snapshot: SnapshotFileId, scratch: &Path, free: Room) -> Result<Drilled> {
     let result = repo.drill(snapshot, scratch, &|_| Ok(free), &Progress::default());
     assert_eq!(fs::read_dir(scratch).unwrap().count(), 0, "what was restored is removed");
     result
 }
 
 fn drill(repo: &Repository, snapshot: SnapshotFileId) -> Result<Drilled> {
-    drill_in(repo, snapshot, scratch().path(), u64::MAX)
+    drill_in(repo, snapshot, scratch().path(), ROOM)
 }
 
 /// One of everything, and an overlay's upper layer with deletions.
@@ -263,14 +265,21 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     let dir = scratch();
     let (backend, repo, archived) = all_of_it(dir.path());
     let snapshot = archived.snapshot.unwrap();
-    let needs = repo.drill_parts(snapshot, &Progress::default()).unwrap().iter().map(|part| part.needs).max().unwrap();
+    let parts = repo.drill_parts(snapshot, &Progress::default()).unwrap();
+    let most = |of: fn(Room) -> u64| parts.iter().map(|part| of(part.needs)).max().unwrap();
+    let (bytes, inodes) = (most(|room| room.bytes), most(|room| room.inodes));
     // Holes take up no room: 64 MiB of the corpus are one.
-    assert!((5 << 20..30 << 20).contains(&needs), "{needs}");
-    let error = drill_in(&repo, snapshot, scratch().path(), needs - 1).unwrap_err();
+    assert!((5 << 20..30 << 20).contains(&bytes), "{bytes}");
+    let archived = archived.counts;
+    assert!(inodes > 10 && inodes <= archived.files + archived.dirs + 20, "{inodes} {archived:?}");
+    let error = drill_in(&repo, snapshot, scratch().path(), Room { bytes, inodes: inodes - 1 }).unwrap_err();
+    assert!(error.to_string().contains("inodes free"), "{error}");
+    let error = drill_in(&repo, snapshot, scratch().path(), Room { bytes: bytes - 1, inodes }).unwrap_err();
+    assert!(error.to_string().contains("bytes free"), "{error}");
     assert!(matches!(error, Error::NoSpace { .. }) && !error.is_damage() && error.is_retryable(), "{error:?}");
-    drill_in(&repo, snapshot, scratch().path(), needs).unwrap();
+    drill_in(&repo, snapshot, scratch().path(), Room { bytes, inodes }).unwrap();
     // A full disk, and a store that fails.
-    let full = |_: &Path| Err(Error::NoSpace { path: "/".into(), needed: 1, free: 0 });
+    let full = |_: &Path| Err(Error::NoSpace { path: "/".into(), of: "bytes", needed: 1, free: 0 });
     assert!(!repo.drill(snapshot, scratch().path(), &full, &Progress::default()).unwrap_err().is_damage());
     for k in 0..40 {
         let faulty = FaultyBackend::new(Arc::new(backend.snapshot()), Fault::Error, false);
@@ -283,6 +292,6 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     }
     let cancelled = Progress::default();
     cancelled.cancel();
-    let error = repo.drill(snapshot, scratch().path(), &|_| Ok(u64::MAX), &cancelled).unwrap_err();
+    let error = repo.drill(snapshot, scratch().path(), &|_| Ok(ROOM), &cancelled).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
 }

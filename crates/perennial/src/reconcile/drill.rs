@@ -5,7 +5,7 @@ use std::path::Path;
 use perennial_core::id::OperationId;
 use perennial_core::operation::Problem;
 use perennial_core::snapshot::Snapshot;
-use perennial_snapshots::{Drilled, Error, Verify};
+use perennial_snapshots::{Drilled, Error, Room, Verify};
 
 use super::images::blocking;
 use super::layer::parse_id;
@@ -97,15 +97,18 @@ fn of_drill(error: Error) -> Result<String, StepError> {
     if error.is_damage() { Ok(describe(&error)) } else { Err(error.into()) }
 }
 
-/// Bytes that a drill may take up.
-fn free_space(path: &Path) -> Result<u64, Error> {
+/// What a drill may take up.
+fn free_space(path: &Path) -> Result<Room, Error> {
     let stat = rustix::fs::statvfs(path).map_err(|source| Error::Io {
         doing: "look at the free space of",
         path: path.to_owned(),
         source: source.into(),
     })?;
-    let kept = stat.f_blocks / KEPT_FREE;
-    Ok(stat.f_bavail.saturating_sub(kept).saturating_mul(stat.f_frsize))
+    let left = |free: u64, all: u64| free.saturating_sub(all / KEPT_FREE);
+    let bytes = left(stat.f_bavail, stat.f_blocks).saturating_mul(stat.f_frsize);
+    // Of none at all the file system makes them as it needs them.
+    let inodes = if stat.f_files == 0 { u64::MAX } else { left(stat.f_favail, stat.f_files) };
+    Ok(Room { bytes, inodes })
 }
 
 impl From<StepError> for Unproven {

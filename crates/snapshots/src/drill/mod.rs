@@ -50,8 +50,17 @@ pub struct DrillPart {
     pub path: String,
     /// Its removed list, when it is of an overlay.
     pub list: Option<String>,
-    /// Bytes that it takes up when it is restored, at most.
-    pub needs: u64,
+    /// What it takes up when it is restored, at most.
+    pub needs: Room,
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// Inodes; of a file system that makes them when they are needed, [`u64::MAX`] are free.
+    pub inodes: u64,
 }
 
 impl Repository {
@@ -102,7 +111,7 @@ impl Repository {
 
     /// Restores every part of a snapshot below an empty directory and compares it; what was restored is removed again.
     ///
-    /// `space` tells how many bytes are free there; a part is begun only when it fits.
+    /// `space` tells what is free there; a part is begun only when it fits.
     ///
     /// # Errors
     /// [`Error::Differs`], [`Error::Damaged`], [`Error::MissingBlob`], [`Error::Mismatch`], [`Error::InvalidContent`]
@@ -112,7 +121,7 @@ impl Repository {
         &self,
         snapshot: SnapshotFileId,
         scratch: &Path,
-        space: &dyn Fn(&Path) -> Result<u64>,
+        space: &dyn Fn(&Path) -> Result<Room>,
         progress: &Progress,
     ) -> Result<Drilled> {
         self.drilled(snapshot, scratch, space, progress).map_err(|error| self.inner.judged(error))
@@ -122,15 +131,18 @@ impl Repository {
         &self,
         snapshot: SnapshotFileId,
         scratch: &Path,
-        space: &dyn Fn(&Path) -> Result<u64>,
+        space: &dyn Fn(&Path) -> Result<Room>,
         progress: &Progress,
     ) -> Result<Drilled> {
         self.drop_what_is_cached(snapshot, progress)?;
         let mut drilled = Drilled::default();
         for part in self.drill_parts(snapshot, progress)? {
             let free = space(scratch)?;
-            if part.needs > free {
-                return Err(Error::NoSpace { path: scratch.to_owned(), needed: part.needs, free });
+            let needs = part.needs;
+            for (of, needed, free) in [("bytes", needs.bytes, free.bytes), ("inodes", needs.inodes, free.inodes)] {
+                if needed > free {
+                    return Err(Error::NoSpace { path: scratch.to_owned(), of, needed, free });
+                }
             }
             let target = scratch.join(PART);
             let done = self
@@ -250,24 +262,25 @@ impl Repository {
 }
 
 /// What a tree takes up when it is restored, at most: holes do not count, nor does a hard link's content twice.
-fn needs(reader: &Reader<'_>, tree: crate::id::Id, path: &str, progress: &Progress) -> Result<u64> {
+fn needs(reader: &Reader<'_>, tree: crate::id::Id, path: &str, progress: &Progress) -> Result<Room> {
     let zeros = crate::archive::ZEROS.1;
-    let mut bytes = PER_ENTRY;
+    let mut room = Room { bytes: PER_ENTRY, inodes: 1 };
     let mut links = HashSet::new();
     let mut stack = vec![(tree, path.to_owned())];
     while let Some((tree, path)) = stack.pop() {
         progress.check()?;
         for node in reader.load_tree(tree, &path)? {
-            bytes += PER_ENTRY;
+            room.bytes += PER_ENTRY;
             if let Some(subtree) = node.subtree {
                 stack.push((subtree, format!("{path}/{}", String::from_utf8_lossy(&node.name))));
             }
             let first = node.link_key().is_none_or(|key| links.insert(key));
+            room.inodes += u64::from(first);
             if node.kind == NodeKind::File && first {
                 let holes = node.content.iter().filter(|blob| **blob == zeros).count() as u64;
-                bytes += node.size.saturating_sub(holes * crate::archive::ZEROS.0.len() as u64);
+                room.bytes += node.size.saturating_sub(holes * crate::archive::ZEROS.0.len() as u64);
             }
         }
     }
-    Ok(bytes)
+    Ok(room)
 }
