@@ -18,6 +18,7 @@
 //! | `drill` | a snapshot is proven by restoring it |
 //! | `browse` | looking into a snapshot without restoring it |
 //! | `copy` | snapshots into another repository |
+//! | `trees` | trees of what is no directory |
 //! | `maintenance` | forget, prune, check, repair |
 //! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
@@ -51,6 +52,7 @@ mod repository;
 mod request;
 mod restore;
 mod spool;
+mod trees;
 mod uploader;
 mod verify;
 mod wire;
@@ -76,4 +78,5 @@ pub use request::{
 };
 pub use restore::{Existing, Removals, RestoreRequest, Restored};
 pub use spool::SpoolLimits;
+pub use trees::{TreeWriter, WrittenTrees};
 pub use verify::{Verified, Verify};
