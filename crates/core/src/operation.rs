@@ -27,6 +27,8 @@ pub enum OperationKind {
     Restore,
     /// Takes a snapshot.
     Snapshot,
+    /// Makes a snapshot of an archive.
+    SnapshotImport,
     /// Deletes a snapshot.
     SnapshotDelete,
     /// Restores a snapshot into scratch and compares.
@@ -61,6 +63,7 @@ impl OperationKind {
             Self::Reset => "reset",
             Self::Restore => "restore",
             Self::Snapshot => "snapshot",
+            Self::SnapshotImport => "snapshot-import",
             Self::SnapshotDelete => "snapshot-delete",
             Self::SnapshotDrill => "snapshot-drill",
             Self::Archive => "archive",

@@ -204,6 +204,13 @@ pub enum Work {
         /// Losses its owner accepted.
         accepted: Option<Acceptance>,
     },
+    /// Makes a snapshot of an archive that was received; nothing of the pod changes.
+    Import {
+        /// Which.
+        snapshot: SnapshotId,
+        /// What was asked for.
+        import: Import,
+    },
     /// Destroys everything.
     Purge {
         /// Who confirmed it by name.
@@ -239,6 +246,17 @@ pub enum Identity {
     Renewed,
     /// It stays that of the source.
     Kept,
+}
+
+/// What becomes of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Import {
+    /// The path of the pod that it belongs below; `None` for an archive of the whole pod.
+    pub into: Option<String>,
+    /// Whether devices in it are taken.
+    pub allow_devices: bool,
+    /// What its owner says about it; may be empty.
+    pub comment: String,
 }
 
 /// A statement about a pod that people and programs can act on.

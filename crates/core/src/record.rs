@@ -481,7 +481,10 @@ fn end_task(pod: &mut Pod, problem: Option<&Problem>) -> Consequences {
     if matches!(task.work, Work::Snapshot { .. }) {
         pod.snapshot_failed = problem.cloned();
     }
-    pod.failed = problem.cloned();
+    // An archive that cannot be taken says nothing about the pod.
+    if !matches!(task.work, Work::Import { .. }) {
+        pod.failed = problem.cloned();
+    }
     Consequences {
         ended: vec![Ended { operation: task.operation, problem: problem.cloned() }],
         ..Consequences::default()

@@ -216,8 +216,8 @@ pub fn decide(
 ) -> Vec<Decision> {
     let counted = || snapshots.iter().filter(|s| is_whole(s) && life.has(s));
     let whole: BTreeSet<(Timestamp, SnapshotId)> = counted().map(dated_key).collect();
-    let is_capture = |s: &Snapshot| s.is_restorable() && s.kind != SnapshotKind::Composed;
-    let newest_verified = snapshots.iter().filter(|s| is_capture(s) && life.has(s)).map(dated_key).max();
+    let newest_verified =
+        snapshots.iter().filter(|s| s.is_restorable() && s.is_capture() && life.has(s)).map(dated_key).max();
     let safe_from = whole.last().map_or(life.now, |(at, _)| *at).checked_sub(SAFETY).unwrap_or(Timestamp::MIN);
     let is_safety = |s: &Snapshot| s.kind == SnapshotKind::Safety && instant(s) >= safe_from;
     let floor: BTreeSet<SnapshotId> = whole.iter().rev().take(keep.minimum as usize).map(|(_, id)| *id).collect();
@@ -249,6 +249,9 @@ pub fn decide(
             SnapshotState::Failed => None,
             SnapshotState::Verified if !snapshot.losses.is_empty() => {
                 Some("its owner accepted losses: delete it by hand")
+            }
+            SnapshotState::Verified if snapshot.kind == SnapshotKind::Imported => {
+                Some("imported: kept until it is deleted by hand")
             }
             SnapshotState::Verified if !life.has(snapshot) => Some("its time cannot be: a clock was wrong"),
             SnapshotState::Verified if snapshot.kind == SnapshotKind::Composed && !has_newer(snapshot) => {
@@ -309,14 +312,14 @@ impl Group {
         match (kind, manual) {
             (SnapshotKind::Scheduled, _) | (SnapshotKind::Manual, Manual::Rotated) => Self::Scheduled,
             (SnapshotKind::Final | SnapshotKind::Safety | SnapshotKind::Composed, _) => Self::OfStops,
-            (SnapshotKind::Manual, Manual::Kept) => Self::ByHand,
+            (SnapshotKind::Manual, Manual::Kept) | (SnapshotKind::Imported, _) => Self::ByHand,
         }
     }
 }
 
 /// Whether it is of one instant of the pod, with nothing missing: only such a one replaces another.
 fn is_whole(snapshot: &Snapshot) -> bool {
-    snapshot.is_restorable() && snapshot.losses.is_empty() && snapshot.kind != SnapshotKind::Composed
+    snapshot.is_restorable() && snapshot.is_capture() && snapshot.losses.is_empty()
 }
 
 fn instant(snapshot: &Snapshot) -> Timestamp {

@@ -19,6 +19,8 @@ pub enum SnapshotKind {
     Safety,
     /// Put together out of others for a restore of parts or a clone: nobody's instant, and never a proof.
     Composed,
+    /// No capture: made of an archive that somebody sent. It proves nothing about the pod's own data.
+    Imported,
 }
 
 /// How far a snapshot has come: `pending → uploaded → verified`, or `failed`.
@@ -174,6 +176,12 @@ impl Snapshot {
             Care::Proven(at) => (self.proven_at, self.drilled_at, self.damage) = (Some(at), Some(at), None),
             Care::Damaged(at, what) => (self.proven_at, self.drilled_at, self.damage) = (None, Some(at), Some(what)),
         }
+    }
+
+    /// Whether it is of the pod's own data at an instant, neither put together nor of an archive from elsewhere.
+    #[must_use]
+    pub const fn is_capture(&self) -> bool {
+        !matches!(self.kind, SnapshotKind::Composed | SnapshotKind::Imported)
     }
 
     /// Whether data can be brought back from it.

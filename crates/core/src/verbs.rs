@@ -10,7 +10,7 @@
 //! | stop | stop | joins it | nothing to do | refused |
 //! | restart, snapshot | queued (restart: only running) | refused | refused | refused |
 //! | clone | from a new snapshot | refused | from its final one | refused (from a snapshot that is named: made) |
-//! | reset, restore | queued | queued | queued | refused |
+//! | reset, restore, import | queued | queued | queued | refused |
 //! | archive, delete | releases and hides | replaces the stop | hides | delete after archive only |
 //! | undelete | refused | refused | refused | to stopped |
 //! | purge | destroys | destroys | destroys | destroys |
@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::id::{OperationId, SnapshotId};
 use crate::operation::{Operation, OperationKind, OperationState};
 use crate::parts::Parts;
-use crate::pod::{Acceptance, Composed, CrashLoop, Desired, Goal, Phase, Pod, Retry, Task, Trash, Work};
+use crate::pod::{Acceptance, Composed, CrashLoop, Desired, Goal, Import, Phase, Pod, Retry, Task, Trash, Work};
 use crate::progress::ProgressReading;
 use crate::snapshot::{Snapshot, SnapshotKind};
 use crate::spec::{OnStop, PodSpec};
@@ -179,7 +179,7 @@ fn aim(pod: &Pod, desired: Desired, kind: OperationKind, accepted: Option<Accept
                 }
                 desired.releases_host()
             }
-            Work::Replace { .. } | Work::Purge { .. } => false,
+            Work::Replace { .. } | Work::Import { .. } | Work::Purge { .. } => false,
         };
         if pointless {
             superseded.push(Superseded { operation: task.operation, state: OperationState::Cancelled });
@@ -411,6 +411,30 @@ pub fn scheduled_snapshot(pod: &Pod, id: SnapshotId, until: Timestamp, order: &O
     Ok(decision)
 }
 
+/// Makes a snapshot of an archive that was received; nothing of the pod changes by it.
+///
+/// # Errors
+/// [`Error::Conflict`] when the pod is archived, deleted or being purged, or has never had an image.
+pub fn import(pod: &Pod, id: SnapshotId, import: Import, order: &Order) -> Result<Decision, Error> {
+    require_living(pod)?;
+    if pod.image.is_none() {
+        return Err(Error::conflict(
+            "pod-without-image",
+            "the pod was never started, so nobody knows what its image has",
+            "start it once: perennial pod start",
+        ));
+    }
+    let mut decision = push(pod, OperationKind::SnapshotImport, Work::Import { snapshot: id, import }, order)?;
+    // What went wrong with the pod itself stays visible, and a failed step waits for its own time.
+    decision.pod.failed.clone_from(&pod.failed);
+    decision.pod.retry.clone_from(&pod.retry);
+    decision.snapshot = Some(Snapshot::pending(id, pod.id, pod.tenant.clone(), SnapshotKind::Imported, order.now));
+    if let Answer::New(operation) = &mut decision.answer {
+        operation.snapshot = Some(id);
+    }
+    Ok(decision)
+}
+
 /// Destroys the pod, its data and its snapshots; everything else in work ends.
 ///
 /// # Errors
@@ -507,7 +531,7 @@ pub fn cancel(pod: &Pod, target: &Operation, now: Timestamp) -> Result<Cancelled
     let Some(position) = next.tasks.iter().position(|t| t.operation == target.id) else { return Err(committed()) };
     match &next.tasks[position].work {
         Work::Purge { .. } | Work::Replace { switched: true, .. } => return Err(committed()),
-        Work::Snapshot { snapshot, .. } => dropped.push(*snapshot),
+        Work::Snapshot { snapshot, .. } | Work::Import { snapshot, .. } => dropped.push(*snapshot),
         Work::Replace { safety, new, composed, .. } => {
             dropped.extend(*safety);
             dropped.extend(composed.map(|c| c.snapshot));
@@ -533,7 +557,7 @@ pub fn depends_on(pod: &Pod, snapshot: SnapshotId) -> bool {
                 || *safety == Some(snapshot)
                 || composed.as_ref().is_some_and(composes)
         }
-        Work::Snapshot { snapshot: taken, .. } => *taken == snapshot,
+        Work::Snapshot { snapshot: taken, .. } | Work::Import { snapshot: taken, .. } => *taken == snapshot,
         Work::Restart { .. } | Work::Purge { .. } => false,
     };
     let of_fork = pod.fork.and_then(|fork| fork.composed);

@@ -5,6 +5,7 @@
 
 mod args;
 mod drills;
+mod imports;
 mod keys;
 mod repository;
 mod snapshots;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use args::{EngineKind, LogForm, ServeArgs, VolumeAccess};
 pub use drills::DrillSection;
+pub use imports::ImportSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
 use repository::FileRepository;
@@ -54,6 +56,8 @@ struct File {
     keys: FileKeys,
     #[serde(default)]
     snapshots: SnapshotSection,
+    #[serde(default)]
+    imports: ImportSection,
     #[serde(default)]
     server: FileServer,
 }
@@ -161,6 +165,9 @@ pub struct Config {
     /// When snapshots are proven by restoring them.
     #[serde(skip_serializing_if = "DrillSection::is_empty")]
     pub drills: DrillSection,
+    /// How much an archive may be that becomes a snapshot.
+    #[serde(skip_serializing_if = "ImportSection::is_empty")]
+    pub imports: ImportSection,
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
@@ -258,6 +265,7 @@ impl Config {
             keys: KeysSection::load(args, file.keys)?,
             snapshots: file.snapshots,
             drills: file.drills,
+            imports: file.imports,
             server: ServerSection {
                 tls: TlsFiles::both(
                     args.tls_cert.clone().or(file.server.tls.cert),

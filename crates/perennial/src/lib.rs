@@ -9,6 +9,7 @@ pub mod config;
 pub mod crypto;
 pub mod fault;
 mod identity;
+pub mod import;
 pub mod keys;
 pub mod library;
 pub mod mover;

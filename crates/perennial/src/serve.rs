@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::api::{self, Tokens};
 use crate::config::{Config, ConfigError, EngineKind, RepositorySection, VolumeAccess};
 use crate::fault::process_tap;
+use crate::import::Spool;
 use crate::keys::{KeyError, Keyring};
 use crate::library::Library;
 use crate::reconcile::controller::Waker;
@@ -182,6 +183,7 @@ impl Running {
         let waker = Waker::default();
         let (deletions, inbox) = tasks::deletions();
         let repositories = Repositories::configured(keys.clone(), &config.repository, tap);
+        let imports = Spool::new(directory.path(), config.imports.limits());
         let reconciler = Arc::new(Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
@@ -191,6 +193,7 @@ impl Running {
             Settings {
                 policy: Policy::default(),
                 scratch: directory.path().join("scratch"),
+                imports: imports.clone(),
                 holder: directory.server_id().to_owned(),
                 installation: store.installation().to_string(),
             },
@@ -206,6 +209,7 @@ impl Running {
             }),
             remover: Arc::new(deletions),
             library: Library::new(repositories),
+            imports,
             settings: Arc::new(AppSettings {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),

@@ -172,6 +172,11 @@ pub enum Action {
         /// Losses the owner accepted.
         accepted: Vec<String>,
     },
+    /// Make the snapshot out of the archive that was received for it.
+    Import {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
     /// Read back what the capture wrote.
     Verify {
         /// The snapshot.
@@ -264,7 +269,7 @@ pub fn referenced_snapshots(pod: &Pod) -> Vec<SnapshotId> {
                 ids.extend(composed.iter().flat_map(|c| [c.snapshot, c.base]));
                 ids.extend(of_origin(origin));
             }
-            Work::Snapshot { snapshot, .. } => ids.push(*snapshot),
+            Work::Snapshot { snapshot, .. } | Work::Import { snapshot, .. } => ids.push(*snapshot),
             Work::Restart { .. } | Work::Purge { .. } => {}
         }
     }
@@ -311,6 +316,12 @@ fn decide(input: &Input<'_>) -> Next {
         && container.state == ContainerState::Frozen
     {
         return Next::Act(Action::Unfreeze { container: container.id.clone() });
+    }
+    // It needs nothing of the pod, so no trouble with the pod is a reason to wait; what is wanted of the pod goes first.
+    if let Some(Work::Import { snapshot, .. }) = first
+        && input.pod.goal.is_none()
+    {
+        return work::import(input, *snapshot);
     }
     if !input.observed.foreign.is_empty() {
         return Next::Blocked(foreign_writer(&input.observed.foreign));

@@ -508,3 +508,17 @@ fn a_clone_waits_for_its_source_and_starts_from_nothing_but_its_own() {
         Next::Act(Action::AllocateSet { origin: own })
     );
 }
+
+#[test]
+fn law_1_an_imported_snapshot_proves_nothing() {
+    let pod = stopping(pod());
+    let imported = Snapshot {
+        kind: SnapshotKind::Imported,
+        set: None,
+        generation: 0,
+        grade: None,
+        writer: None,
+        ..verified(&pod)
+    };
+    assert!(!deletes(&next(&pod, &observed(Some(ContainerState::Exited { code: None, oom: false })), &[imported])));
+}

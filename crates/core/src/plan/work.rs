@@ -19,7 +19,25 @@ pub(super) fn one_time(input: &Input<'_>, wake: Option<Timestamp>) -> Next {
             "the pod is not meant to run, so it cannot be restarted".to_owned(),
             "start it: perennial pod start",
         )),
+        Some(Work::Import { snapshot, .. }) => import(input, *snapshot),
         Some(Work::Replace { .. } | Work::Purge { .. }) | None => Next::Settled { wake },
+    }
+}
+
+/// Makes a snapshot of what was received.
+pub(super) fn import(input: &Input<'_>, id: crate::id::SnapshotId) -> Next {
+    let Some(row) = snapshot(input, id) else {
+        return Next::Blocked(problem("snapshot-gone", format!("snapshot {id} was deleted"), ""));
+    };
+    match row.state {
+        SnapshotState::Pending => Next::Act(Action::Import { snapshot: id }),
+        SnapshotState::Uploaded => Next::Act(Action::Verify { snapshot: id }),
+        SnapshotState::Verified => Next::Act(Action::Record(Record::TaskDone)),
+        SnapshotState::Failed => Next::Blocked(problem(
+            "snapshot-failed",
+            row.error.clone().unwrap_or_else(|| "the import failed".to_owned()),
+            "mend the cause and send the archive again",
+        )),
     }
 }
 

@@ -334,3 +334,17 @@ proptest! {
         prop_assert!(decisions.iter().all(|d| !d.reasons.is_empty()));
     }
 }
+
+#[test]
+fn imported_snapshots_stay_and_never_stand_in_for_a_capture() {
+    let day = at("2026-03-01T00:00:00Z");
+    let captured = snapshot(1, SnapshotKind::Scheduled, day);
+    let imported = snapshot(2, SnapshotKind::Imported, day + HOUR);
+    let all = [captured.clone(), imported.clone()];
+    // Rules that keep one: the capture is the newest there is, whatever was sent since.
+    let one = Keep { last: 1, minimum: 1, manual: Manual::Rotated, ..Keep::default() };
+    assert_eq!(fates(&all, &one, &TimeZone::UTC), [Fate::Keep, Fate::Keep]);
+    assert!(!is_replaced(&captured, std::slice::from_ref(&imported), at("2027-01-01T00:00:00Z")));
+    let older = Snapshot { generation: 0, ..captured };
+    assert!(!is_replaced(&older, &[imported], at("2027-01-01T00:00:00Z")));
+}

@@ -502,3 +502,31 @@ fn a_clone_is_made_from_what_a_pod_has_in_every_state() {
     let refused = fork_source(&on_host(Desired::Running, Phase::Running), Some(&foreign), snap(4), &order());
     assert!(matches!(&refused, Err(Error::InvalidInput { field, .. }) if field == "snapshotId"), "{refused:?}");
 }
+
+#[test]
+fn an_import_waits_for_nothing_and_changes_nothing_of_the_pod() {
+    let layout = crate::volume::ImageLayout::default();
+    let image = crate::pod::PinnedImage { id: "sha256:1".into(), digest: None, layout };
+    let failed = Some(Problem { code: "c".into(), message: "m".into(), hint: String::new() });
+    for (state, pod) in states() {
+        let pod = Pod { image: Some(image.clone()), failed: failed.clone(), ..pod };
+        let asked = import(&pod, snap(NEW), Import::default(), &order());
+        let living = require_living(&pod).is_ok();
+        let Ok(decision) = asked else {
+            assert!(!living, "{state}: {asked:?}");
+            continue;
+        };
+        assert!(living, "{state}");
+        let row = decision.snapshot.expect("a row");
+        assert_eq!((row.kind, row.state), (SnapshotKind::Imported, SnapshotState::Pending), "{state}");
+        let mut same = decision.pod.clone();
+        assert!(matches!(same.tasks.pop().map(|t| t.work), Some(Work::Import { .. })), "{state}");
+        assert_eq!(Pod { updated_at: pod.updated_at, ..same }, pod, "{state}: nothing else changes");
+        // A stop leaves it where it is: it needs nothing that a stop takes away.
+        if let Ok(stopping) = stop(&decision.pod, None, &order()) {
+            assert!(stopping.pod.tasks.iter().any(|t| matches!(t.work, Work::Import { .. })), "{state}");
+        }
+    }
+    let never = import(&on_host(Desired::Running, Phase::Running), snap(NEW), Import::default(), &order());
+    assert!(matches!(never, Err(Error::Conflict { code: "pod-without-image", .. })), "{never:?}");
+}

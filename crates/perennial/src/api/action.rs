@@ -5,6 +5,7 @@
 //! are not recorded: nothing was done, and the same request may succeed later.
 
 use axum::extract::{FromRequest, FromRequestParts as _, Request as HttpRequest};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use perennial_core::Error;
@@ -46,6 +47,20 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Action<T> {
         let settings = state.app.settings.clone();
         let render = Box::new(move |outcome: &Outcome| (202, render(outcome, &settings)));
         Ok(Self { body: json.value, caller, key, request_hash, render })
+    }
+}
+
+impl<T> Action<T> {
+    /// A request whose body is read as it comes, and is too large to be compared: the same key and address are the same
+    /// request.
+    pub async fn of_stream(parts: &mut Parts, state: &ApiState, says: T) -> Result<Self, ApiError> {
+        let Caller(caller) = Caller::from_request_parts(parts, state).await?;
+        let key = key(&parts.headers)?;
+        let address = parts.uri.to_string();
+        let request_hash = hash(&[parts.method.as_str().as_bytes(), address.as_bytes()]);
+        let settings = state.app.settings.clone();
+        let render = Box::new(move |outcome: &Outcome| (202, render(outcome, &settings)));
+        Ok(Self { body: says, caller, key, request_hash, render })
     }
 }
 

@@ -36,12 +36,13 @@ same_names! {
         Deleted, Error,
     }
     OperationKind {
-        Create, Clone, Start, Stop, Pause, Restart, Reset, Restore, Snapshot, SnapshotDelete, SnapshotDrill, Archive,
+        Create, Clone, Start, Stop, Pause, Restart, Reset, Restore, Snapshot, SnapshotImport, SnapshotDelete, SnapshotDrill,
+        Archive,
         Delete, Undelete, Purge,
     }
     OperationState { Pending, Running, Succeeded, Failed, Cancelled }
     SnapshotState { Pending, Uploaded, Verified, Failed }
-    SnapshotKind { Manual, Scheduled, Final, Safety, Composed }
+    SnapshotKind { Manual, Scheduled, Final, Safety, Composed, Imported }
     Grade { Stopped, Frozen }
     OnStop { Release, Pause }
     PrivilegeEscalation { Denied, Allowed }

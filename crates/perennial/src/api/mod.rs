@@ -3,7 +3,7 @@
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
-//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `operations`, `events`, `system`, `docs`: the
+//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `operations`, `events`, `system`, `docs`: the
 //!   routes.
 //!
 //! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
@@ -19,6 +19,7 @@ mod docs;
 mod events;
 mod extract;
 mod files;
+mod import;
 mod operations;
 mod pods;
 mod problem;
@@ -131,6 +132,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::of_pod))
         .routes(routes!(operations::list))
         .routes(routes!(snapshots::create, snapshots::list))
+        .routes(routes!(import::import))
         .routes(routes!(retention::forget))
         .routes(routes!(snapshots::of_all))
         .routes(routes!(snapshots::show, snapshots::delete))

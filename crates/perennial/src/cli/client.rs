@@ -7,7 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_MATCH};
+use axum::body::Bytes;
+use futures::Stream;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH};
 use reqwest::{Certificate, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +33,8 @@ const PAGE: &str = "500";
 /// The API of one server.
 pub struct Client {
     http: reqwest::Client,
+    /// The same without a limit to silence: a server says nothing while it receives.
+    uploads: reqwest::Client,
     base: Url,
     pause: Duration,
 }
@@ -130,21 +134,26 @@ impl Client {
             (ACCEPT, HeaderValue::from_static("application/json, application/problem+json")),
         ]);
         crypto::install();
-        let mut http = reqwest::Client::builder()
-            .user_agent(concat!("perennial/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            // The token is for this server and no other.
-            .redirect(reqwest::redirect::Policy::none());
-        if is_loopback(&base) {
-            http = http.no_proxy();
-        }
-        if let Some(authorities) = authorities {
-            http = http.tls_certs_only(authorities);
-        }
-        let http = http.build().map_err(|error| Failure::internal(format!("set up HTTP: {}", causes(&error))))?;
-        Ok(Self { http, base, pause })
+        let build = |silence: Option<Duration>| {
+            let mut http = reqwest::Client::builder()
+                .user_agent(concat!("perennial/", env!("CARGO_PKG_VERSION")))
+                .default_headers(headers.clone())
+                .connect_timeout(CONNECT)
+                // The token is for this server and no other.
+                .redirect(reqwest::redirect::Policy::none());
+            if let Some(silence) = silence {
+                http = http.read_timeout(silence);
+            }
+            if is_loopback(&base) {
+                http = http.no_proxy();
+            }
+            if let Some(authorities) = &authorities {
+                http = http.tls_certs_only(authorities.clone());
+            }
+            http.build().map_err(|error| Failure::internal(format!("set up HTTP: {}", causes(&error))))
+        };
+        let (http, uploads) = (build(Some(SILENCE))?, build(None)?);
+        Ok(Self { http, uploads, base, pause })
     }
 
     /// The server's address.
@@ -284,6 +293,20 @@ impl Client {
         let mut url = self.url(path)?;
         url.set_query(Some(query));
         Ok(url)
+    }
+
+    /// Sends bytes as they come. They come once, so nothing is sent again.
+    pub async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &str,
+        pieces: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let request = once(self.uploads.post(self.encoded(path, query)?));
+        let request = request.header(CONTENT_TYPE, "application/octet-stream");
+        let answer = receive(request.body(reqwest::Body::wrap_stream(pieces))).await;
+        let answer = answer.map_err(|error| self.unreachable(&error))?;
+        if answer.status.is_success() { answer.parse() } else { Err(self.refused(answer.status, &answer.bytes)) }
     }
 
     /// Opens the stream of events after `last`.

@@ -28,6 +28,7 @@ mod events;
 mod failure;
 mod files;
 mod human;
+mod import;
 mod operation;
 mod out;
 mod pod;
@@ -184,7 +185,7 @@ async fn dispatch(
     let mut context = session::Context { client, session, out };
     match command {
         ClientCommand::Pod { command } => Box::pin(pod::run(&mut context, command)).await,
-        ClientCommand::Snapshot { command } => Box::pin(snapshot::run(&mut context, command)).await,
+        ClientCommand::Snapshot { command } => Box::pin(snapshot::run(&mut context, connection, command)).await,
         ClientCommand::Op { command } => Box::pin(operation::run(&mut context, command)).await,
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
         ClientCommand::RecoveryKit { file } => Box::pin(recovery_kit::run(&mut context, file)).await,

@@ -4,21 +4,21 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use perennial_core::id::SnapshotId;
 use serde::de::DeserializeOwned;
 
-use super::args::{AcceptArgs, SnapshotCommand, SnapshotListArgs, WaitArgs};
+use super::args::{AcceptArgs, Connection, SnapshotCommand, SnapshotListArgs, WaitArgs};
 use super::client::Client;
 use super::confirm::{Consent, Consequences, Verdict};
 use super::failure::{Exit, Failure};
 use super::human::maybe_size;
 use super::session::Context;
 use super::target::{self, Among};
-use super::{Output, compare, files, pod, retention, view, wait};
+use super::{Output, compare, files, import, pod, retention, view, wait};
 use crate::api::wire::{OperationKind, OperationState, Pod, Snapshot, SnapshotOperation};
 
 /// How many pods are asked at the same time when everybody's things are listed.
 const AT_ONCE: usize = 8;
 
 /// Runs a command on snapshots.
-pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<(), Failure> {
+pub async fn run(context: &mut Context<'_>, connection: &Connection, command: SnapshotCommand) -> Result<(), Failure> {
     match command {
         SnapshotCommand::Create(args) => create(context, args).await,
         SnapshotCommand::Ls(args) => list(context, &args).await,
@@ -27,6 +27,7 @@ pub async fn run(context: &mut Context<'_>, command: SnapshotCommand) -> Result<
         SnapshotCommand::Diff { before, after, path, changes } => {
             compare::diff(context, (&before, &after), &path, changes).await
         }
+        SnapshotCommand::Import(args) => import::run(context, connection, *args).await,
         SnapshotCommand::Export(args) => files::export(context, &args).await,
         SnapshotCommand::Show { snapshot } => {
             let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
@@ -133,7 +134,7 @@ async fn remove(context: &mut Context<'_>, id: &str, consent: Consent, args: Wai
 }
 
 /// Waits, shows what came of it, and fails when it failed.
-async fn follow(
+pub async fn follow(
     context: &mut Context<'_>,
     answer: SnapshotOperation,
     args: WaitArgs,

@@ -30,11 +30,11 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// An entry of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ImageEntry(u32);
+pub(crate) struct ImageEntry(u32);
 
 /// All entries of an image.
 #[derive(Debug)]
-pub(super) struct ImageTree {
+pub(crate) struct ImageTree {
     archive: FileReader,
     items: Vec<Item>,
     /// Bytes of names, link targets and attributes.
@@ -73,7 +73,7 @@ fn broken(error: io::Error) -> Failure {
 
 impl ImageTree {
     /// Reads the tree of an image that is in this snapshot of the repository.
-    pub(super) fn load(repository: &Repository, snapshot: SnapshotFileId, image: &str) -> Result<Self, Failure> {
+    pub(crate) fn load(repository: &Repository, snapshot: SnapshotFileId, image: &str) -> Result<Self, Failure> {
         let tree = repository.snapshot(snapshot)?.tree;
         let file = repository.entry(tree, stored_image_path(image).as_bytes())?;
         let mut archive = repository.open_file(&file)?;
@@ -92,12 +92,12 @@ impl ImageTree {
 
     /// The image's root directory.
     #[expect(clippy::unused_self, reason = "an entry means something only with its image")]
-    pub(super) const fn root(&self) -> ImageEntry {
+    pub(crate) const fn root(&self) -> ImageEntry {
         ImageEntry(0)
     }
 
     /// How many entries it has.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.items.len()
     }
 
@@ -106,22 +106,22 @@ impl ImageTree {
     }
 
     /// What an entry is.
-    pub(super) fn node(&self, entry: ImageEntry) -> &Node {
+    pub(crate) fn node(&self, entry: ImageEntry) -> &Node {
         &self.item(entry).node
     }
 
     /// The entries of a directory, sorted by name.
-    pub(super) fn children(&self, directory: ImageEntry) -> impl Iterator<Item = (&[u8], ImageEntry)> {
+    pub(crate) fn children(&self, directory: ImageEntry) -> impl Iterator<Item = (&[u8], ImageEntry)> {
         self.item(directory).children.iter().map(|(name, item)| (name.as_slice(), ImageEntry(*item)))
     }
 
     /// The entry of this name.
-    pub(super) fn child(&self, directory: ImageEntry, name: &[u8]) -> Option<ImageEntry> {
+    pub(crate) fn child(&self, directory: ImageEntry, name: &[u8]) -> Option<ImageEntry> {
         self.item(directory).children.get(name).copied().map(ImageEntry)
     }
 
     /// A file's content.
-    pub(super) fn open(&self, file: ImageEntry) -> Section {
+    pub(crate) fn open(&self, file: ImageEntry) -> Section {
         let item = self.item(file);
         Section { reader: self.archive.clone(), start: item.offset, length: item.node.size, position: 0 }
     }
@@ -339,7 +339,7 @@ fn described<R: Read>(entry: &tar::Entry<'_, R>, said: &Extensions, name: Vec<u8
 
 /// A part of a file as a file of its own.
 #[derive(Debug, Clone)]
-pub(super) struct Section {
+pub(crate) struct Section {
     reader: FileReader,
     start: u64,
     length: u64,
@@ -348,7 +348,7 @@ pub(super) struct Section {
 
 impl Section {
     /// The whole of a file.
-    pub(super) fn whole(reader: FileReader) -> Self {
+    pub(crate) fn whole(reader: FileReader) -> Self {
         let length = reader.size();
         Self { reader, start: 0, length, position: 0 }
     }

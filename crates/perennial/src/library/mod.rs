@@ -13,11 +13,11 @@ mod below;
 mod diff;
 mod export;
 mod failure;
-mod image;
+pub(crate) mod image;
 mod path;
 mod pax;
 mod stream;
-mod view;
+pub(crate) mod view;
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +31,7 @@ pub(crate) use below::ImageBelow;
 pub use diff::Differs;
 pub use failure::Failure;
 pub use path::PodPath;
-pub(crate) use pax::Extensions;
+pub(crate) use pax::{Extensions, records as pax_records, time as pax_time};
 pub use stream::Download;
 pub use view::Origin;
 
@@ -396,6 +396,29 @@ impl Library {
         }
         Ok(Some((image.id.clone(), tree)))
     }
+}
+
+/// Packs what a snapshot of any repository has at a path, as zstd's tar; without an image, for it need not be of a pod.
+///
+/// # Errors
+/// See [`Failure`]; what breaks after the first piece breaks the download.
+pub async fn pack(
+    repository: perennial_snapshots::Repository,
+    snapshot: SnapshotFileId,
+    path: PodPath,
+) -> Result<Download, Failure> {
+    let looked = tokio::task::spawn_blocking(move || {
+        let view = View::plain(repository, snapshot)?;
+        let found = view.find(&path)?;
+        Ok::<_, Failure>((view, found))
+    });
+    let (view, found) = looked.await.map_err(|e| Failure::Broken(io::Error::other(e.to_string())))??;
+    Download::begin(move |sink| {
+        let mut packed = zstd::stream::write::Encoder::new(sink, ZSTD_LEVEL)?;
+        export::write(&view, &found, &mut packed)?;
+        packed.finish().map(drop)
+    })
+    .await
 }
 
 /// In which respect what is at a path differs; a directory with everything below it.

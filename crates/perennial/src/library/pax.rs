@@ -101,7 +101,7 @@ fn invalid(reason: &str) -> io::Error {
 }
 
 /// Reads records of the form `LENGTH KEY=VALUE\n`, where the length counts all of it.
-fn records(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn records(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let broken = || invalid("a record of an extension header is broken");
     let mut records = Vec::new();
     while !bytes.is_empty() {
@@ -118,7 +118,7 @@ fn records(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// A time: seconds with decimals, negative before 1970.
-fn time(text: &str) -> Option<Time> {
+pub(crate) fn time(text: &str) -> Option<Time> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let digits: String = decimals.chars().chain("000000000".chars()).take(9).collect();
     let (whole, nanoseconds): (i64, u32) = (whole.parse().ok()?, digits.parse().ok()?);

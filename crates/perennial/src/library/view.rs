@@ -131,6 +131,16 @@ impl View {
         image: Option<(String, Arc<ImageTree>)>,
     ) -> Result<Self, Failure> {
         let tree = repository.snapshot(snapshot)?.tree;
+        Self::of_tree(repository, tree, volumes, image)
+    }
+
+    /// The same for the tree of a snapshot, which there need not be yet.
+    pub(crate) fn of_tree(
+        repository: Repository,
+        tree: TreeId,
+        volumes: &[SnapshotVolume],
+        image: Option<(String, Arc<ImageTree>)>,
+    ) -> Result<Self, Failure> {
         // A volume of this name, which none gets any more, has its list where the layer's would be.
         let is_of_layer = volumes.iter().all(|volume| volume.name != SYSTEM_NAME);
         let of_layer = if is_of_layer { removals(&repository, tree, "/system")? } else { None };
@@ -150,6 +160,19 @@ impl View {
             });
         }
         Ok(Self { repository, image, roots })
+    }
+
+    /// Opens a snapshot that need not be of a pod: its tree as it is.
+    pub(crate) fn plain(repository: Repository, snapshot: SnapshotFileId) -> Result<Self, Failure> {
+        let tree = repository.entry(repository.snapshot(snapshot)?.tree, b"/")?;
+        let removed = Some(Removals::default());
+        let roots = vec![Root { origin: Origin::System, mount: Vec::new(), tree: Some(tree), removed }];
+        Ok(Self { repository, image: None, roots })
+    }
+
+    /// The pod's root directory.
+    pub(crate) fn root_directory(&self) -> Found {
+        self.root(0, Vec::new(), b"")
     }
 
     /// Finds the entry at a path that [`super::PodPath`] has checked.

@@ -64,7 +64,7 @@ impl Reconciler {
     }
 
     /// Notes that a capture is tried for the first time, by this process and under the open repository.
-    fn note_begin(&self, row: &Snapshot) {
+    pub(super) fn note_begin(&self, row: &Snapshot) {
         if row.created_at > self.started_at {
             let opening = self.repositories.opening();
             self.memory().began.entry(row.id).or_insert(opening);
@@ -297,7 +297,9 @@ impl Reconciler {
                     SnapshotKind::Manual | SnapshotKind::Scheduled => {
                         self.layer_by_snapshot(view, &row, progress).await?
                     }
-                    SnapshotKind::Final | SnapshotKind::Safety | SnapshotKind::Composed => None,
+                    SnapshotKind::Final | SnapshotKind::Safety | SnapshotKind::Composed | SnapshotKind::Imported => {
+                        None
+                    }
                 };
                 let row = Snapshot { state: SnapshotState::Verified, ..row };
                 match layer {
@@ -360,8 +362,8 @@ impl Reconciler {
         }
         let scope = SnapshotScope::Pod(view.pod.id);
         let newest = self.store.snapshot_list(&scope, &Page { after: None, limit: 5 }).await?;
-        let newest = newest.iter().find(|s| s.is_restorable()).and_then(|s| s.repository_id.as_deref());
-        if let Some(id) = newest {
+        let newest = newest.iter().find(|s| s.is_restorable() && s.kind != SnapshotKind::Imported);
+        if let Some(id) = newest.and_then(|s| s.repository_id.as_deref()) {
             parents.push(Parent::Snapshot(parse_id(id)?));
         }
         Ok(parents)

@@ -47,6 +47,7 @@ impl Reconciler {
                 self.engine.container_unfreeze(&container).await?;
                 Ok(())
             }
+            Action::Import { snapshot } => self.import(&mut view, snapshot, &progress).await,
             Action::LivePass { snapshot, set } => self.live_pass(&view, snapshot, set, &progress).await,
             Action::Capture { snapshot, set, grade, accepted } => {
                 self.capture(&mut view, (snapshot, set), grade, &accepted, &progress).await

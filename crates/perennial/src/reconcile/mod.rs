@@ -26,6 +26,7 @@ mod forget;
 mod freeze;
 mod glance;
 mod images;
+mod import;
 mod layer;
 mod leases;
 mod placement;

@@ -5,11 +5,14 @@ use perennial_core::engine::VolumePath;
 use perennial_core::id::SnapshotId;
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotVolume, WriterStamp};
-use perennial_core::volume::VolumeSet;
+use perennial_core::spec::Backend;
+use perennial_core::volume::{Origin, SetState, VolumeSet};
 use serde::{Deserialize, Serialize};
 
 /// Version of this document.
 const VERSION: u32 = 1;
+/// The grade of what was captured nowhere.
+const IMPORTED: &str = "imported";
 
 /// What a snapshot says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub(super) struct PodFile {
     runtime: Option<String>,
     env: std::collections::BTreeMap<String, String>,
     volumes: Vec<Volume>,
+    /// Where it came from; `None` for a capture of the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    imported: Option<Imported>,
     /// What its owner accepted to lose; a snapshot with losses proves nothing (D34).
     #[serde(default)]
     losses: Vec<Lost>,
@@ -63,6 +69,18 @@ impl ComposedOf {
     pub(super) fn new(base: SnapshotId) -> Self {
         Self { base: base.to_string(), parts_of: None, parts: Vec::new(), identity: Vec::new() }
     }
+}
+
+/// What an import was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Imported {
+    /// The path it belongs below; `None` for an archive of the whole pod.
+    pub(super) into: Option<String>,
+    /// The snapshot that everything else is of; `None` when nothing else was changed.
+    pub(super) base: Option<String>,
+    /// What its owner says about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) comment: String,
 }
 
 /// Something that could not be captured.
@@ -144,6 +162,7 @@ impl PodFile {
                 .iter()
                 .map(|v| Volume { name: v.name.clone(), mount_path: v.mount_path.clone() })
                 .collect(),
+            imported: None,
             losses: Vec::new(),
             composed: None,
         }
@@ -164,6 +183,33 @@ impl PodFile {
             losses: Vec::new(),
             composed: Some(of),
             ..self
+        }
+    }
+
+    /// The file of a snapshot that is no capture.
+    pub(super) fn imported(
+        pod: &Pod,
+        snapshot: &Snapshot,
+        (backend, volumes): (Backend, &[SnapshotVolume]),
+        imported: Imported,
+        now: Timestamp,
+    ) -> Self {
+        let nothing = VolumeSet {
+            number: 0,
+            backend,
+            origin: Origin::Image,
+            state: SetState::Complete,
+            attached: None,
+            marked: None,
+            proof: None,
+            volumes: Vec::new(),
+        };
+        let volumes = volumes.iter().map(|v| Volume { name: v.name.clone(), mount_path: v.mount_path.clone() });
+        Self {
+            grade: IMPORTED.to_owned(),
+            volumes: volumes.collect(),
+            imported: Some(imported),
+            ..Self::new(pod, &nothing, snapshot, (Grade::Stopped, None), &[], now)
         }
     }
 

@@ -159,7 +159,7 @@ impl Reconciler {
         let (Record::GoalFailed(found) | Record::TaskFailed(found)) = fact else { return Ok(Vec::new()) };
         let of_task = match view.pod.tasks.first().map(|t| &t.work) {
             Some(Work::Replace { safety, composed, .. }) => [*safety, composed.map(|c| c.snapshot)],
-            Some(Work::Snapshot { snapshot, .. }) => [Some(*snapshot), None],
+            Some(Work::Snapshot { snapshot, .. } | Work::Import { snapshot, .. }) => [Some(*snapshot), None],
             _ => [None, None],
         };
         let of_goal = [view.pod.capture, view.pod.fork.and_then(|fork| fork.composed).map(|c| c.snapshot)];
@@ -189,7 +189,9 @@ fn gives_up(pod: &Pod, found: &Problem) -> bool {
     let source = found.code.starts_with("repository-") || found.code == "image-pull-failed";
     // Somebody who works on the repository ends some day.
     let source = source && found.code != "repository-locked";
-    reads && source && pod.retry.count + 1 >= GIVE_UP_AFTER
+    // Another server may have received it; when none of them takes it in, its disk is gone.
+    let lost = found.code == super::import::BODY_MISSING;
+    (lost || (reads && source)) && pod.retry.count + 1 >= GIVE_UP_AFTER
 }
 
 fn retry_delay(count: u32) -> SignedDuration {

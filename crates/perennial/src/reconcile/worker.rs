@@ -20,6 +20,7 @@ use super::progress::ProgressBoard;
 use super::records::{Failure, RETRY_FIRST, RETRY_MAX};
 use super::repositories::Repositories;
 use super::step::{StepError, problem};
+use crate::import::Spool;
 use crate::store::{Change, Lease, Store};
 
 /// How often a blocked pod is looked at.
@@ -34,6 +35,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Where images and layers are staged; emptied at start.
     pub scratch: PathBuf,
+    /// Where archives wait that become snapshots.
+    pub imports: Spool,
     /// This server's name in leases.
     pub holder: String,
     /// This installation's name in the repositories.
@@ -333,6 +336,7 @@ pub(super) const fn step_name(action: &Action) -> &'static str {
         Action::Unfreeze { .. } => "unfreeze container",
         Action::LivePass { .. } => "live pass",
         Action::Capture { .. } => "final pass",
+        Action::Import { .. } => "take the archive in",
         Action::Verify { .. } => "verify",
         Action::CaptureLayer { .. } => "capture system layer",
         Action::RemoveContainer { .. } => "remove container",

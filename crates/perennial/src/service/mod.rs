@@ -6,7 +6,7 @@
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
-//! - `library`: looking into snapshots;
+//! - `library`: looking into snapshots; `import`: archives that become some;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
@@ -14,6 +14,7 @@ mod act;
 mod caller;
 mod care;
 mod clones;
+mod import;
 mod library;
 mod parts;
 mod pods;
@@ -38,6 +39,7 @@ use perennial_core::schedule::{self, Effective, SnapshotRules};
 use perennial_core::snapshot::Snapshot;
 
 use crate::config::RepositorySection;
+use crate::import::Spool;
 use crate::keys::Keyring;
 use crate::library::Library;
 use crate::reconcile::worker::set_spec;
@@ -122,6 +124,8 @@ pub struct App {
     pub remover: Arc<dyn SnapshotRemover>,
     /// Looks into snapshots.
     pub library: Library,
+    /// Where archives wait that become snapshots.
+    pub imports: Spool,
     /// The configuration.
     pub settings: Arc<AppSettings>,
 }

@@ -21,7 +21,7 @@ pub(super) const POD_COLUMNS: &str =
     "p.id, p.tenant, p.name, p.desired, p.phase, p.version, p.created_at, p.updated_at, p.spec, p.state";
 /// The newest verified snapshot of the pod `p`.
 pub(super) const LATEST_SNAPSHOT: &str = "(SELECT s.body FROM snapshots s WHERE s.pod = p.id AND s.state = 'verified' \
-     ORDER BY s.id DESC LIMIT 1)";
+     AND s.body NOT LIKE '%\"kind\":\"imported\"%' ORDER BY s.id DESC LIMIT 1)";
 
 /// Which pods are meant, by whether they are archived or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

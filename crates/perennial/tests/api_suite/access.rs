@@ -41,6 +41,7 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/pods/{id}/snapshots", Access::Token),
     ("POST", "/api/v1/pods/{id}/snapshots", Access::Token),
     ("POST", "/api/v1/pods/{id}/snapshots/forget", Access::Token),
+    ("POST", "/api/v1/pods/{id}/snapshots/import", Access::Token),
     ("GET", "/api/v1/snapshots", Access::Token),
     ("GET", "/api/v1/snapshots/{id}", Access::Token),
     ("DELETE", "/api/v1/snapshots/{id}", Access::Token),

@@ -200,7 +200,7 @@ fn the_document_tells_the_names_that_are_sent() {
         ),
         ("OperationState", "pending running succeeded failed cancelled"),
         ("SnapshotState", "pending uploaded verified failed"),
-        ("SnapshotKind", "manual scheduled final safety composed"),
+        ("SnapshotKind", "manual scheduled final safety composed imported"),
         ("VolumeState", "absent seeding complete lost partial"),
         ("FileKind", "file dir symlink blockDevice charDevice fifo socket"),
         ("FileOrigin", "image volume system"),

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use perennial::api::{self, Tokens};
 use perennial::config::RepositorySection;
+use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
 use perennial::library::Library;
 use perennial::reconcile::progress::ProgressBoard;
@@ -109,6 +110,7 @@ impl Server {
             }),
             remover: Arc::clone(&asked) as _,
             library: Library::new(Repositories::in_memory(MemoryRepositories::default(), Arc::new(NoTap))),
+            imports: Spool::new(directory.path(), Limits::default()),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: directory.path().to_owned(),

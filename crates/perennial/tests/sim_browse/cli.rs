@@ -1,71 +1,13 @@
 //! The command line against the API, over HTTP.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-use jiff::Timestamp;
-use perennial::cli::{Exit, Interrupt, Out, Output, Session, run_from};
+use perennial::cli::Exit;
 use perennial_core::spec::{Backend, TenantId};
 use perennial_snapshots::FileKind;
 use perennial_snapshots::backend::Backend as _;
 
-use crate::desk::{Desk, TOKEN};
+use crate::desk::Desk;
+use crate::shell::{Ran, Shell};
 use crate::world::{World, universal_spec};
-
-#[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Buffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-struct Ran {
-    exit: Exit,
-    stdout: Vec<u8>,
-    stderr: String,
-}
-
-impl Ran {
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.stdout).unwrap()
-    }
-}
-
-/// Serves the desk's API, and runs command lines against it.
-struct Shell(String);
-
-impl Shell {
-    async fn new(desk: &Desk) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let router = desk.router.clone();
-        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self(format!("http://{address}"))
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Ran {
-        let session = Session {
-            output: Output::Table,
-            now: || "2026-01-10T12:00:00Z".parse::<Timestamp>().unwrap(),
-            token: Some(TOKEN.to_owned()),
-            pause: Duration::ZERO,
-            tries: 3,
-            interrupt: Interrupt::Notify(Arc::default()),
-        };
-        let (stdout, stderr) = (Buffer::default(), Buffer::default());
-        let mut out = Out::captured(Box::new(stdout.clone()), Box::new(stderr.clone()), None);
-        let exit = run_from(&[&["perennial", "--server", &self.0], arguments].concat(), session, &mut out).await;
-        let stderr = String::from_utf8(stderr.0.lock().unwrap().clone()).unwrap();
-        let stdout = stdout.0.lock().unwrap().clone();
-        Ran { exit, stdout, stderr }
-    }
-}
 
 #[tokio::test]
 async fn sim_cli_lists_prints_and_exports_what_is_in_a_snapshot() {

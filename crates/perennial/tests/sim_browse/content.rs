@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use axum::http::StatusCode;
 use perennial_core::spec::{Backend, TenantId};
 use perennial_snapshots::FileKind;
 use perennial_snapshots::backend::Backend as _;
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 
+use crate::corpus::make;
 use crate::desk::{Desk, encoded};
 use crate::world::{World, files, universal_spec};
 
@@ -109,37 +108,6 @@ async fn sim_damage_breaks_a_download_and_never_shortens_it() {
         let answer = desk.get(&format!("snapshots/{id}/archive?format={format}")).await;
         assert!(answer.body.is_err(), "{format}");
     }
-}
-
-/// A tree with what an archive can hold.
-fn make(home: &Path) {
-    let at = |name: &str| home.join(name);
-    std::fs::create_dir_all(at("dir/empty")).unwrap();
-    std::fs::write(at("small"), b"small").unwrap();
-    std::fs::write(at("hard1"), b"one inode").unwrap();
-    std::fs::hard_link(at("hard1"), at("dir/hard2")).unwrap();
-    std::os::unix::fs::symlink("small", at("link")).unwrap();
-    std::os::unix::fs::symlink("t".repeat(200), at("long-link")).unwrap();
-    let long = "d".repeat(120);
-    std::fs::create_dir(at(&long)).unwrap();
-    std::fs::write(at(&long).join("f".repeat(150)), b"long").unwrap();
-    std::fs::write(home.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"raw\xff")), b"raw")
-        .unwrap();
-    mknodat(CWD, at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
-    mknodat(CWD, at("null"), FileType::CharacterDevice, Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3)).unwrap();
-    std::fs::hard_link(at("null"), at("null too")).unwrap();
-    lsetxattr(at("small"), "user.note", b"a\0b\n", XattrFlags::empty()).ok();
-    lsetxattr(at("small"), "trusted.note", b"a\0b\n", XattrFlags::empty()).unwrap();
-    std::os::unix::fs::chown(at("small"), Some(3_000_000), Some(1000)).unwrap();
-    std::fs::set_permissions(at("small"), PermissionsExt::from_mode(0o4751)).unwrap();
-    let time = |name: &str, seconds: i64, nanoseconds: i64| {
-        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
-        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
-        rustix::fs::utimensat(CWD, at(name), &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
-    };
-    time("small", 1_234_567_890, 123_456_789);
-    time("hard1", -1000, 500_000_000);
-    time("dir", 7, 0);
 }
 
 /// The same in a directory that is made.

@@ -5,7 +5,9 @@
 mod cli;
 mod compare;
 mod content;
+mod corpus;
 mod desk;
+mod shell;
 mod tree;
 #[path = "../world/mod.rs"]
 mod world;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial::config::RepositorySection;
+use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
 use perennial::library::Library;
 use perennial::reconcile::progress::ProgressBoard;
@@ -73,6 +74,8 @@ pub struct World {
     pub repositories: MemoryRepositories,
     pub directory: tempfile::TempDir,
     pub database: String,
+    /// How much an archive may be.
+    pub import_limits: Limits,
     store: tokio::sync::OnceCell<Store>,
 }
 
@@ -116,6 +119,7 @@ impl World {
         engine.add_image(SMALL_IMAGE, &small_image()).unwrap();
         let database = "sqlite::memory:".to_owned();
         Self {
+            import_limits: Limits { entries: 10_000, bytes: 1 << 30 },
             clock,
             ids: Arc::default(),
             engine,
@@ -186,6 +190,7 @@ impl World {
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let ids = Arc::clone(&self.ids) as Arc<dyn IdSource>;
         let repositories = Repositories::in_memory(self.repositories.clone(), tap);
+        let imports = Spool::new(self.directory.path(), self.import_limits);
         let reconciler = Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
@@ -195,6 +200,7 @@ impl World {
             Settings {
                 policy: Policy::default(),
                 scratch: self.directory.path().join("scratch"),
+                imports: imports.clone(),
                 // The same server again: its leases are its own.
                 holder: "test".to_owned(),
                 installation: "test".to_owned(),
@@ -208,6 +214,7 @@ impl World {
             waker: Arc::new(|_| {}),
             remover: Arc::new(NoRemover),
             library: Library::new(repositories),
+            imports,
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: self.directory.path().to_owned(),

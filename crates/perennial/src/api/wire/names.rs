@@ -132,6 +132,8 @@ names! {
         Restore = "restore",
         /// Takes a snapshot.
         Snapshot = "snapshot",
+        /// Makes a snapshot of an archive.
+        SnapshotImport = "snapshot-import",
         /// Deletes a snapshot.
         SnapshotDelete = "snapshot-delete",
         /// Restores a snapshot into scratch and compares.
@@ -198,6 +200,8 @@ names! {
         Safety = "safety",
         /// Put together out of others, for a restore of parts or a clone.
         Composed = "composed",
+        /// Made of an archive that somebody sent; says nothing of the pod's own data.
+        Imported = "imported",
     }
 }
 

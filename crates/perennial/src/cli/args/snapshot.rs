@@ -54,6 +54,8 @@ pub enum SnapshotCommand {
     },
     /// Copies a directory or a file of a snapshot into a new directory, or an archive.
     Export(ExportArgs),
+    /// Makes a snapshot of a pod out of an archive, or of a snapshot of another restic repository; the pod stays as it is.
+    Import(Box<ImportArgs>),
     /// Shows a snapshot.
     Show {
         /// Its id.
@@ -102,6 +104,54 @@ pub struct ForgetArgs {
     pub dry_run: bool,
 }
 
+/// What becomes a snapshot of which pod.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true))]
+pub struct ImportArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// An archive (tar, tar.gz or tar.zst), or - for standard input.
+    #[arg(group = "source")]
+    pub file: Option<PathBuf>,
+    /// Put the archive below this path, all else being as in the pod's newest verified snapshot; without it the archive
+    /// is of the whole pod
+    #[arg(long, value_name = "PATH")]
+    pub into: Option<String>,
+    /// What to say about the snapshot
+    #[arg(long)]
+    pub comment: Option<String>,
+    /// Take devices, too
+    #[arg(long)]
+    pub allow_devices: bool,
+    /// Take a snapshot of this repository, as restic writes it; this machine opens it, not the server
+    #[arg(long, value_name = "URL", group = "source", requires_all = ["snapshot", "into"], help_heading = "Repository")]
+    pub repo: Option<String>,
+    /// A file that holds its password; without it --password-command, else RESTIC_PASSWORD
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "repo",
+        conflicts_with = "password_command",
+        help_heading = "Repository"
+    )]
+    pub password_file: Option<PathBuf>,
+    /// A command of the shell that prints its password
+    #[arg(long, value_name = "COMMAND", requires = "repo", help_heading = "Repository")]
+    pub password_command: Option<String>,
+    /// The snapshot in it: the beginning of its id, or latest
+    #[arg(long, value_name = "ID", requires = "repo", help_heading = "Repository")]
+    pub snapshot: Option<String>,
+    /// What of that snapshot
+    #[arg(long, value_name = "PATH", default_value = "/", help_heading = "Repository")]
+    pub path: OsString,
+    /// Speak http with other machines, too, where everybody on the way can read along
+    #[arg(long, requires = "repo", help_heading = "Repository")]
+    pub allow_http: bool,
+    /// Waiting.
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
 /// What of a snapshot goes where.
 #[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("target").required(true))]
@@ -144,7 +194,7 @@ pub struct SnapshotListArgs {
     #[arg(long, value_parser = ["pending", "uploaded", "verified", "failed"])]
     pub state: Option<String>,
     /// Only of this kind
-    #[arg(long, value_parser = ["manual", "scheduled", "final", "safety"])]
+    #[arg(long, value_parser = ["manual", "scheduled", "final", "safety", "imported"])]
     pub kind: Option<String>,
     /// Only this tenant's
     #[arg(long, conflicts_with = "pod")]

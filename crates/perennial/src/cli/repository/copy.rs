@@ -65,7 +65,7 @@ pub(super) fn copy(desk: &mut Desk<'_>, args: &CopyArgs) -> Result<(), Failure> 
     // Everything that can be wrong with either is told before one of them is touched.
     let to = desk.place_to(args)?;
     let (place, from) = desk.open(&args.place)?;
-    let repository = desk.open_place(&to)?;
+    let repository = to.open()?;
     // A file that cannot be read must not keep the others from being copied when all are meant.
     let all = match args.snapshots.is_empty() {
         true => Vec::new(),

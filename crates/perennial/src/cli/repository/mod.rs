@@ -18,11 +18,33 @@ mod read;
 mod repair;
 mod write;
 
-use super::args::Connection;
+use perennial_snapshots::{Repository, SnapshotFileId};
+
+use super::args::{Connection, ImportArgs};
 use super::failure::Failure;
 use super::out::Out;
+use crate::config::BucketLookup;
 
 pub use args::RepositoryCommand;
+
+/// Opens a repository that a snapshot is imported from, and finds the snapshot. Blocks.
+///
+/// # Errors
+/// What went wrong, with an exit code.
+pub fn open_for_import(connection: &Connection, args: &ImportArgs) -> Result<(Repository, SnapshotFileId), Failure> {
+    let place = args::PlaceArgs {
+        repo: args.repo.clone().unwrap_or_default(),
+        password_file: args.password_file.clone(),
+        password_command: args.password_command.clone(),
+        allow_http: args.allow_http,
+        bucket_lookup: BucketLookup::Auto,
+        limit_upload: None,
+        limit_download: None,
+    };
+    let (place, repository) = open::open(connection, &place)?;
+    let found = read::find(&repository, &place.name, args.snapshot.as_deref().unwrap_or("latest"))?;
+    Ok((repository, found.id))
+}
 
 /// Runs a command on a repository. Blocks.
 ///

@@ -39,20 +39,16 @@ pub(super) struct Place {
     pub(super) password: Password,
 }
 
+impl Place {
+    pub(super) fn open(&self) -> Result<Repository, Failure> {
+        Repository::open(Arc::clone(&self.backend), &self.password).map_err(|e| failure(&e, &self.name))
+    }
+}
+
 impl Desk<'_> {
     /// Everything that can be wrong with the arguments is found before the repository is touched.
     pub(super) fn place(&self, args: &PlaceArgs) -> Result<Place, Failure> {
-        let location = Location::from_env(&args.repo).map_err(invalid)?;
-        let options = ConnectOptions {
-            ca_file: self.connection.ca_file.clone(),
-            allow_http: args.allow_http,
-            addressing: args.bucket_lookup.into(),
-            ..ConnectOptions::default()
-        };
-        let password = password(("password", args.password_file.as_deref(), args.password_command.as_deref()))?;
-        let backend = location.connect(&options).map_err(invalid)?;
-        let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
-        Ok(Place { name: location.to_string(), backend, password })
+        place(self.connection, args)
     }
 
     /// Where a copy goes; limits count for what the two do with the network, not twice.
@@ -79,14 +75,8 @@ impl Desk<'_> {
         Ok(Place { name: location.to_string(), backend, password })
     }
 
-    pub(super) fn open_place(&self, place: &Place) -> Result<Repository, Failure> {
-        Repository::open(Arc::clone(&place.backend), &place.password).map_err(|e| failure(&e, &place.name))
-    }
-
     pub(super) fn open(&self, args: &PlaceArgs) -> Result<(Place, Repository), Failure> {
-        let place = self.place(args)?;
-        let repository = self.open_place(&place)?;
-        Ok((place, repository))
+        open(self.connection, args)
     }
 
     /// Does work that takes long: with a live line on a terminal, and so that Ctrl-C ends it in good order.
@@ -118,6 +108,27 @@ impl Desk<'_> {
     ) -> Result<(), Failure> {
         session::show(self.connection.output, self.out, answer, table)
     }
+}
+
+fn place(connection: &Connection, args: &PlaceArgs) -> Result<Place, Failure> {
+    let location = Location::from_env(&args.repo).map_err(invalid)?;
+    let options = ConnectOptions {
+        ca_file: connection.ca_file.clone(),
+        allow_http: args.allow_http,
+        addressing: args.bucket_lookup.into(),
+        ..ConnectOptions::default()
+    };
+    let password = password(("password", args.password_file.as_deref(), args.password_command.as_deref()))?;
+    let backend = location.connect(&options).map_err(invalid)?;
+    let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
+    Ok(Place { name: location.to_string(), backend, password })
+}
+
+/// Opens a repository.
+pub(super) fn open(connection: &Connection, args: &PlaceArgs) -> Result<(Place, Repository), Failure> {
+    let place = place(connection, args)?;
+    let repository = place.open()?;
+    Ok((place, repository))
 }
 
 fn invalid(error: InvalidLocation) -> Failure {

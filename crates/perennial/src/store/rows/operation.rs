@@ -20,6 +20,7 @@ stored_enum!(KindRow = OperationKind {
     Reset = "reset",
     Restore = "restore",
     Snapshot = "snapshot",
+    SnapshotImport = "snapshot-import",
     SnapshotDelete = "snapshot-delete",
     SnapshotDrill = "snapshot-drill",
     Archive = "archive",

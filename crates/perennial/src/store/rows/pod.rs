@@ -5,8 +5,8 @@ use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, Problem};
 use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{
-    Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, LayerCapture, LayerGap,
-    Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
+    Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, Import, LayerCapture,
+    LayerGap, Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
 };
 use perennial_core::snapshot::WriterStamp;
 use perennial_core::spec::{Backend, PodName, PodSpec};
@@ -140,6 +140,8 @@ impl Stored for Origin {
     }
 }
 
+stored_struct!(ImportRow = Import { into: Option<String>, allow_devices: bool, comment: String });
+
 /// What a task does.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
@@ -163,6 +165,8 @@ pub(super) enum WorkRow {
     },
     /// Takes a snapshot.
     Snapshot { snapshot: String, accepted: Option<AcceptanceRow> },
+    /// Makes a snapshot of an archive.
+    Import { snapshot: String, import: ImportRow },
     /// Destroys everything.
     Purge { actor: String, at: Timestamp },
 }
@@ -188,6 +192,9 @@ impl Stored for Work {
             Self::Snapshot { snapshot, accepted } => {
                 WorkRow::Snapshot { snapshot: snapshot.to_row(), accepted: accepted.to_row() }
             }
+            Self::Import { snapshot, import } => {
+                WorkRow::Import { snapshot: snapshot.to_row(), import: import.to_row() }
+            }
             Self::Purge { actor, at } => WorkRow::Purge { actor: actor.clone(), at: *at },
         }
     }
@@ -209,6 +216,9 @@ impl Stored for Work {
             }
             WorkRow::Snapshot { snapshot, accepted } => {
                 Self::Snapshot { snapshot: Stored::from_row(snapshot)?, accepted: Stored::from_row(accepted)? }
+            }
+            WorkRow::Import { snapshot, import } => {
+                Self::Import { snapshot: Stored::from_row(snapshot)?, import: Stored::from_row(import)? }
             }
             WorkRow::Purge { actor, at } => Self::Purge { actor, at },
         })

@@ -15,6 +15,7 @@ stored_enum!(KindRow = SnapshotKind {
     Final = "final",
     Safety = "safety",
     Composed = "composed",
+    Imported = "imported",
 });
 stored_enum!(StateRow = SnapshotState {
     Pending = "pending",
