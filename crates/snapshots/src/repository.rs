@@ -27,6 +27,9 @@ use crate::wire::{BlobKind, Config, IndexFile, KeyFile, MacKey, MasterKey, Snaps
 /// Memory a foreign key file may make us use, in bytes.
 const MAX_KEY_MEMORY: u64 = 1 << 30;
 
+/// The largest file that is no pack, unpacked, in bytes: an index of ten million blobs is a third of it.
+const MAX_UNPACKED: u64 = if cfg!(test) { 1 << 20 } else { 4 << 30 };
+
 /// A repository, open. Clones share everything; all methods block and may be called from many threads.
 #[derive(Clone)]
 pub struct Repository {
@@ -322,6 +325,28 @@ pub(crate) fn find_key(backend: &dyn Backend, password: &Password) -> Result<Key
     Err(trouble.unwrap_or(Error::WrongPassword))
 }
 
+/// Decompresses a file that is not a pack, as far as memory allows.
+fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut plain = Vec::new();
+    let read = zstd::stream::read::Decoder::with_buffer(packed)?.take(MAX_UNPACKED + 1).read_to_end(&mut plain)?;
+    if read as u64 > MAX_UNPACKED { Err(std::io::Error::other("unreasonably large")) } else { Ok(plain) }
+}
+
+/// The logarithm of the cost of a key file's derivation; `None` when it is unknown, or costs too much.
+///
+/// Nothing vouches for a key file: whoever can write into a store chooses these numbers.
+pub(crate) fn affordable(file: &KeyFile) -> Option<u8> {
+    let fits = |blocks: u64| blocks.checked_mul(u64::from(file.r) * 128).is_some_and(|bytes| bytes <= MAX_KEY_MEMORY);
+    // One table of `n` blocks, and `p` blocks to begin with.
+    let affordable = fits(file.n) && fits(u64::from(file.p));
+    if file.kdf != "scrypt" || !file.n.is_power_of_two() || !affordable || file.p > 64 {
+        return None;
+    }
+    // At most 30: bounded by the memory above.
+    u8::try_from(file.n.trailing_zeros()).ok()
+}
+
 pub(crate) fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Result<Option<Key>> {
     let data = backend.read(FileKind::Key, id)?;
     let damaged = |reason: &str| Error::damaged(FileKind::Key, id, reason);
@@ -329,12 +354,7 @@ pub(crate) fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Res
         return Err(damaged("its hash is not its name"));
     }
     let file: KeyFile = serde_json::from_slice(&data).map_err(|e| damaged(&e.to_string()))?;
-    let affordable = file.n.checked_mul(u64::from(file.r) * 128).is_some_and(|bytes| bytes <= MAX_KEY_MEMORY);
-    if file.kdf != "scrypt" || !file.n.is_power_of_two() || !affordable || file.p > 64 {
-        return Err(damaged("unsupported key derivation"));
-    }
-    // At most 30: bounded by the memory above.
-    let log_n = u8::try_from(file.n.trailing_zeros()).unwrap_or(u8::MAX);
+    let log_n = affordable(&file).ok_or_else(|| damaged("unsupported key derivation"))?;
     let wrapping = Key::derive(password.reveal(), &file.salt, log_n, file.r, file.p)?;
     let Ok(master) = wrapping.open(&file.data) else { return Ok(None) };
     let master: MasterKey = serde_json::from_slice(&master).map_err(|e| damaged(&e.to_string()))?;
@@ -356,7 +376,7 @@ impl Inner {
         let plain = self.key.open(data).map_err(|e| damaged(e.to_string()))?;
         match plain.first() {
             Some(b'{' | b'[') => Ok(plain),
-            Some(2) => zstd::decode_all(&plain[1..]).map_err(|e| damaged(e.to_string())),
+            Some(2) => unpack(&plain[1..]).map_err(|e| damaged(e.to_string())),
             _ => Err(damaged("unknown encoding".into())),
         }
     }
@@ -531,5 +551,43 @@ impl Inner {
             node = nodes.swap_remove(at);
         }
         Ok(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_file_cannot_make_us_use_all_memory() {
+        let file = |n: u64, r: u32, p: u32| KeyFile {
+            created: Timestamp::UNIX_EPOCH,
+            username: String::new(),
+            hostname: String::new(),
+            kdf: "scrypt".into(),
+            n,
+            r,
+            p,
+            salt: vec![],
+            data: vec![],
+        };
+        assert_eq!(affordable(&file(1 << 15, 8, 1)), Some(15), "restic's own numbers");
+        // The table is small in each of the last two, and what it begins with is not.
+        for (n, r, p) in [(3, 8, 1), (0, 8, 1), (1 << 24, 8, 1), (2, 1 << 22, 64), (1, 1 << 22, 3), (2, 8, 65)] {
+            assert_eq!(affordable(&file(n, r, p)), None, "{n} {r} {p}");
+        }
+        assert_eq!(affordable(&KeyFile { kdf: "other".into(), ..file(2, 8, 1) }), None);
+    }
+
+    #[test]
+    fn a_file_that_unpacks_to_more_than_memory_is_damaged() {
+        let repository = Repository::at_far_end(Arc::new(crate::MemoryBackend::new()), Key::random());
+        let opened = |size: u64| {
+            let packed = zstd::encode_all(&vec![b' '; usize::try_from(size).expect("small")][..], 1).expect("packed");
+            let sealed = repository.inner.key.seal(&[&[2][..], &packed].concat());
+            repository.inner.decode_unpacked(FileKind::Index, Id::of(&sealed), &sealed)
+        };
+        assert!(opened(MAX_UNPACKED).is_ok());
+        assert!(matches!(opened(MAX_UNPACKED + 1), Err(Error::Damaged { .. })));
     }
 }
