@@ -8,6 +8,8 @@ pub mod cli;
 pub mod config;
 pub mod crypto;
 pub mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod identity;
 pub mod import;
 pub mod keys;

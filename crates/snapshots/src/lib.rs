@@ -36,6 +36,8 @@ mod crypto;
 mod drill;
 mod error;
 mod fsdir;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod graft;
 mod id;
 mod index;

@@ -247,7 +247,7 @@ impl<'a> Walk<'a> {
         let Entry::Dir(dir) = self.tree.entry(number) else { return };
         let path = self.path(number);
         let gone: Vec<Vec<u8>> = (self.image.children(lower))
-            .filter(|(name, _)| !dir.children.contains_key(*name) && !(number == 0 && never(name)))
+            .filter(|(name, _)| !(dir.children.contains_key(*name) || number == 0 && never(name)))
             .map(|(name, _)| if path.is_empty() { name.to_vec() } else { [&path[..], b"/", name].concat() })
             .collect();
         if !gone.is_empty() {

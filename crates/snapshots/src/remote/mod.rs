@@ -13,6 +13,8 @@
 
 mod far;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod job;
 mod message;
 mod near;
