@@ -295,6 +295,13 @@ impl WireNode<'_> {
         if kind == NodeKind::Dir && self.subtree.is_none() {
             return Err(invalid("a directory without a tree"));
         }
+        // Who walks a tree goes by the subtree, and who restores it by the type: they must never mean different things.
+        if kind != NodeKind::Dir && self.subtree.is_some() {
+            return Err(invalid("it is no directory, and has a tree"));
+        }
+        if kind != NodeKind::File && self.content.as_ref().is_some_and(|blobs| !blobs.is_empty()) {
+            return Err(invalid("it is no regular file, and has content"));
+        }
         if kind == NodeKind::File && self.content.is_none() {
             return Err(invalid("a file without a list of blobs"));
         }
@@ -369,6 +376,20 @@ mod tests {
             assert!(decode_names(names).is_err(), "{names:?}");
         }
         assert_eq!(decode_names(&["a", "b"]).expect("valid").len(), 2);
+    }
+
+    #[test]
+    fn what_a_type_cannot_have_is_refused() {
+        let id = Id([7; 32]);
+        for (kind, more) in [
+            ("symlink", format!(r#","content":["{id}"]"#)),
+            ("fifo", format!(r#","subtree":"{id}""#)),
+            ("file", format!(r#","content":[],"subtree":"{id}""#)),
+            ("dir", format!(r#","content":["{id}"],"subtree":"{id}""#)),
+        ] {
+            let json = format!(r#"{{"nodes":[{{"name":"a","type":"{kind}"{more}}}]}}"#);
+            assert!(decode_tree(id, json.as_bytes()).is_err(), "{kind}");
+        }
     }
 
     #[test]
