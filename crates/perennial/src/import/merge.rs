@@ -45,9 +45,6 @@ struct Frame {
     /// What is stored of it.
     entries: BTreeMap<Vec<u8>, Node>,
     target: usize,
-    /// Its path in the target's tree.
-    below: Vec<u8>,
-    path: Vec<Vec<u8>>,
     children: std::vec::IntoIter<(Vec<u8>, Number)>,
     /// Whether it becomes an entry of the frame below; otherwise it is its target's own directory, or only on the way to one.
     end: End,
@@ -147,20 +144,19 @@ impl Merge<'_> {
         // Directories that lead to a volume and hold nothing else are not the system layer's business.
         let ways = self.ways();
         let root = self.base.view.root_directory();
-        let mut stack = vec![self.frame(0, Vec::new(), (0, Vec::new()), Some(root), &ways)?];
+        // The way to the frame on top. There is one for all frames: one in each would be the square of a deep tree's depth.
+        let mut path: Vec<Vec<u8>> = Vec::new();
+        let mut stack = vec![self.frame(0, &path, 0, Some(root), &ways)?];
         while let Some(frame) = stack.last_mut() {
             if let Some((name, child)) = frame.children.next() {
                 let (found, entry) = (frame.found.get(&name).cloned(), self.tree.entry(child));
-                let path: Vec<Vec<u8>> = frame.path.iter().cloned().chain([name.clone()]).collect();
-                let shown = || path.join(&b'/');
-                if path.len() == 1 && NEVER_PERSISTED.iter().any(|n| n.as_bytes() == name) {
+                let shown = || path.iter().chain([&name]).map(Vec::as_slice).collect::<Vec<_>>().join(&b'/');
+                if path.is_empty() && NEVER_PERSISTED.iter().any(|n| n.as_bytes() == name) {
                     return Err(Broken::entry(&shown(), "nothing below this directory is ever kept"));
                 }
-                let mounted = self.targets.iter().skip(1).position(|t| t.mount == path).map(|at| at + 1);
-                let place = match mounted {
-                    Some(target) => (target, Vec::new()),
-                    None => (frame.target, join(&frame.below, &name)),
-                };
+                let is_here =
+                    |t: &Target| t.mount.split_last().is_some_and(|(last, way)| *last == name && *way == path[..]);
+                let mounted = self.targets.iter().position(is_here);
                 match entry {
                     Entry::Dir(_) => {
                         if let Some(other) = found.as_ref().filter(|f| f.node.kind != NodeKind::Dir) {
@@ -170,15 +166,18 @@ impl Merge<'_> {
                             };
                             return Err(Broken::entry(&shown(), what));
                         }
-                        let next = self.frame(child, path, place, found, &ways)?;
+                        let target = mounted.unwrap_or(frame.target);
+                        path.push(name);
+                        let next = self.frame(child, &path, target, found, &ways)?;
                         stack.push(next);
                     }
                     Entry::Leaf(inode) => {
                         if mounted.is_some() || found.is_some_and(|f| f.node.kind == NodeKind::Dir) {
                             return Err(Broken::entry(&shown(), "the pod has a directory there, and the archive none"));
                         }
-                        if let Some(removed) = &mut self.targets[frame.target].removed {
-                            removed.remove(&join(&frame.below, &name));
+                        let target = &mut self.targets[frame.target];
+                        if let Some(removed) = &mut target.removed {
+                            removed.remove(&below(path.get(target.mount.len()..).unwrap_or_default(), &name));
                         }
                         let node = leaf(self.tree, *inode, self.contents, self.marks);
                         frame.entries.insert(name.clone(), Node { name, ..node });
@@ -187,6 +186,7 @@ impl Merge<'_> {
                 continue;
             }
             let Some(frame) = stack.pop() else { break };
+            path.pop();
             if frame.end == End::Way {
                 continue;
             }
@@ -231,14 +231,15 @@ impl Merge<'_> {
     fn frame(
         &mut self,
         number: Number,
-        path: Vec<Vec<u8>>,
-        (target, below): (usize, Vec<u8>),
+        path: &[Vec<u8>],
+        target: usize,
         found: Option<Found>,
         ways: &HashSet<Number>,
     ) -> Result<Frame, Broken> {
         let Entry::Dir(dir) = self.tree.entry(number) else { return Err(Broken::refused("a file is no directory")) };
         let repository = self.base.repository;
         let it = &mut self.targets[target];
+        let below = path.get(it.mount.len()..).unwrap_or_default();
         let is_root = below.is_empty();
         let end = match (ways.contains(&number), is_root) {
             (true, _) => End::Way,
@@ -253,7 +254,7 @@ impl Merge<'_> {
         }
         let upper = match &it.node {
             Some(_) if end != End::Way => {
-                let at = [it.at.as_bytes(), b"/", &below].concat();
+                let at = [it.at.as_bytes(), b"/", &below.join(&b'/')].concat();
                 stored(repository.entry(self.base.tree, &at))?.filter(|n| n.kind == NodeKind::Dir)
             }
             _ => None,
@@ -270,7 +271,9 @@ impl Merge<'_> {
         };
         let node = Node { name, content: Vec::new(), subtree: None, ..node };
         // What the pod had deleted does not shine through what takes its place.
-        if let Some(how @ Removal::Whiteout) = it.removed.as_mut().and_then(|removed| removed.get_mut(&below)) {
+        if let Some(how @ Removal::Whiteout) =
+            it.removed.as_mut().and_then(|removed| removed.get_mut(&below.join(&b'/')))
+        {
             *how = Removal::Opaque;
         }
         let entries = match &upper {
@@ -282,10 +285,10 @@ impl Merge<'_> {
             None => BTreeMap::new(),
         };
         let children: Vec<(Vec<u8>, Number)> = dir.children.iter().map(|(n, c)| (n.clone(), *c)).collect();
-        Ok(Frame { node, found, entries, target, below, path, children: children.into_iter(), end })
+        Ok(Frame { node, found, entries, target, children: children.into_iter(), end })
     }
 }
 
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
+fn below(way: &[Vec<u8>], name: &[u8]) -> Vec<u8> {
+    way.iter().map(Vec::as_slice).chain([name]).collect::<Vec<_>>().join(&b'/')
 }

@@ -16,8 +16,10 @@ use super::{Broken, Devices, Limits};
 
 /// The longest name, as every file system has it.
 const NAME_MAX: usize = 255;
-/// The longest path, in bytes: deeper trees exist, but nobody can name what is in them.
-const PATH_MAX: usize = 64 << 10;
+/// The longest path, in bytes, as the system has it: deeper trees exist, but nobody can name what is in them.
+const PATH_MAX: usize = 4096;
+/// The most directories that are in one another. Whatever walks a tree keeps something for each of them.
+const LEVELS_MAX: usize = 1024;
 /// The longest target of a symbolic link, as the system has it.
 const TARGET_MAX: usize = 4095;
 /// Bytes of names, targets and attributes.
@@ -86,6 +88,9 @@ impl Tree {
             empty = false;
             let mut names = at.to_vec();
             names.extend(names_of(&member.path)?);
+            if names.len() > LEVELS_MAX {
+                return Err(Broken::entry(&member.path, format!("it is below more than {LEVELS_MAX} directories")));
+            }
             let known = match member.what {
                 What::Node(NodeKind::File) => look(&names, &member, &mut reader.content())?,
                 _ => false,

@@ -209,6 +209,31 @@ async fn sim_bombs_meet_limits_of_entries_and_bytes() {
 }
 
 #[tokio::test]
+async fn sim_bombs_of_depth_are_refused_and_deep_trees_are_taken() {
+    let world = World::new(7);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", small_spec(Backend::Overlay)).await;
+    let path = |levels: usize| b"a/".repeat(levels);
+    // Each is some kilobytes, and would be the square of its depth in memory when each directory knew its whole way.
+    for (levels, said) in [(32_768, "too long"), (2_049, "too long"), (1_500, "more than 1024 directories")] {
+        let archive = Tar::new().records(&[("path", &path(levels))]).dir("a").done();
+        let answer = send(&desk, pod, "?into=/srv", &archive).await;
+        let text = String::from_utf8(answer.body.clone().unwrap()).unwrap();
+        assert!(answer.status == 400 && text.contains(said), "{levels}: {text}");
+    }
+    assert!(is_clean(&world));
+    let deep = String::from_utf8(path(500)).unwrap();
+    for file in ["f", "g"] {
+        let name = format!("{deep}{file}");
+        let archive = Tar::new().records(&[("path", name.as_bytes())]).file("a", file.as_bytes()).done();
+        // The second goes into all the directories of the first.
+        let snapshot = imported(&desk, pod, "?into=/srv", &archive).await;
+        let answer = desk.get(&format!("snapshots/{snapshot}/files/content?path=/srv/{deep}f")).await;
+        assert_eq!(answer.body.unwrap(), b"f");
+    }
+}
+
+#[tokio::test]
 async fn p13_an_archive_that_breaks_off_is_no_snapshot_and_leaves_nothing() {
     let world = World::new(5);
     let desk = Desk::new(&world).await;
