@@ -146,7 +146,7 @@ impl Merge<'_> {
         let root = self.base.view.root_directory();
         // The way to the frame on top. There is one for all frames: one in each would be the square of a deep tree's depth.
         let mut path: Vec<Vec<u8>> = Vec::new();
-        let mut stack = vec![self.frame(0, &path, 0, Some(root), &ways)?];
+        let mut stack = vec![self.frame(0, &path, (0, None), Some(root), &ways)?];
         while let Some(frame) = stack.last_mut() {
             if let Some((name, child)) = frame.children.next() {
                 let (found, entry) = (frame.found.get(&name).cloned(), self.tree.entry(child));
@@ -166,9 +166,10 @@ impl Merge<'_> {
                             };
                             return Err(Broken::entry(&shown(), what));
                         }
-                        let target = mounted.unwrap_or(frame.target);
+                        let stored = frame.entries.get(&name).cloned();
+                        let place = mounted.map_or((frame.target, stored), |target| (target, None));
                         path.push(name);
-                        let next = self.frame(child, &path, target, found, &ways)?;
+                        let next = self.frame(child, &path, place, found, &ways)?;
                         stack.push(next);
                     }
                     Entry::Leaf(inode) => {
@@ -232,7 +233,7 @@ impl Merge<'_> {
         &mut self,
         number: Number,
         path: &[Vec<u8>],
-        target: usize,
+        (target, stored): (usize, Option<Node>),
         found: Option<Found>,
         ways: &HashSet<Number>,
     ) -> Result<Frame, Broken> {
@@ -252,13 +253,12 @@ impl Merge<'_> {
                 "it is in no volume of the pod, and nothing else of it is kept",
             ));
         }
-        let upper = match &it.node {
-            Some(_) if end != End::Way => {
-                let at = [it.at.as_bytes(), b"/", &below.join(&b'/')].concat();
-                stored(repository.entry(self.base.tree, &at))?.filter(|n| n.kind == NodeKind::Dir)
-            }
-            _ => None,
+        let upper = match end {
+            End::Way => None,
+            End::Target => it.node.clone(),
+            End::Entry => stored,
         };
+        let upper = upper.filter(|n| n.kind == NodeKind::Dir);
         let name = path.last().cloned().unwrap_or_default();
         let seen = found.as_ref().map(|f| f.node.clone());
         let node = match (&dir.node, &upper, seen) {
