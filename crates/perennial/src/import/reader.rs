@@ -11,10 +11,12 @@ use perennial_snapshots::{NodeKind, Time, Xattr};
 use super::header::{self, BLOCK, Header, Kind};
 use super::sparse::{self, Map};
 use super::{Broken, Limits, attributes};
-use crate::library::{pax_records, pax_time};
+use crate::library::{RECORD_COST, pax_records, pax_time};
 
 /// The largest headers before one entry: all attributes of an inode are less on any file system.
 const RECORDS_MAX: u64 = 8 << 20;
+/// What is said of all entries, in bytes, with what each record takes: every entry is looked up in all of it.
+const GLOBALS_MAX: usize = 64 << 10;
 /// Zeros behind an archive's end: tapes had blocks of a megabyte or two.
 const TRAILING_MAX: u64 = 64 << 20;
 /// Headers of one entry, its own and those before it.
@@ -62,7 +64,7 @@ struct Said {
 pub(crate) struct TarReader<R> {
     input: R,
     limits: Limits,
-    global: Vec<(Vec<u8>, Vec<u8>)>,
+    global: BTreeMap<Vec<u8>, Vec<u8>>,
     headers: u64,
     entries: u64,
     bytes: u64,
@@ -93,7 +95,7 @@ impl<R: Read> TarReader<R> {
         Self {
             input,
             limits,
-            global: Vec::new(),
+            global: BTreeMap::new(),
             headers: 0,
             entries: 0,
             bytes: 0,
@@ -135,10 +137,13 @@ impl<R: Read> TarReader<R> {
 
     fn about_the_next(&mut self, header: &Header, said: &mut Said) -> Result<(), Broken> {
         said.any = !matches!(header.kind, Kind::GlobalRecords | Kind::Label) || said.any;
-        said.size = said.size.saturating_add(header.size);
-        if said.size > RECORDS_MAX {
-            return Err(Broken::refused("the headers before an entry are too large"));
-        }
+        self.count(header.size)?;
+        let enlarge = |said: &mut Said, by: u64| {
+            said.size = said.size.saturating_add(by);
+            let fits = said.size <= RECORDS_MAX;
+            fits.then_some(()).ok_or_else(|| Broken::refused("the headers before an entry are too large"))
+        };
+        enlarge(said, header.size)?;
         self.begin(header.size);
         let mut bytes = Vec::new();
         (&mut self.input).take(self.rest).read_to_end(&mut bytes).map_err(of_read)?;
@@ -147,11 +152,15 @@ impl<R: Read> TarReader<R> {
         match header.kind {
             Kind::LongName => said.name = Some(text(&bytes)),
             Kind::LongTarget => said.target = Some(text(&bytes)),
-            Kind::Records => said.records.extend(pax_records(&bytes).map_err(of_read)?),
+            Kind::Records => {
+                let records = pax_records(&bytes).map_err(of_read)?;
+                enlarge(said, (records.len() * RECORD_COST) as u64)?;
+                said.records.extend(records);
+            }
             Kind::GlobalRecords => {
                 self.global.extend(pax_records(&bytes).map_err(of_read)?);
-                let size: usize = self.global.iter().map(|(key, value)| key.len() + value.len()).sum();
-                if size as u64 > RECORDS_MAX {
+                let cost = |(key, value): (&Vec<u8>, &Vec<u8>)| key.len() + value.len() + RECORD_COST;
+                if self.global.iter().map(cost).sum::<usize>() > GLOBALS_MAX {
                     return Err(Broken::refused("the records about all entries are too large"));
                 }
             }
@@ -168,8 +177,8 @@ impl<R: Read> TarReader<R> {
         }
         let Said { records, name, target, .. } = said;
         let get = |key: &str| {
-            let of = |records: &[(Vec<u8>, Vec<u8>)]| records.iter().rfind(|(k, _)| k == key.as_bytes()).cloned();
-            of(&records).or_else(|| of(&self.global)).map(|(_, value)| value)
+            let own = records.iter().rfind(|(k, _)| k == key.as_bytes()).map(|(_, value)| value);
+            own.or_else(|| self.global.get(key.as_bytes())).cloned()
         };
         let path = get("GNU.sparse.name").or_else(|| get("path")).or(name).unwrap_or(header.path);
         let wrong = |problem: &str| Broken::entry(&path, problem);
@@ -203,7 +212,8 @@ impl<R: Read> TarReader<R> {
             What::Link => NodeKind::File,
         };
         let mut xattrs = BTreeMap::new();
-        for (key, value) in self.global.iter().chain(&records) {
+        let own = records.iter().map(|(key, value)| (key, value));
+        for (key, value) in self.global.iter().chain(own) {
             if let Some(name) = key.strip_prefix(XATTR) {
                 let xattr = attributes::checked(kind, name, value).map_err(|problem| wrong(&problem))?;
                 xattrs.insert(xattr.name.clone(), xattr);
@@ -260,11 +270,7 @@ impl<R: Read> TarReader<R> {
             Some(map) => map.size,
             None => self.rest,
         };
-        self.bytes = self.bytes.saturating_add(self.size);
-        if self.bytes > self.limits.bytes {
-            return Err(Broken::refused(format!("the archive holds more than {} bytes", self.limits.bytes))
-                .hint("the server takes as much as imports.max_bytes of its configuration says"));
-        }
+        self.count(self.size)?;
         Ok(Member {
             path,
             what,
@@ -277,6 +283,15 @@ impl<R: Read> TarReader<R> {
             size: self.size,
             xattrs: xattrs.into_values().collect(),
         })
+    }
+
+    fn count(&mut self, bytes: u64) -> Result<(), Broken> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes > self.limits.bytes {
+            return Err(Broken::refused(format!("the archive holds more than {} bytes", self.limits.bytes))
+                .hint("the server takes as much as imports.max_bytes of its configuration says"));
+        }
+        Ok(())
     }
 
     /// The content of the present entry, holes as zeros.

@@ -31,7 +31,7 @@ pub(crate) use below::ImageBelow;
 pub use diff::Differs;
 pub use failure::Failure;
 pub use path::PodPath;
-pub(crate) use pax::{Extensions, records as pax_records, time as pax_time};
+pub(crate) use pax::{Extensions, RECORD_COST, records as pax_records, time as pax_time};
 pub use stream::Download;
 pub use view::Origin;
 

@@ -12,6 +12,8 @@ use tar::{Entry, EntryType};
 const XATTR: &[u8] = b"SCHILY.xattr.";
 /// The largest extension that is read: all attributes of an inode are less on any file system.
 const SIZE_MAX: u64 = 8 << 20;
+/// What a record takes in memory beside its bytes, in bytes: the shortest is 5 bytes long.
+pub(crate) const RECORD_COST: usize = 64;
 
 /// What is said about the next entry.
 #[derive(Debug, Default)]
@@ -104,6 +106,7 @@ fn invalid(reason: &str) -> io::Error {
 pub(crate) fn records(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let broken = || invalid("a record of an extension header is broken");
     let mut records = Vec::new();
+    let mut cost = 0_u64;
     while !bytes.is_empty() {
         let space = bytes.iter().position(|b| *b == b' ').ok_or_else(broken)?;
         let length = std::str::from_utf8(&bytes[..space]).ok().and_then(|t| t.parse::<usize>().ok());
@@ -111,6 +114,13 @@ pub(crate) fn records(mut bytes: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let (record, rest) = bytes.split_at(length);
         let record = record[space + 1..].strip_suffix(b"\n").ok_or_else(broken)?;
         let equals = record.iter().position(|b| *b == b'=').ok_or_else(broken)?;
+        if equals == 0 {
+            return Err(broken());
+        }
+        cost = cost.saturating_add((length + RECORD_COST) as u64);
+        if cost > SIZE_MAX {
+            return Err(invalid("an extension header has too many records"));
+        }
         records.push((record[..equals].to_vec(), record[equals + 1..].to_vec()));
         bytes = rest;
     }
@@ -149,8 +159,12 @@ mod tests {
         let found = records(b"9 a=x\ny=\n6 b=\xff\n5 c=\n").ok();
         let record = |key: &[u8], value: &[u8]| (key.to_vec(), value.to_vec());
         assert_eq!(found, Some(vec![record(b"a", b"x\ny="), record(b"b", b"\xff"), record(b"c", b"")]));
-        for bad in [&b"9"[..], b"x a=b\n", b"99 a=b\n", b"2 a=b\n", b"6 a=bc", b"6 abc\n", b"0 a=b\n", b" a=b\n"] {
+        for bad in
+            [&b"9"[..], b"x a=b\n", b"99 a=b\n", b"2 a=b\n", b"6 a=bc", b"6 abc\n", b"0 a=b\n", b" a=b\n", b"4 =\n"]
+        {
             assert!(records(bad).is_err(), "{bad:?}");
         }
+        assert!(records(&b"5 a=\n".repeat(100_000)).is_ok());
+        assert!(records(&b"5 a=\n".repeat(200_000)).is_err(), "a million bytes would be many more in memory");
     }
 }

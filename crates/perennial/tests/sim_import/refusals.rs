@@ -193,6 +193,15 @@ async fn sim_bombs_meet_limits_of_entries_and_bytes() {
     let large = zstd::encode_all(&Tar::new().file("f", &vec![0; 2 << 20]).done()[..], 1).unwrap();
     let records: [(&str, &[u8]); 2] = [("GNU.sparse.map", b""), ("GNU.sparse.size", b"999999999999")];
     let hole = Tar::new().records(&records).file("f", b"").done();
+    let records =
+        |kind, records: &[u8]| Tar::new().raw(&header(kind, "r", records.len() as u64), records).file("f", b"").done();
+    let empty_keys = records(EntryType::XHeader, &b"4 =\n".repeat(100));
+    let short = records(EntryType::XHeader, &b"5 a=\n".repeat(150_000));
+    let global: String = (1000..2000).map(|n| format!("9 {n}=x\n")).collect();
+    let globals = records(EntryType::XGlobalHeader, global.as_bytes());
+    let comment = vec![b'x'; 300_000];
+    let headers =
+        (0..5).fold(Tar::new(), |tar, n| tar.records(&[("comment", comment.as_slice())]).file(&format!("f{n}"), b""));
     let labels = (0..400).fold(Tar::new(), |tar, _| tar.raw(&header(EntryType::new(b'V'), "v", 0), b"")).done();
     for (what, archive, said) in [
         ("entries", many, "50 entries"),
@@ -200,6 +209,10 @@ async fn sim_bombs_meet_limits_of_entries_and_bytes() {
         ("bytes", large, "bytes"),
         ("a hole", hole, "bytes"),
         ("labels", labels, "50 entries"),
+        ("records without a key", empty_keys, "broken"),
+        ("short records", short, "too many records"),
+        ("records about all", globals, "about all entries"),
+        ("records of many entries", headers.done(), "bytes"),
     ] {
         let answer = send(&desk, pod, "?into=/srv", &archive).await;
         let text = String::from_utf8(answer.body.clone().unwrap()).unwrap();
