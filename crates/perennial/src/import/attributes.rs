@@ -1,15 +1,58 @@
 //! Extended attributes of an archive. One that a restore could not set would make a snapshot that cannot be restored, so
 //! it is refused here; one that means something to the host's own file systems must never be set at all.
 
+use std::collections::BTreeMap;
+
 use perennial_snapshots::{NodeKind, Xattr};
 
 /// The longest name, as the system has it.
 const NAME_MAX: usize = 255;
 /// The longest value, as the system has it.
 const VALUE_MAX: usize = 64 << 10;
+/// All names of one entry, each with the byte that ends it, in bytes: a longer list the system does not tell anybody.
+const NAMES_MAX: usize = 64 << 10;
+/// All values of one entry, in bytes.
+const VALUES_MAX: usize = 1 << 20;
+/// What an attribute takes in memory beside its bytes, in bytes.
+const COST: usize = 64;
+
+/// All attributes of an entry, by their names.
+#[derive(Debug, Default)]
+pub(crate) struct Attributes {
+    found: BTreeMap<String, Vec<u8>>,
+    names: usize,
+    values: usize,
+}
+
+impl Attributes {
+    /// Takes an attribute over, in the place of one of that name; the reason when it cannot be.
+    pub(crate) fn add(&mut self, kind: NodeKind, name: &[u8], value: &[u8]) -> Result<(), String> {
+        let Xattr { name, value } = checked(kind, name, value)?;
+        let (length, size) = (name.len() + 1, value.len());
+        self.values += size;
+        match self.found.insert(name, value) {
+            Some(old) => self.values -= old.len(),
+            None => self.names += length,
+        }
+        if self.names > NAMES_MAX || self.values > VALUES_MAX {
+            return Err("its extended attributes are too many, or too long".to_owned());
+        }
+        Ok(())
+    }
+
+    /// All of them, sorted.
+    pub(crate) fn into_list(self) -> Vec<Xattr> {
+        self.found.into_iter().map(|(name, value)| Xattr { name, value }).collect()
+    }
+}
+
+/// What attributes take in memory, in bytes.
+pub(crate) fn cost(attributes: &[Xattr]) -> usize {
+    attributes.iter().map(|x| x.name.len() + x.value.len() + COST).sum()
+}
 
 /// Takes an attribute over; the reason when it cannot be.
-pub(crate) fn checked(kind: NodeKind, name: &[u8], value: &[u8]) -> Result<Xattr, String> {
+fn checked(kind: NodeKind, name: &[u8], value: &[u8]) -> Result<Xattr, String> {
     let text = std::str::from_utf8(name).map_err(|_| "the name of an extended attribute is no text".to_owned())?;
     let refuse = |why: &str| Err(format!("its extended attribute {} {why}", super::shown(name)));
     if text.len() > NAME_MAX || value.len() > VALUE_MAX {
@@ -90,6 +133,24 @@ mod tests {
             value.extend(id.to_le_bytes());
         }
         value
+    }
+
+    #[test]
+    fn the_attributes_of_an_entry_are_no_more_than_a_system_lists() {
+        let add = |count: usize, length: usize, size: usize| {
+            let mut all = Attributes::default();
+            let value = vec![0; size];
+            (0..count).try_for_each(|n| all.add(NodeKind::File, format!("user.{n:0length$}").as_bytes(), &value))
+        };
+        assert_eq!(add(300, 200, 0), Ok(()));
+        assert!(add(400, 200, 0).is_err());
+        assert_eq!(add(16, 10, 64 << 10), Ok(()));
+        assert!(add(17, 10, 64 << 10).is_err());
+        // Of one name the last counts, and the others no more.
+        let mut all = Attributes::default();
+        let value = vec![0; 64 << 10];
+        assert!((0..100).all(|_| all.add(NodeKind::File, b"user.a", &value).is_ok()));
+        assert_eq!(cost(&all.into_list()), 6 + (64 << 10) + COST);
     }
 
     #[test]

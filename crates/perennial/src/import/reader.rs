@@ -8,9 +8,10 @@ use std::io::{self, Read};
 
 use perennial_snapshots::{NodeKind, Time, Xattr};
 
+use super::attributes::Attributes;
 use super::header::{self, BLOCK, Header, Kind};
 use super::sparse::{self, Map};
-use super::{Broken, Limits, attributes};
+use super::{Broken, Limits};
 use crate::library::{RECORD_COST, pax_records, pax_time};
 
 /// The largest headers before one entry: all attributes of an inode are less on any file system.
@@ -211,12 +212,11 @@ impl<R: Read> TarReader<R> {
             What::Node(kind) => kind,
             What::Link => NodeKind::File,
         };
-        let mut xattrs = BTreeMap::new();
+        let mut xattrs = Attributes::default();
         let own = records.iter().map(|(key, value)| (key, value));
         for (key, value) in self.global.iter().chain(own) {
             if let Some(name) = key.strip_prefix(XATTR) {
-                let xattr = attributes::checked(kind, name, value).map_err(|problem| wrong(&problem))?;
-                xattrs.insert(xattr.name.clone(), xattr);
+                xattrs.add(kind, name, value).map_err(|problem| wrong(&problem))?;
             } else if key.starts_with(b"SCHILY.acl.") {
                 return Err(wrong("it carries an access control list as text, which is not understood")
                     .hint("pack attributes as they are: tar --xattrs --xattrs-include='*' and no --acls"));
@@ -281,7 +281,7 @@ impl<R: Read> TarReader<R> {
             mtime,
             device: header.device,
             size: self.size,
-            xattrs: xattrs.into_values().collect(),
+            xattrs: xattrs.into_list(),
         })
     }
 

@@ -12,7 +12,7 @@ use std::io::Read;
 use perennial_snapshots::{Node, NodeKind, Xattr};
 
 use super::reader::{Member, TarReader, What};
-use super::{Broken, Devices, Limits};
+use super::{Broken, Devices, Limits, attributes};
 
 /// The longest name, as every file system has it.
 const NAME_MAX: usize = 255;
@@ -140,8 +140,7 @@ impl Tree {
     ) -> Result<(), Broken> {
         let path = member.path.clone();
         let refuse = |problem: String| Broken::entry(&path, problem);
-        let attributes: usize = member.xattrs.iter().map(|x| x.name.len() + x.value.len()).sum();
-        self.count_text(attributes + member.target.len())?;
+        self.count_text(attributes::cost(&member.xattrs) + member.target.len())?;
         let What::Node(kind) = member.what else {
             return self.link(names, at, &member);
         };

@@ -185,7 +185,7 @@ async fn sim_what_an_import_is_asked_for_is_checked_before_anything_is_sent() {
 #[tokio::test]
 async fn sim_bombs_meet_limits_of_entries_and_bytes() {
     let mut world = World::new(4);
-    world.import_limits = perennial::import::Limits { entries: 50, bytes: 1 << 20 };
+    world.import_limits = perennial::import::Limits { entries: 50, bytes: 5 << 18 };
     let desk = Desk::new(&world).await;
     let pod = desk.server.running("dev", small_spec(Backend::Overlay)).await;
     let many = (0..60).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), b"")).done();
@@ -199,6 +199,9 @@ async fn sim_bombs_meet_limits_of_entries_and_bytes() {
     let short = records(EntryType::XHeader, &b"5 a=\n".repeat(150_000));
     let global: String = (1000..2000).map(|n| format!("9 {n}=x\n")).collect();
     let globals = records(EntryType::XGlobalHeader, global.as_bytes());
+    let values = vec![b'x'; 60_000];
+    let names: Vec<String> = (0..20).map(|n| format!("SCHILY.xattr.user.{n}")).collect();
+    let attributes = Tar::new().records(&names.iter().map(|n| (n.as_str(), &values[..])).collect::<Vec<_>>());
     let comment = vec![b'x'; 300_000];
     let headers =
         (0..5).fold(Tar::new(), |tar, n| tar.records(&[("comment", comment.as_slice())]).file(&format!("f{n}"), b""));
@@ -212,6 +215,7 @@ async fn sim_bombs_meet_limits_of_entries_and_bytes() {
         ("records without a key", empty_keys, "broken"),
         ("short records", short, "too many records"),
         ("records about all", globals, "about all entries"),
+        ("attributes of one entry", attributes.file("f", b"").done(), "attributes are too many"),
         ("records of many entries", headers.done(), "bytes"),
     ] {
         let answer = send(&desk, pod, "?into=/srv", &archive).await;
