@@ -13,6 +13,8 @@ pub(crate) const BLOCK: usize = 512;
 pub(crate) enum Kind {
     /// Something that a directory can hold.
     Node(NodeKind),
+    /// A regular file; a directory when its name ends with a slash, which not the header alone says.
+    Plain,
     /// Another name of an earlier entry.
     Link,
     /// A regular file with holes, in GNU's old way.
@@ -91,9 +93,8 @@ pub(crate) fn parse(block: &[u8; BLOCK]) -> Result<Header, String> {
         path = [&prefix[..], b"/", &path].concat();
     }
     let kind = match block[156] {
-        // Before there were types, a directory was what ended with a slash.
-        b'0' | 0 if path.ends_with(b"/") => Kind::Node(NodeKind::Dir),
-        b'0' | 0 | b'7' => Kind::Node(NodeKind::File),
+        b'0' | 0 => Kind::Plain,
+        b'7' => Kind::Node(NodeKind::File),
         b'1' => Kind::Link,
         b'2' => Kind::Node(NodeKind::Symlink),
         b'3' => Kind::Node(NodeKind::CharDevice),

@@ -129,7 +129,7 @@ impl<R: Read> TarReader<R> {
             let number = self.entries + 1;
             let header =
                 header::parse(&block).map_err(|problem| Broken::refused(format!("entry {number}: {problem}")))?;
-            if matches!(header.kind, Kind::Node(_) | Kind::Link | Kind::Sparse) {
+            if matches!(header.kind, Kind::Node(_) | Kind::Plain | Kind::Link | Kind::Sparse) {
                 return self.member(header, &block, said).map(Some);
             }
             self.about_the_next(&header, &mut said)?;
@@ -181,7 +181,11 @@ impl<R: Read> TarReader<R> {
             let own = records.iter().rfind(|(k, _)| k == key.as_bytes()).map(|(_, value)| value);
             own.or_else(|| self.global.get(key.as_bytes())).cloned()
         };
-        let path = get("GNU.sparse.name").or_else(|| get("path")).or(name).unwrap_or(header.path);
+        let said = get("GNU.sparse.name").or_else(|| get("path")).or(name);
+        // Before there were types, a directory was what ended with a slash. Of a name that is said before, the header holds
+        // what fits, and that may end anywhere.
+        let is_old_directory = header.kind == Kind::Plain && said.is_none() && header.path.ends_with(b"/");
+        let path = said.unwrap_or(header.path);
         let wrong = |problem: &str| Broken::entry(&path, problem);
         let decimal = |key: &str| {
             get(key).map(|text| sparse::decimal(&text).map_err(|_| wrong(&format!("its {key} is no number"))))
@@ -205,6 +209,7 @@ impl<R: Read> TarReader<R> {
         let what = match header.kind {
             Kind::Link => What::Link,
             Kind::Node(kind) => What::Node(kind),
+            _ if is_old_directory => What::Node(NodeKind::Dir),
             _ => What::Node(NodeKind::File),
         };
         let target = get("linkpath").or(target).unwrap_or(header.target);

@@ -58,6 +58,41 @@ async fn sim_every_kind_of_entry_comes_back_as_it_was_exported_and_is_restored()
     assert!(world.check_repository().unwrap().problems.is_empty());
 }
 
+#[tokio::test]
+async fn sim_a_name_that_is_cut_at_a_slash_in_its_header_is_a_file_all_the_same() {
+    let world = World::new(7);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", small_spec(Backend::Overlay)).await;
+    let base = tempfile::tempdir().unwrap();
+    // The first hundred bytes of these names, which is what fits into a header, end with a slash.
+    let directory = base.path().join("x".repeat(99));
+    std::fs::create_dir(&directory).unwrap();
+    for (name, content) in [("file", "content"), ("empty", "")] {
+        std::fs::write(directory.join(name), content).unwrap();
+    }
+    let is_there = async |snapshot: SnapshotId| {
+        let found = desk.walk(snapshot, "").await;
+        for (name, size) in [("file", 7), ("empty", 0)] {
+            let entry = &found[&format!("/srv/{}/{name}", "x".repeat(99))];
+            assert_eq!((&entry["kind"], &entry["size"]), (&"file".into(), &size.into()), "{name}");
+        }
+    };
+    let mut exported = Vec::new();
+    for format in ["gnu", "posix", "ustar"] {
+        let mut tar = std::process::Command::new("tar");
+        tar.arg("-C").arg(base.path()).args(["-c", "--format", format, "."]);
+        let archive = tar.output().unwrap();
+        assert!(archive.status.success(), "{archive:?}");
+        let snapshot = imported(&desk, pod, "?into=/srv", &archive.stdout).await;
+        is_there(snapshot).await;
+        exported = export(&desk, snapshot, "/srv", "tar").await;
+    }
+    is_there(imported(&desk, pod, "?into=/srv", &exported).await).await;
+    // Nobody says anything of it before, so it is a directory as there were before types.
+    let snapshot = imported(&desk, pod, "?into=/srv", &crate::send::Tar::new().file("old/", b"").done()).await;
+    assert_eq!(desk.walk(snapshot, "").await["/srv/old"]["kind"], "dir");
+}
+
 fn change(world: &World, pod: PodId) {
     for path in ["/home/user/new", "/etc/motd", "/usr/lib/extra/x", "/usr/local/y", "/tools/z", "/srv/w"] {
         world.engine.write(pod, path, format!("changed {path}")).unwrap();
