@@ -129,12 +129,9 @@ impl Import<'_> {
                     };
                     nodes.push(Node { name: name.clone(), ..node });
                 }
-                let node = match (&dir.node, region) {
-                    (Some(said), _) => (**said).clone(),
-                    (None, Region::System) => {
-                        division.image_node(image, number).unwrap_or_else(|| self.marks.made_up())
-                    }
-                    (None, _) => self.marks.made_up(),
+                let node = match &dir.node {
+                    Some(said) => (**said).clone(),
+                    None => division.image_node(image, number).unwrap_or_else(|| self.marks.made_up()),
                 };
                 stored[number as usize] = Some(Node { subtree: Some(writer.directory(&nodes)?), ..node });
             }

@@ -43,7 +43,7 @@ pub(crate) struct Division {
 }
 
 impl Division {
-    /// The image's directory below one of the system layer.
+    /// What the image has of a directory, whatever it belongs to; the archive may leave it out.
     pub(crate) fn image_node(&self, image: &ImageTree, number: Number) -> Option<Node> {
         let node = image.node((*self.lower.get(number as usize)?)?);
         Some(Node { name: Vec::new(), ..node.clone() })
@@ -151,7 +151,7 @@ struct Walk<'a> {
     image: &'a ImageTree,
     mounts: &'a [Number],
     parents: Vec<(Number, &'a [u8])>,
-    /// The directory of the image that a directory of the system layer lies above.
+    /// The directory of the image that a directory lies above, in volumes as well.
     lower: Vec<Option<ImageEntry>>,
     regions: Vec<Region>,
     kept: Vec<bool>,
@@ -188,6 +188,10 @@ impl<'a> Walk<'a> {
             (None, region) => region,
         };
         self.regions[child as usize] = region;
+        if let Entry::Dir(_) = self.tree.entry(child) {
+            let below = self.lower[parent as usize].and_then(|lower| self.image.child(lower, name));
+            self.lower[child as usize] = below.filter(|entry| self.image.node(*entry).kind == NodeKind::Dir);
+        }
         match region {
             Region::Volume(_) => self.kept[child as usize] = true,
             Region::Nowhere => {}
@@ -200,8 +204,7 @@ impl<'a> Walk<'a> {
         let node = below.map(|entry| self.image.node(entry));
         match self.tree.entry(child) {
             Entry::Dir(dir) => {
-                let is_dir = node.is_some_and(|n| n.kind == NodeKind::Dir);
-                self.lower[child as usize] = below.filter(|_| is_dir);
+                let is_dir = self.lower[child as usize].is_some();
                 let same = match (&dir.node, node) {
                     (Some(ours), Some(theirs)) => is_dir && same_metadata(ours, theirs),
                     // The archive says nothing of it, so it is what the image has.

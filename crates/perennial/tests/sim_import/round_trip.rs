@@ -93,6 +93,30 @@ async fn sim_a_name_that_is_cut_at_a_slash_in_its_header_is_a_file_all_the_same(
     assert_eq!(desk.walk(snapshot, "").await["/srv/old"]["kind"], "dir");
 }
 
+#[tokio::test]
+async fn sim_directories_that_an_archive_of_a_whole_pod_leaves_out_are_as_in_the_image() {
+    let image = SimImage::standard().directory_of("/opt/tool", 0o700, 33);
+    let world = World::with(8, &image);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", universal_spec(Backend::Overlay)).await;
+    let source = desk.snapshot(pod).await;
+    let mut tar = crate::send::Tar::new().file("home/user/mine", b"x").file("opt/tool/mine", b"x");
+    let rows = desk.server.snapshots(pod).await;
+    for volume in &rows.iter().find(|row| row.id == source).unwrap().volumes {
+        tar = tar.file(&format!("{}/mine", volume.mount_path.trim_start_matches('/')), b"x");
+    }
+    let snapshot = imported(&desk, pod, "", &tar.done()).await;
+    let found = desk.walk(snapshot, "").await;
+    for (path, mode, owner) in [("/home", 0o755, 0), ("/home/user", 0o750, 1000), ("/opt/tool", 0o700, 33)] {
+        let entry = &found[path];
+        assert_eq!(
+            (&entry["mode"], &entry["uid"], &entry["gid"]),
+            (&mode.into(), &owner.into(), &owner.into()),
+            "{path}"
+        );
+    }
+}
+
 fn change(world: &World, pod: PodId) {
     for path in ["/home/user/new", "/etc/motd", "/usr/lib/extra/x", "/usr/local/y", "/tools/z", "/srv/w"] {
         world.engine.write(pod, path, format!("changed {path}")).unwrap();
