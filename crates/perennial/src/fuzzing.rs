@@ -25,7 +25,7 @@ pub fn archive(input: &[u8]) -> bool {
         // An archive that is cut short in a content is refused by the next header.
         let read = io::copy(content, &mut io::sink());
         assert!(read.is_err() || read.is_ok_and(|read| read == member.size), "{member:?}");
-        Ok(false)
+        Ok(None)
     });
     let Ok(tree) = tree else { return false };
     for number in 0..tree.len() {

@@ -86,7 +86,7 @@ impl Import<'_> {
     pub(crate) fn whole(&self, volumes: &[Volume], keeps_layer: bool) -> Result<Made, Broken> {
         let image = &*self.image.1;
         let tree = Tree::read(&mut self.read()?, &[], self.rules, &mut |names, member, content| {
-            if keeps_layer { layer::is_of_image((image, volumes), names, member, content) } else { Ok(false) }
+            if keeps_layer { layer::is_of_image((image, volumes), names, member, content) } else { Ok(None) }
         })?;
         let division = layer::divide(&tree, volumes, image)?;
         let persists = |number: usize| match division.regions[number] {

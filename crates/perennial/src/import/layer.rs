@@ -64,39 +64,39 @@ fn never(name: &[u8]) -> bool {
     NEVER_PERSISTED.iter().any(|n| n.as_bytes() == name)
 }
 
-/// Whether the image has the same regular file, by everything but names. Reads both contents where nothing else differs.
+/// The image's file at this path, when it is the same but for names. Reads both contents where nothing else differs.
 pub(crate) fn is_of_image(
     (image, volumes): (&ImageTree, &[Volume]),
     path: &[Vec<u8>],
     member: &Member,
     content: &mut dyn Read,
-) -> Result<bool, Broken> {
+) -> Result<Option<ImageEntry>, Broken> {
     let below = |volume: &Volume| {
         let mount = names(&volume.mount_path);
         mount.len() <= path.len() && mount.iter().zip(path).all(|(a, b)| *a == b.as_slice())
     };
     if path.first().is_none_or(|top| never(top)) || volumes.iter().any(below) {
-        return Ok(false);
+        return Ok(None);
     }
-    let Some(entry) = in_image(image, path) else { return Ok(false) };
+    let Some(entry) = in_image(image, path) else { return Ok(None) };
     let node = image.node(entry);
     let same = node.kind == NodeKind::File
         && (node.size, node.mode, node.uid, node.gid, node.mtime)
             == (member.size, member.mode, member.uid, member.gid, member.mtime)
         && same_xattrs(&node.xattrs, &member.xattrs);
     if !same {
-        return Ok(false);
+        return Ok(None);
     }
     let (mut theirs, mut a, mut b) = (image.open(entry), vec![0; 64 << 10], vec![0; 64 << 10]);
     loop {
         let got =
             content.read(&mut a).map_err(|e| Broken::refused(format!("the archive is damaged or cut short: {e}")))?;
         if got == 0 {
-            return Ok(true);
+            return Ok(Some(entry));
         }
         theirs.read_exact(&mut b[..got]).map_err(Broken::Io)?;
         if a[..got] != b[..got] {
-            return Ok(false);
+            return Ok(None);
         }
     }
 }
@@ -221,7 +221,7 @@ impl<'a> Walk<'a> {
                     theirs.kind == it.node.kind
                         && same_metadata(&it.node, theirs)
                         && match it.node.kind {
-                            NodeKind::File => it.known && theirs.size == it.node.size,
+                            NodeKind::File => it.known.is_some_and(|known| self.is_one_file(known, below)),
                             NodeKind::Symlink => theirs.link_target == it.node.link_target,
                             NodeKind::CharDevice | NodeKind::BlockDevice => theirs.device == it.node.device,
                             _ => true,
@@ -236,11 +236,17 @@ impl<'a> Walk<'a> {
                 let lower = node.and_then(Node::link_key);
                 let group = &mut self.groups[*inode];
                 let first = *group.lower.get_or_insert(lower);
-                // Only the content of the first name was compared: the others have to be the very same inode.
+                // The content of one name alone was compared: the others have to be the very same inode.
                 group.differs |= !same || lower.is_none() || first != lower;
                 group.names.push(child);
             }
         }
+    }
+
+    /// Whether a name of the image stands for the file whose content was compared.
+    fn is_one_file(&self, known: ImageEntry, other: Option<ImageEntry>) -> bool {
+        let key = |entry: ImageEntry| self.image.node(entry).link_key();
+        other.is_some_and(|other| known == other || key(known).is_some_and(|k| key(other) == Some(k)))
     }
 
     fn find_removed(&mut self, number: Number) {

@@ -13,6 +13,7 @@ use perennial_snapshots::{Node, NodeKind, Xattr};
 
 use super::reader::{Member, TarReader, What};
 use super::{Broken, Devices, Limits, attributes};
+use crate::library::image::ImageEntry;
 
 /// The longest name, as every file system has it.
 const NAME_MAX: usize = 255;
@@ -64,12 +65,12 @@ pub(crate) struct Inode {
     pub(crate) names: u64,
     /// Which entry of the archive holds its content.
     pub(crate) member: u64,
-    /// What [`Look`] said of its content.
-    pub(crate) known: bool,
+    /// What [`Look`] said of its content. Of the image's other files nothing is proven, whatever names this has.
+    pub(crate) known: Option<ImageEntry>,
 }
 
-/// Looks at a regular file's content while it comes by; tells whether the image has the same.
-pub(crate) type Look<'a> = dyn FnMut(&[Vec<u8>], &Member, &mut dyn Read) -> Result<bool, Broken> + 'a;
+/// Looks at a regular file's content while it comes by; tells which file of the image is the same.
+pub(crate) type Look<'a> = dyn FnMut(&[Vec<u8>], &Member, &mut dyn Read) -> Result<Option<ImageEntry>, Broken> + 'a;
 
 impl Tree {
     /// Reads an archive to its end. It belongs below `at`, a path without a slash.
@@ -93,7 +94,7 @@ impl Tree {
             }
             let known = match member.what {
                 What::Node(NodeKind::File) => look(&names, &member, &mut reader.content())?,
-                _ => false,
+                _ => None,
             };
             tree.add(&names, at, member, (member_number, known), devices)?;
             member_number += 1;
@@ -135,7 +136,7 @@ impl Tree {
         names: &[Vec<u8>],
         at: &[Vec<u8>],
         member: Member,
-        (number, known): (u64, bool),
+        (number, known): (u64, Option<ImageEntry>),
         devices: Devices,
     ) -> Result<(), Broken> {
         let path = member.path.clone();
@@ -312,8 +313,8 @@ fn node_of(kind: NodeKind, member: Member, devices: Devices) -> Result<Node, Bro
 }
 
 /// Nothing is known of any content.
-pub(crate) fn unknown(_: &[Vec<u8>], _: &Member, _: &mut dyn Read) -> Result<bool, Broken> {
-    Ok(false)
+pub(crate) fn unknown(_: &[Vec<u8>], _: &Member, _: &mut dyn Read) -> Result<Option<ImageEntry>, Broken> {
+    Ok(None)
 }
 
 /// The attributes of two entries, whatever their order.

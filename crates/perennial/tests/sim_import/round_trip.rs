@@ -117,6 +117,47 @@ async fn sim_directories_that_an_archive_of_a_whole_pod_leaves_out_are_as_in_the
     }
 }
 
+#[tokio::test]
+async fn sim_what_is_proven_of_one_name_is_not_taken_for_another() {
+    // Two files that differ in nothing but their content.
+    let world = World::with(9, &SimImage::standard().file("/usr/a", "aaaa").file("/usr/b", "bbbb"));
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", universal_spec(Backend::Overlay)).await;
+    let source = desk.snapshot(pod).await;
+    let found = desk.walk(source, "").await;
+    assert_eq!(found["/usr/a"]["modifiedAt"], found["/usr/b"]["modifiedAt"], "{:?}", found["/usr/a"]);
+    let exported = export(&desk, source, "/", "tar").await;
+    let mut archive = tar::Builder::new(Vec::new());
+    for entry in tar::Archive::new(&exported[..]).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().into_owned();
+        let pax: Vec<(String, Vec<u8>)> = (entry.pax_extensions().unwrap().into_iter().flatten())
+            .map(|record| record.unwrap())
+            .map(|record| (record.key().unwrap().to_owned(), record.value_bytes().to_vec()))
+            .collect();
+        if !pax.is_empty() {
+            archive.append_pax_extensions(pax.iter().map(|(k, v)| (k.as_str(), v.as_slice()))).unwrap();
+        }
+        let header = entry.header().clone();
+        if path.ends_with("usr/b") {
+            // `b` becomes another name of `a`, and `a` something else: `aaaa` has only the name `b` now.
+            let mut link = crate::send::header(tar::EntryType::Link, "usr/b", 0);
+            link.set_link_name("usr/a").unwrap();
+            link.set_cksum();
+            archive.append(&link, std::io::empty()).unwrap();
+            archive.append(&crate::send::header(tar::EntryType::Regular, "usr/a", 3), &b"new"[..]).unwrap();
+        } else {
+            archive.append(&header, &mut entry).unwrap();
+        }
+    }
+    let snapshot = imported(&desk, pod, "", &archive.into_inner().unwrap()).await;
+    for (path, content) in [("/usr/a", &b"new"[..]), ("/usr/b", b"aaaa")] {
+        let answer = desk.get(&format!("snapshots/{snapshot}/files/content?path={path}")).await;
+        assert_eq!(answer.body.unwrap(), content, "{path}");
+    }
+    assert!(!desk.walk(snapshot, "&changes=true").await.contains_key("/usr/lib/data"));
+}
+
 fn change(world: &World, pod: PodId) {
     for path in ["/home/user/new", "/etc/motd", "/usr/lib/extra/x", "/usr/local/y", "/tools/z", "/srv/w"] {
         world.engine.write(pod, path, format!("changed {path}")).unwrap();
