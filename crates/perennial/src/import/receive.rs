@@ -9,6 +9,7 @@ use axum::body::Bytes;
 use futures::{Stream, StreamExt as _};
 use perennial_core::Error;
 use perennial_core::id::SnapshotId;
+use perennial_core::spec::TenantId;
 use perennial_core::volume::Volume;
 use tokio::sync::mpsc;
 
@@ -41,12 +42,12 @@ pub(crate) struct Expected {
 /// Receives an archive that keeps the rules; it is durable, and goes with what is returned unless that is kept.
 pub(crate) async fn receive<E: std::fmt::Display>(
     spool: &Spool,
-    id: SnapshotId,
+    (id, tenant): (SnapshotId, &TenantId),
     body: impl Stream<Item = Result<Bytes, E>> + Send,
     expected: Expected,
 ) -> Result<Receiving, Error> {
-    let busy = || Error::Unavailable { problem: "too many archives are received at the same time".to_owned() };
-    let turn = spool.turn().ok_or_else(busy)?;
+    let turn = spool.turn(tenant).map_err(|problem| Error::Unavailable { problem: problem.to_owned() })?;
+    let patience = spool.patience();
     let (sender, pieces) = mpsc::channel(WAITING);
     let spool = spool.clone();
     let looking = tokio::task::spawn_blocking(move || {
@@ -57,7 +58,12 @@ pub(crate) async fn receive<E: std::fmt::Display>(
     let mut refused = false;
     let mut drained = 0;
     let mut broken_off = None;
-    while let Some(piece) = body.next().await {
+    loop {
+        let Ok(piece) = tokio::time::timeout(patience, body.next()).await else {
+            broken_off = Some(format!("nothing came for {} seconds", patience.as_secs()));
+            break;
+        };
+        let Some(piece) = piece else { break };
         match piece {
             Ok(bytes) if refused => {
                 drained += bytes.len() as u64;
@@ -141,5 +147,27 @@ impl Read for Incoming {
         let part = self.present.split_to(buffer.len().min(self.present.len()));
         buffer[..part.len()].copy_from_slice(&part);
         Ok(part.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::import::Limits;
+
+    #[tokio::test]
+    async fn a_body_that_brings_nothing_ends_and_its_turn_is_anothers() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let spool = Spool::new(directory.path(), Limits::default()).with_patience(Duration::from_millis(20));
+        let (id, tenant) = (SnapshotId::from_parts(1, [1; 10]), TenantId::default_tenant());
+        let expected = || Expected { at: Vec::new(), volumes: Vec::new(), devices: Devices::Refused };
+        let first = futures::stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"a"))]);
+        let silent = first.chain(futures::stream::pending());
+        let error = receive(&spool, (id, &tenant), silent, expected()).await.err().expect("refused");
+        assert!(error.to_string().contains("nothing came"), "{error}");
+        assert!(spool.waiting().expect("listed").is_empty());
+        assert!(spool.turn(&tenant).is_ok(), "the turn is free again");
     }
 }

@@ -11,14 +11,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use perennial_core::id::SnapshotId;
+use perennial_core::spec::TenantId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Limits;
 
-/// Archives that are received at the same time; each holds a tree in memory.
+/// Archives that are received at the same time, each of another tenant; each holds a tree in memory.
 const AT_ONCE: usize = 2;
+/// How long a body may bring nothing before its turn is another's.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Space that is left to the server itself, in bytes.
 const RESERVE: u64 = 256 << 20;
 /// How often the space is looked at, in bytes.
@@ -32,6 +36,27 @@ pub struct Spool {
     reserve: u64,
     receiving: Arc<Mutex<HashSet<SnapshotId>>>,
     turns: Arc<Semaphore>,
+    tenants: Arc<Mutex<HashSet<TenantId>>>,
+    patience: Duration,
+}
+
+/// The turn of a tenant to send an archive; it ends with this.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _permit: OwnedSemaphorePermit,
+    _tenant: TenantTurn,
+}
+
+#[derive(Debug)]
+struct TenantTurn {
+    tenants: Arc<Mutex<HashSet<TenantId>>>,
+    tenant: TenantId,
+}
+
+impl Drop for TenantTurn {
+    fn drop(&mut self) {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.tenant);
+    }
 }
 
 impl Spool {
@@ -44,6 +69,8 @@ impl Spool {
             reserve: RESERVE,
             receiving: Arc::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
+            tenants: Arc::default(),
+            patience: PATIENCE,
         }
     }
 
@@ -57,9 +84,27 @@ impl Spool {
         self.directory.join(id.to_string())
     }
 
-    /// The turn of one more archive; `None` while others are received.
-    pub(crate) fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.turns).try_acquire_owned().ok()
+    #[cfg(test)]
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// How long a body may bring nothing.
+    pub(crate) const fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The turn of one more archive of this tenant; why there is none otherwise.
+    pub(crate) fn turn(&self, tenant: &TenantId) -> Result<Turn, &'static str> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if tenants.contains(tenant) {
+            return Err("another archive of the same tenant is being received");
+        }
+        let permit = Arc::clone(&self.turns).try_acquire_owned();
+        let permit = permit.map_err(|_| "too many archives are received at the same time")?;
+        tenants.insert(tenant.clone());
+        let tenant = TenantTurn { tenants: Arc::clone(&self.tenants), tenant: tenant.clone() };
+        Ok(Turn { _permit: permit, _tenant: tenant })
     }
 
     /// Makes room for an archive. It is gone again unless it is kept.
@@ -185,6 +230,22 @@ mod tests {
         assert_eq!(spool.waiting().expect("listed"), [id]);
         spool.remove(id);
         assert!(spool.waiting().expect("listed").is_empty());
+    }
+
+    #[test]
+    fn a_tenant_has_one_turn_and_leaves_one_to_another() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let spool = Spool::new(directory.path(), Limits::default());
+        let tenant = |name: &str| TenantId::parse(name).expect("a tenant");
+        let first = spool.turn(&tenant("a")).expect("a turn");
+        assert!(spool.turn(&tenant("a")).is_err());
+        let second = spool.turn(&tenant("b")).expect("a turn");
+        assert!(spool.turn(&tenant("c")).is_err());
+        drop(first);
+        assert!(spool.turn(&tenant("b")).is_err());
+        assert!(spool.turn(&tenant("c")).is_ok());
+        drop(second);
+        assert!(spool.turn(&tenant("b")).is_ok());
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl App {
         let (record, _) = self.pod(request.caller, pod).await?;
         verbs::import(&record, id, import.clone(), &self.order(request.caller))?;
         let expected = expected(&record, at, &import);
-        let mut received = receive(&self.imports, id, body, expected).await?;
+        let mut received = receive(&self.imports, (id, &record.tenant), body, expected).await?;
         // Before the commit: a client that goes away now must not take along what is recorded already.
         received.keep();
         let outcome = self.act(request, pod, |pod, order| verbs::import(pod, id, import.clone(), order)).await;
