@@ -46,7 +46,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 2_000_000, bytes: 256 << 30 }
+        Self { entries: 1_000_000, bytes: 256 << 30 }
     }
 }
 

@@ -21,6 +21,8 @@ use super::Limits;
 
 /// Archives that are received at the same time, each of another tenant; each holds a tree in memory.
 const AT_ONCE: usize = 2;
+/// Archives that become snapshots at the same time; each holds a tree and an image's in memory.
+const MADE_AT_ONCE: usize = 1;
 /// How long a body may bring nothing before its turn is another's.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Space that is left to the server itself, in bytes.
@@ -38,6 +40,7 @@ pub struct Spool {
     turns: Arc<Semaphore>,
     tenants: Arc<Mutex<HashSet<TenantId>>>,
     patience: Duration,
+    making: Arc<Semaphore>,
 }
 
 /// The turn of a tenant to send an archive; it ends with this.
@@ -71,6 +74,7 @@ impl Spool {
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             tenants: Arc::default(),
             patience: PATIENCE,
+            making: Arc::new(Semaphore::new(MADE_AT_ONCE)),
         }
     }
 
@@ -82,6 +86,12 @@ impl Spool {
 
     fn path(&self, id: SnapshotId) -> PathBuf {
         self.directory.join(id.to_string())
+    }
+
+    /// The turn of one more archive to become a snapshot, until it is dropped; `None` while others do.
+    #[must_use]
+    pub fn making(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.making).try_acquire_owned().ok()
     }
 
     #[cfg(test)]

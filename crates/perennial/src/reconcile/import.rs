@@ -72,7 +72,14 @@ impl Reconciler {
             spool: spool.clone(),
         };
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
-        let made = blocking(move || job.run(&repositories.open(&tenant)?, &progress)).await;
+        let busy = "other archives are becoming snapshots; this one waits for its turn";
+        let turn = spool.making().ok_or_else(|| retry("import-busy", busy))?;
+        let made = blocking(move || {
+            // The thread has the turn: it goes on for a while when nobody waits for it any more.
+            let _turn = turn;
+            job.run(&repositories.open(&tenant)?, &progress)
+        });
+        let made = made.await;
         if matches!(made, Err(StepError::Definite(_))) {
             // Nobody will try again.
             spool.remove(id);

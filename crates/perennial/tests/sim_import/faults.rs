@@ -116,6 +116,25 @@ async fn sim_an_archive_that_is_lost_after_it_was_received_fails_its_operation_a
 }
 
 #[tokio::test]
+async fn sim_archives_become_snapshots_one_after_the_other() {
+    let world = World::new(4);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", small_spec(Backend::Overlay)).await;
+    let turn = desk.server.app.imports.making().unwrap();
+    let (snapshot, operation) = taken(&desk, pod, "?into=/srv", &Tar::new().file("a", b"1").done()).await;
+    desk.server.work(pod).await;
+    let waits = desk.server.operation(operation).await;
+    assert_eq!((waits.state, waits.error.unwrap().code.as_str()), (OperationState::Running, "import-busy"));
+    assert!(!is_clean(&world), "its archive waits with it");
+    drop(turn);
+    desk.server.settle(pod).await;
+    assert_eq!(desk.server.operation(operation).await.state, OperationState::Succeeded);
+    let row = desk.server.app.store.snapshot_fetch(snapshot).await.unwrap().unwrap();
+    assert_eq!(row.state, SnapshotState::Verified);
+    assert!(is_clean(&world) && desk.server.app.imports.making().is_some());
+}
+
+#[tokio::test]
 async fn sim_an_import_needs_nothing_of_a_pod_in_trouble_and_proves_nothing_about_it() {
     let world = World::new(3);
     let desk = Desk::new(&world).await;
