@@ -9,13 +9,12 @@ use axum::body::Bytes;
 use futures::{Stream, StreamExt as _};
 use perennial_core::Error;
 use perennial_core::id::SnapshotId;
-use perennial_core::spec::TenantId;
 use perennial_core::volume::Volume;
 use tokio::sync::mpsc;
 
 use super::layer::names;
 use super::reader::TarReader;
-use super::spool::{Receiving, Spool};
+use super::spool::{Receiving, Spool, Turn};
 use super::tree::{self, Tree};
 use super::{Broken, Devices, packing};
 
@@ -39,20 +38,19 @@ pub(crate) struct Expected {
     pub(crate) devices: Devices,
 }
 
-/// Receives an archive that keeps the rules; it is durable, and goes with what is returned unless that is kept.
+/// Receives an archive that keeps the rules, by a tenant's turn, of whom `waiting` bytes wait already; it is durable, and goes with what is returned unless that is kept.
 pub(crate) async fn receive<E: std::fmt::Display>(
     spool: &Spool,
-    (id, tenant): (SnapshotId, &TenantId),
+    (id, turn, waiting): (SnapshotId, Turn, u64),
     body: impl Stream<Item = Result<Bytes, E>> + Send,
     expected: Expected,
 ) -> Result<Receiving, Error> {
-    let turn = spool.turn(tenant).map_err(|problem| Error::Unavailable { problem: problem.to_owned() })?;
     let patience = spool.patience();
     let (sender, pieces) = mpsc::channel(WAITING);
     let spool = spool.clone();
     let looking = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        look(&spool, id, pieces, &expected)
+        look(&spool, (id, waiting), pieces, &expected)
     });
     let mut body = std::pin::pin!(body);
     let mut refused = false;
@@ -94,11 +92,11 @@ pub(crate) async fn receive<E: std::fmt::Display>(
 
 fn look(
     spool: &Spool,
-    id: SnapshotId,
+    (id, waiting): (SnapshotId, u64),
     pieces: mpsc::Receiver<Piece>,
     expected: &Expected,
 ) -> Result<Receiving, Broken> {
-    let receiving = spool.begin(id).map_err(Broken::Io)?;
+    let receiving = spool.begin(id, waiting).map_err(Broken::Io)?;
     let mut incoming = Incoming { pieces, present: Bytes::new(), ended: false, receiving };
     let input = packing::unpacked(&mut incoming).map_err(packed)?;
     let mut reader = TarReader::new(input, spool.limits());
@@ -154,6 +152,8 @@ impl Read for Incoming {
 mod tests {
     use std::time::Duration;
 
+    use perennial_core::spec::TenantId;
+
     use super::*;
     use crate::import::Limits;
 
@@ -165,7 +165,8 @@ mod tests {
         let expected = || Expected { at: Vec::new(), volumes: Vec::new(), devices: Devices::Refused };
         let first = futures::stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"a"))]);
         let silent = first.chain(futures::stream::pending());
-        let error = receive(&spool, (id, &tenant), silent, expected()).await.err().expect("refused");
+        let turn = spool.turn(&tenant).expect("a turn");
+        let error = receive(&spool, (id, turn, 0), silent, expected()).await.err().expect("refused");
         assert!(error.to_string().contains("nothing came"), "{error}");
         assert!(spool.waiting().expect("listed").is_empty());
         assert!(spool.turn(&tenant).is_ok(), "the turn is free again");

@@ -25,8 +25,14 @@ const AT_ONCE: usize = 2;
 const MADE_AT_ONCE: usize = 1;
 /// How long a body may bring nothing before its turn is another's.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Space that is left to the server itself, in bytes.
+/// Space that is left to the server itself, at least, in bytes.
 const RESERVE: u64 = 256 << 20;
+/// The same as a share of the disk: one part of so many.
+const RESERVE_SHARE: u64 = 20;
+/// What all archives that wait may take of the disk: one part of so many.
+const ALL_SHARE: u64 = 2;
+/// What those of one tenant may take: one part of so many.
+const TENANT_SHARE: u64 = 4;
 /// How often the space is looked at, in bytes.
 const LOOK_EVERY: u64 = 16 << 20;
 
@@ -35,12 +41,29 @@ const LOOK_EVERY: u64 = 16 << 20;
 pub struct Spool {
     directory: PathBuf,
     limits: Limits,
-    reserve: u64,
+    disk: fn(&Path) -> io::Result<Disk>,
     receiving: Arc<Mutex<HashSet<SnapshotId>>>,
     turns: Arc<Semaphore>,
     tenants: Arc<Mutex<HashSet<TenantId>>>,
     patience: Duration,
     making: Arc<Semaphore>,
+}
+
+/// The disk that archives are on, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Disk {
+    size: u64,
+    free: u64,
+}
+
+fn disk(directory: &Path) -> io::Result<Disk> {
+    let stat = rustix::fs::statvfs(directory)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(Disk { size: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
+}
+
+fn full(problem: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, problem)
 }
 
 /// The turn of a tenant to send an archive; it ends with this.
@@ -69,7 +92,7 @@ impl Spool {
         Self {
             directory: data_dir.join("imports"),
             limits,
-            reserve: RESERVE,
+            disk,
             receiving: Arc::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             tenants: Arc::default(),
@@ -117,16 +140,17 @@ impl Spool {
         Ok(Turn { _permit: permit, _tenant: tenant })
     }
 
-    /// Makes room for an archive. It is gone again unless it is kept.
-    pub(crate) fn begin(&self, id: SnapshotId) -> io::Result<Receiving> {
+    /// Makes room for an archive of a tenant of whom `waiting` bytes are here. It is gone again unless it is kept.
+    pub(crate) fn begin(&self, id: SnapshotId, waiting: u64) -> io::Result<Receiving> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let most = ((self.disk)(&self.directory)?.size / TENANT_SHARE).saturating_sub(waiting);
         let path = self.path(id);
         // Both under the lock: whoever cleans up must never see the file without knowing that it is being received.
         let mut receiving = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
         receiving.insert(id);
         drop(receiving);
-        Ok(Receiving { spool: self.clone(), id, path, file, written: 0, kept: false })
+        Ok(Receiving { spool: self.clone(), id, path, file, written: 0, most, kept: false })
     }
 
     /// Opens what was received; `None` when it is not here.
@@ -145,6 +169,28 @@ impl Spool {
         {
             tracing::warn!(snapshot = %id, %error, "remove a received archive; tried again later");
         }
+    }
+
+    /// Bytes of an archive that is here.
+    pub(crate) fn size(&self, id: SnapshotId) -> u64 {
+        fs::metadata(self.path(id)).map_or(0, |found| found.len())
+    }
+
+    /// Checks that there is space for one more piece, on the disk and in its share for archives.
+    fn check_space(&self) -> io::Result<()> {
+        let Disk { size, free } = (self.disk)(&self.directory)?;
+        if free < RESERVE.max(size / RESERVE_SHARE).saturating_add(LOOK_EVERY) {
+            return Err(full("there is too little space below the data directory to receive the archive"));
+        }
+        let mut all = LOOK_EVERY;
+        for entry in fs::read_dir(&self.directory)? {
+            // One that went meanwhile takes no space.
+            all = all.saturating_add(entry?.metadata().map_or(0, |found| found.len()));
+        }
+        if all > size / ALL_SHARE {
+            return Err(full("too much waits to become snapshots to receive the archive"));
+        }
+        Ok(())
     }
 
     /// What is here, and not being received just now.
@@ -171,6 +217,8 @@ pub(crate) struct Receiving {
     path: PathBuf,
     file: File,
     written: u64,
+    /// What it may be, with what else of its tenant is here.
+    most: u64,
     kept: bool,
 }
 
@@ -189,13 +237,12 @@ impl Receiving {
 
 impl Write for Receiving {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.written / LOOK_EVERY != (self.written + bytes.len() as u64) / LOOK_EVERY || self.written == 0 {
-            let stat = rustix::fs::fstatvfs(&self.file)?;
-            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            if free < self.spool.reserve.saturating_add(LOOK_EVERY) {
-                let problem = "there is too little space below the data directory to receive the archive";
-                return Err(io::Error::new(io::ErrorKind::StorageFull, problem));
-            }
+        let after = self.written.saturating_add(bytes.len() as u64);
+        if after > self.most {
+            return Err(full("too much of the same tenant waits to become snapshots to receive the archive"));
+        }
+        if self.written / LOOK_EVERY != after / LOOK_EVERY || self.written == 0 {
+            self.spool.check_space()?;
         }
         let written = self.file.write(bytes)?;
         self.written += written as u64;
@@ -227,11 +274,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let spool = Spool::new(directory.path(), Limits::default());
         let id = SnapshotId::from_parts(1, [1; 10]);
-        let mut receiving = spool.begin(id).expect("begun");
+        let mut receiving = spool.begin(id, 0).expect("begun");
         receiving.write_all(b"archive").expect("written");
-        assert!(spool.begin(id).is_err());
+        assert!(spool.begin(id, 0).is_err());
         let other = SnapshotId::from_parts(1, [2; 10]);
-        let second = spool.begin(other).expect("begun");
+        let second = spool.begin(other, 0).expect("begun");
         assert_eq!(spool.waiting().expect("listed").iter().filter(|i| **i == other).count(), 0);
         drop(second);
         assert!(spool.open(other).expect("looked").is_none());
@@ -259,11 +306,30 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_refused_before_it_is_full() {
+    fn a_full_disk_is_refused_before_it_is_full_and_nobody_takes_all_of_it() {
         let directory = tempfile::tempdir().expect("a directory");
-        let spool = Spool { reserve: u64::MAX / 2, ..Spool::new(directory.path(), Limits::default()) };
-        let mut receiving = spool.begin(SnapshotId::from_parts(1, [1; 10])).expect("begun");
-        let error = receiving.write_all(b"x").expect_err("no space");
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        let written = |disk: fn(&Path) -> io::Result<Disk>, waiting: u64, piece: &[u8]| {
+            let spool = Spool { disk, ..Spool::new(directory.path(), Limits::default()) };
+            let mut receiving = spool.begin(SnapshotId::from_parts(1, [1; 10]), waiting).expect("begun");
+            receiving.write_all(piece).map_err(|error| (error.kind(), error.to_string()))
+        };
+        let refused = |result: Result<(), (io::ErrorKind, String)>, said: &str| {
+            let (kind, problem) = result.expect_err("no space");
+            assert!(kind == io::ErrorKind::StorageFull && problem.contains(said), "{problem}");
+        };
+        // A large disk keeps a twentieth, a small one what the server needs.
+        assert_eq!(written(|_| Ok(Disk { size: 100 << 30, free: 6 << 30 }), 0, b"x"), Ok(()));
+        refused(written(|_| Ok(Disk { size: 100 << 30, free: 4 << 30 }), 0, b"x"), "too little space");
+        assert_eq!(written(|_| Ok(Disk { size: 1 << 30, free: 300 << 20 }), 0, b"x"), Ok(()));
+        refused(written(|_| Ok(Disk { size: 1 << 30, free: 200 << 20 }), 0, b"x"), "too little space");
+        // A quarter of the disk is for one tenant, and half of it for all.
+        let roomy = |_: &Path| Ok(Disk { size: 1 << 30, free: 1 << 30 });
+        assert_eq!(written(roomy, (256 << 20) - 2, b"xx"), Ok(()));
+        refused(written(roomy, (256 << 20) - 1, b"xx"), "same tenant");
+        let other = File::create(directory.path().join("imports").join("another")).expect("a file");
+        other.set_len((512 << 20) - LOOK_EVERY).expect("of a size");
+        assert_eq!(written(roomy, 0, b"x"), Ok(()));
+        other.set_len(512 << 20).expect("of a size");
+        refused(written(roomy, 0, b"x"), "too much waits");
     }
 }

@@ -6,7 +6,7 @@ use perennial_core::Error;
 use perennial_core::id::PodId;
 use perennial_core::pod::{Import, Pod};
 use perennial_core::snapshot::SnapshotState;
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, TenantId};
 use perennial_core::{verbs, volume};
 
 use super::App;
@@ -37,7 +37,10 @@ impl App {
         let (record, _) = self.pod(request.caller, pod).await?;
         verbs::import(&record, id, import.clone(), &self.order(request.caller))?;
         let expected = expected(&record, at, &import);
-        let mut received = receive(&self.imports, (id, &record.tenant), body, expected).await?;
+        let turn = self.imports.turn(&record.tenant);
+        let turn = turn.map_err(|problem| Error::Unavailable { problem: problem.to_owned() })?;
+        let waiting = self.imports_of(&record.tenant).await?;
+        let mut received = receive(&self.imports, (id, turn, waiting), body, expected).await?;
         // Before the commit: a client that goes away now must not take along what is recorded already.
         received.keep();
         let outcome = self.act(request, pod, |pod, order| verbs::import(pod, id, import.clone(), order)).await;
@@ -47,6 +50,21 @@ impl App {
             Err(_) => self.imports.remove(id),
         }
         outcome
+    }
+
+    /// Bytes of the archives of a tenant that wait to become snapshots.
+    async fn imports_of(&self, tenant: &TenantId) -> Result<u64, Error> {
+        let waiting = self
+            .imports
+            .waiting()
+            .map_err(|error| Error::Unavailable { problem: format!("received archives cannot be listed: {error}") })?;
+        let mut bytes = 0_u64;
+        for id in waiting {
+            if self.store.snapshot_fetch(id).await?.is_some_and(|row| row.tenant == *tenant) {
+                bytes = bytes.saturating_add(self.imports.size(id));
+            }
+        }
+        Ok(bytes)
     }
 
     /// Removes received archives that no operation waits for any more.
