@@ -64,17 +64,19 @@ async fn sim_a_name_that_is_cut_at_a_slash_in_its_header_is_a_file_all_the_same(
     let desk = Desk::new(&world).await;
     let pod = desk.server.running("dev", small_spec(Backend::Overlay)).await;
     let base = tempfile::tempdir().unwrap();
-    // The first hundred bytes of these names, which is what fits into a header, end with a slash.
-    let directory = base.path().join("x".repeat(99));
-    std::fs::create_dir(&directory).unwrap();
-    for (name, content) in [("file", "content"), ("empty", "")] {
-        std::fs::write(directory.join(name), content).unwrap();
+    // The first hundred bytes of a name, which is what fits into a header, end with a slash, whatever stands before it.
+    let directories: Vec<String> = (90..100).map(|length| "x".repeat(length)).collect();
+    for directory in &directories {
+        std::fs::create_dir(base.path().join(directory)).unwrap();
+        for (name, content) in [("file", "content"), ("empty", "")] {
+            std::fs::write(base.path().join(directory).join(name), content).unwrap();
+        }
     }
     let is_there = async |snapshot: SnapshotId| {
         let found = desk.walk(snapshot, "").await;
-        for (name, size) in [("file", 7), ("empty", 0)] {
-            let entry = &found[&format!("/srv/{}/{name}", "x".repeat(99))];
-            assert_eq!((&entry["kind"], &entry["size"]), (&"file".into(), &size.into()), "{name}");
+        for (directory, (name, size)) in directories.iter().flat_map(|d| [("file", 7), ("empty", 0)].map(|f| (d, f))) {
+            let entry = &found[&format!("/srv/{directory}/{name}")];
+            assert_eq!((&entry["kind"], &entry["size"]), (&"file".into(), &size.into()), "{directory}/{name}");
         }
     };
     let mut exported = Vec::new();
