@@ -7,7 +7,8 @@
 mod installation;
 
 use installation::{
-    BUSYBOX, DEBIAN, Installation, OwnEngine, Pod, Tree, assert_same, assert_same_when, eventually, fill, tree,
+    BUSYBOX, DEBIAN, Installation, OwnEngine, Pod, Tree, assert_same, assert_same_when, but_for_the_images_times,
+    eventually, fill, tree,
 };
 use serde_json::json;
 
@@ -93,20 +94,6 @@ fn runc_an_engine_that_is_away_is_not_an_engine_without_pods() {
 
 /// What of a tree is compared.
 type Compared = dyn Fn(&Tree) -> Tree;
-
-/// Without the times of what the pod never touched: each backend has the image's files from another copy of the image, of
-/// which one keeps whole seconds and one makes the directories anew.
-fn but_for_the_images_times(tree: &Tree) -> Tree {
-    let timeless = |value: &String| -> String {
-        let fields = value.split('|').enumerate().filter(|(n, _)| !value.starts_with("stat:") || *n != 4);
-        fields.map(|(_, field)| field).collect::<Vec<_>>().join("|")
-    };
-    let strip = |(path, values): (&String, &Vec<String>)| {
-        let values = if path.contains("/made") { values.clone() } else { values.iter().map(timeless).collect() };
-        (path.clone(), values)
-    };
-    tree.iter().map(strip).collect()
-}
 
 /// A pod of each backend, with a package, is all that is in the repository; then every other copy is destroyed.
 fn wiped(name: &'static str, runtime: &str) {

@@ -27,7 +27,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 pub use engine::{Docker, OwnEngine};
-pub use tree::{Tree, allocated, assert_same, assert_same_when, fill, fill_xattrs, tree};
+pub use tree::{Tree, allocated, assert_same, assert_same_when, but_for_the_images_times, fill, fill_xattrs, tree};
 
 pub const BUSYBOX: &str = "perennial-test/busybox:1";
 pub const DEBIAN: &str = "perennial-test/debian:12";
