@@ -225,6 +225,17 @@ pub struct ObservedSet {
     pub presence: Presence,
     /// The data generation written beside the data at the last start; `None` when the backend keeps none.
     pub generation: Option<u64>,
+    /// How its size is limited; `None` when its backend cannot be asked to.
+    pub limit: Option<SetLimit>,
+}
+
+/// How the size of a set is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SetLimit {
+    /// Bytes that all volumes of the set may take together; `None` is no limit.
+    pub bytes: Option<u64>,
+    /// Whether the file system refuses what is beyond it; otherwise the number is advice.
+    pub enforced: bool,
 }
 
 /// Everything of one pod that an engine shows at one moment.
@@ -373,6 +384,12 @@ pub trait Engine: Send + Sync {
 
     /// Tells what each volume of a set takes up, in the set's order. It looks at every file, so it is for people only.
     async fn set_usage(&self, set: &SetSpec) -> Result<Vec<VolumeUsage>, EngineError>;
+
+    /// Limits what the volumes of a set may take together, or takes the limit away; a pod may be running on it.
+    ///
+    /// What cannot be enforced is kept as advice: [`ObservedSet::limit`] tells. A start takes the limit away, because a pod
+    /// that is full must start as well, so it is set again afterwards.
+    async fn set_limit(&self, set: &SetSpec, bytes: Option<u64>) -> Result<Effect, EngineError>;
 
     /// Deletes a set: its volumes, directories and marker. Refuses while any container refers to it.
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError>;

@@ -299,6 +299,8 @@ pub enum ConditionKind {
     Quarantined,
     /// The newest snapshot that was asked for failed.
     SnapshotFailed,
+    /// The disk limit is not enforced (D13).
+    DiskLimitAdvisory,
 }
 
 impl ConditionKind {
@@ -318,6 +320,7 @@ impl ConditionKind {
             Self::ForeignWriter => "ForeignWriter",
             Self::Quarantined => "Quarantined",
             Self::SnapshotFailed => "SnapshotFailed",
+            Self::DiskLimitAdvisory => "DiskLimitAdvisory",
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::volume::SYSTEM_NAME;
 pub const MEMORY_MIN: u64 = 6 << 20;
 /// Largest memory a pod may ask for, in bytes: a typing mistake beyond this is refused by name.
 pub const MEMORY_MAX: u64 = 1 << 44;
+/// Below that a file system's own structures are most of it.
+const DISK_MIN: u64 = 16 << 20;
+const DISK_MAX: u64 = 1 << 50;
 /// Longest stop grace, in seconds: one hour.
 pub const STOP_TIMEOUT_MAX: u32 = 3600;
 
@@ -149,6 +152,8 @@ pub struct Resources {
     pub memory_reservation: Option<u64>,
     /// Largest number of processes and threads.
     pub pids: Option<u32>,
+    /// Bytes that the pod's volumes may take together (D13): of overlay volumes, what the pod changed.
+    pub disk: Option<u64>,
 }
 
 /// What of a pod persists.
@@ -436,6 +441,15 @@ impl Resources {
         }
         if self.memory_swap.is_some() && self.memory.is_none() {
             return Err(Error::invalid("resources.memorySwap", "needs resources.memory", "set both or neither"));
+        }
+        if let Some(disk) = self.disk
+            && !(DISK_MIN..=DISK_MAX).contains(&disk)
+        {
+            return Err(Error::invalid(
+                "resources.disk",
+                format!("{disk} bytes is out of range"),
+                "use 16Mi to 1024Ti, such as \"20Gi\"",
+            ));
         }
         if let Some(pids) = self.pids
             && !(2..=4_194_304).contains(&pids)

@@ -32,7 +32,7 @@ use crate::parts::Parts;
 use crate::pod::{Acceptance, Composed, CrashLoop, Desired, Goal, Import, Phase, Pod, Retry, Task, Trash, Work};
 use crate::progress::ProgressReading;
 use crate::snapshot::{Snapshot, SnapshotKind};
-use crate::spec::{OnStop, PodSpec};
+use crate::spec::{OnStop, PodSpec, Resources};
 use crate::volume::{Origin, SetState};
 
 /// Work that may wait at the same time on one pod.
@@ -476,9 +476,10 @@ pub fn patch(pod: &Pod, spec: PodSpec, now: Timestamp) -> Result<Option<Pod>, Er
     if spec == pod.spec {
         return Ok(None);
     }
-    // What the container is made from is the same: nothing has to be restarted.
-    let only_snapshots = PodSpec { snapshots: pod.spec.snapshots.clone(), ..spec.clone() } == pod.spec;
-    let spec_generation = pod.spec_generation + u64::from(!only_snapshots);
+    // When what the container is made from is the same, nothing has to be restarted.
+    let resources = Resources { disk: pod.spec.resources.disk, ..spec.resources };
+    let same_container = PodSpec { snapshots: pod.spec.snapshots.clone(), resources, ..spec.clone() } == pod.spec;
+    let spec_generation = pod.spec_generation + u64::from(!same_container);
     // A new schedule begins now; times that it would have had before are not made up.
     let scheduled_until = if spec.snapshots == pod.spec.snapshots { pod.scheduled_until } else { Some(now) };
     Ok(Some(Pod { spec, spec_generation, scheduled_until, updated_at: now, ..pod.clone() }))

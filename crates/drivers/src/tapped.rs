@@ -111,6 +111,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
         self.through("engine.set_usage", self.inner.set_usage(set)).await
     }
 
+    async fn set_limit(&self, set: &SetSpec, bytes: Option<u64>) -> Result<Effect, EngineError> {
+        self.through("engine.set_limit", self.inner.set_limit(set, bytes)).await
+    }
+
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {
         self.through("engine.set_delete", self.inner.set_delete(set, permit)).await
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use bollard::query_parameters::RemoveVolumeOptions;
 use docker_support::hands::check;
 use docker_support::{BUSYBOX, Bench, LoopFs, shared_config};
-use perennial_core::engine::{Effect, Engine, EngineError, Fill, Presence};
+use perennial_core::engine::{Effect, Engine, EngineError, Fill, Presence, SetLimit};
 use perennial_core::spec::Backend;
 use perennial_drivers::docker::DockerEngine;
 
@@ -71,12 +71,13 @@ async fn a_storage_root_that_is_not_mounted_is_unknown_until_it_is_back() {
 }
 
 /// What of the suite depends on the file system below.
-const CASES: [&str; 13] = [
+const CASES: [&str; 14] = [
     "set_becomes_whole",
     "complete_set_is_not_prepared_again",
     "half_prepared_set_begins_from_nothing",
     "set_access_leaves_out_what_is_missing",
     "what_volumes_take_up_is_told",
+    "a_limit_is_shown_until_it_changes_or_the_pod_starts",
     "sets_of_a_pod_are_apart",
     "set_is_deleted_with_its_permit_only",
     "generation_is_written_beside_the_data",
@@ -160,4 +161,64 @@ async fn a_set_on_btrfs_is_one_subvolume_and_goes_with_it() {
     std::fs::rename(set_dir(&third), place.join(".1-1")).unwrap();
     let _next = bench.reconnect(&["runc"]).await;
     assert_eq!((subvolumes(&disk.0), entries(&bench.storage().join("trash"))), (Vec::new(), 0));
+}
+
+/// D13: what a pod's volumes take together is limited by btrfs; a full pod stops, starts and is enlarged while it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn d13_a_full_pod_on_btrfs_is_refused_more_and_starts_and_grows() {
+    const LIMIT: u64 = 24 << 20;
+    let disk = LoopFs::mount("btrfs");
+    let quotas = |on: &str| std::process::Command::new("btrfs").args(["quota", on]).arg(&disk.0).status().unwrap();
+    // As every file system begins: whoever wants the first limit turns quotas on.
+    assert!(quotas("disable").success());
+    let bench = Bench::with(&["runc"], |c| c.storage_root = disk.0.join("root")).await;
+    let (mut pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
+    let set = pod.spec.set.clone();
+    let limit = async |engine: &DockerEngine| {
+        engine.observe(set.pod, std::slice::from_ref(&set)).await.unwrap().set(1).unwrap().limit.unwrap()
+    };
+    assert_eq!(bench.engine.set_limit(&set, Some(LIMIT)).await, Ok(Effect::Updated));
+    assert_eq!(limit(&bench.engine).await, SetLimit { bytes: Some(LIMIT), enforced: true });
+    // Two volumes, one limit.
+    let fill = "for d in home srv; do dd if=/dev/urandom of=/$d/big bs=64k count=250 conv=fsync 2>&1; done; sync";
+    let (said, _) = bench.sh(&id, fill).await;
+    assert!(said.contains("quota exceeded"), "{said}");
+    let (_, code) = bench.sh(&id, "mkdir /opt/one").await;
+    assert_ne!(code, 0, "it is full to the last directory");
+
+    // Another server finds what is really so.
+    let next = bench.reconnect(&["runc"]).await;
+    assert_eq!(limit(&next).await, SetLimit { bytes: Some(LIMIT), enforced: true });
+
+    // It starts all the same, with every mount writable, and is limited again afterwards.
+    next.container_stop(&id, 2).await.unwrap();
+    pod.generation += 1;
+    next.container_start(&id, &set, pod.generation).await.unwrap();
+    assert_eq!(limit(&next).await, SetLimit::default());
+    assert_eq!(bench.sh(&id, "mkdir /opt/room && rmdir /opt/room").await.1, 0);
+    next.set_limit(&set, Some(LIMIT)).await.unwrap();
+    assert_ne!(bench.sh(&id, "mkdir /opt/one").await.1, 0);
+    // While it runs.
+    next.set_limit(&set, Some(3 * LIMIT)).await.unwrap();
+    assert_eq!(
+        bench.sh(&id, "mkdir /opt/one && dd if=/dev/urandom of=/opt/one/b bs=64k count=64 conv=fsync").await.1,
+        0
+    );
+    next.set_limit(&set, None).await.unwrap();
+    assert_eq!(limit(&next).await, SetLimit::default());
+    bench.remove_container(&pod, &id).await;
+    assert_eq!(bench.engine.set_delete(&set, &pod.set_permit()).await, Ok(Effect::Removed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn d13_where_nothing_enforces_a_limit_it_is_advice() {
+    let disk = LoopFs::mount("ext4");
+    let bench = Bench::with(&["runc"], |c| c.storage_root = disk.0.join("root")).await;
+    let (pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
+    bench.engine.set_limit(&pod.spec.set, Some(16 << 20)).await.unwrap();
+    let advice = SetLimit { bytes: Some(16 << 20), enforced: false };
+    assert_eq!(bench.observe(&pod).await.set(1).unwrap().limit, Some(advice));
+    let (said, code) = bench.sh(&id, "dd if=/dev/zero of=/home/big bs=1M count=20 conv=fsync 2>&1").await;
+    assert_eq!(code, 0, "{said}");
+    bench.remove_container(&pod, &id).await;
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use installation::{BUSYBOX, Docker, Installation, Pod, Tree, assert_same, assert_same_when, eventually, fill, tree};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 // ---- killed at named points ------------------------------------------------------------------------------------
@@ -329,6 +330,39 @@ fn runc_a_pod_lives_on_btrfs_and_on_xfs() {
         installation.stop_server();
         assert!(Command::new(&script).arg("umount").arg(&disk).status().unwrap().success());
     }
+}
+
+/// D13: a pod that may take so much on btrfs fills it, is stopped whole, starts, and is given more while it runs.
+#[test]
+fn d13_runc_a_pod_that_filled_its_quota_is_captured_starts_and_grows() {
+    let script = std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env");
+    let mut installation = Installation::prepared(Docker::shared(), &[]);
+    let disk = installation.storage();
+    assert!(Command::new(&script).args(["mount", "btrfs"]).arg(&disk).status().unwrap().success());
+    installation.start_server();
+    let pod = installation.pod_with("full", BUSYBOX, "runc", json!({"resources": {"disk": "32Mi"}}));
+    let (said, _) =
+        installation.try_sh(&pod, "dd if=/dev/urandom of=/home/big bs=64k count=1000 conv=fsync 2>&1; sync");
+    assert!(said.contains("quota exceeded"), "{said}");
+    let before = tree(&installation, &pod);
+    let taken = |path: &str| before.get(path).is_some();
+    assert!(taken("/home/big"));
+    for action in ["restart", "stop", "start", "pause", "start"] {
+        installation.run(&pod, action);
+    }
+    assert_same(&before, &tree(&installation, &pod));
+    assert!(!installation.try_sh(&pod, "mkdir /srv/more").1, "it is as full as it was");
+    let path = format!("/api/v1/pods/{}", pod.id);
+    let (status, grown) = installation.request(Method::PATCH, &path, Some(&json!({"resources": {"disk": "200Mi"}})));
+    assert!(status.is_success(), "{grown}");
+    // While it runs: nothing was restarted.
+    eventually("it was given more", || installation.try_sh(&pod, "mkdir -p /srv/more").1.then_some(()));
+    let shown = installation.show(&pod);
+    assert!(shown["conditions"].as_array().unwrap().is_empty(), "{shown:#}");
+    installation.run(&pod, "delete");
+    installation.run(&pod, "purge");
+    installation.stop_server();
+    assert!(Command::new(&script).arg("umount").arg(&disk).status().unwrap().success());
 }
 
 // ---- the repository --------------------------------------------------------------------------------------------

@@ -142,6 +142,45 @@ async fn sim_restart_keeps_the_container_unless_the_specification_changed() {
 }
 
 #[tokio::test]
+async fn sim_d13_a_disk_limit_is_applied_to_a_running_pod_and_told_where_it_is_advice() {
+    let caller = perennial::service::Caller::admin();
+    let limited = |bytes: Option<u64>| {
+        move |spec: &perennial_core::spec::PodSpec| {
+            let mut spec = spec.clone();
+            spec.resources.disk = bytes;
+            Ok(spec)
+        }
+    };
+    for backend in BACKENDS {
+        let world = World::new(30);
+        let server = world.server().await;
+        let pod = server.running("dev", universal_spec(backend)).await;
+        let container = world.engine.container_of(pod);
+        for bytes in [Some(1 << 30), Some(2 << 30), None] {
+            server.app.patch(&caller, pod, None, limited(bytes)).await.unwrap();
+            server.settle(pod).await;
+            assert_eq!(world.engine.limit_of(pod), bytes.filter(|_| backend == Backend::Overlay));
+            let conditions: Vec<_> = server.pod(pod).await.conditions.iter().map(|c| c.kind).collect();
+            let is_advice = backend == Backend::Engine && bytes.is_some();
+            let expected = if is_advice { vec![ConditionKind::DiskLimitAdvisory] } else { Vec::new() };
+            assert_eq!(conditions, expected, "{backend:?} {bytes:?}");
+        }
+        assert_eq!(world.engine.container_of(pod), container, "nothing was restarted");
+        // What a start lifts is set again, also after the container was lost, and after a stop in a new set.
+        server.app.patch(&caller, pod, None, limited(Some(1 << 30))).await.unwrap();
+        server.settle(pod).await;
+        let expected = (backend == Backend::Overlay).then_some(1 << 30);
+        world.engine.kill_container_outside(pod).unwrap();
+        server.settle(pod).await;
+        assert_eq!(world.engine.limit_of(pod), expected, "{backend:?} after a loss");
+        server.succeed(server.stop(pod).await).await;
+        server.succeed(server.start(pod).await).await;
+        assert_eq!(world.engine.limit_of(pod), expected, "{backend:?} after a stop");
+        assert_eq!(world.engine.violations(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
 async fn sim_reset_starts_fresh_and_its_safety_snapshot_brings_everything_back() {
     for backend in BACKENDS {
         let world = World::new(7);

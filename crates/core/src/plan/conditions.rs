@@ -55,6 +55,7 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
                 .to_owned(),
         );
     }
+    found.extend(advisory_limit(input));
     found.extend(retrying(&pod.retry));
     if let Some(problem) = &pod.failed {
         add(&mut found, ConditionKind::Failed, "operation-failed", problem.message.clone());
@@ -78,6 +79,22 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
         );
     }
     found
+}
+
+/// Told of a running pod only: what its file system can do is seen when it was asked to.
+fn advisory_limit(input: &Input<'_>) -> Option<Finding> {
+    let limit = input.pod.spec.resources.disk?;
+    let live = input.observed.container.as_ref().is_some_and(crate::engine::ObservedContainer::is_live);
+    let set = input.observed.set(input.pod.current.filter(|_| live)?)?;
+    let (reason, why) = match set.limit {
+        None => ("backend-has-none", "the engine's own volumes have no limit"),
+        Some(set) if set.bytes == Some(limit) && !set.enforced => {
+            ("file-system-has-none", "the storage root's file system does not limit a directory")
+        }
+        Some(_) => return None,
+    };
+    let message = format!("the disk limit of {limit} bytes is not enforced: {why}");
+    Some(Finding { kind: ConditionKind::DiskLimitAdvisory, reason, message })
 }
 
 /// What is shown while a failed step is being tried again.

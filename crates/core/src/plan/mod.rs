@@ -144,6 +144,13 @@ pub enum Action {
         /// Its set.
         set: SetNumber,
     },
+    /// Limit what the set may take, or take the limit away.
+    LimitSet {
+        /// The set.
+        set: SetNumber,
+        /// Bytes; `None` is no limit.
+        bytes: Option<u64>,
+    },
     /// Stop the container, gracefully first.
     Stop {
         /// The container.

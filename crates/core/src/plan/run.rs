@@ -133,6 +133,12 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if let Some(step) = leftovers::remove(input, leftovers::Keep::OnlyCurrent) {
         return step;
     }
+    // Only now: a start needs room, and a pod that is full must start as well.
+    if let Some(limit) = input.observed.set(set.number).and_then(|s| s.limit)
+        && limit.bytes != pod.spec.resources.disk
+    {
+        return Next::Act(Action::LimitSet { set: set.number, bytes: pod.spec.resources.disk });
+    }
     if pod.goal.is_some() {
         return Next::Settled { wake: None };
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use super::*;
-use crate::engine::{ObservedContainer, ObservedSet};
+use crate::engine::{ObservedContainer, ObservedSet, SetLimit};
 use crate::id::{OperationId, PodId};
 use crate::operation::OperationKind;
 use crate::permit::Denied;
@@ -58,7 +58,7 @@ fn container(state: ContainerState) -> ObservedContainer {
 const EXITED: ContainerState = ContainerState::Exited { code: Some(0), oom: false };
 
 fn whole(number: SetNumber) -> ObservedSet {
-    ObservedSet { number, presence: Presence::Whole, generation: Some(1) }
+    ObservedSet { number, presence: Presence::Whole, generation: Some(1), limit: Some(SetLimit::default()) }
 }
 
 fn observed(state: Option<ContainerState>) -> ObservedPod {
@@ -449,7 +449,7 @@ fn parts_are_put_together_and_read_back_before_anything_is_replaced() {
     assert_eq!(begun(SnapshotState::Verified), Next::Act(Action::AllocateSet { origin: Origin::Snapshot(own) }));
     assert!(matches!(begun(SnapshotState::Failed), Next::Blocked(problem) if problem.code == "snapshot-failed"));
     // Lost volumes are no base: what would be kept of them is not there.
-    let lost = ObservedSet { number: 1, presence: Presence::Absent, generation: None };
+    let lost = ObservedSet { presence: Presence::Absent, generation: None, ..whole(1) };
     let seen = ObservedPod { sets: vec![lost], ..observed(None) };
     let rows = [safety.clone(), wanted.clone()];
     assert!(matches!(decided(&parts_in_work(None), &rows, &seen), Next::Blocked(p) if p.code == "volume-data-lost"));
@@ -521,4 +521,33 @@ fn law_1_an_imported_snapshot_proves_nothing() {
         ..verified(&pod)
     };
     assert!(!deletes(&next(&pod, &observed(Some(ContainerState::Exited { code: None, oom: false })), &[imported])));
+}
+
+#[test]
+fn d13_a_running_pod_is_limited_and_advice_is_called_so() {
+    let mut pod = pod();
+    pod.spec.resources.disk = Some(1 << 30);
+    let seen = |state: Option<ContainerState>, limit: Option<SetLimit>| ObservedPod {
+        sets: vec![ObservedSet { limit, ..whole(1) }],
+        ..observed(state)
+    };
+    let running = |limit| seen(Some(ContainerState::Running), limit);
+    let limit = |bytes, enforced| Some(SetLimit { bytes, enforced });
+    let is_advice = |observed: &ObservedPod| {
+        planned(&pod, observed, &[]).conditions.iter().any(|c| c.kind == ConditionKind::DiskLimitAdvisory)
+    };
+    let act = |bytes| Next::Act(Action::LimitSet { set: 1, bytes });
+    let none = running(limit(None, false));
+    assert_eq!((next(&pod, &none, &[]), is_advice(&none)), (act(Some(1 << 30)), false));
+    assert_eq!(next(&pod, &running(limit(Some(1), true)), &[]), act(Some(1 << 30)));
+    let kept = running(limit(Some(1 << 30), true));
+    assert!(matches!(next(&pod, &kept, &[]), Next::Settled { .. }) && !is_advice(&kept));
+    for advice in [running(limit(Some(1 << 30), false)), running(None)] {
+        assert!(matches!(next(&pod, &advice, &[]), Next::Settled { .. }) && is_advice(&advice));
+    }
+    // Nobody who starts is kept from it for want of room.
+    let ended = seen(Some(ContainerState::Created), limit(None, false));
+    assert!(matches!(next(&pod, &ended, &[]), Next::Act(Action::Launch { .. })));
+    let unlimited = Pod { spec: PodSpec::new("image"), ..pod.clone() };
+    assert_eq!(next(&unlimited, &kept, &[]), act(None));
 }

@@ -5,7 +5,7 @@ use crate::id::PodId;
 use crate::operation::Problem;
 use crate::schedule::SnapshotRules;
 use crate::snapshot::SnapshotState;
-use crate::spec::{Backend, PodName, TenantId};
+use crate::spec::{Backend, PodName, Resources, TenantId};
 use crate::volume::{Volume, VolumeSet};
 
 fn now() -> Timestamp {
@@ -399,13 +399,16 @@ fn a_patch_counts_and_keeps_what_the_data_depends_on() {
 }
 
 #[test]
-fn rules_of_snapshots_need_no_restart_and_begin_now() {
+fn rules_of_snapshots_and_disk_limits_need_no_restart() {
     let pod = on_host(Desired::Running, Phase::Running);
     let rules = SnapshotRules { schedule: Some("0 3 * * *".into()), ..SnapshotRules::default() };
     let spec = PodSpec { snapshots: rules, ..pod.spec.clone() };
     let later = now() + SignedDuration::from_hours(1);
     let next = patch(&pod, spec.clone(), later).expect("patch").expect("a change");
     assert_eq!((next.spec_generation, next.scheduled_until), (pod.spec_generation, Some(later)));
+    let disk = PodSpec { resources: Resources { disk: Some(1 << 30), ..Resources::default() }, ..pod.spec.clone() };
+    let next = patch(&pod, disk, later).expect("patch").expect("a change");
+    assert_eq!((next.spec_generation, next.scheduled_until), (pod.spec_generation, pod.scheduled_until));
     let both = patch(&pod, PodSpec { stop_timeout: 30, ..spec }, later).expect("patch").expect("a change");
     assert_eq!(both.spec_generation, pod.spec_generation + 1);
 }

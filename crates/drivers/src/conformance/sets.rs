@@ -9,7 +9,7 @@ use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
 
 use super::subject::{Subject, purge_task};
-use super::{Checked, Fixture, check, check_refused};
+use super::{Checked, Failure, Fixture, check, check_refused};
 
 /// Longest time in which a mover that was ended is gone.
 const MOVER_PATIENCE: Duration = Duration::from_secs(20);
@@ -147,6 +147,30 @@ pub(super) async fn what_volumes_take_up_is_told(fixture: &Fixture) -> Checked {
         };
         check!(right, "{} took up {before:?} and then {after:?}", after.name);
     }
+    subject.stop(&id).await
+}
+
+pub(super) async fn a_limit_is_shown_until_it_changes_or_the_pod_starts(fixture: &Fixture) -> Checked {
+    let (mut subject, id) = Subject::running(fixture).await?;
+    let set = subject.set(1)?;
+    let shown = async |subject: &Subject<'_>| -> Checked<Option<Option<u64>>> {
+        let observed = subject.engine().observe(set.pod, std::slice::from_ref(&set)).await?;
+        let found = observed.set(1).ok_or_else(|| Failure("the set is not shown".to_owned()))?;
+        Ok(found.limit.map(|limit| limit.bytes))
+    };
+    // Volumes of the engine have none, and saying so is all that is asked of them.
+    let can = fixture.backend == Backend::Overlay;
+    let first = shown(&subject).await?;
+    check!(first == can.then_some(None), "before it is limited it shows {first:?}");
+    for bytes in [Some(1 << 30), Some(2 << 30), None, Some(1 << 30), Some(1 << 30)] {
+        subject.engine().set_limit(&set, bytes).await?;
+        let now = shown(&subject).await?;
+        check!(now == can.then_some(bytes), "limited to {bytes:?} it shows {now:?}");
+    }
+    subject.stop(&id).await?;
+    subject.start(&id).await?;
+    let started = shown(&subject).await?;
+    check!(started == can.then_some(None), "after a start it shows {started:?}");
     subject.stop(&id).await
 }
 

@@ -13,6 +13,7 @@ use perennial_core::spec::Backend;
 
 use super::client::{REQUEST, blocking, conflict, fail, found, not_found, not_modified, rejected, transient};
 use super::overlay::Definition;
+use super::quota::Limits;
 use super::spec::{self, Surroundings};
 use super::storage::MarkerState;
 use super::{DockerEngine, labels};
@@ -201,6 +202,9 @@ impl DockerEngine {
             present = self.set_volumes(set).await?;
         }
         check_mounts(&seen, &definitions, &present)?;
+        if set.backend == Backend::Overlay {
+            self.with_limits(set, Limits::lift).await?;
+        }
         futures::try_join!(self.rejoin_network(&seen, &set.tenant), self.provide_mtab(set))?;
         if set.backend == Backend::Overlay {
             let (storage, set) = (self.storage.clone(), set.clone());

@@ -27,6 +27,7 @@ mod network;
 mod observe;
 mod overlay;
 mod probe;
+mod quota;
 mod scratch;
 mod spare;
 mod spec;
@@ -43,6 +44,7 @@ mod writers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::Docker;
@@ -61,6 +63,7 @@ pub use network::Subnet;
 
 use client::{blocking, look, rejected};
 use image::FlattenLocks;
+use quota::Limits;
 use storage::Storage;
 use tunnel::Tunnel;
 
@@ -162,6 +165,7 @@ pub struct DockerEngine {
     firewall: OnceCell<Result<(), String>>,
     /// The movers' image, once it was made.
     mover_image: Mutex<Option<String>>,
+    limits: Arc<Limits>,
 }
 
 impl DockerEngine {
@@ -194,9 +198,20 @@ impl DockerEngine {
             shared: OnceCell::new(),
             firewall: OnceCell::new(),
             mover_image: Mutex::default(),
+            limits: Arc::default(),
         };
         engine.scratch_sweep().await?;
         Ok(engine)
+    }
+
+    /// Works with limits where it may block.
+    async fn with_limits<T: Send + 'static>(
+        &self,
+        set: &SetSpec,
+        work: impl FnOnce(&Limits, &Storage, &SetSpec) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let (limits, storage, set) = (Arc::clone(&self.limits), self.storage.clone(), set.clone());
+        blocking(move || work(&limits, &storage, &set)).await
     }
 
     async fn capabilities_probed(&self) -> Result<&Capabilities, EngineError> {
@@ -299,6 +314,16 @@ impl Engine for DockerEngine {
         self.usage(set).await
     }
 
+    async fn set_limit(&self, set: &SetSpec, bytes: Option<u64>) -> Result<Effect, EngineError> {
+        match set.backend {
+            Backend::Overlay => {
+                self.with_limits(set, move |limits, storage, set| limits.set(storage, set, bytes)).await
+            }
+            // Advice, which `observe` says.
+            Backend::Engine => Ok(Effect::Unchanged),
+        }
+    }
+
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {
         if !permit.covers_set(set.pod, set.number) {
             return Err(rejected(format!(
@@ -311,9 +336,9 @@ impl Engine for DockerEngine {
             Backend::Engine => self.volumes_delete(set).await?,
         };
         if set.backend == Backend::Overlay {
-            let storage = self.storage.clone();
-            blocking(move || {
-                sweep(&storage);
+            self.with_limits(set, |limits, storage, set| {
+                limits.forget(storage, set);
+                sweep(storage);
                 Ok(())
             })
             .await?;

@@ -14,6 +14,8 @@ use perennial_core::spec::Backend;
 
 use super::client::{blocking, look, transient};
 use super::container::{Seen, container_name};
+use super::quota::Limits;
+use super::storage::Storage;
 use super::{DockerEngine, labels};
 
 /// Exit code of a process that SIGKILL ended.
@@ -68,14 +70,17 @@ impl DockerEngine {
     }
 
     async fn observe_set(&self, set: &SetSpec) -> Result<ObservedSet, EngineError> {
-        let (presence, generation) = match set.backend {
+        let (presence, generation, limit) = match set.backend {
             Backend::Overlay => {
-                let (storage, set) = (self.storage.clone(), set.clone());
-                blocking(move || storage.presence(&set)).await?
+                let look = |limits: &Limits, storage: &Storage, set: &SetSpec| {
+                    let (presence, generation) = storage.presence(set)?;
+                    Ok((presence, generation, Some(limits.of(storage, set))))
+                };
+                self.with_limits(set, look).await?
             }
-            Backend::Engine => (self.volumes_presence(set).await?, None),
+            Backend::Engine => (self.volumes_presence(set).await?, None, None),
         };
-        Ok(ObservedSet { number: set.number, presence, generation })
+        Ok(ObservedSet { number: set.number, presence, generation, limit })
     }
 
     /// Names of all volumes that carry this pod's labels, of any set.

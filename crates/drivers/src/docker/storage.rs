@@ -353,7 +353,7 @@ pub(super) fn is_there(path: &Path) -> Result<bool, EngineError> {
 /// `BTRFS_SUPER_MAGIC` of linux/magic.h.
 const BTRFS: rustix::fs::FsWord = 0x9123_683e;
 
-fn is_btrfs(path: &Path) -> bool {
+pub(super) fn is_btrfs(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|s| s.f_type == BTRFS)
 }
 

@@ -79,6 +79,10 @@ impl Engine for SimEngine {
         self.call("set_usage", |_, _| self.shared.set_usage(set)).await
     }
 
+    async fn set_limit(&self, set: &SetSpec, bytes: Option<u64>) -> Result<Effect, EngineError> {
+        self.call("set_limit", |state, _| self.shared.set_limit(state, set, bytes)).await
+    }
+
     async fn set_delete(&self, set: &SetSpec, permit: &DeletePermit) -> Result<Effect, EngineError> {
         self.call("set_delete", |state, fate| {
             state.end_movers(set.pod, set.number);

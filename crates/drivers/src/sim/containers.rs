@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::engine::{
-    ContainerSpec, ContainerState, Effect, EngineError, LayerAccess, ObservedContainer, ObservedPod, Presence, SetSpec,
+    ContainerSpec, ContainerState, Effect, EngineError, LayerAccess, ObservedContainer, ObservedPod, ObservedSet,
+    Presence, SetSpec,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::{DeletePermit, Ground};
@@ -263,7 +264,8 @@ impl Shared {
         let container = state.by_pod.get(&pod).and_then(|id| state.containers.get(id)).map(Container::observed);
         let foreign = state.foreign.get(&pod).into_iter().flatten().filter(|f| f.kind == ForeignKind::Container);
         let foreign = foreign.map(|f| f.id.clone()).collect();
-        let sets = sets.iter().map(|set| self.observe_set(set)).collect::<Result<_, _>>()?;
+        let observed = |set| Ok(ObservedSet { limit: Self::limit(state, set), ..self.observe_set(set)? });
+        let sets = sets.iter().map(observed).collect::<Result<_, EngineError>>()?;
         Ok(ObservedPod { container, foreign, sets })
     }
 
@@ -402,6 +404,7 @@ impl Shared {
             return Err(state.violation(conflict(problem)));
         }
         self.startable(state, id, set)?;
+        state.limits.remove(&(set.pod, set.number));
         Self::write_marker(&directory, &Marker { state: Progress::Complete, generation: Some(generation) })?;
         if fate.halfway {
             return Err(EngineError::OutcomeUnknown { problem: format!("the connection broke while starting {id}") });

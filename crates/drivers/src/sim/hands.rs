@@ -180,6 +180,12 @@ impl SimEngine {
         self.lock().by_pod.get(&pod).cloned()
     }
 
+    /// Bytes that the pod's newest set is limited to.
+    #[must_use]
+    pub fn limit_of(&self, pod: PodId) -> Option<u64> {
+        self.lock().limits.iter().rev().find(|((of, _), _)| *of == pod).map(|(_, bytes)| *bytes)
+    }
+
     /// The pod of a container.
     #[must_use]
     pub fn pod_of(&self, container: &str) -> Option<PodId> {

@@ -128,6 +128,7 @@ struct State {
     by_pod: BTreeMap<PodId, String>,
     foreign: BTreeMap<PodId, Vec<Foreign>>,
     lost_definitions: BTreeSet<(PodId, SetNumber)>,
+    limits: BTreeMap<(PodId, SetNumber), u64>,
     movers: Vec<mover::Running>,
     watchers: Vec<UnboundedSender<PodId>>,
     faults: Faults,

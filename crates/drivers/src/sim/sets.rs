@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use perennial_core::engine::{
-    Effect, EngineError, Fill, ObservedSet, Owned, Presence, SetAccess, SetSpec, VolumePath, VolumeUsage,
+    Effect, EngineError, Fill, ObservedSet, Owned, Presence, SetAccess, SetLimit, SetSpec, VolumePath, VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::{DeletePermit, Ground};
@@ -109,7 +109,30 @@ impl Shared {
             (false, false) => Presence::Partial { missing },
         };
         let generation = marker.filter(|_| set.backend == Backend::Overlay).and_then(|m| m.generation);
-        Ok(ObservedSet { number: set.number, presence, generation })
+        Ok(ObservedSet { number: set.number, presence, generation, limit: None })
+    }
+
+    /// What limits the set.
+    pub(super) fn limit(state: &State, set: &SetSpec) -> Option<SetLimit> {
+        let bytes = state.limits.get(&(set.pod, set.number)).copied();
+        (set.backend == Backend::Overlay).then_some(SetLimit { bytes, enforced: bytes.is_some() })
+    }
+
+    /// Notes the limit; nobody is kept from writing more.
+    pub(super) fn set_limit(
+        &self,
+        state: &mut State,
+        set: &SetSpec,
+        bytes: Option<u64>,
+    ) -> Result<Effect, EngineError> {
+        if self.observe_set(set)?.presence == Presence::Absent {
+            return Err(not_found(format!("set {} of pod {}", set.number, set.pod)));
+        }
+        let before = match bytes.filter(|_| set.backend == Backend::Overlay) {
+            Some(bytes) => state.limits.insert((set.pod, set.number), bytes),
+            None => state.limits.remove(&(set.pod, set.number)),
+        };
+        Ok(if before == bytes { Effect::Unchanged } else { Effect::Updated })
     }
 
     pub(super) fn set_prepare(
@@ -265,6 +288,7 @@ impl Shared {
         if look(&directory).map_err(|e| broken("look at set", &e))?.is_none() {
             return Ok(Effect::Unchanged);
         }
+        state.limits.remove(&(set.pod, set.number));
         let generation = Self::marker(&directory)?.and_then(|m| m.generation);
         if generation.is_some() && matches!(permit.ground(), Ground::NeverStarted | Ground::Scratch) {
             return Err(state.violation(rejected(format!("{what} has run and is deleted as \"{permit}\""))));

@@ -170,6 +170,7 @@ fn spec(spec: &PodSpec) -> wire::PodSpec {
             memory_swap: spec.resources.memory_swap.map(wire::Size),
             memory_reservation: spec.resources.memory_reservation.map(wire::Size),
             pids: spec.resources.pids,
+            disk: spec.resources.disk.map(wire::Size),
         },
         env: spec.env.clone(),
         working_dir: spec.working_dir.clone(),
@@ -313,6 +314,7 @@ fn resources(wire: wire::Resources) -> Resources {
         memory_swap: wire.memory_swap.map(|s| s.0),
         memory_reservation: wire.memory_reservation.map(|s| s.0),
         pids: wire.pids,
+        disk: wire.disk.map(|s| s.0),
     }
 }
 

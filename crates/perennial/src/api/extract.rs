@@ -128,7 +128,7 @@ fn value_hint(field: &str) -> &'static str {
         "limit" => "use a number from 1 to 1000",
         "path" => "write a path as the pod sees it, such as /home/me",
         "changes" => "use true or false",
-        "memory" | "memorySwap" | "memoryReservation" | "size" => {
+        "memory" | "memorySwap" | "memoryReservation" | "disk" | "size" => {
             "write bytes as a number, or a size such as \"512Mi\""
         }
         "cpus" => "write a number such as 1.5",

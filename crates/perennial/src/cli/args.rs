@@ -387,6 +387,9 @@ pub struct Limits {
     /// Processes and threads
     #[arg(long, value_name = "NUMBER")]
     pub pids: Option<u32>,
+    /// What all its volumes may take, such as 20Gi; a change needs no restart
+    #[arg(long, value_parser = Size::parse, value_name = "SIZE")]
+    pub disk: Option<Size>,
 }
 
 /// What to do with operations.

@@ -82,6 +82,7 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
         memory_swap: limits.memory_swap,
         memory_reservation: limits.memory_reservation,
         pids: limits.pids,
+        disk: limits.disk,
     };
     let request = CreatePod {
         name: args.name,

@@ -54,6 +54,8 @@ pub enum Field {
     MemoryReservation,
     /// No limit.
     Pids,
+    /// No limit.
+    Disk,
     /// The image's only.
     Env,
     /// The image's own.
@@ -154,8 +156,10 @@ impl SetArgs {
                 .change(Field::MemoryReservation, limits.memory_reservation)
                 .unwrap_or(present.memory_reservation),
             pids: self.change(Field::Pids, limits.pids).unwrap_or(present.pids),
+            disk: self.change(Field::Disk, limits.disk).unwrap_or(present.disk),
         };
-        let fields = [Field::Cpus, Field::Memory, Field::MemorySwap, Field::MemoryReservation, Field::Pids];
+        let fields =
+            [Field::Cpus, Field::Memory, Field::MemorySwap, Field::MemoryReservation, Field::Pids, Field::Disk];
         let named = fields.iter().any(|field| self.unsets(*field));
         (named || merged != *present).then_some(Some(merged))
     }

@@ -133,8 +133,12 @@ fn limits(resources: &Resources) -> Option<String> {
         #[expect(clippy::cast_precision_loss, reason = "at most 1e15, below 2^53")]
         parts.push(format!("{} CPUs", cpus.nano as f64 / 1e9));
     }
-    let sizes =
-        [("memory", resources.memory), ("swap", resources.memory_swap), ("soft memory", resources.memory_reservation)];
+    let sizes = [
+        ("memory", resources.memory),
+        ("swap", resources.memory_swap),
+        ("soft memory", resources.memory_reservation),
+        ("disk", resources.disk),
+    ];
     parts.extend(sizes.iter().filter_map(|(name, bytes)| bytes.map(|bytes| format!("{name} {}", size(bytes.0)))));
     parts.extend(resources.pids.map(|pids| format!("{pids} processes")));
     (!parts.is_empty()).then(|| parts.join(", "))

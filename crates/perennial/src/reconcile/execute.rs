@@ -31,6 +31,11 @@ impl Reconciler {
             Action::FillSet { set } => self.fill_set(&mut view, set, &progress).await,
             Action::MakeContainer { set } => self.make_container(&mut view, set, &progress).await,
             Action::Launch { container, set } => self.launch(&mut view, &container, set).await,
+            Action::LimitSet { set, bytes } => {
+                let recorded = view.pod.set(set).ok_or_else(unknown_set)?;
+                self.engine.set_limit(&set_spec(&view.pod, recorded), bytes).await?;
+                Ok(())
+            }
             Action::Stop { container } => {
                 let stamp = view.observed.container.as_ref().map(perennial_core::engine::ObservedContainer::stamp);
                 self.engine.container_stop(&container, view.pod.spec.stop_timeout).await?;

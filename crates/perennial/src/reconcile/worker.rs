@@ -332,6 +332,7 @@ pub(super) const fn step_name(action: &Action) -> &'static str {
         Action::FillSet { .. } => "fill volumes",
         Action::MakeContainer { .. } => "create container",
         Action::Launch { .. } => "start container",
+        Action::LimitSet { .. } => "limit volumes",
         Action::Stop { .. } => "stop container",
         Action::Unfreeze { .. } => "unfreeze container",
         Action::LivePass { .. } => "live pass",

@@ -20,7 +20,7 @@ const OPERATION: &str = "GET /api/v1/operations/01kefake0p0000000000000000";
 #[tokio::test]
 async fn create_sends_everything_and_waits() {
     let fake = with_action("POST /api/v1/pods", OperationKind::Create, &pod("dev"));
-    let line = "pod create dev --image debian:12 --cpus 1.5 --memory 512Mi --memory-swap 0 --pids 100 --runtime runsc \
+    let line = "pod create dev --image debian:12 --cpus 1.5 --memory 512Mi --memory-swap 0 --pids 100 --disk 20Gi --runtime runsc \
                 --backend docker --env A=1 B=2 --env C= --volume data:/data:250Mi conf:/conf --port 8080:80 443 \
                 --user 1000 --workdir /srv --stop-signal SIGINT --stop-timeout 1m --on-stop pause \
                 --allow-privilege-escalation --tenant acme -- sleep infinity";
@@ -33,7 +33,8 @@ async fn create_sends_everything_and_waits() {
         *sent.body.as_ref().unwrap(),
         json!({
             "name": "dev", "image": "debian:12", "command": ["sleep", "infinity"], "runtime": "runsc",
-            "resources": {"cpus": 1.5, "memory": 536_870_912, "memorySwap": 0, "memoryReservation": null, "pids": 100},
+            "resources": {"cpus": 1.5, "memory": 536_870_912, "memorySwap": 0, "memoryReservation": null, "pids": 100,
+                          "disk": 21_474_836_480_u64},
             "env": {"A": "1", "B": "2", "C": ""}, "workingDir": "/srv", "user": "1000",
             "volumes": [{"name": "data", "mountPath": "/data", "size": 262_144_000},
                         {"name": "conf", "mountPath": "/conf", "size": null}],
@@ -296,7 +297,7 @@ async fn set_changes_what_is_named_and_keeps_the_rest() {
         .reply(&one, [tagged(&pod("dev"), "\"1\""), tagged(&theirs, "\"2\""), tagged(&theirs, "\"2\"")])
         .reply(&patch, [Reply::Json(412, problem(412, "changed-meanwhile", "the pod was changed"))])
         .on(&patch, [after]);
-    let line = "pod set dev --memory 1Gi --env B=2 --unset-env A --unset command --stop-timeout 5";
+    let line = "pod set dev --memory 1Gi --disk 20Gi --env B=2 --unset-env A --unset command --stop-timeout 5";
     let ran = fake.run(&line.split_whitespace().collect::<Vec<_>>()).await;
     assert_eq!(ran.stdout, "pod dev is changed (specification 3)\nDataLost: the data of volume home is gone\n");
     let sent = fake.asked_for("PATCH");
@@ -308,7 +309,7 @@ async fn set_changes_what_is_named_and_keeps_the_rest() {
         json!({
             "command": null, "stopTimeout": 5, "env": {"B": "2", "THEIRS": "1"},
             "resources": {"cpus": null, "memory": 1_073_741_824, "memorySwap": null, "memoryReservation": null,
-                          "pids": null}
+                          "pids": null, "disk": 21_474_836_480_u64}
         })
     );
 }

@@ -134,6 +134,7 @@ impl Any {
                 memory_swap: self.option(Self::number),
                 memory_reservation: self.option(Self::number),
                 pids: self.option(Self::u32),
+                disk: self.option(Self::number),
             },
             env: self.list(|a| (a.text(), a.text())).into_iter().collect::<BTreeMap<_, _>>(),
             working_dir: self.option(Self::text),
@@ -291,6 +292,8 @@ impl Any {
             C::Failed,
             C::ForeignWriter,
             C::Quarantined,
+            C::SnapshotFailed,
+            C::DiskLimitAdvisory,
         ];
         Condition { kind: self.of(&kinds), reason: self.text(), message: self.text(), since: self.time() }
     }

@@ -153,6 +153,10 @@ pub struct Resources {
     /// Largest number of processes and threads.
     #[serde(default)]
     pub pids: Option<u32>,
+    /// What the pod's volumes may take together; a change needs no restart. Where nothing can enforce it, the condition
+    /// `DiskLimitAdvisory` says so.
+    #[serde(default)]
+    pub disk: Option<Size>,
 }
 
 /// One persistent directory of a pod that declares its own.

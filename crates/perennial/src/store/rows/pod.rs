@@ -63,6 +63,7 @@ stored_enum!(ConditionKindRow = ConditionKind {
     ForeignWriter = "ForeignWriter",
     Quarantined = "Quarantined",
     SnapshotFailed = "SnapshotFailed",
+    DiskLimitAdvisory = "DiskLimitAdvisory",
 });
 
 stored_struct!(ImageLayoutRow = ImageLayout {

@@ -18,6 +18,7 @@ stored_struct!(ResourcesRow = Resources {
     memory_swap: Option<u64>,
     memory_reservation: Option<u64>,
     pids: Option<u32>,
+    disk: Option<u64>,
 });
 stored_struct!(DeclaredVolumeRow = DeclaredVolume { name: String, mount_path: String, size: Option<u64> });
 stored_struct!(PortRow = PortSpec { container: u16, host: Option<u16> });
