@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use perennial_core::progress::Progress;
-use perennial_snapshots::backend::{ConnectOptions, InvalidLocation, Location};
+use perennial_snapshots::backend::{Addressing, ConnectOptions, InvalidLocation, Location};
 use perennial_snapshots::{Backend, Error, Password, Repository};
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -62,17 +62,8 @@ impl Desk<'_> {
                 Location::parse(&args.to, find).map_err(invalid)?
             }
         };
-        let options = ConnectOptions {
-            ca_file: self.connection.ca_file.clone(),
-            allow_http: args.place.allow_http,
-            addressing: args.to_bucket_lookup.into(),
-            ..ConnectOptions::default()
-        };
-        let of = (args.to_password_file.as_deref(), args.to_password_command.as_deref());
-        let password = password(("to-password", of.0, of.1))?;
-        let backend = location.connect(&options).map_err(invalid)?;
-        let backend = limited(backend, bandwidth(args.place.limit_upload, args.place.limit_download));
-        Ok(Place { name: location.to_string(), backend, password })
+        let of = ("to-password", args.to_password_file.as_deref(), args.to_password_command.as_deref());
+        connect(self.connection, &location, args.to_bucket_lookup.into(), of, &args.place)
     }
 
     pub(super) fn open(&self, args: &PlaceArgs) -> Result<(Place, Repository), Failure> {
@@ -112,13 +103,25 @@ impl Desk<'_> {
 
 fn place(connection: &Connection, args: &PlaceArgs) -> Result<Place, Failure> {
     let location = Location::from_env(&args.repo).map_err(invalid)?;
+    let of = ("password", args.password_file.as_deref(), args.password_command.as_deref());
+    connect(connection, &location, args.bucket_lookup.into(), of, args)
+}
+
+/// A place at this location, with what it shares with others: certificates, limits.
+fn connect(
+    connection: &Connection,
+    location: &Location,
+    addressing: Addressing,
+    of: (&str, Option<&Path>, Option<&str>),
+    args: &PlaceArgs,
+) -> Result<Place, Failure> {
     let options = ConnectOptions {
         ca_file: connection.ca_file.clone(),
         allow_http: args.allow_http,
-        addressing: args.bucket_lookup.into(),
+        addressing,
         ..ConnectOptions::default()
     };
-    let password = password(("password", args.password_file.as_deref(), args.password_command.as_deref()))?;
+    let password = password(of)?;
     let backend = location.connect(&options).map_err(invalid)?;
     let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
     Ok(Place { name: location.to_string(), backend, password })
