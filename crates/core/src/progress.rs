@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Counts what a piece of long work has done so far; cheap to clone and to update from many threads.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +29,27 @@ pub struct ProgressReading {
     pub files_done: u64,
 }
 
+/// Shorter than that a rate says nothing.
+const RATE_AFTER: Duration = Duration::from_secs(1);
+
+impl ProgressReading {
+    /// Bytes a second since the work began, `elapsed` ago; `None` in its first second and while no byte is done.
+    #[must_use]
+    pub fn rate(&self, elapsed: Duration) -> Option<u64> {
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let per_second = u128::from(self.bytes_done) * 1000 / u128::from(millis.max(1));
+        let rate = u64::try_from(per_second).unwrap_or(u64::MAX);
+        (elapsed >= RATE_AFTER && rate > 0).then_some(rate)
+    }
+
+    /// How long the rest takes at that rate; `None` while the rate or the total is unknown, or when nothing is left.
+    #[must_use]
+    pub fn left(&self, elapsed: Duration) -> Option<Duration> {
+        let rest = self.bytes_total.checked_sub(self.bytes_done).filter(|rest| *rest > 0)?;
+        self.rate(elapsed).map(|rate| Duration::from_secs(rest.div_ceil(rate)))
+    }
+}
+
 /// The work was cancelled by its owner before it ended; nothing it did counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled")]
@@ -47,6 +69,11 @@ impl Progress {
     /// Sets the expected total in bytes.
     pub fn set_total(&self, bytes: u64) {
         self.0.bytes_total.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Expects so many bytes beyond those that are done: what comes next in work that has several parts.
+    pub fn expect_more(&self, bytes: u64) {
+        self.set_total(self.read().bytes_done.saturating_add(bytes));
     }
 
     /// Reads the counters.
@@ -70,5 +97,31 @@ impl Progress {
     /// [`Cancelled`] once [`Progress::cancel`] was called.
     pub fn check(&self) -> Result<(), Cancelled> {
         if self.0.cancelled.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_and_time_left_are_told_once_they_mean_something() {
+        let seconds = Duration::from_secs;
+        let reading = |bytes_done, bytes_total| ProgressReading { bytes_done, bytes_total, files_done: 0 };
+        assert_eq!(reading(500, 1000).rate(Duration::from_millis(999)), None);
+        assert_eq!(
+            (reading(500, 1000).rate(seconds(2)), reading(500, 1000).left(seconds(2))),
+            (Some(250), Some(seconds(2)))
+        );
+        assert_eq!(reading(500, 1001).left(seconds(2)), Some(seconds(3)), "never less than it takes");
+        for (now, why) in
+            [(reading(0, 1000), "nothing done"), (reading(1000, 1000), "nothing left"), (reading(9, 0), "no total")]
+        {
+            assert_eq!(now.left(seconds(5)), None, "{why}");
+        }
+        // Files that grew: more was done than was expected.
+        assert_eq!(reading(2000, 1000).left(seconds(5)), None);
+        assert_eq!(reading(u64::MAX, u64::MAX).rate(seconds(1)), Some(u64::MAX));
+        assert_eq!(reading(1, 2).rate(seconds(5)), None, "less than a byte a second");
     }
 }

@@ -213,6 +213,10 @@ pub(crate) struct PacksRead {
 
 /// Reads packs back in parallel; stops at the first that is wrong.
 fn read_packs(inner: &Inner, packs: &[Id], progress: &Progress) -> Result<PacksRead> {
+    {
+        let index = inner.index.read().unwrap_or_else(PoisonError::into_inner);
+        progress.expect_more(packs.iter().filter_map(|pack| index.pack_size(*pack)).sum());
+    }
     let next = AtomicUsize::new(0);
     let total = Mutex::new(PacksRead::default());
     let failure = Mutex::new(None);

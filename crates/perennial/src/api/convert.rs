@@ -4,6 +4,7 @@ use perennial_core::Error;
 use perennial_core::engine::Capabilities;
 use perennial_core::operation::{Event, Operation, OperationKind, OperationState};
 use perennial_core::pod::{ConditionKind, Desired, Phase, Pod};
+use perennial_core::progress::ProgressReading;
 use perennial_core::snapshot::{Grade, Snapshot, SnapshotKind, SnapshotState};
 use perennial_core::spec::{
     Backend, DeclaredVolume, OnStop, PodSpec, PortSpec, PrivilegeEscalation, Profile, Resources,
@@ -189,6 +190,18 @@ fn spec(spec: &PodSpec) -> wire::PodSpec {
     }
 }
 
+/// How far something is, where nobody knows how fast.
+pub fn progress(step: &str, reading: ProgressReading) -> wire::Progress {
+    wire::Progress {
+        step: step.to_owned(),
+        bytes_done: reading.bytes_done,
+        bytes_total: reading.bytes_total,
+        files_done: reading.files_done,
+        bytes_per_second: None,
+        seconds_left: None,
+    }
+}
+
 /// An operation as it is shown.
 pub fn operation(operation: &Operation) -> wire::Operation {
     wire::Operation {
@@ -196,11 +209,7 @@ pub fn operation(operation: &Operation) -> wire::Operation {
         pod_id: operation.pod.to_string(),
         kind: operation.kind.into(),
         state: operation.state.into(),
-        progress: wire::Progress {
-            step: operation.step.clone(),
-            bytes_done: operation.progress.bytes_done,
-            bytes_total: operation.progress.bytes_total,
-        },
+        progress: progress(&operation.step, operation.progress),
         snapshot_id: operation.snapshot.map(|s| s.to_string()),
         error: operation.error.as_ref().map(problem::of_operation),
         actor: operation.actor.clone(),

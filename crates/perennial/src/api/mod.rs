@@ -71,8 +71,12 @@ impl ApiState {
     /// An operation as it is shown: the step being worked on is known to this process only.
     pub(crate) fn shown(&self, operation: &Operation) -> wire::Operation {
         let mut shown = convert::operation(operation);
-        if let Some((step, reading)) = self.board.read(operation.id).filter(|_| !operation.state.is_terminal()) {
-            shown.progress = wire::Progress { step, bytes_done: reading.bytes_done, bytes_total: reading.bytes_total };
+        if let Some(now) = self.board.read(operation.id).filter(|_| !operation.state.is_terminal()) {
+            shown.progress = wire::Progress {
+                bytes_per_second: now.reading.rate(now.elapsed),
+                seconds_left: now.reading.left(now.elapsed).map(|left| left.as_secs()),
+                ..convert::progress(now.step, now.reading)
+            };
         }
         shown
     }

@@ -1,8 +1,11 @@
 //! How pods, snapshots, operations and events look to people.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use indicatif::HumanDuration;
 use jiff::Timestamp;
+use perennial_core::progress::ProgressReading;
 
 use super::human::{UNKNOWN, ago, instant, maybe_ago, maybe_size, size};
 use super::out::{Colour, Out, clean};
@@ -385,12 +388,29 @@ pub fn step(operation: &Operation) -> Option<String> {
     if progress.step.is_empty() {
         return None;
     }
-    let step = clean(&progress.step);
-    Some(match (progress.bytes_done, progress.bytes_total) {
-        (0, 0) => step,
-        (done, 0) => format!("{step}, {}", size(done)),
-        (done, total) => format!("{step}, {} of {}", size(done), size(total)),
-    })
+    let reading = ProgressReading {
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        files_done: progress.files_done,
+    };
+    let left = progress.seconds_left.map(Duration::from_secs);
+    Some(how_far(clean(&progress.step), reading, progress.bytes_per_second, left))
+}
+
+/// What is done, how fast, and what is left, behind the name of the work; what nobody knows is left out.
+pub fn how_far(name: String, reading: ProgressReading, rate: Option<u64>, left: Option<Duration>) -> String {
+    let mut parts = vec![name];
+    match (reading.bytes_done, reading.bytes_total) {
+        (0, 0) => {}
+        (done, 0) => parts.push(size(done)),
+        (done, total) => parts.push(format!("{} of {}", size(done), size(total))),
+    }
+    if reading.files_done > 0 {
+        parts.push(format!("{} files", reading.files_done));
+    }
+    parts.extend(rate.map(|rate| format!("{}/s", size(rate))));
+    parts.extend(left.map(|left| format!("{} left", HumanDuration(left))));
+    parts.join(", ")
 }
 
 /// One line of the audit trail.

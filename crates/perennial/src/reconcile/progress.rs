@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use perennial_core::id::OperationId;
 use perennial_core::progress::{Progress, ProgressReading};
@@ -14,15 +15,28 @@ pub struct ProgressBoard(Arc<Mutex<HashMap<OperationId, Running>>>);
 #[derive(Debug, Clone)]
 struct Running {
     step: &'static str,
+    began: Instant,
     progress: Progress,
+}
+
+/// How far a step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// Its name.
+    pub step: &'static str,
+    /// Its counters.
+    pub reading: ProgressReading,
+    /// How long it has been worked on.
+    pub elapsed: Duration,
 }
 
 impl ProgressBoard {
     /// The step and the counters of an operation; `None` when nothing works on it now.
     #[must_use]
-    pub fn read(&self, operation: OperationId) -> Option<(String, ProgressReading)> {
+    pub fn read(&self, operation: OperationId) -> Option<Shown> {
         let board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        board.get(&operation).map(|r| (r.step.to_owned(), r.progress.read()))
+        let shown = |r: &Running| Shown { step: r.step, reading: r.progress.read(), elapsed: r.began.elapsed() };
+        board.get(&operation).map(shown)
     }
 
     /// Asks the work on an operation to stop at its next safe point.
@@ -38,7 +52,7 @@ impl ProgressBoard {
         let progress = Progress::default();
         if let Some(operation) = operation {
             let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            board.insert(operation, Running { step, progress: progress.clone() });
+            board.insert(operation, Running { step, began: Instant::now(), progress: progress.clone() });
         }
         progress
     }

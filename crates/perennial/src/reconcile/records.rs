@@ -43,9 +43,9 @@ impl Reconciler {
                     if ended.problem.is_none() { OperationState::Succeeded } else { OperationState::Failed };
                 operation.error.clone_from(&ended.problem);
                 operation.finished_at = Some(now);
-                if let Some((step, progress)) = self.board.read(ended.operation) {
-                    operation.step = step;
-                    operation.progress = progress;
+                if let Some(last) = self.board.read(ended.operation) {
+                    operation.step = last.step.to_owned();
+                    operation.progress = last.reading;
                 }
                 ends.push(self.news(&pod, &operation));
                 change.operations.push(operation);

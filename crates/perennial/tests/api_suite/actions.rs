@@ -54,7 +54,7 @@ async fn a_pod_is_shown_as_the_contract_says() {
     assert_eq!(
         pod["spec"]["resources"],
         json!({
-        "cpus": 1.5, "memory": 536_870_912, "memorySwap": null, "memoryReservation": null, "pids": null})
+        "cpus": 1.5, "memory": 536_870_912, "memorySwap": null, "memoryReservation": null, "pids": null, "disk": null})
     );
     assert_eq!(pod["volumes"].as_array().unwrap().len(), 8);
     assert_eq!(
@@ -66,7 +66,12 @@ async fn a_pod_is_shown_as_the_contract_says() {
         assert!(operation.get(key).is_some(), "{key}");
     }
     assert_eq!((&operation["kind"], &operation["state"]), (&json!("create"), &json!("pending")));
-    assert_eq!(operation["progress"], json!({"step": "", "bytesDone": 0, "bytesTotal": 0}));
+    assert_eq!(
+        operation["progress"],
+        json!({
+            "step": "", "bytesDone": 0, "bytesTotal": 0, "filesDone": 0, "bytesPerSecond": null, "secondsLeft": null
+        })
+    );
     let id = pod["id"].as_str().unwrap();
     assert_eq!(server.get(&format!("/api/v1/pods/{id}")).await.json(), pod);
     assert_eq!(server.asked.woken.lock().unwrap().len(), 1);

@@ -111,7 +111,10 @@ async fn json_and_yaml_are_the_api_s_own_words() {
   "progress": {
     "step": "verify",
     "bytesDone": 0,
-    "bytesTotal": 0
+    "bytesTotal": 0,
+    "filesDone": 0,
+    "bytesPerSecond": null,
+    "secondsLeft": null
   },
   "snapshotId": null,
   "error": null,
@@ -132,6 +135,9 @@ progress:
   step: verify
   bytesDone: 0
   bytesTotal: 0
+  filesDone: 0
+  bytesPerSecond: null
+  secondsLeft: null
 snapshotId: null
 error: null
 actor: admin
@@ -144,7 +150,14 @@ finishedAt: null
 #[tokio::test]
 async fn how_a_pod_stands() {
     let mut running = operation(OperationKind::Stop, OperationState::Running, "final pass");
-    (running.progress.bytes_done, running.progress.bytes_total) = (1 << 20, 3 << 20);
+    running.progress = perennial::api::wire::Progress {
+        bytes_done: 1 << 20,
+        bytes_total: 3 << 20,
+        files_done: 12,
+        bytes_per_second: Some(1 << 19),
+        seconds_left: Some(4),
+        ..running.progress
+    };
     let status = PodStatus {
         desired: perennial::api::wire::Desired::Stopped,
         phase: Phase::Stopping,
@@ -175,7 +188,7 @@ Failed tries  1
 Next try      in 8 s
 
 ID                          KIND  STATE    STEP                            CREATED    POD
-{OP}  stop  running  final pass, 1.0 MiB of 3.0 MiB  1 min ago  dev
+{OP}  stop  running  final pass, 1.0 MiB of 3.0 MiB, 12 files, 512.0 KiB/s, 4 seconds left  1 min ago  dev
 
 CONDITION  SINCE     WHY
 DataLost   30 s ago  the data of volume home is gone (volume-missing)

@@ -129,6 +129,10 @@ fn packs_where(inner: &Inner, chosen: impl Fn(&Id) -> bool) -> Vec<Id> {
 }
 
 fn read_all(inner: &Inner, packs: Vec<Id>, report: &mut CheckReport, progress: &Progress) -> Result<()> {
+    {
+        let index = inner.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        progress.expect_more(packs.iter().filter_map(|pack| index.pack_size(*pack)).sum());
+    }
     for pack in packs {
         progress.check()?;
         report.packs_read += 1;

@@ -198,6 +198,12 @@ pub struct Progress {
     pub bytes_done: u64,
     /// Bytes of this step in all; 0 while nobody knows.
     pub bytes_total: u64,
+    /// Files finished in this step.
+    pub files_done: u64,
+    /// Bytes a second since this step began; null in its first second, and when nothing works on it now.
+    pub bytes_per_second: Option<u64>,
+    /// Seconds that the rest of this step takes at that rate; null while nobody knows.
+    pub seconds_left: Option<u64>,
 }
 
 /// A failure (RFC 9457, `application/problem+json`).

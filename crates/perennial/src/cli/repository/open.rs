@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
-use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use perennial_core::progress::Progress;
 use perennial_snapshots::backend::{Addressing, ConnectOptions, InvalidLocation, Location};
 use perennial_snapshots::{Backend, Error, Password, Repository};
@@ -21,6 +21,7 @@ use crate::cli::args::Connection;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::out::Out;
 use crate::cli::session;
+use crate::cli::view::how_far;
 use crate::config::{bandwidth, limited, read_variables};
 
 /// How often a live line is drawn.
@@ -216,15 +217,8 @@ fn bar(what: &str) -> ProgressBar {
 }
 
 fn draw(bar: &ProgressBar, what: &str, progress: &Progress) {
-    let now = progress.read();
-    let mut text = format!("{what}: {}", HumanBytes(now.bytes_done));
-    if now.bytes_total > 0 {
-        text = format!("{text} of {}", HumanBytes(now.bytes_total));
-    }
-    if now.files_done > 0 {
-        text = format!("{text}, {} files", now.files_done);
-    }
-    bar.set_message(text);
+    let (now, elapsed) = (progress.read(), bar.elapsed());
+    bar.set_message(how_far(what.to_owned(), now, now.rate(elapsed), now.left(elapsed)));
     bar.tick();
 }
 
