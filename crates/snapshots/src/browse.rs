@@ -4,8 +4,9 @@
 //! moved to another pack is found there. A snapshot that is forgotten and pruned meanwhile is an error, never a short
 //! read.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::id::{Id, TreeId};
@@ -61,13 +62,22 @@ impl Repository {
             return Err(Error::Mismatch { what: format!("bytes of {name}"), expected: file.size, found: end });
         }
         let inner = Arc::clone(&self.inner);
-        Ok(FileReader { inner, name, blobs: blobs.into(), size: end, position: 0, loaded: None })
+        Ok(FileReader {
+            inner,
+            name,
+            blobs: blobs.into(),
+            size: end,
+            position: 0,
+            loaded: None,
+            recent: Arc::default(),
+        })
     }
 }
 
 /// A file's content, read blob by blob; every blob is proven by its hash before a byte of it is handed out.
 ///
-/// At most one blob is in memory. Clones share nothing but the repository.
+/// One blob is in memory, and the few that were read last by it or its clones: an archive whose members are read one after the
+/// other, each by a clone, is not decrypted again for every one of them.
 #[derive(Clone)]
 pub struct FileReader {
     inner: Arc<Inner>,
@@ -77,7 +87,12 @@ pub struct FileReader {
     size: u64,
     position: u64,
     loaded: Option<(usize, Arc<Vec<u8>>)>,
+    /// What the clones loaded last, the newest at the end.
+    recent: Arc<Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>>,
 }
+
+/// Blobs that clones of a reader keep for each other: a blob is at most 8 MiB.
+const RECENT: usize = 4;
 
 impl std::fmt::Debug for FileReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -101,18 +116,35 @@ impl FileReader {
         let start = at.checked_sub(1).and_then(|before| self.blobs.get(before)).map_or(0, |(_, end)| *end);
         if self.loaded.as_ref().is_none_or(|(loaded, _)| *loaded != at) {
             self.loaded = None;
-            let data = self.inner.load_blob(BlobKind::Data, id, &self.name)?;
-            let expected = end - start;
-            if data.len() as u64 != expected {
-                let (what, found) = (format!("bytes of blob {id}"), data.len() as u64);
-                return Err(Error::Mismatch { what, expected, found });
-            }
-            self.loaded = Some((at, Arc::new(data)));
+            self.loaded = Some((at, self.load(at, id, end - start)?));
         }
         let data = self.loaded.as_ref().map_or(&[][..], |(_, data)| data);
         // Within the blob, whose length fits.
         let rest = data.get(usize::try_from(self.position - start).unwrap_or(usize::MAX)..).unwrap_or_default();
         Ok(&rest[..rest.len().min(most)])
+    }
+}
+
+impl FileReader {
+    fn load(&self, at: usize, id: Id, expected: u64) -> Result<Arc<Vec<u8>>> {
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, data)) = recent().iter().find(|(loaded, _)| *loaded == at) {
+            return Ok(Arc::clone(data));
+        }
+        let data = Arc::new(self.inner.load_blob(BlobKind::Data, id, &self.name)?);
+        if data.len() as u64 != expected {
+            let (what, found) = (format!("bytes of blob {id}"), data.len() as u64);
+            return Err(Error::Mismatch { what, expected, found });
+        }
+        // A reader without clones reads on, and comes back to nothing.
+        if Arc::strong_count(&self.recent) > 1 {
+            let mut recent = recent();
+            if recent.len() >= RECENT {
+                recent.pop_front();
+            }
+            recent.push_back((at, Arc::clone(&data)));
+        }
+        Ok(data)
     }
 }
 

@@ -164,3 +164,25 @@ fn a_damaged_blob_is_an_error_and_never_a_short_or_wrong_read() {
     let repo = Repository::open(Arc::new(backend), &password()).unwrap();
     assert!(matches!(repo.open_file(&node), Err(Error::MissingBlob { .. })));
 }
+
+#[test]
+fn what_one_clone_read_is_not_fetched_again_for_the_next() {
+    let dir = scratch();
+    fs::write(dir.path().join("archive"), vec![7; 300_000]).unwrap();
+    let (backend, repo) = memory();
+    let snapshot = archive(&repo, dir.path()).snapshot.unwrap();
+    let tree = repo.snapshot(snapshot).unwrap().tree;
+    let node = repo.entry(tree, b"/volumes/home/archive").unwrap();
+    let whole = repo.open_file(&node).unwrap();
+    let slice = |mut reader: FileReader| {
+        let mut read = [0; 100];
+        reader.seek(SeekFrom::Start(1000)).unwrap();
+        reader.read_exact(&mut read).map(|()| read)
+    };
+    assert_eq!(slice(whole.clone()).unwrap(), [7; 100]);
+    for pack in backend.list(FileKind::Pack).unwrap() {
+        backend.remove(FileKind::Pack, pack.id).unwrap();
+    }
+    assert_eq!(slice(whole.clone()).unwrap(), [7; 100], "the store has it no more, and the clones have");
+    assert!(slice(repo.open_file(&node).unwrap()).is_err());
+}

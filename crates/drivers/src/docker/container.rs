@@ -302,12 +302,17 @@ fn check_mounts(seen: &Seen, wanted: &[Definition], present: &[EngineVolume]) ->
     Ok(())
 }
 
-/// A program that is not there or cannot be run is the specification's fault; the engine answers 404 for some of it.
+/// A program that is not there or cannot be run, a user whom the image does not know, and a port that somebody has are the
+/// specification's fault; the engine answers 404 or 500 for some of it.
 fn failed_start(error: Bollard) -> EngineError {
     if let Bollard::DockerResponseServerError { message, .. } = &error {
         let lower = message.to_ascii_lowercase();
         let missing = lower.contains("executable file not found") || lower.contains("exec format error");
-        if missing || (lower.contains("oci runtime") && lower.contains("no such file or directory")) {
+        // Whoever has the port may keep it for ever; a pod that is wanted running is tried again all the same.
+        let taken = lower.contains("port is already allocated") || lower.contains("address already in use");
+        let nobody = lower.contains("unable to find user") || lower.contains("unable to find group");
+        if missing || nobody || taken || (lower.contains("oci runtime") && lower.contains("no such file or directory"))
+        {
             return rejected(format!("start the container: {}", message.trim()));
         }
     }

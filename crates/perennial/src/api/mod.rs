@@ -68,10 +68,11 @@ pub struct ApiState {
 }
 
 impl ApiState {
-    /// An operation as it is shown: the step being worked on is known to this process only.
+    /// An operation as it is shown: what is being worked on, and how far it is, is known to this process only.
     pub(crate) fn shown(&self, operation: &Operation) -> wire::Operation {
         let mut shown = convert::operation(operation);
         if let Some(now) = self.board.read(operation.id).filter(|_| !operation.state.is_terminal()) {
+            shown.state = wire::OperationState::Running;
             shown.progress = wire::Progress {
                 bytes_per_second: now.reading.rate(now.elapsed),
                 seconds_left: now.reading.left(now.elapsed).map(|left| left.as_secs()),

@@ -303,11 +303,11 @@ pub struct SpecArgs {
     /// Container runtime, such as runc or runsc
     #[arg(long)]
     pub runtime: Option<String>,
-    /// Environment variables; others stay as they are
-    #[arg(long, short, num_args = 1.., value_parser = values::env, value_name = "NAME=VALUE")]
+    /// An environment variable, once for each; others stay as they are
+    #[arg(long, short, value_parser = values::env, value_name = "NAME=VALUE")]
     pub env: Vec<(String, String)>,
-    /// All ports published on the host's loopback
-    #[arg(long = "port", short, num_args = 1.., value_parser = values::port, value_name = "[HOST:]CONTAINER")]
+    /// A port published on the host's loopback, once for each; these are all
+    #[arg(long = "port", short, value_parser = values::port, value_name = "[HOST:]CONTAINER")]
     pub ports: Vec<Port>,
     /// User in the container
     #[arg(long)]
@@ -352,8 +352,8 @@ pub struct CreateArgs {
     /// Where the volumes live [default: the best that works]
     #[arg(long, value_parser = values::backend, value_name = "overlay|docker")]
     pub backend: Option<Backend>,
-    /// Persist exactly these directories instead of everything
-    #[arg(long = "volume", num_args = 1.., value_parser = values::volume, value_name = "NAME:PATH[:SIZE]")]
+    /// Persist exactly this directory instead of everything, once for each
+    #[arg(long = "volume", value_parser = values::volume, value_name = "NAME:PATH[:SIZE]")]
     pub volumes: Vec<VolumeDeclaration>,
     /// Persist nothing
     #[arg(long, conflicts_with = "volumes")]

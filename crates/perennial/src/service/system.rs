@@ -192,6 +192,7 @@ fn local_checks(settings: &AppSettings) -> Vec<Check> {
         Some(directory) => repository_directory(directory),
         None => repository_elsewhere(&settings.repository),
     });
+    checks.extend(repositories_there(settings));
     let mut places = vec![("data", settings.data_dir.clone()), ("pods", settings.storage_root.clone())];
     places.extend(directory.map(|directory| ("repositories", directory)));
     checks.extend(disks(&places));
@@ -240,6 +241,33 @@ fn repository_directory(directory: &Path) -> Check {
             "no stop can succeed: mount its disk, make space, or mend the permissions of the directory",
         ),
     }
+}
+
+/// Whether every repository that was made is there: none is begun anew in the place of one that is lost or not mounted.
+fn repositories_there(settings: &AppSettings) -> Vec<Check> {
+    let failed = |message: String, hint: &str| Check::bad("repository", CheckState::Failed, message, hint);
+    let keys = match settings.keys.all() {
+        Ok(keys) => keys,
+        Err(error) => return vec![failed(error.to_string(), error.hint())],
+    };
+    let look = |tenant: &TenantId| -> Option<Check> {
+        if !settings.keys.made_path(tenant).exists() {
+            return None;
+        }
+        let place = settings.repository.of_tenant(tenant);
+        let found = match settings.repository.connect(tenant) {
+            Ok(backend) => Repository::exists(&*backend).map_err(|error| describe(&error)),
+            Err(error) => Err(error.to_string()),
+        };
+        let problem = match found {
+            Ok(true) => return None,
+            Ok(false) => "is not there, but was made".to_owned(),
+            Err(problem) => format!("cannot be looked at: {problem}"),
+        };
+        let hint = "pods that are stopped cannot start, and no stop can succeed: mount its disk, or bring it back";
+        Some(failed(format!("the repository {place} of tenant {tenant} {problem}"), hint))
+    };
+    keys.iter().filter_map(|(tenant, _)| look(tenant)).collect()
 }
 
 /// Asks the store of the default tenant's repository whether it is there. What may be written is seen at the first stop

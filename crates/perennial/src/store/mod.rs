@@ -136,7 +136,7 @@ impl From<StoreError> for Error {
             StoreError::NameTaken => Self::conflict(
                 "pod-name-taken",
                 "another pod of the tenant has this name",
-                "choose another name, or rename or delete the other pod first",
+                "choose another name, or remove the other pod first: perennial pod rm, or purge when it is deleted already",
             ),
             StoreError::LeaseLost => Self::Unavailable { problem: "another server works on this pod".to_owned() },
             StoreError::SnapshotGoing(_) => {

@@ -21,7 +21,7 @@ const OPERATION: &str = "GET /api/v1/operations/01kefake0p0000000000000000";
 async fn create_sends_everything_and_waits() {
     let fake = with_action("POST /api/v1/pods", OperationKind::Create, &pod("dev"));
     let line = "pod create dev --image debian:12 --cpus 1.5 --memory 512Mi --memory-swap 0 --pids 100 --disk 20Gi --runtime runsc \
-                --backend docker --env A=1 B=2 --env C= --volume data:/data:250Mi conf:/conf --port 8080:80 443 \
+                --backend docker -e A=1 --env B=2 --env C= --volume data:/data:250Mi --volume conf:/conf -p 8080:80 --port 443 \
                 --user 1000 --workdir /srv --stop-signal SIGINT --stop-timeout 1m --on-stop pause \
                 --allow-privilege-escalation --tenant acme -- sleep infinity";
     let ran = fake.run(&line.split_whitespace().collect::<Vec<_>>()).await;

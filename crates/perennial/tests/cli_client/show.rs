@@ -187,7 +187,7 @@ Crashes       2 in a row, exit code 137, out of memory
 Failed tries  1
 Next try      in 8 s
 
-ID                          KIND  STATE    STEP                            CREATED    POD
+ID                          KIND  STATE    STEP                                                                   CREATED    POD
 {OP}  stop  running  final pass, 1.0 MiB of 3.0 MiB, 12 files, 512.0 KiB/s, 4 seconds left  1 min ago  dev
 
 CONDITION  SINCE     WHY
