@@ -76,6 +76,8 @@ pub struct Capabilities {
     pub default_runtime: String,
     /// Backends that work here, best first.
     pub backends: Vec<Backend>,
+    /// Processors of its host: a pod is given no more; `None` when it does not say.
+    pub cpus: Option<u32>,
     /// Why a backend is not offered, for `doctor`.
     pub notes: Vec<String>,
 }

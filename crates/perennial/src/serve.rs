@@ -69,7 +69,7 @@ pub enum ServeError {
     #[error("open the database")]
     Store(#[from] StoreError),
     /// The engine cannot be used.
-    #[error("connect to the engine")]
+    #[error(transparent)]
     Engine(#[from] EngineError),
     /// The simulated engine's directory cannot be used.
     #[error("open the simulated engine")]

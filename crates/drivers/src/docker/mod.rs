@@ -136,6 +136,8 @@ pub enum VolumeAccess {
 #[derive(Debug, Clone)]
 struct EngineInfo {
     version: String,
+    /// Processors of its host.
+    cpus: Option<u32>,
     /// The engine's own id: a reinstalled engine has another one.
     id: String,
     kernel: String,
@@ -239,6 +241,7 @@ async fn ask(docker: &Docker) -> Result<EngineInfo, EngineError> {
     };
     Ok(EngineInfo {
         version: info.server_version.unwrap_or_default(),
+        cpus: info.ncpu.and_then(|cpus| u32::try_from(cpus).ok()).filter(|cpus| *cpus > 0),
         id: info.id.unwrap_or_default(),
         kernel: info.kernel_version.unwrap_or_default(),
         live_restore: info.live_restore_enabled.unwrap_or(false),

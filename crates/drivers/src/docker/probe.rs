@@ -100,6 +100,7 @@ impl DockerEngine {
             runtimes: runtimes.into_iter().map(info).collect(),
             default_runtime: default,
             backends,
+            cpus: self.info.cpus,
             notes,
         })
     }

@@ -15,6 +15,9 @@ use tokio::sync::mpsc;
 
 use super::{Shared, SimEngine, broken};
 
+/// Processors that the simulated host has.
+const CPUS: u32 = 64;
+
 #[async_trait]
 impl Engine for SimEngine {
     async fn capabilities(&self) -> Result<Capabilities, EngineError> {
@@ -25,6 +28,7 @@ impl Engine for SimEngine {
                 runtimes: options.runtimes.clone(),
                 default_runtime: options.runtimes.first().map(|r| r.name.clone()).unwrap_or_default(),
                 backends: options.backends.clone(),
+                cpus: Some(CPUS),
                 notes: Vec::new(),
             })
         })

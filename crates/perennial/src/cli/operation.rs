@@ -24,6 +24,8 @@ pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Fa
             if unfinished {
                 operations.retain(|operation| !operation.state.is_terminal());
             }
+            // Those of all pods come pod by pod.
+            operations.sort_by_key(|operation| std::cmp::Reverse(operation.created_at));
             context.show(&operations, |operations, out, now| view::operations(operations, &names, out, now))
         }
         OpCommand::Show { operation } => {

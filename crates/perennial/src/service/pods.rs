@@ -380,6 +380,12 @@ fn check_capabilities(spec: &PodSpec, capabilities: &Capabilities) -> Result<(),
         let known: Vec<String> = capabilities.runtimes.iter().map(|r| r.name.clone()).collect();
         return Err(unknown_runtime(spec.runtime.as_deref().unwrap_or(&capabilities.default_runtime), &known));
     };
+    if let (Some(asked), Some(cpus)) = (spec.resources.nano_cpus, capabilities.cpus)
+        && asked > u64::from(cpus) * 1_000_000_000
+    {
+        let problem = format!("is more than the {cpus} processors of the engine's host");
+        return Err(Error::invalid("resources.cpus", problem, format!("use at most {cpus}")));
+    }
     if capabilities.backend(spec.backend, runtime).is_none() {
         let backend = spec.backend.map_or("any", perennial_core::spec::Backend::as_str);
         return Err(Error::invalid(
