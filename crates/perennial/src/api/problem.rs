@@ -48,9 +48,8 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
-            Error::NotFound { .. } => {
-                Self::new(StatusCode::NOT_FOUND, "not-found", text).hint("look at the list for what there is")
-            }
+            Error::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, "not-found", text)
+                .hint("see what there is: perennial pod ls, perennial snapshot ls POD, perennial op ls"),
             Error::InvalidInput { field, problem, hint } => {
                 Self::new(StatusCode::BAD_REQUEST, "invalid-input", format!("{field}: {problem}"))
                     .field(field)
