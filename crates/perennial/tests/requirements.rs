@@ -144,7 +144,7 @@ fn check(
                 }
             }
         } else if let Some(name) = part.strip_prefix("bench ") {
-            if name.contains('/') || !root().join(BENCHES).join(format!("{name}.rs")).is_file() {
+            if name.contains('/') || !root().join(BENCHES).join(format!("{}.rs", name.replace('-', "_"))).is_file() {
                 return Err(format!("there is no bench {name}"));
             }
         } else if let Some(decision) = part.strip_prefix("decision ") {

@@ -3,7 +3,8 @@
 //! * `docker`: a pod's life on a real engine against the same steps done with bare calls of its API;
 //! * `scale`: a server with ten thousand pods on the simulator;
 //! * `sizes`: what pods take on the host;
-//! * `freeze`: how long a running pod stands still for a snapshot, on ext4, btrfs and XFS.
+//! * `freeze`: how long a running pod stands still for a snapshot, on ext4, btrfs and XFS;
+//! * `stop-start`: stop and start of a pod of 100,000 files against `tar | gzip` in a helper container, restic and copying.
 //!
 //! Everything is asked of a real `perennial serve` process, over HTTP. A number beyond its limit fails the run.
 
@@ -13,6 +14,10 @@
 #[path = "../../tests/installation/mod.rs"]
 mod installation;
 
+// The data set of the measurements of snapshots.
+#[path = "../../../snapshots/benches/snapshots/data.rs"]
+mod data;
+
 mod bare;
 mod docker;
 mod freeze;
@@ -20,13 +25,19 @@ mod load;
 mod process;
 mod scale;
 mod sizes;
+mod stop_start;
 mod table;
 
 /// Measures, prints, and answers which numbers are beyond their limits.
 type Part = fn() -> Vec<String>;
 
-const PARTS: [(&str, Part); 4] =
-    [("docker", docker::run), ("scale", scale::run), ("sizes", sizes::run), ("freeze", freeze::run)];
+const PARTS: [(&str, Part); 5] = [
+    ("docker", docker::run),
+    ("scale", scale::run),
+    ("sizes", sizes::run),
+    ("freeze", freeze::run),
+    ("stop-start", stop_start::run),
+];
 
 fn main() {
     // Cargo adds flags of its own, such as --bench.

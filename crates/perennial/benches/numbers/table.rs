@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Samples(Vec<f64>);
 
 impl Samples {
+    pub const NONE: Self = Self(Vec::new());
+
     pub fn add(&mut self, took: Duration) {
         self.extend(vec![took]);
     }
@@ -38,6 +40,11 @@ impl Samples {
     pub fn cells(&self) -> [String; 3] {
         [self.median(), self.quantile(0.0), self.quantile(1.0)].map(millis)
     }
+
+    /// Median, least and greatest, in seconds.
+    pub fn seconds(&self) -> String {
+        format!("{:.2} ({:.2}–{:.2})", self.median(), self.quantile(0.0), self.quantile(1.0))
+    }
 }
 
 pub fn millis(seconds: f64) -> String {
@@ -61,6 +68,14 @@ pub fn print(title: &str, head: &[&str], rows: &[Vec<String>]) {
     line(head);
     for row in rows {
         line(&row.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
+/// Prints rows under a heading as documentation has them.
+pub fn markdown(title: &str, head: &[&str], rows: &[Vec<String>]) {
+    println!("\n{title}\n\n| {} |\n|{}", head.join(" | "), "---|".repeat(head.len()));
+    for row in rows {
+        println!("| {} |", row.join(" | "));
     }
 }
 

@@ -37,7 +37,7 @@ pub const POSTGRES: &str = "perennial-test/debian-postgres:15";
 pub const VOLUMES: [&str; 8] = ["/workspace", "/home", "/root", "/etc", "/usr/local", "/opt", "/var", "/srv"];
 
 /// Ends at once when it is asked to.
-const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+pub const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 /// What servers log: everything in tests, what is usual where times are measured.
 const LOG: &str = if cfg!(debug_assertions) { "perennial=debug,perennial::api=info,info" } else { "info" };
 /// Longest wait for anything; far more than anything takes.
