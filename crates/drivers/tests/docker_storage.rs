@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bollard::query_parameters::RemoveVolumeOptions;
+use docker_support::fuse::Fuse;
 use docker_support::hands::check;
 use docker_support::{BUSYBOX, Bench, LoopFs, shared_config};
 use perennial_core::engine::{Effect, Engine, EngineError, Fill, Presence, SetLimit};
@@ -19,6 +20,46 @@ const SUBVOLUME: u64 = 256;
 
 fn entries(dir: &Path) -> usize {
     std::fs::read_dir(dir).unwrap().count()
+}
+
+/// A bucket, a phone or another host that is mounted as a directory is no disk. Nothing is made on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn p23_a_storage_root_out_of_a_program_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let at = base.path().join("bucket");
+    let _bucket = Fuse::mount(&at);
+    for root in [at.clone(), at.join("deep/root")] {
+        let mut config = shared_config(&["runc"]);
+        config.storage_root = root;
+        match DockerEngine::connect(config).await.err() {
+            Some(EngineError::Rejected { problem }) => {
+                assert!(problem.contains("cannot be a storage root") && problem.contains("is on FUSE"), "{problem}");
+            }
+            found => panic!("{found:?}"),
+        }
+    }
+}
+
+/// What a file system does not keep is found by trying, and no volume of a pod is put there.
+#[tokio::test(flavor = "multi_thread")]
+async fn p23_a_storage_root_that_breaks_a_promise_is_offered_for_nothing() {
+    let base = tempfile::tempdir().unwrap();
+    let at = base.path().join("ram");
+    std::fs::create_dir(&at).unwrap();
+    // It has no attributes.
+    rustix::mount::mount("none", &at, "ramfs", rustix::mount::MountFlags::NODEV, None).unwrap();
+    let mut config = shared_config(&["runc"]);
+    config.storage_root.clone_from(&at);
+    let seen = DockerEngine::connect(config).await.unwrap().capabilities().await;
+    rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let seen = seen.unwrap();
+    assert_eq!(seen.backends, [Backend::Engine]);
+    assert!(
+        seen.notes.iter().any(|n| n.contains("not offered") && n.contains("attributes of files")),
+        "{:?}",
+        seen.notes
+    );
+    assert!(!seen.notes.iter().any(|n| n.contains("not safe")), "{:?}", seen.notes);
 }
 
 /// A disk that is not mounted hides what is on it; its empty mount point proves nothing, and nothing is made there.

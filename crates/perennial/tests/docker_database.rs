@@ -300,11 +300,11 @@ fn runsc_postgresql_loses_no_acknowledged_row() {
 }
 
 #[test]
-fn runc_sqlite_loses_no_acknowledged_row() {
+fn p23_runc_sqlite_loses_no_acknowledged_row() {
     SQLITE.under_load("runc");
 }
 
 #[test]
-fn runsc_sqlite_loses_no_acknowledged_row() {
+fn p23_runsc_sqlite_loses_no_acknowledged_row() {
     SQLITE.under_load("runsc");
 }

@@ -13,7 +13,7 @@
 //! | `spec`, `container` | a pod's container |
 //! | `network`, `firewall` | tenants apart from each other and from the host |
 //! | `observe`, `watch`, `layer` | what is seen |
-//! | `probe` | what works here, tried and remembered |
+//! | `probe` | what works here, tried and remembered; `posix`: what databases count on |
 //! | `scratch`, `tiny`, `mover` | helper containers and the images they run |
 
 mod client;
@@ -26,6 +26,7 @@ mod mover;
 mod network;
 mod observe;
 mod overlay;
+mod posix;
 mod probe;
 mod quota;
 mod scratch;
@@ -150,6 +151,15 @@ struct EngineInfo {
     runtimes: BTreeMap<String, String>,
 }
 
+/// What was seen of a volume of the engine's own.
+#[derive(Debug)]
+struct OwnVolumes {
+    /// Whether its directory is one of this host.
+    shared: bool,
+    /// Why databases are not safe on it.
+    obstacle: Option<String>,
+}
+
 /// A Docker Engine.
 #[derive(Debug)]
 pub struct DockerEngine {
@@ -163,7 +173,7 @@ pub struct DockerEngine {
     /// Held while a network is made or removed, and while a container is made that needs one.
     networks: Mutex<()>,
     capabilities: OnceCell<Capabilities>,
-    shared: OnceCell<bool>,
+    own_volumes: OnceCell<OwnVolumes>,
     firewall: OnceCell<Result<(), String>>,
     /// The movers' image, once it was made.
     mover_image: Mutex<Option<String>>,
@@ -197,7 +207,7 @@ impl DockerEngine {
             flattening: FlattenLocks::default(),
             networks: Mutex::new(()),
             capabilities: OnceCell::new(),
-            shared: OnceCell::new(),
+            own_volumes: OnceCell::new(),
             firewall: OnceCell::new(),
             mover_image: Mutex::default(),
             limits: Arc::default(),

@@ -21,7 +21,7 @@ use super::client::{blocking, fail, io, look, transient};
 use super::overlay::{Definition, options};
 use super::scratch::{ScratchRun, Stdin, token};
 use super::tiny::{Role, TinyFile};
-use super::{DockerEngine, labels, tree};
+use super::{DockerEngine, VolumeAccess, labels, posix, tree};
 
 const FILE: &str = "probe.json";
 /// How long one runtime may take for a script of some lines.
@@ -74,16 +74,25 @@ impl DockerEngine {
     pub(super) async fn probe(&self) -> Result<Capabilities, EngineError> {
         let mut notes = Vec::new();
         let runtimes = self.probe_runtimes(&mut notes).await?;
+        let storage = self.storage.clone();
+        let unsafe_root = blocking(move || {
+            storage.check()?;
+            Ok(posix::obstacle(&storage.scratch()))
+        })
+        .await?;
         let mut backends = Vec::new();
         for backend in &self.config.backends {
             match backend {
                 Backend::Engine => backends.push(Backend::Engine),
-                Backend::Overlay => match self.overlay_obstacle(&runtimes) {
+                Backend::Overlay => match unsafe_root.clone().or(self.overlay_obstacle(&runtimes).map(str::to_owned)) {
                     None => backends.insert(0, Backend::Overlay),
                     Some(why) => notes.push(format!("overlay volumes are not offered: {why}")),
                 },
             }
         }
+        let tried = backends.contains(&Backend::Engine) && self.config.volume_access != VolumeAccess::Mover;
+        let unsafe_volumes = if tried { self.volume_obstacle().await? } else { None };
+        notes.extend(unsafe_volumes.map(|why| format!("databases are not safe on the engine's own volumes: {why}")));
         for runtime in runtimes.iter().filter(|r| !r.programs) {
             let name = &runtime.name;
             notes.push(format!("on the runtime {name} common programs (ls, stat) fail, whatever the backend"));

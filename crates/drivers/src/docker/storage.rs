@@ -21,7 +21,7 @@ use perennial_core::volume::{SetNumber, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::client::{conflict, io, rejected, transient};
-use super::{spare, tree};
+use super::{posix, spare, tree};
 
 const MARKER: &str = "set.json";
 /// How old scratch must be to be taken for left behind.
@@ -100,6 +100,14 @@ impl Storage {
         }
         let recorded = record.map(read_line).transpose()?.flatten();
         let found = read_line(&root.join(OWNER))?;
+        if found.is_none()
+            && recorded.is_none()
+            && let Some(why) = root.ancestors().find(|dir| dir.exists()).and_then(posix::not_local)
+        {
+            return Err(rejected(format!(
+                "{text} cannot be a storage root: {why}; choose a local disk (ext4, XFS, btrfs)"
+            )));
+        }
         let (owner, identity) = match found.as_deref().map(|f| f.split_once(' ').unwrap_or((f, ""))) {
             Some((owner, identity)) => (Some(owner), Some(identity).filter(|i| !i.is_empty())),
             None => (None, None),

@@ -13,7 +13,7 @@ use perennial_core::volume::engine_name;
 
 use super::client::{blocking, conflict, fail, found, io, not_found, rejected, transient};
 use super::overlay::{Definition, excluded};
-use super::{DockerEngine, VolumeAccess, labels, scratch, tree};
+use super::{DockerEngine, OwnVolumes, VolumeAccess, labels, posix, scratch, tree};
 
 impl DockerEngine {
     /// Makes the set's volumes anew and seeds them when asked to.
@@ -190,9 +190,19 @@ impl DockerEngine {
         }
     }
 
-    /// Whether this process sees the engine's files: a new volume with a random name appears here as a directory.
+    /// Whether this process sees the engine's files.
     pub(super) async fn shares_files(&self) -> Result<bool, EngineError> {
-        self.shared
+        Ok(self.own_volumes().await?.shared)
+    }
+
+    /// Why databases are not safe on the engine's own volumes; none when nothing is known against them.
+    pub(super) async fn volume_obstacle(&self) -> Result<Option<String>, EngineError> {
+        Ok(self.own_volumes().await?.obstacle.clone())
+    }
+
+    /// Tries one of the engine's own volumes: a new one with a random name.
+    async fn own_volumes(&self) -> Result<&OwnVolumes, EngineError> {
+        self.own_volumes
             .get_or_try_init(|| async {
                 let name = format!("perennial-scratch-share-{}", scratch::token());
                 let request = VolumeCreateRequest {
@@ -202,12 +212,16 @@ impl DockerEngine {
                     ..VolumeCreateRequest::default()
                 };
                 let made = self.docker.create_volume(request).await.map_err(|e| fail("make a scratch volume", e))?;
-                let seen = PathBuf::from(&made.mountpoint).is_dir();
+                let at = PathBuf::from(&made.mountpoint);
+                let tried = blocking(move || {
+                    let shared = at.is_dir();
+                    Ok(OwnVolumes { shared, obstacle: shared.then(|| posix::obstacle(&at)).flatten() })
+                });
+                let tried = tried.await?;
                 self.remove_volume(&name).await?;
-                Ok(seen)
+                Ok(tried)
             })
             .await
-            .copied()
     }
 }
 

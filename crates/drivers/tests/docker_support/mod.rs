@@ -10,6 +10,7 @@
 )]
 
 pub mod engines;
+pub mod fuse;
 pub mod hands;
 pub mod sshd;
 
