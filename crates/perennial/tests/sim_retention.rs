@@ -19,7 +19,7 @@ use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState};
 use perennial_core::spec::{Backend, PodSpec};
 use world::taps::{Blow, Striker};
-use world::{Server, World, small_spec};
+use world::{Server, World, files, small_spec};
 
 fn hourly(keep: Keep) -> PodSpec {
     let snapshots = SnapshotRules { schedule: Some("0 * * * *".to_owned()), time_zone: None, keep: Some(keep) };
@@ -72,6 +72,26 @@ async fn sim_snapshots_are_taken_by_the_clock_and_rotate() {
     let left = next.duration_since(world.clock_now());
     assert!(left <= HOUR && left.is_positive(), "{left}");
     assert!(server.app.store.operations_unfinished(pod).await.unwrap().is_empty());
+}
+
+/// What people who host themselves wish for most: all volumes, without anybody asking, and every copy brings them back.
+#[tokio::test]
+async fn p28_sim_volumes_are_backed_up_by_the_clock_and_every_copy_brings_them_back() {
+    let world = at_half_past(28);
+    let server = world.server().await;
+    let pod = server.running("dev", hourly(Keep { last: 3, ..Keep::default() })).await;
+    let mut held = Vec::new();
+    for n in 0..5 {
+        world.engine.write(pod, "/srv/n", n.to_string()).unwrap();
+        held.push(files(&world, pod));
+        an_hour(&world, &server, pod).await;
+    }
+    let rows = scheduled(&server, pod).await;
+    assert_eq!(rows.len(), 3);
+    for (row, held) in rows.iter().zip(held.iter().rev()) {
+        server.succeed(server.restore(pod, row.id).await).await;
+        assert_eq!(files(&world, pod), *held);
+    }
 }
 
 #[tokio::test]
