@@ -86,10 +86,13 @@ pub struct FileReader {
     blobs: Arc<[(Id, u64)]>,
     size: u64,
     position: u64,
-    loaded: Option<(usize, Arc<Vec<u8>>)>,
+    loaded: Option<Loaded>,
     /// What the clones loaded last, the newest at the end.
-    recent: Arc<Mutex<VecDeque<(usize, Arc<Vec<u8>>)>>>,
+    recent: Arc<Mutex<VecDeque<Loaded>>>,
 }
+
+/// Which blob of the file, and what is in it.
+type Loaded = (usize, Arc<Vec<u8>>);
 
 /// Blobs that clones of a reader keep for each other: a blob is at most 8 MiB.
 const RECENT: usize = 4;

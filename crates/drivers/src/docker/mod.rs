@@ -156,8 +156,8 @@ struct EngineInfo {
 struct OwnVolumes {
     /// Whether its directory is one of this host.
     shared: bool,
-    /// Why databases are not safe on it.
-    obstacle: Option<String>,
+    /// Whether databases are safe on it.
+    trial: posix::Trial,
 }
 
 /// A Docker Engine.

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, FsWord, XattrFlags, fcntl_lock, flock, fsetxattr};
+use rustix::fs::{FlockOperation, FsWord, fcntl_lock, flock};
 use rustix::io::Errno;
 
 /// Kinds that are no local file system, by their numbers in linux/magic.h (CIFS and SMB 2: fs/smb; FUSE, CephFS, AFS: theirs).
@@ -33,35 +33,57 @@ pub(super) fn not_local(path: &Path) -> Option<String> {
     Some(format!("{} is on {name}, where databases are damaged sooner or later", path.display()))
 }
 
-/// What a directory's file system does not do as databases count on; none when it does everything. What was tried is
-/// removed again.
-pub(super) fn obstacle(directory: &Path) -> Option<String> {
-    not_local(directory).or_else(|| {
-        let scratch = match tempfile::Builder::new().prefix("posix-").tempdir_in(directory) {
-            Ok(scratch) => scratch,
-            Err(error) => return Some(format!("nothing can be made in {}: {error}", directory.display())),
-        };
-        PROMISES.iter().find_map(|(what, kept)| {
-            let lacks = |why: String| format!("the file system of {} does not keep {what}{why}", directory.display());
-            match kept(scratch.path()) {
-                Ok(true) => None,
-                Ok(false) => Some(lacks(String::new())),
-                Err(error) => Some(lacks(format!(": {error}"))),
+/// What became of the trial of a file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// It does everything that databases count on.
+    Kept,
+    /// It does not; why.
+    Broken(String),
+    /// It could not be tried (a full disk, an error of the disk), which says nothing about it; why.
+    Untried(String),
+}
+
+/// Errors by which a file system says that it does not do something at all.
+const NOT_DONE: [Errno; 6] = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::INVAL, Errno::PERM, Errno::NOLCK, Errno::MLINK];
+
+/// Tries whether a directory's file system does what databases count on. What was tried is removed again.
+pub(super) fn tried(directory: &Path) -> Trial {
+    if let Some(why) = not_local(directory) {
+        return Trial::Broken(why);
+    }
+    let scratch = match tempfile::Builder::new().prefix("posix-").tempdir_in(directory) {
+        Ok(scratch) => scratch,
+        Err(error) => return Trial::Untried(format!("nothing can be made in {}: {error}", directory.display())),
+    };
+    let mut untried = None;
+    for (what, kept) in PROMISES {
+        let lacks = format!("the file system of {} does not keep {what}", directory.display());
+        match kept(scratch.path()) {
+            Ok(true) => {}
+            Ok(false) => return Trial::Broken(lacks),
+            Err(error) if is_not_done(&error) => return Trial::Broken(format!("{lacks}: {error}")),
+            Err(error) => {
+                untried.get_or_insert(format!("{what} could not be tried in {}: {error}", directory.display()));
             }
-        })
-    })
+        }
+    }
+    untried.map_or(Trial::Kept, Trial::Untried)
+}
+
+fn is_not_done(error: &io::Error) -> bool {
+    NOT_DONE.iter().any(|not_done| error.raw_os_error() == Some(not_done.raw_os_error()))
 }
 
 /// Tries something in an empty directory of its own; answers whether it is as it has to be.
 type Promise = fn(&Path) -> io::Result<bool>;
 
-const PROMISES: [(&str, Promise); 6] = [
+const PROMISES: [(&str, Promise); 5] = [
     ("files that are made once only (O_EXCL)", made_once),
     ("what was synced (fsync)", synced),
     ("the place of a file that is renamed (rename)", renamed),
     ("several names of a file (hard links)", linked),
     ("locks between processes (fcntl, flock)", locked),
-    ("attributes of files (xattr)", attributes),
 ];
 
 fn open(path: &Path) -> io::Result<File> {
@@ -117,14 +139,6 @@ fn locked(dir: &Path) -> io::Result<bool> {
     Ok(refused && flock(&other, exclusive).is_ok())
 }
 
-fn attributes(dir: &Path) -> io::Result<bool> {
-    let file = open(&dir.join("attributes"))?;
-    fsetxattr(&file, "user.perennial", b"value", XattrFlags::empty())?;
-    let mut value = [0; 5];
-    let length = rustix::fs::fgetxattr(&file, "user.perennial", &mut value)?;
-    Ok(length == 5 && value == *b"value")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +152,10 @@ mod tests {
             // Where nothing can be made, none of them is taken for kept.
             assert!(kept(&path).is_err(), "{what}");
         }
-        let gone = obstacle(&dir.path().join("gone")).expect("an obstacle");
-        assert!(gone.contains("nothing can be made"), "{gone}");
+        // That nothing can be made there says nothing about its file system.
+        let Trial::Untried(why) = tried(&dir.path().join("gone")) else { panic!("a verdict on what is not there") };
+        assert!(why.contains("nothing can be made"), "{why}");
+        assert_eq!(tried(dir.path()), Trial::Kept);
+        assert!(is_not_done(&Errno::OPNOTSUPP.into()) && !is_not_done(&Errno::NOSPC.into()));
     }
 }

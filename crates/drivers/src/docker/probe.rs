@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::client::{blocking, fail, io, look, transient};
 use super::overlay::{Definition, options};
+use super::posix::Trial;
 use super::scratch::{ScratchRun, Stdin, token};
 use super::tiny::{Role, TinyFile};
 use super::{DockerEngine, VolumeAccess, labels, posix, tree};
@@ -75,11 +76,17 @@ impl DockerEngine {
         let mut notes = Vec::new();
         let runtimes = self.probe_runtimes(&mut notes).await?;
         let storage = self.storage.clone();
-        let unsafe_root = blocking(move || {
+        let root = blocking(move || {
             storage.check()?;
-            Ok(posix::obstacle(&storage.scratch()))
+            Ok(posix::tried(&storage.scratch()))
         })
         .await?;
+        let (unsafe_root, untried) = match root {
+            Trial::Kept => (None, None),
+            Trial::Broken(why) => (Some(why), None),
+            Trial::Untried(why) => (None, Some(why)),
+        };
+        notes.extend(untried);
         let mut backends = Vec::new();
         for backend in &self.config.backends {
             match backend {
@@ -91,8 +98,15 @@ impl DockerEngine {
             }
         }
         let tried = backends.contains(&Backend::Engine) && self.config.volume_access != VolumeAccess::Mover;
-        let unsafe_volumes = if tried { self.volume_obstacle().await? } else { None };
-        notes.extend(unsafe_volumes.map(|why| format!("databases are not safe on the engine's own volumes: {why}")));
+        if tried {
+            // Pods whose volumes are elsewhere go on whatever this says.
+            let found = self.volumes_tried().await.unwrap_or_else(|error| Trial::Untried(error.to_string()));
+            match found {
+                Trial::Kept => {}
+                Trial::Broken(why) => notes.push(format!("databases are not safe on the engine's own volumes: {why}")),
+                Trial::Untried(why) => notes.push(format!("the engine's own volumes could not be tried: {why}")),
+            }
+        }
         for runtime in runtimes.iter().filter(|r| !r.programs) {
             let name = &runtime.name;
             notes.push(format!("on the runtime {name} common programs (ls, stat) fail, whatever the backend"));

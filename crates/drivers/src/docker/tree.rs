@@ -194,7 +194,9 @@ fn empty(top: &OwnedFd, serial: &AtomicU64) -> io::Result<()> {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..WORKERS.min(names.len())).map(|_| scope.spawn(work)).collect();
+            // Those that cannot be made are done without: this thread does whatever is left.
+            let other = |_| std::thread::Builder::new().name("trash".into()).spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..WORKERS.min(names.len())).filter_map(other).collect();
             let ours = work();
             let ended = |worker: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

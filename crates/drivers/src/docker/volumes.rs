@@ -195,9 +195,9 @@ impl DockerEngine {
         Ok(self.own_volumes().await?.shared)
     }
 
-    /// Why databases are not safe on the engine's own volumes; none when nothing is known against them.
-    pub(super) async fn volume_obstacle(&self) -> Result<Option<String>, EngineError> {
-        Ok(self.own_volumes().await?.obstacle.clone())
+    /// Whether databases are safe on the engine's own volumes; those that are not directories here are not tried.
+    pub(super) async fn volumes_tried(&self) -> Result<posix::Trial, EngineError> {
+        Ok(self.own_volumes().await?.trial.clone())
     }
 
     /// Tries one of the engine's own volumes: a new one with a random name.
@@ -215,7 +215,8 @@ impl DockerEngine {
                 let at = PathBuf::from(&made.mountpoint);
                 let tried = blocking(move || {
                     let shared = at.is_dir();
-                    Ok(OwnVolumes { shared, obstacle: shared.then(|| posix::obstacle(&at)).flatten() })
+                    let trial = if shared { posix::tried(&at) } else { posix::Trial::Kept };
+                    Ok(OwnVolumes { shared, trial })
                 });
                 let tried = tried.await?;
                 self.remove_volume(&name).await?;

@@ -83,7 +83,8 @@ impl<'a> Subject<'a> {
             PerennialEngine => Some("docker"),
             _ => None,
         };
-        let pod = backend.map(|backend| server.pod_with(&name, DEBIAN, "runc", json!({"backend": backend})));
+        let pod = backend
+            .map(|backend| server.pod_with(&name, DEBIAN, "runc", json!({"backend": backend, "tenant": backend})));
         let [stop, start, both] = [const { Samples::NONE }; 3];
         let subject = Self { keeper, server, pod, name, beside, stop, start, both };
         if subject.pod.is_none() {
