@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, FsWord, fcntl_lock, flock};
+use rustix::fs::{FlockOperation, FsWord, XattrFlags, fcntl_lock, flock, fsetxattr};
 use rustix::io::Errno;
 
 /// Kinds that are no local file system, by their numbers in linux/magic.h (CIFS and SMB 2: fs/smb; FUSE, CephFS, AFS: theirs).
@@ -78,12 +78,13 @@ fn is_not_done(error: &io::Error) -> bool {
 /// Tries something in an empty directory of its own; answers whether it is as it has to be.
 type Promise = fn(&Path) -> io::Result<bool>;
 
-const PROMISES: [(&str, Promise); 5] = [
+const PROMISES: [(&str, Promise); 6] = [
     ("files that are made once only (O_EXCL)", made_once),
     ("what was synced (fsync)", synced),
     ("the place of a file that is renamed (rename)", renamed),
     ("several names of a file (hard links)", linked),
     ("locks between processes (fcntl, flock)", locked),
+    ("attributes of files (xattr)", attributes),
 ];
 
 fn open(path: &Path) -> io::Result<File> {
@@ -137,6 +138,15 @@ fn locked(dir: &Path) -> io::Result<bool> {
     let refused = flock(&other, exclusive) == Err(Errno::WOULDBLOCK);
     flock(&one, FlockOperation::Unlock)?;
     Ok(refused && flock(&other, exclusive).is_ok())
+}
+
+/// Those that overlays are made of: a user's own are missing on file systems where everything else works.
+fn attributes(dir: &Path) -> io::Result<bool> {
+    let file = open(&dir.join("attributes"))?;
+    fsetxattr(&file, "trusted.perennial", b"value", XattrFlags::empty())?;
+    let mut value = [0; 5];
+    let length = rustix::fs::fgetxattr(&file, "trusted.perennial", &mut value)?;
+    Ok(length == 5 && value == *b"value")
 }
 
 #[cfg(test)]
