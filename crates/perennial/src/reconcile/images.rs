@@ -1,10 +1,11 @@
 //! The pinned image, kept in the tenant's repository once per image: without it no snapshot is complete.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::{
-    ArchiveRequest, Error, Existing, Layout, Pass, Removals, RestoreRequest, Root, SnapshotFileId, Source, Verify,
+    ArchiveRequest, Error, Existing, Layout, Pass, Removals, Repository, RestoreRequest, Root, SnapshotFileId, Source,
+    Verify,
 };
 
 use super::layer::parse_id;
@@ -54,6 +55,34 @@ pub(super) fn plain_restore(subtree: String, target: PathBuf) -> RestoreRequest 
     RestoreRequest { subtree, target, existing: Existing::MustBeEmpty, removals: Removals::Ignore, against_lower: None }
 }
 
+/// Restores an image's archive below a directory, and tells where it is; none when no snapshot has it.
+///
+/// The snapshot on record was read back when it was recorded; then the newest. A damaged one may lie beside whole ones, since what a
+/// repair cannot heal it keeps (incident P32), so each is tried.
+fn restore_image(
+    repository: &Repository,
+    recorded: Option<SnapshotFileId>,
+    image: &str,
+    into: &Path,
+    progress: &Progress,
+) -> perennial_snapshots::Result<Option<PathBuf>> {
+    let stored = repository.find(&[&image_tag(image)])?;
+    let candidates =
+        recorded.into_iter().chain(stored.iter().rev().map(|found| found.id).filter(|id| Some(*id) != recorded));
+    let mut damage = None;
+    for (number, candidate) in candidates.enumerate() {
+        let target = into.join(number.to_string());
+        std::fs::create_dir(&target).map_err(|source| Error::System { doing: "make a scratch directory", source })?;
+        match repository.restore(candidate, &plain_restore(image_directory(image), target.clone()), progress) {
+            Ok(_) => return Ok(Some(target.join(IMAGE_FILE))),
+            Err(Error::NotFound { .. }) => {}
+            Err(error @ (Error::MissingBlob { .. } | Error::Damaged { .. })) => damage = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    damage.map_or(Ok(None), Err)
+}
+
 impl Reconciler {
     pub(super) fn scratch(&self) -> Result<Scratch, StepError> {
         let make = || {
@@ -69,22 +98,24 @@ impl Reconciler {
         if self.engine.image_resolve(&image.id).await?.is_some() {
             return Ok(());
         }
+        let recorded = match self.store.image_fetch(&view.pod.tenant, &image.id).await? {
+            Some(row) => Some(parse_id(&row.repository_id)?),
+            None => None,
+        };
         let repositories = self.repositories.clone();
         let (tenant, id, progress_) = (view.pod.tenant.clone(), image.id.clone(), progress.clone());
         let scratch = self.scratch()?;
-        let target: PathBuf = scratch.path().join("image");
-        let into = target.clone();
-        let found = blocking(move || {
-            std::fs::create_dir(&into).map_err(|e| retry("scratch-unavailable", e.to_string()))?;
-            let repository = repositories.open(&tenant)?;
-            let Some(stored) = repository.find(&[&image_tag(&id)])?.pop() else { return Ok(false) };
-            let request = plain_restore(image_directory(&id), into);
-            repository.restore(stored.id, &request, &progress_)?;
-            Ok(true)
-        })
-        .await?;
-        if found {
-            self.engine.image_import(&target.join(IMAGE_FILE), progress).await?;
+        let into = scratch.path().to_owned();
+        let elsewhere = image.digest.is_some();
+        let restored = blocking(move || {
+            match restore_image(&repositories.open(&tenant)?, recorded, &id, &into, &progress_) {
+                // Its registry may still have it.
+                Err(Error::MissingBlob { .. } | Error::Damaged { .. }) if elsewhere => Ok(None),
+                result => Ok(result?),
+            }
+        });
+        if let Some(archive) = restored.await? {
+            self.engine.image_import(&archive, progress).await?;
         } else if let Some(digest) = &image.digest {
             self.engine.image_pull(digest, progress).await?;
         }
