@@ -54,7 +54,8 @@ run() {
         "$work/corpus/$1" "$work/seeds/$1" > "$work/$1.log" 2>&1; then
         say "fuzz $1: $(sed -n 's/^stat::number_of_executed_units: *//p' "$work/$1.log") inputs, nothing broke"
     else
-        tail -30 "$work/$1.log" >&2
+        grep -A8 "panicked at\|ERROR: libFuzzer" "$work/$1.log" >&2 || true
+        tail -12 "$work/$1.log" >&2
         say "fuzz $1: BROKEN, see $work/$1.log and $work/artifacts/$1-*"
         return 1
     fi
