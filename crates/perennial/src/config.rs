@@ -7,6 +7,7 @@ mod args;
 mod drills;
 mod imports;
 mod keys;
+mod limits;
 mod repository;
 mod snapshots;
 
@@ -22,6 +23,7 @@ pub use drills::DrillSection;
 pub use imports::ImportSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
+pub use limits::LimitSection;
 use repository::FileRepository;
 pub use repository::{BucketLookup, RepositorySection, bandwidth, limited, read_variables};
 pub use snapshots::SnapshotSection;
@@ -58,6 +60,8 @@ struct File {
     snapshots: SnapshotSection,
     #[serde(default)]
     imports: ImportSection,
+    #[serde(default)]
+    limits: LimitSection,
     #[serde(default)]
     server: FileServer,
 }
@@ -168,6 +172,9 @@ pub struct Config {
     /// How much an archive may be that becomes a snapshot.
     #[serde(skip_serializing_if = "ImportSection::is_empty")]
     pub imports: ImportSection,
+    /// What the server's own work takes from its machine.
+    #[serde(skip_serializing_if = "LimitSection::is_empty")]
+    pub limits: LimitSection,
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
@@ -266,6 +273,7 @@ impl Config {
             snapshots: file.snapshots,
             drills: file.drills,
             imports: file.imports,
+            limits: file.limits,
             server: ServerSection {
                 tls: TlsFiles::both(
                     args.tls_cert.clone().or(file.server.tls.cert),
@@ -312,6 +320,7 @@ impl Config {
         }
         self.snapshots.rules()?;
         self.drills.rules()?;
+        self.limits.check()?;
         self.undelete_window().map(drop)
     }
 

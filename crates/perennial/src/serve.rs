@@ -182,7 +182,8 @@ impl Running {
         let board = ProgressBoard::default();
         let waker = Waker::default();
         let (deletions, inbox) = tasks::deletions();
-        let repositories = Repositories::configured(keys.clone(), &config.repository, tap);
+        let repositories =
+            Repositories::configured(keys.clone(), &config.repository, tap).with_effort(config.limits.effort());
         let imports = Spool::new(directory.path(), config.imports.limits());
         let reconciler = Arc::new(Reconciler::new(
             store.clone(),
@@ -192,6 +193,7 @@ impl Running {
             board.clone(),
             Settings {
                 policy: Policy::default(),
+                pods_at_once: config.limits.pods_at_once(),
                 scratch: directory.path().join("scratch"),
                 imports: imports.clone(),
                 holder: directory.server_id().to_owned(),

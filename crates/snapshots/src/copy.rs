@@ -277,10 +277,11 @@ impl Copy<'_> {
             }
             Ok(())
         };
-        let workers = std::thread::available_parallelism().map_or(2, usize::from) + 2;
+        let effort = self.from.effort();
         std::thread::scope(|scope| {
-            for _ in 0..workers.min(pieces.len()).min(MAX_WORKERS) {
+            for _ in 0..effort.threads(2, pieces.len().min(MAX_WORKERS)) {
                 scope.spawn(|| {
+                    effort.begin();
                     if let Err(error) = work() {
                         next.store(pieces.len(), Ordering::Relaxed);
                         failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

@@ -34,6 +34,7 @@ mod chunker;
 mod copy;
 mod crypto;
 mod drill;
+mod effort;
 mod error;
 mod fsdir;
 #[cfg(feature = "fuzzing")]
@@ -64,6 +65,7 @@ pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, Memor
 pub use browse::FileReader;
 pub use copy::Copied;
 pub use drill::{DrillPart, Drilled, Room};
+pub use effort::Effort;
 pub use error::{Error, Result};
 pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};

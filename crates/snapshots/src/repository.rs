@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::backend::{Backend, FileKind};
 use crate::crypto::Key;
+use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId, TreeId};
 use crate::index::{Found, IdMap, IdSet, Index, Origin};
@@ -53,6 +54,8 @@ pub(crate) struct Inner {
     copies: Mutex<Copies>,
     /// Whose lock files keep others away while this handle works.
     pub(crate) locks: Locks,
+    /// Set once.
+    effort: OnceLock<Effort>,
 }
 
 /// Snapshot files that were looked at, and those that are copies, by what they were called at first.
@@ -166,6 +169,7 @@ impl Repository {
             repository_id: config.id,
             copies: Mutex::default(),
             locks: Locks::Own,
+            effort: OnceLock::new(),
         };
         inner.refresh_index()?;
         Ok(Self { inner: Arc::new(inner) })
@@ -184,8 +188,16 @@ impl Repository {
             repository_id: String::new(),
             copies: Mutex::default(),
             locks: Locks::OtherEnd,
+            effort: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Bounds what work on this repository takes from its machine, for this handle and its clones. Only the first call counts.
+    #[must_use]
+    pub fn with_effort(self, effort: Effort) -> Self {
+        self.inner.effort.get_or_init(|| effort);
+        self
     }
 
     /// The id in the config file: 64 hexadecimal digits, drawn when the repository was made.
@@ -362,6 +374,10 @@ pub(crate) fn try_key(backend: &dyn Backend, id: Id, password: &Password) -> Res
 }
 
 impl Inner {
+    pub(crate) fn effort(&self) -> Effort {
+        self.effort.get().copied().unwrap_or_default()
+    }
+
     /// Reads a file that is not a pack: proves its name, decrypts and decompresses.
     pub(crate) fn load_unpacked(&self, kind: FileKind, id: Id) -> Result<Vec<u8>> {
         self.decode_unpacked(kind, id, &self.backend.read(kind, id)?)

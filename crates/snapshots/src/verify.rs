@@ -232,11 +232,12 @@ fn read_packs(inner: &Inner, packs: &[Id], progress: &Progress) -> Result<PacksR
         Ok(())
     };
     // More than processors, because some wait for the disk.
-    let workers = std::thread::available_parallelism().map_or(2, usize::from) + 2;
-    let workers = workers.min(packs.len()).clamp(1, 16);
+    let effort = inner.effort();
+    let workers = effort.threads(2, packs.len().min(16));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
+                effort.begin();
                 if let Err(error) = work() {
                     next.store(packs.len(), Ordering::Relaxed);
                     failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

@@ -4,10 +4,13 @@
 mod support;
 
 use std::fs;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex};
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::*;
+use support::faulty::HookedBackend;
 use support::*;
 
 #[test]
@@ -98,4 +101,38 @@ fn we_restore_and_extend_what_restic_writes() {
     verify_all(&repo, archived.snapshot.unwrap());
     restic(&path, &["backup", source.to_str().unwrap()]);
     restic(&path, &["check", "--read-data"]);
+}
+
+/// The threads of bounded work stand back, are no more than were said, and do the same.
+#[test]
+fn bounded_work_stands_back_and_does_the_same() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for n in 0..40 {
+        fs::write(source.join(n.to_string()), corpus::noise(1 << 20, n)).unwrap();
+    }
+    let nice_of_writers = Arc::new(Mutex::new(Vec::new()));
+    let hook = {
+        let seen = Arc::clone(&nice_of_writers);
+        move |kind| {
+            if kind == FileKind::Pack {
+                seen.lock().unwrap().push(rustix::process::getpriority_process(None).unwrap());
+            }
+        }
+    };
+    let before = rustix::process::getpriority_process(None).unwrap();
+    let backend = HookedBackend::new(Arc::new(MemoryBackend::new()), hook);
+    let repo = Repository::init(backend, &password(), KeyCost::Test).unwrap();
+    let repo = repo.with_effort(Effort { threads: NonZeroUsize::new(1), nice: 11 });
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    let seen = nice_of_writers.lock().unwrap().clone();
+    assert!(seen.contains(&before.max(11)), "{seen:?}");
+    verify_all(&repo, snapshot);
+    let target = dir.path().join("target");
+    restore(&repo, snapshot, &target);
+    for n in 0..40 {
+        assert_eq!(fs::read(target.join(n.to_string())).unwrap(), corpus::noise(1 << 20, n));
+    }
+    assert_eq!(rustix::process::getpriority_process(None).unwrap(), before);
 }

@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use super::glance::Pace;
 use super::worker::{Passed, Reconciler};
 
-/// Pods that are worked on at the same time.
-pub(super) const CONCURRENCY: usize = 8;
+/// Pods that are glanced at at the same time.
+pub(super) const GLANCES: usize = 8;
 /// How often every pod is looked at although nothing woke it: the safety net behind the event watch.
 const RESYNC: Duration = Duration::from_secs(30);
 /// Delay before the event watch is opened again after it ended; doubles while it ends at once.
@@ -163,7 +163,7 @@ async fn work(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Rec
     let mut passes: JoinSet<(PodId, Passed)> = JoinSet::new();
     while !*stopped.borrow() {
         let next_due = waker.with(|queue| queue.wake_due(reconciler.now()));
-        while passes.len() < CONCURRENCY
+        while passes.len() < reconciler.settings.pods_at_once
             && let Some(pod) = waker.with(Queue::pop)
         {
             let reconciler = Arc::clone(&reconciler);

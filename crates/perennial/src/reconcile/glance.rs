@@ -13,7 +13,7 @@ use perennial_core::plan::{self, Next};
 use perennial_core::pod::{Pod, Retry};
 use perennial_core::snapshot::Snapshot;
 
-use super::controller::{CONCURRENCY, Waker};
+use super::controller::{GLANCES, Waker};
 use super::worker::{Reconciler, apply_status};
 use crate::store::{Page, PodFilter, StoreError, Visibility};
 
@@ -47,7 +47,7 @@ impl Reconciler {
             referenced.sort_unstable();
             referenced.dedup();
             let snapshots = self.store.snapshots_fetch(&referenced).await?;
-            let glances = futures::stream::iter(pods).for_each_concurrent(CONCURRENCY, |pod| {
+            let glances = futures::stream::iter(pods).for_each_concurrent(GLANCES, |pod| {
                 let snapshots = &snapshots;
                 async move {
                     let id = pod.id;

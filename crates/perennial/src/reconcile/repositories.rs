@@ -9,7 +9,7 @@ use perennial_core::fault::Tap;
 use perennial_core::operation::Problem;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::backend::{Backend, MemoryBackend};
-use perennial_snapshots::{KeyCost, Password, Repository};
+use perennial_snapshots::{Effort, KeyCost, Password, Repository};
 
 use super::step::{StepError, problem, retry};
 use crate::causes::describe;
@@ -22,6 +22,7 @@ use crate::keys::{KeyError, Keyring, write_secret};
 pub struct Repositories {
     place: Place,
     tap: Arc<dyn Tap>,
+    effort: Effort,
     open: Arc<Mutex<HashMap<TenantId, Repository>>>,
     closed: Arc<AtomicU64>,
 }
@@ -62,13 +63,25 @@ impl Repositories {
     #[must_use]
     pub fn configured(keys: Keyring, section: &RepositorySection, tap: Arc<dyn Tap>) -> Self {
         let place = Place::Configured { keys, section: Arc::new(section.clone()) };
-        Self { place, tap, open: Arc::default(), closed: Arc::default() }
+        Self { place, tap, effort: Effort::default(), open: Arc::default(), closed: Arc::default() }
+    }
+
+    /// Bounds what work on them takes from the machine.
+    #[must_use]
+    pub fn with_effort(self, effort: Effort) -> Self {
+        Self { effort, ..self }
     }
 
     /// Repositories in memory.
     #[must_use]
     pub fn in_memory(memory: MemoryRepositories, tap: Arc<dyn Tap>) -> Self {
-        Self { place: Place::Memory(memory), tap, open: Arc::default(), closed: Arc::default() }
+        Self {
+            place: Place::Memory(memory),
+            tap,
+            effort: Effort::default(),
+            open: Arc::default(),
+            closed: Arc::default(),
+        }
     }
 
     /// Makes the tenant's repository when it has none yet, so that its key can be exported from the first day. Blocks.
@@ -139,12 +152,12 @@ impl Repositories {
         };
         let backend: Arc<dyn Backend> = Arc::new(TappedBackend::new(backend, Arc::clone(&self.tap)));
         if Repository::exists(&*backend)? {
-            let repository = Repository::open(backend, &password)?;
+            let repository = Repository::open(backend, &password)?.with_effort(self.effort);
             self.remember_made(tenant)?;
             return Ok(repository);
         }
         self.refuse_second(tenant)?;
-        let repository = Repository::init(backend, &password, cost)?;
+        let repository = Repository::init(backend, &password, cost)?.with_effort(self.effort);
         self.remember_made(tenant)?;
         Ok(repository)
     }

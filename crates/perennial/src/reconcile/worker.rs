@@ -33,6 +33,8 @@ const SEEN_EVERY: SignedDuration = SignedDuration::from_hours(1);
 pub struct Settings {
     /// Knobs of the lifecycle.
     pub policy: Policy,
+    /// Pods that are worked on at the same time.
+    pub pods_at_once: usize,
     /// Where images and layers are staged; emptied at start.
     pub scratch: PathBuf,
     /// Where archives wait that become snapshots.

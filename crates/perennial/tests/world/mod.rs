@@ -198,6 +198,7 @@ impl World {
             (Arc::clone(&clock), Arc::clone(&ids)),
             ProgressBoard::default(),
             Settings {
+                pods_at_once: 8,
                 policy: Policy::default(),
                 scratch: self.directory.path().join("scratch"),
                 imports: imports.clone(),

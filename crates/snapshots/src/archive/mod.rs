@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use perennial_core::progress::Progress;
 
 use crate::backend::FileKind;
+use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId, TreeId};
 use crate::lock::{LockGuard, LockMode};
@@ -312,8 +313,12 @@ fn directory(root: &Root) -> Option<(&Path, Layout, &[PathBuf])> {
 
 /// Does what waited until the writers went on: trees, and packs.
 fn write_what_waited(shared: &Shared<'_>) -> Result<()> {
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_WORKERS);
-    let trees = || build::write_later(shared, &mut Sealer::new()?);
+    let effort = shared.inner.effort();
+    let workers = effort.threads(0, MAX_WORKERS);
+    let trees = || {
+        effort.begin();
+        build::write_later(shared, &mut Sealer::new()?)
+    };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(trees)).collect();
         let drained = shared.uploader.drain(shared.progress);
@@ -455,14 +460,17 @@ fn run(
     scanners: usize,
     load_ahead: impl FnOnce() + Send,
 ) -> Result<scan::Scanned> {
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
+    let effort = shared.inner.effort();
+    let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
+    // Somebody stands still until this is done.
+    let effort = if shared.held.load(Ordering::Acquire) { Effort::default() } else { effort };
     let (sender, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let outcome = std::thread::scope(|scope| {
         scope.spawn(load_ahead);
         for _ in 0..workers {
             scope.spawn(|| {
+                effort.begin();
                 let mut worker = read::Worker::new(shared).map_err(|error| shared.fail(error)).ok();
                 loop {
                     let jobs = lock(&receiver).recv();

@@ -211,8 +211,8 @@ pub(crate) fn run(
     let sync = target.fd().map_err(shared.error("open", &target, b""))?;
     let (jobs, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let workers = (workers + WAITING_WORKERS).clamp(2, MAX_WORKERS);
+    let effort = shared.inner.effort();
+    let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
     let sync_error = |e| Error::io("sync the file system of", &request.target, e);
     // Everything is durable only after the last call, but the disk need not be idle until then.
     let (written, due) = sync_channel::<()>(1);
@@ -225,6 +225,7 @@ pub(crate) fn run(
             let written = written.clone();
             let (receiver, shared) = (&receiver, &shared);
             scope.spawn(move || {
+                effort.begin();
                 let mut writer = Writer::default();
                 loop {
                     let jobs = lock(receiver).recv();

@@ -1,6 +1,6 @@
 //! What may be typed after `perennial repository`.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -119,6 +119,13 @@ pub struct PlaceArgs {
     /// Receive no more than so many KiB a second
     #[arg(long, value_name = "KIB", help_heading = "Repository")]
     pub limit_download: Option<NonZeroU64>,
+    /// Work with no more than so many threads
+    #[arg(long, value_name = "NUMBER", help_heading = "Repository")]
+    pub threads: Option<NonZeroUsize>,
+    /// Stand so far back behind other processes, at the processor and, where its scheduler goes by that, at the disk
+    #[arg(long, value_name = "0-19", default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(u8).range(0..=19), help_heading = "Repository")]
+    pub nice: u8,
 }
 
 /// Arguments of `backup`.

@@ -40,6 +40,8 @@ pub fn open_for_import(connection: &Connection, args: &ImportArgs) -> Result<(Re
         bucket_lookup: BucketLookup::Auto,
         limit_upload: None,
         limit_download: None,
+        threads: None,
+        nice: 0,
     };
     let (place, repository) = open::open(connection, &place)?;
     let found = read::find(&repository, &place.name, args.snapshot.as_deref().unwrap_or("latest"))?;

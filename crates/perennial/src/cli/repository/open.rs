@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use perennial_core::progress::Progress;
 use perennial_snapshots::backend::{Addressing, ConnectOptions, InvalidLocation, Location};
-use perennial_snapshots::{Backend, Error, Password, Repository};
+use perennial_snapshots::{Backend, Effort, Error, Password, Repository};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -38,11 +38,13 @@ pub(super) struct Place {
     pub(super) name: String,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) password: Password,
+    effort: Effort,
 }
 
 impl Place {
     pub(super) fn open(&self) -> Result<Repository, Failure> {
-        Repository::open(Arc::clone(&self.backend), &self.password).map_err(|e| failure(&e, &self.name))
+        let opened = Repository::open(Arc::clone(&self.backend), &self.password);
+        Ok(opened.map_err(|e| failure(&e, &self.name))?.with_effort(self.effort))
     }
 }
 
@@ -125,7 +127,8 @@ fn connect(
     let password = password(of)?;
     let backend = location.connect(&options).map_err(invalid)?;
     let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
-    Ok(Place { name: location.to_string(), backend, password })
+    let effort = Effort { threads: args.threads, nice: args.nice };
+    Ok(Place { name: location.to_string(), backend, password, effort })
 }
 
 /// Opens a repository.

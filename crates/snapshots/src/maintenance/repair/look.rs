@@ -54,10 +54,12 @@ pub(super) fn look_at_all<'n>(
         }
         Ok(())
     };
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(packs.len()).clamp(1, 16);
+    let effort = inner.effort();
+    let workers = effort.threads(0, packs.len().min(16));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
+                effort.begin();
                 if let Err(error) = work() {
                     // Nobody takes another one.
                     next.store(packs.len(), Ordering::Relaxed);
