@@ -20,6 +20,7 @@
 //! | `copy` | snapshots into another repository |
 //! | `trees` | trees of what is no directory |
 //! | `maintenance` | forget, prune, check, repair |
+//! | `sketch` | directories looked at as a snapshot would show them, without one |
 //! | [`remote`] | archive and restore where this process cannot reach the directories |
 //!
 //! Everything blocks; threads are used inside. Nothing here prints, and nothing that callers see is asynchronous.
@@ -54,6 +55,7 @@ mod reader;
 mod repository;
 mod request;
 mod restore;
+mod sketch;
 mod spool;
 mod trees;
 mod uploader;

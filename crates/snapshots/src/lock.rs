@@ -44,7 +44,7 @@ struct Held {
 /// Holds a lock until it is dropped.
 pub(crate) struct LockGuard {
     inner: Arc<Inner>,
-    /// None: the other end of a channel holds it.
+    /// None: the other end of a channel holds it, or nobody has to.
     held: Option<Arc<Mutex<Held>>>,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -52,10 +52,12 @@ pub(crate) struct LockGuard {
 
 impl LockGuard {
     pub(crate) fn acquire(inner: &Arc<Inner>, mode: LockMode) -> Result<Self> {
-        if inner.locks == Locks::OtherEnd {
+        if inner.locks != Locks::Own {
             return match mode {
                 LockMode::Shared => Ok(Self { inner: Arc::clone(inner), held: None, stop: None, thread: None }),
-                LockMode::Exclusive => Err(Error::InvalidRequest("the other end's lock is a shared one".into())),
+                LockMode::Exclusive => Err(Error::InvalidRequest(
+                    "a shared lock of somebody else, or none, is not an exclusive one".into(),
+                )),
             };
         }
         LazyLock::force(&STARTED);

@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     pub(crate) locks: Locks,
     /// Set once.
     effort: OnceLock<Effort>,
+    /// The repository that this one is a sketch of; none for all others.
+    pub(crate) below: Option<Arc<Self>>,
 }
 
 /// Snapshot files that were looked at, and those that are copies, by what they were called at first.
@@ -73,6 +75,8 @@ pub(crate) enum Locks {
     Own,
     /// The other end of the channel, for as long as a job takes.
     OtherEnd,
+    /// Nobody: nothing is changed, and nothing counted on but what a snapshot keeps.
+    Nobody,
 }
 
 impl fmt::Debug for Repository {
@@ -170,6 +174,7 @@ impl Repository {
             copies: Mutex::default(),
             locks: Locks::Own,
             effort: OnceLock::new(),
+            below: None,
         };
         inner.refresh_index()?;
         Ok(Self { inner: Arc::new(inner) })
@@ -189,6 +194,7 @@ impl Repository {
             copies: Mutex::default(),
             locks: Locks::OtherEnd,
             effort: OnceLock::new(),
+            below: None,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -470,8 +476,34 @@ impl Inner {
         Ok(self.backend.list(FileKind::Pack)?.into_iter().map(|info| (info.id, info.size)).collect())
     }
 
+    /// A sketch of a repository, over a store that shows what is in this one.
+    pub(crate) fn above(below: &Arc<Self>, backend: Arc<dyn Backend>) -> Self {
+        Self {
+            backend,
+            key: below.key.clone(),
+            hostname: below.hostname.clone(),
+            index: RwLock::default(),
+            refreshing: Mutex::default(),
+            unreadable_locks: Mutex::default(),
+            unread: Mutex::default(),
+            repository_id: below.repository_id.clone(),
+            copies: Mutex::default(),
+            locks: Locks::Nobody,
+            below: Some(Arc::clone(below)),
+        }
+    }
+
+    /// Whether only hashes are kept of the contents of files.
+    pub(crate) const fn is_sketch(&self) -> bool {
+        self.below.is_some()
+    }
+
     /// Brings the index in memory up to what the store holds now.
     pub(crate) fn refresh_index(&self) -> Result<()> {
+        if let Some(below) = &self.below {
+            // Of its own a sketch has only what it wrote.
+            return below.refresh_index();
+        }
         let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         // Index files first: whatever they name was there before them, so it is in the listing of packs, unless it
         // is gone.
@@ -518,12 +550,14 @@ impl Inner {
     }
 
     pub(crate) fn find_blob(&self, kind: BlobKind, id: Id) -> Option<Found> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).find(kind, id)
+        let own = self.index.read().unwrap_or_else(PoisonError::into_inner).find(kind, id);
+        own.or_else(|| self.below.as_ref()?.find_blob(kind, id))
     }
 
     /// The size of a pack, as the index states it.
     pub(crate) fn pack_size(&self, pack: Id) -> Option<u64> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).pack_size(pack)
+        let own = self.index.read().unwrap_or_else(PoisonError::into_inner).pack_size(pack);
+        own.or_else(|| self.below.as_ref()?.pack_size(pack))
     }
 
     /// Reads one blob, proven by its hash.

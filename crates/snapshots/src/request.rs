@@ -149,14 +149,19 @@ pub enum LossReason {
 
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.path.display())?;
-        match self.reason {
-            LossReason::Unreadable(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(errno)),
-            LossReason::Vanished => f.write_str("vanished"),
-            LossReason::Changed => f.write_str("changed while it was read"),
-            LossReason::Mount => f.write_str("something is mounted there"),
-            LossReason::TooLarge => f.write_str("too large"),
-            LossReason::Unrepresentable => f.write_str("cannot be represented"),
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+impl fmt::Display for LossReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(*errno)),
+            Self::Vanished => f.write_str("vanished"),
+            Self::Changed => f.write_str("changed while it was read"),
+            Self::Mount => f.write_str("something is mounted there"),
+            Self::TooLarge => f.write_str("too large"),
+            Self::Unrepresentable => f.write_str("cannot be represented"),
         }
     }
 }

@@ -134,6 +134,11 @@ impl<'a> Uploader<'a> {
         Ok(id)
     }
 
+    /// Saves a piece of a file's content; a sketch keeps only its hash.
+    pub(crate) fn save_content(&self, sealer: &mut Sealer, data: &[u8]) -> Result<Id> {
+        if self.inner.is_sketch() { Ok(Id::of(data)) } else { self.save(sealer, BlobKind::Data, data) }
+    }
+
     /// Saves a blob whose hash is known.
     pub(crate) fn save_as(&self, sealer: &mut Sealer, kind: BlobKind, id: Id, data: &[u8]) -> Result<()> {
         self.put(kind, id, |pack| sealer.add(pack, &self.inner.key, kind, id, data).map(drop))

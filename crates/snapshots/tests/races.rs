@@ -122,6 +122,35 @@ fn a_capture_never_reads_outside() {
     compare::assert_same(&before, &compare::snapshot(&outside));
 }
 
+/// The hash of what is outside would tell whoever may only look at the pod whether he guessed it.
+#[test]
+fn a_look_never_reads_outside() {
+    let dir = scratch();
+    let outside = outside(dir.path());
+    let source = dir.path().join("source");
+    volume(&source);
+    let before = compare::snapshot(&outside);
+    let (_, repo) = memory();
+    let snapshot = archive(&repo, &source).snapshot.unwrap();
+    let attack = Attack::start(source.join("d10"), outside.clone());
+    while_attacked(&attack, |_| {
+        let sketch = repo.sketch(dir.path()).unwrap();
+        let parents = vec![Parent::Snapshot(snapshot)];
+        let live = ArchiveRequest { pass: Pass::Live, parents, ..request(&source) };
+        let tree = sketch.archive(&live, &Progress::default()).unwrap().tree;
+        for n in 0..20 {
+            for file in ["file", "sub/canary"] {
+                let path = format!("/volumes/home/d{n:02}/{file}");
+                if let Ok(found) = sketch.entry(tree, path.as_bytes()) {
+                    assert_ne!(found.content, [Id::of(SECRET)], "{path}");
+                }
+            }
+        }
+    });
+    attack.stop();
+    compare::assert_same(&before, &compare::snapshot(&outside));
+}
+
 #[test]
 fn a_restore_never_writes_outside() {
     let dir = scratch();

@@ -216,7 +216,7 @@ impl<'a> Worker<'a> {
             if !last && len == rest.len() && len < chunker::MAX {
                 break;
             }
-            content.push(self.shared.uploader.save(&mut self.sealer, BlobKind::Data, &rest[..len])?);
+            content.push(self.shared.uploader.save_content(&mut self.sealer, &rest[..len])?);
             start += len;
         }
         buffer.drain(..start);

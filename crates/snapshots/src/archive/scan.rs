@@ -461,7 +461,7 @@ impl<'a> Scanner<'a> {
             frame.pending.put(slot, node);
             return Ok(());
         }
-        let in_place = changes_in_place(frame, &name, stat);
+        let in_place = changes_in_place(frame, &name, stat, self.place.shared.inner.is_sketch());
         let job = Job {
             parent: Arc::clone(fd),
             slot: make_slot(),
@@ -521,11 +521,11 @@ impl<'a> Scanner<'a> {
 }
 
 /// Reports whether a changed file is still the same inode of the same size, as a database or a disk image is, or was
-/// seen to be so before.
-fn changes_in_place(frame: &Frame, name: &[u8], stat: Stat) -> bool {
+/// seen to be so before. A sketch is cut as what it is compared with was: the same content has to show as the same.
+fn changes_in_place(frame: &Frame, name: &[u8], stat: Stat, of_sketch: bool) -> bool {
     frame.parents.iter().filter_map(|(_, nodes)| find(nodes, name).map(|i| &nodes[i])).any(|known| {
         let same = known.size == stat.size && known.inode == stat.ino && known.mtime != stat.mtime.clamped();
-        known.kind == NodeKind::File && (same || Grain::was_paged(known.size, known.content.len()))
+        known.kind == NodeKind::File && (same && !of_sketch || Grain::was_paged(known.size, known.content.len()))
     })
 }
 
