@@ -210,7 +210,7 @@ impl Running {
                 move |pod| waker.wake(pod)
             }),
             remover: Arc::new(deletions),
-            library: Library::new(repositories),
+            library: Library::new(repositories, &directory.path().join("scratch")),
             imports,
             settings: Arc::new(AppSettings {
                 undelete_window: window,

@@ -4,7 +4,10 @@
 
 mod installation;
 
+use std::collections::BTreeMap;
+
 use installation::{BUSYBOX, DEBIAN, Installation, Pod, fill, tree};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// A pod that was filled, a snapshot of it, and a later present.
@@ -101,4 +104,89 @@ fn p27_runc_a_clone_of_a_running_pod_is_another_machine_with_the_same_data() {
     // Neither sees what the other writes.
     installation.sh(&copy, "echo copy >/srv/mine");
     assert!(!installation.try_sh(&pod, "[ -e /srv/mine ]").1);
+}
+
+/// What differs between a snapshot and its pod as it is: each path with what happened to it.
+fn live_differences(installation: &Installation, snapshot: &Value) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut after = String::new();
+    loop {
+        let id = snapshot["id"].as_str().unwrap();
+        // Several pages, so that the look has to be kept.
+        let page = installation.get(&format!("/api/v1/snapshots/{id}/diff/live?limit=7{after}"));
+        assert_eq!(page["notCompared"], json!([]), "{page:#}");
+        for item in page["items"].as_array().unwrap() {
+            let text = |field: &str| item[field].as_str().unwrap().to_owned();
+            found.insert(text("path"), text("change"));
+        }
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => return found,
+        }
+    }
+}
+
+/// The judge is the pod's own find, stat and sha256sum. The pod runs, and writes where nobody looks.
+fn a_live_pod_is_compared(image: &str, backend: &str) {
+    let installation = Installation::new();
+    let pod = installation.pod_with("dev", image, "runc", json!({"backend": backend}));
+    fill(&installation, &pod);
+    let then = tree(&installation, &pod);
+    let taken = installation.snapshot(&pod);
+    assert_eq!(live_differences(&installation, &taken), BTreeMap::new());
+    installation.sh(
+        &pod,
+        "set -e; rm -r /srv/made; echo later >/home/later; chmod 600 /opt/made/setuid; chown 7 /root/made/empty
+        touch -r /usr/local/made/large /tmp/time; printf x | dd of=/usr/local/made/large bs=1 seek=70000 conv=notrunc 2>/dev/null
+        touch -r /tmp/time /usr/local/made/large; rm -r /data/made/void; echo now >/data/now; echo now >/var/now
+        rm /workspace/made/soft; ln -s elsewhere /workspace/made/soft; rm -rf /etc/made; echo 'a file now' >/etc/made
+        rm /etc/passwd; echo again >/etc/passwd; cp /bin/sh /opt/made/sh; rm /opt/made/sh",
+    );
+    let found = live_differences(&installation, &taken);
+    let now = tree(&installation, &pod);
+    let mut expected: BTreeMap<String, &str> = BTreeMap::new();
+    // Debian's stat quotes names that are not UTF-8; the judge's other programs have them as they are.
+    for path in then.keys().chain(now.keys()).filter(|path| !path.contains("'$'")) {
+        let change = match (then.get(path), now.get(path)) {
+            (None, Some(_)) => "added",
+            (Some(_), None) => "removed",
+            (a, b) if a != b => "other",
+            _ => continue,
+        };
+        expected.insert(path.clone(), change);
+    }
+    // Of /etc itself the judge does not see the time.
+    let seen: BTreeMap<String, &str> = found
+        .iter()
+        .filter(|(path, _)| path.as_str() != "/etc")
+        .map(|(path, change)| match change.as_str() {
+            "content" | "metadata" => (path.clone(), "other"),
+            change => (path.clone(), change),
+        })
+        .collect();
+    assert_eq!(seen, expected);
+    assert_eq!((found["/usr/local/made/large"].as_str(), found["/opt/made/setuid"].as_str()), ("content", "metadata"));
+    assert!(expected.len() > 20, "{expected:?}");
+    // Stopped, there is nothing to look at, and it is said what to compare with instead.
+    installation.run(&pod, "stop");
+    let path = format!("/api/v1/snapshots/{}/diff/live", taken["id"].as_str().unwrap());
+    let (status, refused) = installation.request(Method::GET, &path, None);
+    assert_eq!((status.as_u16(), &refused["code"]), (409, &json!("nothing-on-host")));
+    let last = installation.snapshots(&pod)[0].clone();
+    assert!(refused["hint"].as_str().unwrap().contains(last["id"].as_str().unwrap()), "{refused}");
+    // Started again, every file is a new one, and none differs.
+    installation.run(&pod, "start");
+    let mut after = live_differences(&installation, &last);
+    after.remove("/etc");
+    assert_eq!(after, BTreeMap::new());
+}
+
+#[test]
+fn runc_a_live_pod_on_overlay_volumes_is_compared_with_its_snapshot() {
+    a_live_pod_is_compared(DEBIAN, "overlay");
+}
+
+#[test]
+fn runc_a_live_pod_on_engine_volumes_is_compared_with_its_snapshot() {
+    a_live_pod_is_compared(BUSYBOX, "docker");
 }

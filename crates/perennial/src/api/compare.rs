@@ -1,4 +1,4 @@
-//! Routes that compare snapshots: versions of a path, and what differs between two.
+//! Routes that compare snapshots: versions of a path, and what differs between two, or between one and its pod.
 
 use axum::extract::State;
 use perennial_core::Error;
@@ -11,8 +11,9 @@ use super::auth::Caller;
 use super::extract::{Id, PathQuery, RawPath, cursor, cut, page};
 use super::files::{entry, path_of, shown, text};
 use super::problem::ApiError;
-use super::wire::{FileChange, FileDifference, FileVersion, List, Problem};
+use super::wire::{FileChange, FileDifference, FileVersion, List, LiveDiff, Loss, Problem};
 use crate::library::{Difference, Differs, Version};
+use crate::service::LivePlace;
 
 /// Selects the other snapshot, and what is compared.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -108,6 +109,60 @@ pub async fn diff(
     let mut found = state.app.library.diff(sources, path, after, wanted + 1).await.map_err(Error::from)?;
     let next = cut(&mut found, wanted, |difference| path_cursor(&difference.path));
     Ok(axum::Json(List { items: found.iter().map(difference).collect(), next }))
+}
+
+/// Selects what of a snapshot is compared with its pod.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LiveDiffQuery {
+    /// The path as the pod sees it; bytes that are not UTF-8 are percent-encoded as they are. `/` when left out.
+    #[param(value_type = Option<String>)]
+    path: Option<RawPath>,
+    /// Only what the pod changed, without the image.
+    #[serde(default)]
+    changes: bool,
+    /// The `next` of the page before. It goes on with the same look at the pod, which is kept for a while.
+    after: Option<String>,
+    /// Most items of the page, 1 to 1000; 100 when left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// A look and a path as a cursor, and back.
+fn live_after(after: Option<String>) -> Result<Option<LivePlace>, Error> {
+    let wrong = || Error::invalid("after", "is not a cursor of this list", "pass the `next` of the page before");
+    let Some(after) = after else { return Ok(None) };
+    let (look, path) = after.split_once('-').ok_or_else(wrong)?;
+    Ok(path_after(Some(path.to_owned()))?.map(|path| (look.to_owned(), path)))
+}
+
+/// Lists what differs between a snapshot and what is in its pod now, in the order of paths.
+///
+/// The pod may run, and is not held up. A file whose size, times and inode are those of the snapshot counts as unchanged;
+/// any other is read, and its content compared by its hashes. Nothing is stored.
+#[utoipa::path(get, path = "/api/v1/snapshots/{id}/diff/live", operation_id = "snapshot_diff_live", tag = "snapshots",
+    params(("id" = String, Path, description = "The snapshot's id."), LiveDiffQuery),
+    responses((status = 200, body = LiveDiff), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn live(
+    State(state): State<ApiState>,
+    Caller(caller): Caller,
+    Id(id): Id<SnapshotId>,
+    PathQuery(query): PathQuery<LiveDiffQuery>,
+) -> Result<axum::Json<LiveDiff>, ApiError> {
+    let (_, wanted) = page(None, query.limit)?;
+    let place = live_after(query.after)?;
+    let path = path_of(query.path)?;
+    let mut diff = state.app.live_diff(&caller, (id, shown(query.changes)), path, place, wanted).await?;
+    let look = diff.look;
+    let next = cut(&mut diff.found, wanted, |difference| format!("{look}-{}", path_cursor(&difference.path)));
+    let unseen = diff.unseen.into_iter().map(|loss| Loss { path: loss.path, reason: loss.reason });
+    Ok(axum::Json(LiveDiff {
+        items: diff.found.iter().map(difference).collect(),
+        next,
+        looked_at: diff.looked_at,
+        not_compared: unseen.collect(),
+    }))
 }
 
 /// Lists what a pod's snapshots have at a path, newest first.

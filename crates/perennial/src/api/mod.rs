@@ -146,6 +146,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(files::content))
         .routes(routes!(files::archive))
         .routes(routes!(compare::diff))
+        .routes(routes!(compare::live))
         .routes(routes!(compare::versions))
         .routes(routes!(operations::show))
         .routes(routes!(operations::cancel))

@@ -14,7 +14,7 @@ use super::out::clean;
 use super::session::Context;
 use super::table::Rows;
 use super::target::{self, Among};
-use crate::api::wire::{FileChange, FileDifference, FileEntry, FileKind, FileVersion, List};
+use crate::api::wire::{FileChange, FileDifference, FileEntry, FileKind, FileVersion, List, LiveDiff};
 
 /// Asks for all pages of a list whose query is encoded already.
 async fn all<T: DeserializeOwned>(client: &Client, path: &[&str], query: &str) -> Result<Vec<T>, Failure> {
@@ -77,20 +77,54 @@ pub async fn find(
     })
 }
 
-/// Lists what differs between two snapshots, and says by the exit code whether anything does.
+/// What is in the pod now, in the place of a snapshot.
+const LIVE: &str = "live";
+
+/// Lists what differs between two snapshots, or one and its pod, and says by the exit code whether anything does.
 pub async fn diff(
     context: &mut Context<'_>,
     (before, after): (&str, &str),
     path: &OsStr,
     changes: bool,
 ) -> Result<(), Failure> {
+    if after == LIVE {
+        return with_pod(context, before, path, changes).await;
+    }
     let with = percent_encode(after.as_bytes(), NON_ALPHANUMERIC);
     let query = format!("with={with}&{}", query(path, changes));
     let differences: Vec<FileDifference> = all(&context.client, &["snapshots", before, "diff"], &query).await?;
     if !differences.is_empty() || context.session.output != Output::Table {
-        context.show(&differences, |differences, _, _| differences.iter().map(line).collect::<Vec<_>>().join("\n"))?;
+        context.show(&differences, |differences, _, _| lines(differences))?;
     }
-    // As diff does: nothing went wrong, and nothing is to be said.
+    differ(&differences)
+}
+
+async fn with_pod(context: &mut Context<'_>, before: &str, path: &OsStr, changes: bool) -> Result<(), Failure> {
+    let ask = async |after: &str| {
+        let query = format!("{}&limit={PAGE}{after}", query(path, changes));
+        context.client.get_encoded::<LiveDiff>(&["snapshots", before, "diff", "live"], &query).await
+    };
+    let mut diff = ask("").await?;
+    while let Some(next) = diff.next.take() {
+        let page = ask(&format!("&after={next}")).await?;
+        diff.items.extend(page.items);
+        diff.next = page.next.filter(|other| *other != next);
+    }
+    if !diff.items.is_empty() || context.session.output != Output::Table {
+        context.show(&diff, |diff, _, _| lines(&diff.items))?;
+    }
+    for loss in &diff.not_compared {
+        context.out.note(&format!("not compared: {}: {}", clean(&loss.path), clean(&loss.reason)));
+    }
+    differ(&diff.items)
+}
+
+fn lines(differences: &[FileDifference]) -> String {
+    differences.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// As diff does: nothing went wrong, and nothing is to be said.
+fn differ(differences: &[FileDifference]) -> Result<(), Failure> {
     if differences.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failed, "", "")) }
 }
 

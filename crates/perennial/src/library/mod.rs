@@ -3,7 +3,7 @@
 //! - `view`: a snapshot as its pod would see it, put together from volumes, system layer and image;
 //! - `image`: the tree of a stored image;
 //! - `stream`, `export`: contents and tars on their way to a client; `pax`: tars being read;
-//! - `diff`: what differs between two snapshots;
+//! - `diff`: what differs between two snapshots; `live`: between one and what is in its pod;
 //! - `path`: paths of pods; `failure`: what can go wrong.
 //!
 //! It works on the repositories that the reconciler keeps open, on threads of its own, and takes no locks: see
@@ -14,13 +14,15 @@ mod diff;
 mod export;
 mod failure;
 pub(crate) mod image;
+mod live;
 mod path;
 mod pax;
 mod stream;
 pub(crate) mod view;
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use perennial_core::snapshot::SnapshotVolume;
 use perennial_core::spec::TenantId;
@@ -30,6 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) use below::ImageBelow;
 pub use diff::Differs;
 pub use failure::Failure;
+pub use live::{Present, Sketch};
 pub use path::PodPath;
 pub(crate) use pax::{Extensions, RECORD_COST, records as pax_records, time as pax_time};
 pub use stream::Download;
@@ -58,6 +61,9 @@ pub struct Library {
     shelf: Arc<Shelf>,
     downloads: Arc<Semaphore>,
     looks: Arc<Semaphore>,
+    sketches: Arc<Semaphore>,
+    /// For files without a name.
+    scratch: Arc<Path>,
 }
 
 /// What was read lately; everything in it can be read again.
@@ -65,6 +71,7 @@ pub struct Library {
 struct Shelf {
     listings: Mutex<Vec<(Source, PodPath, Arc<Listing>)>>,
     images: Mutex<Vec<(TenantId, StoredImage, Arc<ImageTree>)>>,
+    sketches: Mutex<Vec<Arc<Sketch>>>,
 }
 
 /// A snapshot to look into.
@@ -196,11 +203,18 @@ impl OpenFile {
 }
 
 impl Library {
-    /// Looks into these repositories.
+    /// Looks into these repositories. What comparisons with pods need for a while goes to this directory.
     #[must_use]
-    pub fn new(repositories: Repositories) -> Self {
+    pub fn new(repositories: Repositories, scratch: &Path) -> Self {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { repositories, shelf: Arc::default(), downloads: semaphore(DOWNLOADS), looks: semaphore(LOOKS) }
+        Self {
+            repositories,
+            shelf: Arc::default(),
+            downloads: semaphore(DOWNLOADS),
+            looks: semaphore(LOOKS),
+            sketches: semaphore(live::LOOKS),
+            scratch: scratch.into(),
+        }
     }
 
     /// Lists what is at a path.
@@ -299,13 +313,7 @@ impl Library {
     ) -> Result<Vec<Difference>, Failure> {
         self.look(move |library| {
             let (before, after) = (library.view(&before)?, library.view(&after)?);
-            let mut walk = Walk::new((&before, &after), &path, seen)?;
-            let mut found = Vec::new();
-            while found.len() < most {
-                let Some(diff::Difference { path, before, after, what }) = walk.next()? else { break };
-                found.push(Difference { path, before: before.map(Item::from), after: after.map(Item::from), what });
-            }
-            Ok(found)
+            differences((&before, &after), &path, seen, most)
         })
         .await
     }
@@ -353,7 +361,6 @@ impl Library {
         &self,
         work: impl FnOnce(&Self) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let ended = |error: &dyn std::error::Error| Failure::Broken(io::Error::other(error.to_string()));
         let turn = Arc::clone(&self.looks).acquire_owned().await.map_err(|e| ended(&e))?;
         let library = self.clone();
         let looked = tokio::task::spawn_blocking(move || {
@@ -421,6 +428,25 @@ pub async fn pack(
     .await
 }
 
+fn ended(error: &dyn std::error::Error) -> Failure {
+    Failure::Broken(io::Error::other(error.to_string()))
+}
+
+fn differences(
+    (before, after): (&View, &View),
+    path: &PodPath,
+    seen: Option<Vec<Vec<u8>>>,
+    most: usize,
+) -> Result<Vec<Difference>, Failure> {
+    let mut walk = Walk::new((before, after), path, seen)?;
+    let mut found = Vec::new();
+    while found.len() < most {
+        let Some(diff::Difference { path, before, after, what }) = walk.next()? else { break };
+        found.push(Difference { path, before: before.map(Item::from), after: after.map(Item::from), what });
+    }
+    Ok(found)
+}
+
 /// In which respect what is at a path differs; a directory with everything below it.
 fn differs(
     (old, was): (&View, Option<&Found>),
@@ -442,6 +468,10 @@ fn differs(
 }
 
 impl Shelf {
+    fn sketches(&self) -> MutexGuard<'_, Vec<Arc<Sketch>>> {
+        self.sketches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn listing(&self, source: &Source, path: &PodPath) -> Option<Arc<Listing>> {
         let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         listings.iter().find(|(s, p, _)| s == source && p == path).map(|(_, _, listing)| Arc::clone(listing))

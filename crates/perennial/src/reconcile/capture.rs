@@ -453,7 +453,8 @@ struct Uploaded {
     new_bytes: Option<u64>,
 }
 
-fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
+/// Volumes as a capture reads them.
+pub(crate) fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
     let root = |v: &VolumePath| Root {
         at: format!("/volumes/{}", v.name),
         source: Source::Directory {

@@ -43,7 +43,8 @@ impl LayerSource {
     }
 }
 
-fn layer_root(path: std::path::PathBuf, exclude: Vec<String>) -> Root {
+/// The system layer as a capture reads it.
+pub(crate) fn layer_root(path: std::path::PathBuf, exclude: Vec<String>) -> Root {
     let exclude = exclude.into_iter().map(|p| p.trim_start_matches('/').into()).collect();
     Root { at: SYSTEM.to_owned(), source: Source::Directory { path, layout: TreeLayout::OverlayUpper, exclude } }
 }

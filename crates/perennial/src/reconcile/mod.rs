@@ -34,7 +34,9 @@ mod podfile;
 mod records;
 mod step;
 
+pub(crate) use capture::volume_roots;
 pub(crate) use images::stored_image_path;
+pub(crate) use layer::layer_root;
 
 pub use controller::{Controller, ControllerHandle};
 pub use drill::Unproven;

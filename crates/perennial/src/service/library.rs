@@ -80,7 +80,7 @@ impl App {
         Ok(looked)
     }
 
-    async fn stored_image(&self, row: &Snapshot, image: &str) -> Result<StoredImage, Error> {
+    pub(super) async fn stored_image(&self, row: &Snapshot, image: &str) -> Result<StoredImage, Error> {
         match self.store.image_fetch(&row.tenant, image).await? {
             Some(stored) => Ok(StoredImage { id: image.to_owned(), snapshot: parse(&stored.repository_id)? }),
             None => Err(Error::conflict(

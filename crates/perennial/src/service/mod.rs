@@ -6,7 +6,7 @@
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
-//! - `library`: looking into snapshots; `import`: archives that become some;
+//! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
@@ -16,6 +16,7 @@ mod care;
 mod clones;
 mod import;
 mod library;
+mod live;
 mod parts;
 mod pods;
 mod recovery;
@@ -50,6 +51,7 @@ pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
 pub use clones::CloneRequest;
 pub use library::{Looked, Shown};
+pub use live::{LiveDiff, LivePlace};
 pub use parts::Preview;
 pub use pods::{Consent, CreateRequest};
 pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};

@@ -50,6 +50,7 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/snapshots/{id}/files/content", Access::Token),
     ("GET", "/api/v1/snapshots/{id}/archive", Access::Token),
     ("GET", "/api/v1/snapshots/{id}/diff", Access::Token),
+    ("GET", "/api/v1/snapshots/{id}/diff/live", Access::Token),
     ("GET", "/api/v1/pods/{id}/files/versions", Access::Token),
     ("GET", "/api/v1/operations/{id}", Access::Token),
     ("POST", "/api/v1/operations/{id}/cancel", Access::Token),
@@ -154,6 +155,7 @@ async fn what_nobody_has_is_not_found_everywhere() {
             "snapshots/{}/files/content?path=/a",
             "snapshots/{}/archive",
             "snapshots/{}/diff?with=00000000000000000000000000",
+            "snapshots/{}/diff/live",
             "pods/{}/files/versions?path=/a",
             "operations/{}",
         ] {

@@ -109,7 +109,10 @@ impl Server {
                 move |pod| asked.woken.lock().unwrap().push(pod)
             }),
             remover: Arc::clone(&asked) as _,
-            library: Library::new(Repositories::in_memory(MemoryRepositories::default(), Arc::new(NoTap))),
+            library: Library::new(
+                Repositories::in_memory(MemoryRepositories::default(), Arc::new(NoTap)),
+                &directory.path().join("scratch"),
+            ),
             imports: Spool::new(directory.path(), Limits::default()),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),

@@ -14,7 +14,7 @@ use crate::world::taps::{Blow, Striker};
 use crate::world::{World, files, universal_spec};
 
 /// Path and change of each difference.
-fn brief(found: &[Value]) -> Vec<(String, String)> {
+pub fn brief(found: &[Value]) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     found.iter().map(|d| (text(&d["path"]), text(&d["change"]))).collect()
 }

@@ -7,6 +7,7 @@ mod compare;
 mod content;
 mod corpus;
 mod desk;
+mod live;
 mod shell;
 mod tree;
 #[path = "../world/mod.rs"]

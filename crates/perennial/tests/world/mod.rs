@@ -214,7 +214,7 @@ impl World {
             ids,
             waker: Arc::new(|_| {}),
             remover: Arc::new(NoRemover),
-            library: Library::new(repositories),
+            library: Library::new(repositories, &self.directory.path().join("scratch")),
             imports,
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),

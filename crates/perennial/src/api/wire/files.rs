@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::answer::Loss;
 use super::names::{FileChange, FileKind, FileOrigin, SnapshotKind};
 
 /// An entry of a directory in a snapshot.
@@ -101,6 +102,21 @@ pub struct RestorePreview {
     pub changes: Vec<FileDifference>,
     /// Whether these are all.
     pub complete: bool,
+}
+
+/// What differs between a snapshot and what is in its pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveDiff {
+    /// The paths that differ, in their order; `before` is the snapshot's, `after` the pod's.
+    pub items: Vec<FileDifference>,
+    /// Cursor of the next page of the same look; null at the end.
+    pub next: Option<String>,
+    /// When the look began; a running pod may have changed since.
+    #[schema(value_type = String, format = DateTime)]
+    pub looked_at: Timestamp,
+    /// What was not compared, and why.
+    pub not_compared: Vec<Loss>,
 }
 
 /// One path that differs between two snapshots.

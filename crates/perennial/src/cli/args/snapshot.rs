@@ -39,11 +39,12 @@ pub enum SnapshotCommand {
         #[arg(long)]
         changes: bool,
     },
-    /// Lists what differs between two snapshots: exits with 0 when nothing does, and with 1 when something does.
+    /// Lists what differs between two snapshots, or a snapshot and its pod: exits with 0 when nothing does, and with 1 when
+    /// something does.
     Diff {
         /// The id of the earlier snapshot.
         before: String,
-        /// The id of the later snapshot.
+        /// The id of the later snapshot, or `live` for what is in the pod now.
         after: String,
         /// A directory or file, as the pod sees it.
         #[arg(default_value = "/")]

@@ -1,0 +1,174 @@
+//! What is in a pod now, put beside a snapshot.
+//!
+//! Its directories are walked as for a snapshot of them, which a tenant who rearranges them meanwhile cannot lead astray, into
+//! a sketch of the repository ([`perennial_snapshots::Repository::sketch`]): nothing is stored. A file whose size, times
+//! and inode are those of the snapshot counts as unchanged; any other is read and hashed. The pod may run: what it
+//! changes while it is looked at shows as it was when its turn came.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use perennial_core::id::PodId;
+use perennial_core::progress::Progress;
+use perennial_core::snapshot::{Loss, SnapshotVolume};
+use perennial_snapshots::{
+    ArchiveRequest, Error as RepositoryError, Loss as ByteLoss, Parent, Pass, Repository, Root, Source as Bytes,
+    TreeId, removed,
+};
+
+use super::failure::Failure;
+use super::{Difference, Library, PodPath, Source, StoredImage, differences};
+use crate::library::view::View;
+
+/// Pods that are looked at at the same time; each has threads of its own that read.
+pub(super) const LOOKS: usize = 2;
+/// Looks that are kept for their next page.
+const KEPT: usize = 4;
+/// Where the system layer is in a snapshot.
+const SYSTEM: &str = "/system";
+
+/// Where a pod's data is now.
+#[derive(Debug, Clone)]
+pub struct Present {
+    /// The pod.
+    pub pod: PodId,
+    /// Its volumes.
+    pub volumes: Vec<SnapshotVolume>,
+    /// Their directories, and that of the system layer where it is one of this host.
+    pub roots: Vec<Root>,
+    /// What of the pod is out of reach, and why: the system layer, which then counts as the snapshot has it.
+    pub unreached: Option<Loss>,
+    /// When it was looked at.
+    pub looked_at: Timestamp,
+}
+
+/// A look at what is in a pod.
+pub struct Sketch {
+    repository: Repository,
+    tree: TreeId,
+    present: Present,
+    /// What could not be looked at, and why.
+    pub unseen: Vec<Loss>,
+}
+
+impl Sketch {
+    /// When it was made.
+    #[must_use]
+    pub const fn looked_at(&self) -> Timestamp {
+        self.present.looked_at
+    }
+
+    /// Names the look for its next page.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.tree.to_string()
+    }
+}
+
+impl Library {
+    /// Looks at what is in a pod, to be compared with one of its snapshots.
+    ///
+    /// # Errors
+    /// See [`Failure`]; cancelled when `progress` is.
+    pub async fn sketch(&self, before: &Source, present: Present, progress: Progress) -> Result<Arc<Sketch>, Failure> {
+        let before = before.clone();
+        let turn = Arc::clone(&self.sketches).acquire_owned().await.map_err(|e| super::ended(&e))?;
+        self.look(move |library| {
+            let _turn = turn;
+            let repository = library.repositories.read(&before.tenant).map_err(Failure::Closed)?;
+            std::fs::create_dir_all(&library.scratch).map_err(Failure::Broken)?;
+            let repository = repository.sketch(&library.scratch)?;
+            let mut roots = present.roots.clone();
+            if present.unreached.is_some() {
+                roots.extend(layer_as_stored(&repository, &before)?);
+            }
+            let request = ArchiveRequest {
+                time: present.looked_at,
+                hostname: String::new(),
+                tags: Vec::new(),
+                parents: vec![Parent::Snapshot(before.snapshot)],
+                roots,
+                pass: Pass::Live,
+                accept_losses: Vec::new(),
+            };
+            let archived = repository.archive(&request, &progress)?;
+            let in_words =
+                |loss: &ByteLoss| Loss { path: seen_by_pod(&loss.path, &present), reason: loss.reason.to_string() };
+            let unseen = present.unreached.iter().cloned().chain(archived.losses.iter().map(in_words)).collect();
+            Ok(Arc::new(Sketch { repository, tree: archived.tree, present, unseen }))
+        })
+        .await
+    }
+
+    /// Lists what differs between a snapshot and what a look found, as [`Library::diff`] does.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn diff_with(
+        &self,
+        (before, sketch): (Source, Arc<Sketch>),
+        image: Option<StoredImage>,
+        path: PodPath,
+        seen: Option<Vec<Vec<u8>>>,
+        most: usize,
+    ) -> Result<Vec<Difference>, Failure> {
+        self.look(move |library| {
+            let old = library.view(&before)?;
+            let of_pod = Source { image, ..before };
+            let image = library.image(&sketch.repository, &of_pod)?;
+            let new = View::of_tree(sketch.repository.clone(), sketch.tree, &sketch.present.volumes, image)?;
+            differences((&old, &new), &path, seen, most)
+        })
+        .await
+    }
+
+    /// Keeps a look for its next page.
+    pub fn keep_sketch(&self, sketch: &Arc<Sketch>) {
+        let mut kept = self.shelf.sketches();
+        kept.retain(|other| !is_look(other, sketch.present.pod, &sketch.name()));
+        kept.push(Arc::clone(sketch));
+        while kept.len() > KEPT {
+            kept.remove(0);
+        }
+    }
+
+    /// The look at a pod that was kept under this name.
+    #[must_use]
+    pub fn kept_sketch(&self, pod: PodId, name: &str) -> Option<Arc<Sketch>> {
+        self.shelf.sketches().iter().find(|sketch| is_look(sketch, pod, name)).map(Arc::clone)
+    }
+
+    /// Drops a look that nobody needs any more.
+    pub fn drop_sketch(&self, sketch: &Sketch) {
+        self.shelf.sketches().retain(|other| !is_look(other, sketch.present.pod, &sketch.name()));
+    }
+}
+
+fn is_look(sketch: &Sketch, pod: PodId, name: &str) -> bool {
+    sketch.present.pod == pod && sketch.name() == name
+}
+
+/// The system layer as the snapshot has it, so that nothing differs there.
+fn layer_as_stored(repository: &Repository, before: &Source) -> Result<Vec<Root>, Failure> {
+    let tree = repository.snapshot(before.snapshot)?.tree;
+    let mut roots = Vec::new();
+    for at in [SYSTEM.to_owned(), removed::list_path(SYSTEM)] {
+        match repository.entry(tree, at.as_bytes()) {
+            Ok(_) => roots.push(Root { source: Bytes::Stored { snapshot: before.snapshot, path: at.clone() }, at }),
+            Err(RepositoryError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(roots)
+}
+
+/// A path of the snapshot as the pod sees it.
+fn seen_by_pod(path: &Path, present: &Present) -> String {
+    let in_volume = present.volumes.iter().find_map(|volume| {
+        let rest = path.strip_prefix(format!("/volumes/{}", volume.name)).ok()?;
+        Some(Path::new(&volume.mount_path).join(rest))
+    });
+    let in_layer = || path.strip_prefix(SYSTEM).ok().map(|rest| Path::new("/").join(rest));
+    in_volume.or_else(in_layer).unwrap_or_else(|| path.to_owned()).display().to_string()
+}

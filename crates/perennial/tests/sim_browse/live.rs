@@ -1,0 +1,193 @@
+//! What differs between a snapshot and its pod as it is; the judges are the simulator's own view, and the snapshot taken next.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::spec::Backend;
+use perennial_drivers::sim::SimImage;
+use serde_json::Value;
+
+use crate::compare::brief;
+use crate::desk::Desk;
+use crate::world::{World, declared_spec, files, small_spec, universal_spec};
+
+const BOTH: [Backend; 2] = [Backend::Overlay, Backend::Engine];
+
+impl Desk {
+    /// One page of what differs between a snapshot and its pod.
+    async fn live_page(&self, snapshot: SnapshotId, query: &str) -> Value {
+        let page = self.get(&format!("snapshots/{snapshot}/diff/live?{query}")).await;
+        assert_eq!(page.status, StatusCode::OK, "{:?}", page.body.map(String::from_utf8));
+        page.json()
+    }
+
+    /// All pages of this size.
+    async fn live(&self, snapshot: SnapshotId, path: &str, limit: usize) -> Vec<Value> {
+        let (mut items, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = self.live_page(snapshot, &format!("path={path}&limit={limit}{cursor}")).await;
+            assert_eq!(page["notCompared"], Value::Array(Vec::new()));
+            items.extend(page["items"].as_array().unwrap().clone());
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&after={next}"),
+                None => return items,
+            }
+        }
+    }
+
+    async fn refused(&self, snapshot: SnapshotId, query: &str) -> Value {
+        let answer = self.get(&format!("snapshots/{snapshot}/diff/live{query}")).await;
+        answer.problem();
+        answer.json()
+    }
+}
+
+/// A pod, a snapshot of it, what it held then, and changes of every kind since.
+async fn changed(world: &World, desk: &Desk, backend: Backend) -> (PodId, SnapshotId, BTreeMap<String, Vec<u8>>) {
+    let pod = desk.server.running("dev", universal_spec(backend)).await;
+    let engine = &world.engine;
+    for path in ["/srv/a", "/srv/b", "/srv/c/deep", "/tools/kept", "/tools/gone"] {
+        engine.write(pod, path, "1").unwrap();
+    }
+    let (snapshot, was) = (desk.snapshot(pod).await, files(world, pod));
+    for (path, text) in [("/srv/a", "2"), ("/etc/motd", "mine"), ("/tools/z", "1"), ("/opt/tool/y", "1")] {
+        engine.write(pod, path, text).unwrap();
+    }
+    // Written again with the same: not changed.
+    engine.write(pod, "/srv/c/deep", "1").unwrap();
+    for path in ["/srv/b", "/home/old", "/var/lib/seed/a", "/tools/gone"] {
+        assert!(engine.remove(pod, path).unwrap());
+    }
+    engine.write(pod, "/home/old/c", "1").unwrap();
+    (pod, snapshot, was)
+}
+
+fn image() -> SimImage {
+    SimImage::standard().file("/home/old/a", "1").file("/home/old/b", "1").file("/opt/tool/x", "1")
+}
+
+#[tokio::test]
+async fn sim_a_diff_with_the_live_pod_names_what_it_changed_and_nothing_else() {
+    for backend in BOTH {
+        let world = World::with(1, &image());
+        let desk = Desk::new(&world).await;
+        let (pod, snapshot, was) = changed(&world, &desk, backend).await;
+        let is = files(&world, pod);
+        let stored = world.packs();
+        let found = desk.live(snapshot, "/", 1000).await;
+        let changes: BTreeMap<String, String> = brief(&found)
+            .into_iter()
+            .filter(|(path, change)| change != "metadata" && (was.contains_key(path) || is.contains_key(path)))
+            .collect();
+        let mut expected = BTreeMap::new();
+        for path in was.keys().chain(is.keys()) {
+            let change = match (was.get(path), is.get(path)) {
+                (None, Some(_)) => "added",
+                (Some(_), None) => "removed",
+                (a, b) if a != b => "content",
+                _ => continue,
+            };
+            expected.insert(path.clone(), change.to_owned());
+        }
+        assert_eq!(changes, expected, "{backend:?}");
+        assert!(changes.len() > 8, "{changes:?}");
+        assert_eq!(world.packs(), stored, "a look stored something");
+
+        // Pages of one are the same list, and a part of the tree is a part of it.
+        assert_eq!(desk.live(snapshot, "/", 1).await, found);
+        let below: Vec<Value> =
+            found.iter().filter(|d| d["path"].as_str().unwrap().starts_with("/srv")).cloned().collect();
+        assert_eq!(desk.live(snapshot, "/srv", 1000).await, below);
+
+        // The snapshot taken next differs in the same, and the pod from that one in nothing.
+        let next = desk.snapshot(pod).await;
+        assert_eq!(brief(&desk.diff((snapshot, next), "/", 1000).await), brief(&found), "{backend:?}");
+        assert_eq!(desk.live(next, "/", 1000).await, Vec::<Value>::new());
+        assert_eq!(world.engine.violations(), Vec::<String>::new());
+    }
+}
+
+/// A look goes on with what it found, whatever the pod does between its pages.
+#[tokio::test]
+async fn sim_pages_of_a_look_are_of_one_look() {
+    let world = World::new(2);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", small_spec(Backend::Engine)).await;
+    let snapshot = desk.snapshot(pod).await;
+    for name in ["a", "b", "c"] {
+        world.engine.write(pod, &format!("/srv/{name}"), "1").unwrap();
+    }
+    let first = desk.live_page(snapshot, "limit=2").await;
+    for name in ["b", "c"] {
+        assert!(world.engine.remove(pod, &format!("/srv/{name}")).unwrap());
+    }
+    let next = first["next"].as_str().unwrap();
+    let rest = desk.live_page(snapshot, &format!("after={next}")).await;
+    let paths = |page: &Value| -> Vec<String> {
+        page["items"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!([paths(&first), paths(&rest)].concat(), ["/srv", "/srv/a", "/srv/b", "/srv/c"]);
+    assert_eq!((&rest["next"], &rest["lookedAt"]), (&Value::Null, &first["lookedAt"]));
+    // It is over now, and the pages of another pod's are nobody else's.
+    assert_eq!(desk.refused(snapshot, &format!("?after={next}")).await["code"], "look-over");
+    let kept = desk.live_page(snapshot, "limit=1").await;
+    let other = desk.server.running("other", small_spec(Backend::Engine)).await;
+    let of_other = desk.snapshot(other).await;
+    let stolen = format!("?after={}", kept["next"].as_str().unwrap());
+    assert_eq!(desk.refused(of_other, &stolen).await["code"], "look-over");
+    for (query, field) in [("?after=zz", "after"), ("?limit=0", "limit"), ("?path=srv", "path"), ("?with=x", "with")] {
+        assert_eq!(desk.refused(snapshot, query).await["field"], field, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn sim_what_cannot_be_compared_is_refused_or_said() {
+    for backend in BOTH {
+        let world = World::with(3, &image());
+        let desk = Desk::new(&world).await;
+        let (pod, snapshot, _) = changed(&world, &desk, backend).await;
+        // Paused, all of it is still there.
+        let running = brief(&desk.live(snapshot, "/", 1000).await);
+        desk.server.succeed(desk.server.pause(pod).await).await;
+        assert_eq!(brief(&desk.live(snapshot, "/", 1000).await), running, "{backend:?}");
+        // Without its container nobody knows what no volume holds; that is said, and the rest is compared.
+        world.engine.kill_container_outside(pod).unwrap();
+        let page = desk.live_page(snapshot, "limit=1000").await;
+        let said = &page["notCompared"][0];
+        assert!(said["path"].as_str().unwrap().contains("outside volumes"), "{said}");
+        let found = brief(page["items"].as_array().unwrap());
+        assert!(found.iter().all(|(path, _)| !path.starts_with("/tools")), "{found:?}");
+        assert!(found.iter().any(|(path, _)| path == "/srv/a"), "{found:?}");
+
+        let set = desk.server.pod(pod).await.current.unwrap();
+        world.engine.remove_volume_data_outside(pod, set, "home").unwrap();
+        assert_eq!(desk.refused(snapshot, "").await["code"], "data-incomplete");
+    }
+}
+
+#[tokio::test]
+async fn sim_a_pod_without_data_on_the_host_says_what_to_compare_with() {
+    let world = World::new(4);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", declared_spec(Backend::Overlay)).await;
+    let snapshot = desk.snapshot(pod).await;
+    desk.server.succeed(desk.server.stop(pod).await).await;
+    let last = desk.server.snapshots(pod).await[0].id;
+    assert_ne!(last, snapshot);
+    let refused = desk.refused(snapshot, "").await;
+    assert_eq!(refused["code"], "nothing-on-host");
+    assert!(refused["hint"].as_str().unwrap().contains(&last.to_string()), "{refused}");
+    // Started from it, the pod is the same, though every file is a new one.
+    desk.server.succeed(desk.server.start(pod).await).await;
+    assert_eq!(desk.live(last, "/", 1000).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn sim_volumes_that_only_a_mover_reaches_are_not_compared() {
+    let world = World::with_mover(5, perennial::mover::simulated());
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", universal_spec(Backend::Engine)).await;
+    let snapshot = desk.snapshot(pod).await;
+    assert_eq!(desk.refused(snapshot, "").await["code"], "live-out-of-reach");
+}
