@@ -23,8 +23,6 @@ use crate::crypto;
 
 /// Longest time to reach the server.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Longest silence of a server that was reached; above the longest `?wait=` this client asks for.
-const SILENCE: Duration = Duration::from_secs(90);
 /// How often a request whose connection broke is sent again.
 const REPEATS: u32 = 3;
 /// Items per page of a list.
@@ -33,8 +31,8 @@ const PAGE: &str = "500";
 /// The API of one server.
 pub struct Client {
     http: reqwest::Client,
-    /// The same without a limit to silence: a server says nothing while it receives.
-    uploads: reqwest::Client,
+    /// The same without a limit to silence: a server says nothing while it receives, or looks at a pod.
+    patient: reqwest::Client,
     base: Url,
     pause: Duration,
 }
@@ -66,7 +64,7 @@ impl Connection {
     /// Makes a client that shows this token.
     pub fn client_with(&self, token: &str, session: &Session) -> Result<Client, Failure> {
         let authorities = self.ca_file.as_deref().map(read_authorities).transpose()?;
-        Client::new(&self.server, token, authorities, session.pause)
+        Client::new(&self.server, token, authorities, session)
     }
 
     /// The token: of `--token-file`, of the environment, else of the data directory.
@@ -114,7 +112,7 @@ impl Client {
         server: &str,
         token: &str,
         authorities: Option<Vec<Certificate>>,
-        pause: Duration,
+        session: &Session,
     ) -> Result<Self, Failure> {
         let wrong = |why: String| {
             Failure::usage(
@@ -152,8 +150,8 @@ impl Client {
             }
             http.build().map_err(|error| Failure::internal(format!("set up HTTP: {}", causes(&error))))
         };
-        let (http, uploads) = (build(Some(SILENCE))?, build(None)?);
-        Ok(Self { http, uploads, base, pause })
+        let (http, patient) = (build(Some(session.silence))?, build(None)?);
+        Ok(Self { http, patient, base, pause: session.pause })
     }
 
     /// The server's address.
@@ -270,6 +268,13 @@ impl Client {
         self.send(self.http.get(self.encoded(path, query)?)).await?.parse()
     }
 
+    /// Asks for something that takes the server as long as it takes; the query is encoded already. Sent again it would begin
+    /// anew, so it is sent once.
+    pub async fn get_patiently<T: DeserializeOwned>(&self, path: &[&str], query: &str) -> Result<T, Failure> {
+        let answer = receive(self.patient.get(self.encoded(path, query)?)).await;
+        self.once_answered(answer)?.parse()
+    }
+
     /// Begins a download; the query is encoded already.
     pub async fn download(&self, path: &[&str], query: &str) -> Result<Response, Failure> {
         let request = self.http.get(self.encoded(path, query)?).header(ACCEPT, "*/*");
@@ -302,11 +307,15 @@ impl Client {
         query: &str,
         pieces: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Result<T, Failure> {
-        let request = once(self.uploads.post(self.encoded(path, query)?));
+        let request = once(self.patient.post(self.encoded(path, query)?));
         let request = request.header(CONTENT_TYPE, "application/octet-stream");
         let answer = receive(request.body(reqwest::Body::wrap_stream(pieces))).await;
+        self.once_answered(answer)?.parse()
+    }
+
+    fn once_answered(&self, answer: Result<Answer, reqwest::Error>) -> Result<Answer, Failure> {
         let answer = answer.map_err(|error| self.unreachable(&error))?;
-        if answer.status.is_success() { answer.parse() } else { Err(self.refused(answer.status, &answer.bytes)) }
+        if answer.status.is_success() { Ok(answer) } else { Err(self.refused(answer.status, &answer.bytes)) }
     }
 
     /// Opens the stream of events after `last`.

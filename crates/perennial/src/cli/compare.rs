@@ -100,13 +100,12 @@ pub async fn diff(
 }
 
 async fn with_pod(context: &mut Context<'_>, before: &str, path: &OsStr, changes: bool) -> Result<(), Failure> {
-    let ask = async |after: &str| {
-        let query = format!("{}&limit={PAGE}{after}", query(path, changes));
-        context.client.get_encoded::<LiveDiff>(&["snapshots", before, "diff", "live"], &query).await
-    };
-    let mut diff = ask("").await?;
+    let place = ["snapshots", before, "diff", "live"];
+    let query = format!("{}&limit={PAGE}", query(path, changes));
+    // With the first page comes the look at the pod, which takes as long as reading what changed there.
+    let mut diff: LiveDiff = context.client.get_patiently(&place, &query).await?;
     while let Some(next) = diff.next.take() {
-        let page = ask(&format!("&after={next}")).await?;
+        let page: LiveDiff = context.client.get_encoded(&place, &format!("{query}&after={next}")).await?;
         diff.items.extend(page.items);
         diff.next = page.next.filter(|other| *other != next);
     }

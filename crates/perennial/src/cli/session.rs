@@ -22,6 +22,8 @@ pub struct Session {
     pub token: Option<String>,
     /// Pause between questions that were answered at once, and before a broken connection is tried again.
     pub pause: Duration,
+    /// Longest silence of a server that was reached; above the longest `?wait=` that is asked for.
+    pub silence: Duration,
     /// How often in a row a connection that worked before is tried again.
     pub tries: u32,
     /// What ends waiting.
@@ -46,6 +48,7 @@ impl Session {
             now: Timestamp::now,
             token: std::env::var("PERENNIAL_TOKEN").ok(),
             pause: Duration::from_millis(500),
+            silence: Duration::from_secs(90),
             tries: 240,
             interrupt: Interrupt::Process,
         }

@@ -35,6 +35,10 @@ pub enum Reply {
     Text(u16, &'static str, String),
     /// The request is taken and the connection breaks.
     Break,
+    /// A document, once somebody lets it go.
+    Held(String, Arc<Notify>),
+    /// The request is taken, and never answered.
+    Silence,
 }
 
 /// A request that arrived.
@@ -109,7 +113,7 @@ impl Fake {
         self.asked().into_iter().filter(|asked| asked.what.starts_with(prefix)).collect()
     }
 
-    fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+    async fn answer(&self, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
         let text = |value: &axum::http::HeaderValue| value.to_str().unwrap().to_owned();
         self.asked.lock().unwrap().push(Asked {
             what: format!("{method} {uri}"),
@@ -129,6 +133,11 @@ impl Fake {
             Some(Reply::Json(status, body)) => (status, "application/json", None, body.into()),
             Some(Reply::Tagged(body, tag)) => (200, "application/json", Some(tag), body.into()),
             Some(Reply::Text(status, kind, body)) => (status, kind, None, body.into()),
+            Some(Reply::Held(body, go)) => {
+                go.notified().await;
+                (200, "application/json", None, body.into())
+            }
+            Some(Reply::Silence) => std::future::pending().await,
             Some(Reply::Break) => {
                 let broken = futures::stream::iter([Err::<Bytes, _>(io::Error::other("scripted"))]);
                 (200, "application/json", None, Body::from_stream(broken))
@@ -144,7 +153,7 @@ impl Fake {
     async fn serve(&self) -> String {
         let fake = self.clone();
         let app = Router::new().fallback(move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| async move {
-            fake.answer(&method, &uri, &headers, &body)
+            fake.answer(&method, &uri, &headers, &body).await
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -190,6 +199,7 @@ pub fn session() -> Session {
         now,
         token: Some("secret".to_owned()),
         pause: Duration::ZERO,
+        silence: Duration::from_secs(90),
         tries: 3,
         interrupt: Interrupt::Notify(Arc::new(Notify::new())),
     }

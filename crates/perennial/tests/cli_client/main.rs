@@ -10,5 +10,6 @@ mod confirm;
 mod exits;
 mod fake;
 mod follow;
+mod live;
 mod retention;
 mod show;

@@ -51,6 +51,7 @@ impl Shell {
             now: || "2026-01-10T12:00:00Z".parse::<Timestamp>().unwrap(),
             token: Some(TOKEN.to_owned()),
             pause: Duration::ZERO,
+            silence: Duration::from_secs(90),
             tries: 3,
             interrupt: Interrupt::Notify(Arc::default()),
         };
