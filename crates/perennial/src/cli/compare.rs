@@ -96,7 +96,7 @@ pub async fn diff(
     if !differences.is_empty() || context.session.output != Output::Table {
         context.show(&differences, |differences, _, _| lines(differences))?;
     }
-    differ(&differences)
+    differ(!differences.is_empty())
 }
 
 async fn with_pod(context: &mut Context<'_>, before: &str, path: &OsStr, changes: bool) -> Result<(), Failure> {
@@ -115,7 +115,8 @@ async fn with_pod(context: &mut Context<'_>, before: &str, path: &OsStr, changes
     for loss in &diff.not_compared {
         context.out.note(&format!("not compared: {}: {}", clean(&loss.path), clean(&loss.reason)));
     }
-    differ(&diff.items)
+    // Who asks whether everything is as it was is not told so of what nobody saw.
+    differ(!diff.items.is_empty() || !diff.not_compared.is_empty())
 }
 
 fn lines(differences: &[FileDifference]) -> String {
@@ -123,8 +124,8 @@ fn lines(differences: &[FileDifference]) -> String {
 }
 
 /// As diff does: nothing went wrong, and nothing is to be said.
-fn differ(differences: &[FileDifference]) -> Result<(), Failure> {
-    if differences.is_empty() { Ok(()) } else { Err(Failure::new(Exit::Failed, "", "")) }
+fn differ(any: bool) -> Result<(), Failure> {
+    if any { Err(Failure::new(Exit::Failed, "", "")) } else { Ok(()) }
 }
 
 pub fn line(difference: &FileDifference) -> String {

@@ -5,7 +5,9 @@
 //! and inode are those of the snapshot counts as unchanged; any other is read and hashed. The pod may run: what it
 //! changes while it is looked at shows as it was when its turn came.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -48,8 +50,19 @@ pub struct Sketch {
     repository: Repository,
     tree: TreeId,
     present: Present,
-    /// What could not be looked at, and why.
-    pub unseen: Vec<Loss>,
+    /// Paths that could not be looked at: nothing is known of what is there and below.
+    lost: Lost,
+    unseen: Vec<Unseen>,
+}
+
+/// Paths as the pod sees them of which nothing is known.
+pub(super) type Lost = HashSet<Vec<Vec<u8>>>;
+
+/// Something that could not be looked at.
+struct Unseen {
+    /// Where it is; `None`: everything outside volumes.
+    path: Option<Vec<Vec<u8>>>,
+    loss: Loss,
 }
 
 impl Sketch {
@@ -63,6 +76,18 @@ impl Sketch {
     #[must_use]
     pub fn name(&self) -> String {
         self.tree.to_string()
+    }
+
+    /// What of a path could not be looked at, and why.
+    #[must_use]
+    pub fn unseen(&self, path: &PodPath) -> Vec<Loss> {
+        let asked: Vec<Vec<u8>> = path.names().map(<[u8]>::to_vec).collect();
+        let in_volume = self.present.volumes.iter().any(|v| asked.starts_with(&names(Path::new(&v.mount_path))));
+        let concerns = |unseen: &&Unseen| match &unseen.path {
+            Some(path) => path.starts_with(&asked) || asked.starts_with(path),
+            None => !in_volume,
+        };
+        self.unseen.iter().filter(concerns).map(|unseen| unseen.loss.clone()).collect()
     }
 }
 
@@ -93,15 +118,16 @@ impl Library {
                 accept_losses: Vec::new(),
             };
             let archived = repository.archive(&request, &progress)?;
-            let in_words =
-                |loss: &ByteLoss| Loss { path: seen_by_pod(&loss.path, &present), reason: loss.reason.to_string() };
-            let unseen = present.unreached.iter().cloned().chain(archived.losses.iter().map(in_words)).collect();
-            Ok(Arc::new(Sketch { repository, tree: archived.tree, present, unseen }))
+            let layer = present.unreached.iter().map(|loss| Unseen { path: None, loss: loss.clone() });
+            let unseen: Vec<_> = layer.chain(archived.losses.iter().map(|loss| unseen(loss, &present))).collect();
+            let lost = unseen.iter().filter_map(|unseen| unseen.path.clone()).collect();
+            Ok(Arc::new(Sketch { repository, tree: archived.tree, present, lost, unseen }))
         })
         .await
     }
 
-    /// Lists what differs between a snapshot and what a look found, as [`Library::diff`] does.
+    /// Lists what differs between a snapshot and what a look found, as [`Library::diff`] does; nothing of what could not be
+    /// looked at.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -118,7 +144,7 @@ impl Library {
             let of_pod = Source { image, ..before };
             let image = library.image(&sketch.repository, &of_pod)?;
             let new = View::of_tree(sketch.repository.clone(), sketch.tree, &sketch.present.volumes, image)?;
-            differences((&old, &new), &path, seen, most)
+            differences((&old, &new), &path, &sketch.lost, (seen, most))
         })
         .await
     }
@@ -163,12 +189,22 @@ fn layer_as_stored(repository: &Repository, before: &Source) -> Result<Vec<Root>
     Ok(roots)
 }
 
+fn unseen(loss: &ByteLoss, present: &Present) -> Unseen {
+    let path = seen_by_pod(&loss.path, present);
+    let loss = Loss { path: path.display().to_string(), reason: loss.reason.to_string() };
+    Unseen { path: Some(names(&path)), loss }
+}
+
+fn names(path: &Path) -> Vec<Vec<u8>> {
+    path.as_os_str().as_bytes().split(|b| *b == b'/').filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
 /// A path of the snapshot as the pod sees it.
-fn seen_by_pod(path: &Path, present: &Present) -> String {
+fn seen_by_pod(path: &Path, present: &Present) -> PathBuf {
     let in_volume = present.volumes.iter().find_map(|volume| {
         let rest = path.strip_prefix(format!("/volumes/{}", volume.name)).ok()?;
         Some(Path::new(&volume.mount_path).join(rest))
     });
     let in_layer = || path.strip_prefix(SYSTEM).ok().map(|rest| Path::new("/").join(rest));
-    in_volume.or_else(in_layer).unwrap_or_else(|| path.to_owned()).display().to_string()
+    in_volume.or_else(in_layer).unwrap_or_else(|| path.to_owned())
 }

@@ -41,6 +41,7 @@ pub use view::Origin;
 use crate::reconcile::repositories::Repositories;
 use diff::Walk;
 use image::{ImageTree, Section};
+use live::Lost;
 use view::{Found, View};
 
 /// Downloads at the same time; each holds a thread and some megabytes.
@@ -313,7 +314,7 @@ impl Library {
     ) -> Result<Vec<Difference>, Failure> {
         self.look(move |library| {
             let (before, after) = (library.view(&before)?, library.view(&after)?);
-            differences((&before, &after), &path, seen, most)
+            differences((&before, &after), &path, &Lost::new(), (seen, most))
         })
         .await
     }
@@ -432,16 +433,21 @@ fn ended(error: &dyn std::error::Error) -> Failure {
     Failure::Broken(io::Error::other(error.to_string()))
 }
 
+/// Lists what differs, except at and below what is lost: what is not known does not differ.
 fn differences(
     (before, after): (&View, &View),
     path: &PodPath,
-    seen: Option<Vec<Vec<u8>>>,
-    most: usize,
+    lost: &Lost,
+    (seen, most): (Option<Vec<Vec<u8>>>, usize),
 ) -> Result<Vec<Difference>, Failure> {
+    let is_lost = |path: &[Vec<u8>]| !lost.is_empty() && (0..=path.len()).any(|n| lost.contains(&path[..n]));
     let mut walk = Walk::new((before, after), path, seen)?;
     let mut found = Vec::new();
     while found.len() < most {
         let Some(diff::Difference { path, before, after, what }) = walk.next()? else { break };
+        if is_lost(&path) {
+            continue;
+        }
         found.push(Difference { path, before: before.map(Item::from), after: after.map(Item::from), what });
     }
     Ok(found)

@@ -26,7 +26,7 @@ pub struct LiveDiff {
     pub look: String,
     /// When the pod was looked at.
     pub looked_at: Timestamp,
-    /// What was not compared, and why.
+    /// What of the path was not compared, and why.
     pub unseen: Vec<Loss>,
 }
 
@@ -72,13 +72,13 @@ impl App {
             (Some(image), Shown::Everything) => Some(self.stored_image(&row, &image.id).await?),
             _ => None,
         };
-        let found = self.library.diff_with((before, sketch.clone()), image, path, seen, wanted + 1).await?;
+        let found = self.library.diff_with((before, sketch.clone()), image, path.clone(), seen, wanted + 1).await?;
         if found.len() > wanted {
             self.library.keep_sketch(&sketch)
         } else {
             self.library.drop_sketch(&sketch)
         }
-        Ok(LiveDiff { found, look: sketch.name(), looked_at: sketch.looked_at(), unseen: sketch.unseen.clone() })
+        Ok(LiveDiff { found, look: sketch.name(), looked_at: sketch.looked_at(), unseen: sketch.unseen(&path) })
     }
 
     /// Where the pod's data is on this host, and what of it is out of reach.

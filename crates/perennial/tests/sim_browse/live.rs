@@ -1,8 +1,10 @@
 //! What differs between a snapshot and its pod as it is; the judges are the simulator's own view, and the snapshot taken next.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use axum::http::StatusCode;
+use perennial::cli::Exit;
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::spec::Backend;
 use perennial_drivers::sim::SimImage;
@@ -10,6 +12,7 @@ use serde_json::Value;
 
 use crate::compare::brief;
 use crate::desk::Desk;
+use crate::shell::Shell;
 use crate::world::{World, declared_spec, files, small_spec, universal_spec};
 
 const BOTH: [Backend; 2] = [Backend::Overlay, Backend::Engine];
@@ -190,4 +193,67 @@ async fn sim_volumes_that_only_a_mover_reaches_are_not_compared() {
     let pod = desk.server.running("dev", universal_spec(Backend::Engine)).await;
     let snapshot = desk.snapshot(pod).await;
     assert_eq!(desk.refused(snapshot, "").await["code"], "live-out-of-reach");
+}
+
+/// The place on the host of the one entry with this name.
+fn on_host(world: &World, name: &str) -> PathBuf {
+    let mut directories = vec![world.engine.root().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            if entry.file_name() == name {
+                return entry.path();
+            }
+            if entry.file_type().unwrap().is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    panic!("{name} is nowhere");
+}
+
+#[tokio::test]
+async fn sim_what_could_not_be_looked_at_is_neither_removed_nor_unchanged() {
+    for backend in BOTH {
+        let world = World::with(6, &image());
+        let desk = Desk::new(&world).await;
+        let pod = desk.server.running("dev", universal_spec(backend)).await;
+        for path in ["/srv/lost-directory/a/b", "/srv/lost-file", "/srv/kept", "/tools/lost-tool"] {
+            world.engine.write(pod, path, "1").unwrap();
+        }
+        let snapshot = desk.snapshot(pod).await;
+        // A name that no tree can hold.
+        for name in ["lost-directory", "lost-file", "lost-tool"] {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(on_host(&world, name), &b"trusted.\xff"[..], b"", flags).unwrap();
+        }
+        world.engine.write(pod, "/srv/lost-directory/a/c", "1").unwrap();
+        assert!(world.engine.remove(pod, "/srv/kept").unwrap());
+
+        let page = desk.live_page(snapshot, "limit=1000").await;
+        let found = brief(page["items"].as_array().unwrap());
+        assert!(found.contains(&("/srv/kept".to_owned(), "removed".to_owned())), "{found:?}");
+        assert!(!found.iter().any(|(path, _)| path.contains("lost")), "{found:?}");
+        let not_compared = |page: &Value| -> Vec<String> {
+            let all = page["notCompared"].as_array().unwrap().iter();
+            let mut paths: Vec<String> = all.map(|loss| loss["path"].as_str().unwrap().to_owned()).collect();
+            paths.sort();
+            paths
+        };
+        assert_eq!(not_compared(&page), ["/srv/lost-directory", "/srv/lost-file", "/tools/lost-tool"]);
+        // Of a part only what concerns it, be it above or below.
+        let page = desk.live_page(snapshot, "path=/srv/lost-directory/a").await;
+        assert_eq!(
+            (brief(page["items"].as_array().unwrap()), not_compared(&page)),
+            (vec![], vec!["/srv/lost-directory".to_owned()])
+        );
+        assert_eq!(not_compared(&desk.live_page(snapshot, "path=/home").await), Vec::<String>::new());
+
+        let shell = Shell::new(&desk).await;
+        let id = snapshot.to_string();
+        let unknown = shell.run(&["snapshot", "diff", &id, "live", "/srv/lost-file"]).await;
+        assert_eq!((unknown.exit.code(), unknown.text()), (1, ""));
+        assert!(unknown.stderr.contains("not compared: /srv/lost-file: "), "{}", unknown.stderr);
+        let same = shell.run(&["snapshot", "diff", &id, "live", "/home"]).await;
+        assert_eq!((same.exit, same.text(), same.stderr.as_str()), (Exit::Done, "", ""));
+    }
 }

@@ -115,7 +115,7 @@ pub struct LiveDiff {
     /// When the look began; a running pod may have changed since.
     #[schema(value_type = String, format = DateTime)]
     pub looked_at: Timestamp,
-    /// What was not compared, and why.
+    /// What of the path was not compared, and why; nothing at or below it is among the items.
     pub not_compared: Vec<Loss>,
 }
 

@@ -40,7 +40,7 @@ pub enum SnapshotCommand {
         changes: bool,
     },
     /// Lists what differs between two snapshots, or a snapshot and its pod: exits with 0 when nothing does, and with 1 when
-    /// something does.
+    /// something does or could not be compared.
     Diff {
         /// The id of the earlier snapshot.
         before: String,
