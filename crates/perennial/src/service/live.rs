@@ -2,12 +2,12 @@
 
 use jiff::Timestamp;
 use perennial_core::Error;
-use perennial_core::engine::{LayerAccess, Presence, SetAccess};
+use perennial_core::engine::{EngineError, LayerAccess, ObservedPod, Presence, SetAccess};
 use perennial_core::id::SnapshotId;
 use perennial_core::pod::Pod;
 use perennial_core::progress::Progress;
 use perennial_core::snapshot::{Loss, SnapshotVolume};
-use perennial_core::volume::{Origin, SetState};
+use perennial_core::volume::{Origin, SetNumber, SetState};
 
 use super::{App, Caller, Shown};
 use crate::library::{Difference, PodPath, Present};
@@ -61,10 +61,11 @@ impl App {
             Some((name, seen)) => (self.library.kept_sketch(pod.id, &name).ok_or_else(over)?, Some(seen)),
             None => {
                 let asked = CancelledWithAsker(Progress::default());
-                let present = self.present(&pod).await?;
-                let sketch = self.library.sketch(&before, present, asked.0.clone()).await?;
-                self.refuse_replaced(caller, &pod).await?;
-                (sketch, None)
+                let (present, layer) = self.present(&pod).await?;
+                let sketch = self.library.sketch(&before, present, asked.0.clone()).await;
+                // Also where the look failed: that what it read went away may be why.
+                self.refuse_replaced(caller, &pod, layer.as_deref()).await?;
+                (sketch?, None)
             }
         };
         // The snapshot's image is the pod's, unless the snapshot is older than a change of it.
@@ -81,8 +82,8 @@ impl App {
         Ok(LiveDiff { found, look: sketch.name(), looked_at: sketch.looked_at(), unseen: sketch.unseen(&path) })
     }
 
-    /// Where the pod's data is on this host, and what of it is out of reach.
-    async fn present(&self, pod: &Pod) -> Result<Present, Error> {
+    /// Where the pod's data is on this host, what of it is out of reach, and the container whose system layer is among it.
+    async fn present(&self, pod: &Pod) -> Result<(Present, Option<String>), Error> {
         let set = pod.current_set().ok_or_else(|| nothing_here(pod))?;
         if set.state != SetState::Complete {
             return Err(Error::conflict(
@@ -91,10 +92,9 @@ impl App {
                 "wait for its operation and try again",
             ));
         }
-        let unanswered = |e: perennial_core::engine::EngineError| Error::Unavailable { problem: e.to_string() };
         let spec = set_spec(pod, set);
         let observed = self.engine.observe(pod.id, std::slice::from_ref(&spec)).await.map_err(unanswered)?;
-        let whole = observed.set(set.number).is_some_and(|seen| seen.presence == Presence::Whole);
+        let whole = is_whole(&observed, set.number);
         let SetAccess::Local(paths) = self.engine.set_access(&spec).await.map_err(unanswered)? else {
             return Err(Error::conflict(
                 "live-out-of-reach",
@@ -110,16 +110,20 @@ impl App {
             ));
         }
         let mut roots = volume_roots(&paths);
-        let mut unreached = None;
+        let (mut layer, mut unreached) = (None, None);
         if pod.keeps_layer() {
             let ready = |id: &str| pod.container.as_ref().is_some_and(|ready| ready.id == id);
             let container = observed.container.filter(|c| c.set == set.number);
-            let access = match container.filter(|c| c.started_at.is_some() || ready(&c.id)) {
-                Some(container) => self.engine.layer_access(&container.id).await.map_err(unanswered)?,
+            let container = container.filter(|c| c.started_at.is_some() || ready(&c.id)).map(|c| c.id);
+            let access = match &container {
+                Some(container) => self.engine.layer_access(container).await.map_err(unanswered)?,
                 None => LayerAccess::Unreachable { reason: "there is no container that holds it".to_owned() },
             };
             match access {
-                LayerAccess::Local { path, exclude } => roots.push(layer_root(path, exclude)),
+                LayerAccess::Local { path, exclude } => {
+                    roots.push(layer_root(path, exclude));
+                    layer = container;
+                }
                 LayerAccess::Unreachable { reason } => {
                     unreached = Some(Loss { path: "everything outside volumes".to_owned(), reason });
                 }
@@ -132,14 +136,20 @@ impl App {
             bytes: None,
         };
         let volumes = paths.iter().map(row).collect();
-        Ok(Present { pod: pod.id, volumes, roots, unreached, looked_at: self.now() })
+        Ok((Present { pod: pod.id, volumes, roots, unreached, looked_at: self.now() }, layer))
     }
 
-    /// Refuses what was seen of a pod whose data was replaced meanwhile: it may be of both.
-    async fn refuse_replaced(&self, caller: &Caller, before: &Pod) -> Result<(), Error> {
+    /// Refuses what was seen of a pod whose data was replaced or went away meanwhile: it may be of both. The layer of a
+    /// container that is removed is gone piece by piece, and what is gone of it would show as the image has it.
+    async fn refuse_replaced(&self, caller: &Caller, before: &Pod, layer: Option<&str>) -> Result<(), Error> {
         let (pod, _) = self.pod(caller, before.id).await?;
-        if (pod.current, pod.data_generation) == (before.current, before.data_generation) {
-            return Ok(());
+        let is_same = (pod.current, pod.data_generation) == (before.current, before.data_generation);
+        if let Some(set) = pod.current_set().filter(|_| is_same) {
+            let observed = self.engine.observe(pod.id, &[set_spec(&pod, set)]).await.map_err(unanswered)?;
+            let has_layer = layer.is_none() || observed.container.as_ref().map(|c| c.id.as_str()) == layer;
+            if has_layer && is_whole(&observed, set.number) {
+                return Ok(());
+            }
         }
         Err(Error::conflict(
             "data-replaced",
@@ -147,6 +157,14 @@ impl App {
             "ask again",
         ))
     }
+}
+
+fn unanswered(error: EngineError) -> Error {
+    Error::Unavailable { problem: error.to_string() }
+}
+
+fn is_whole(observed: &ObservedPod, set: SetNumber) -> bool {
+    observed.set(set).is_some_and(|seen| seen.presence == Presence::Whole)
 }
 
 fn over() -> Error {

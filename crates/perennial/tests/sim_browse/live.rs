@@ -1,10 +1,13 @@
 //! What differs between a snapshot and its pod as it is; the judges are the simulator's own view, and the snapshot taken next.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use axum::http::StatusCode;
 use perennial::cli::Exit;
+use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::spec::Backend;
 use perennial_drivers::sim::SimImage;
@@ -255,5 +258,50 @@ async fn sim_what_could_not_be_looked_at_is_neither_removed_nor_unchanged() {
         assert!(unknown.stderr.contains("not compared: /srv/lost-file: "), "{}", unknown.stderr);
         let same = shell.run(&["snapshot", "diff", &id, "live", "/home"]).await;
         assert_eq!((same.exit, same.text(), same.stderr.as_str()), (Exit::Done, "", ""));
+    }
+}
+
+/// What happens to a pod while it is looked at.
+type Mishap = Box<dyn Fn() + Send + Sync>;
+
+/// Lets something happen at the first read of the repository after it was told so.
+#[derive(Default)]
+struct Meanwhile(Mutex<Option<Mishap>>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
+impl Tap for Meanwhile {
+    fn at(&self, site: &str, _: Moment) -> Verdict {
+        if site == "repository.read" {
+            let mishap = self.0.lock().unwrap().take();
+            mishap.into_iter().for_each(|mishap| mishap());
+        }
+        Verdict::Go
+    }
+}
+
+/// What is left of a layer or a set that is being removed would show as what the pod went back to.
+#[tokio::test]
+async fn sim_a_pod_that_is_replaced_while_it_is_looked_at_is_not_compared() {
+    for backend in BOTH {
+        let world = World::with(7, &image());
+        let tap = Arc::new(Meanwhile::default());
+        let desk = Desk::with(&world, Arc::clone(&tap) as _).await;
+        let (pod, snapshot, _) = changed(&world, &desk, backend).await;
+        let set = desk.server.pod(pod).await.current.unwrap();
+        let (killed, gone) = (world.engine.clone(), world.engine.clone());
+        let mishaps: [Mishap; 2] = [
+            Box::new(move || killed.kill_container_outside(pod).unwrap()),
+            Box::new(move || gone.remove_volume_data_outside(pod, set, "home").unwrap()),
+        ];
+        for mishap in mishaps {
+            *tap.0.lock().unwrap() = Some(mishap);
+            assert_eq!(desk.refused(snapshot, "").await["code"], "data-replaced", "{backend:?}");
+            assert!(tap.0.lock().unwrap().is_none(), "nothing happened meanwhile");
+        }
     }
 }
