@@ -15,8 +15,8 @@ use perennial_core::id::PodId;
 use perennial_core::progress::Progress;
 use perennial_core::snapshot::{Loss, SnapshotVolume};
 use perennial_snapshots::{
-    ArchiveRequest, Error as RepositoryError, Loss as ByteLoss, Parent, Pass, Repository, Root, Source as Bytes,
-    TreeId, removed,
+    ArchiveRequest, Error as RepositoryError, Loss as ByteLoss, Parent, Pass, Repository, Root, SnapshotFileId,
+    Source as Bytes, TreeId, removed,
 };
 
 use super::failure::Failure;
@@ -49,6 +49,8 @@ pub struct Present {
 pub struct Sketch {
     repository: Repository,
     tree: TreeId,
+    /// What it is compared with: a file counted as unchanged, and was cut, by what this one says of it.
+    before: SnapshotFileId,
     present: Present,
     /// Paths that could not be looked at: nothing is known of what is there and below.
     lost: Lost,
@@ -121,7 +123,7 @@ impl Library {
             let layer = present.unreached.iter().map(|loss| Unseen { path: None, loss: loss.clone() });
             let unseen: Vec<_> = layer.chain(archived.losses.iter().map(|loss| unseen(loss, &present))).collect();
             let lost = unseen.iter().filter_map(|unseen| unseen.path.clone()).collect();
-            Ok(Arc::new(Sketch { repository, tree: archived.tree, present, lost, unseen }))
+            Ok(Arc::new(Sketch { repository, tree: archived.tree, before: before.snapshot, present, lost, unseen }))
         })
         .await
     }
@@ -152,27 +154,25 @@ impl Library {
     /// Keeps a look for its next page.
     pub fn keep_sketch(&self, sketch: &Arc<Sketch>) {
         let mut kept = self.shelf.sketches();
-        kept.retain(|other| !is_look(other, sketch.present.pod, &sketch.name()));
+        kept.retain(|other| !Arc::ptr_eq(other, sketch));
         kept.push(Arc::clone(sketch));
         while kept.len() > KEPT {
             kept.remove(0);
         }
     }
 
-    /// The look at a pod that was kept under this name.
+    /// The look at a pod that was kept under this name to be compared with this snapshot.
     #[must_use]
-    pub fn kept_sketch(&self, pod: PodId, name: &str) -> Option<Arc<Sketch>> {
-        self.shelf.sketches().iter().find(|sketch| is_look(sketch, pod, name)).map(Arc::clone)
+    pub fn kept_sketch(&self, pod: PodId, before: &Source, name: &str) -> Option<Arc<Sketch>> {
+        let is_it =
+            |kept: &&Arc<Sketch>| kept.present.pod == pod && kept.before == before.snapshot && kept.name() == name;
+        self.shelf.sketches().iter().find(is_it).map(Arc::clone)
     }
 
     /// Drops a look that nobody needs any more.
-    pub fn drop_sketch(&self, sketch: &Sketch) {
-        self.shelf.sketches().retain(|other| !is_look(other, sketch.present.pod, &sketch.name()));
+    pub fn drop_sketch(&self, sketch: &Arc<Sketch>) {
+        self.shelf.sketches().retain(|other| !Arc::ptr_eq(other, sketch));
     }
-}
-
-fn is_look(sketch: &Sketch, pod: PodId, name: &str) -> bool {
-    sketch.present.pod == pod && sketch.name() == name
 }
 
 /// The system layer as the snapshot has it, so that nothing differs there.

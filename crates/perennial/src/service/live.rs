@@ -58,7 +58,7 @@ impl App {
         let before = self.source_of(&row, shown).await?;
         let (pod, _) = self.pod(caller, row.pod).await?;
         let (sketch, seen) = match place {
-            Some((name, seen)) => (self.library.kept_sketch(pod.id, &name).ok_or_else(over)?, Some(seen)),
+            Some((name, seen)) => (self.library.kept_sketch(pod.id, &before, &name).ok_or_else(over)?, Some(seen)),
             None => {
                 let asked = CancelledWithAsker(Progress::default());
                 let (present, layer) = self.present(&pod).await?;

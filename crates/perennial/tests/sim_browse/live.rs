@@ -137,11 +137,16 @@ async fn sim_pages_of_a_look_are_of_one_look() {
     assert_eq!((&rest["next"], &rest["lookedAt"]), (&Value::Null, &first["lookedAt"]));
     // It is over now, and the pages of another pod's are nobody else's.
     assert_eq!(desk.refused(snapshot, &format!("?after={next}")).await["code"], "look-over");
+    let later = desk.snapshot(pod).await;
     let kept = desk.live_page(snapshot, "limit=1").await;
+    // What was compared with one snapshot goes on with no other.
+    let mixed = format!("?after={}", kept["next"].as_str().unwrap());
+    assert_eq!(desk.refused(later, &mixed).await["code"], "look-over");
     let other = desk.server.running("other", small_spec(Backend::Engine)).await;
     let of_other = desk.snapshot(other).await;
     let stolen = format!("?after={}", kept["next"].as_str().unwrap());
     assert_eq!(desk.refused(of_other, &stolen).await["code"], "look-over");
+    assert_eq!(desk.get(&format!("snapshots/{snapshot}/diff/live{mixed}")).await.status, StatusCode::OK);
     for (query, field) in [("?after=zz", "after"), ("?limit=0", "limit"), ("?path=srv", "path"), ("?with=x", "with")] {
         assert_eq!(desk.refused(snapshot, query).await["field"], field, "{query}");
     }
