@@ -18,21 +18,22 @@ use crate::id::Id;
 use crate::index::IdMap;
 use crate::repository::{Inner, Repository};
 
-/// What a sketch may take up. Ten million files of which each has changed need about so much.
-const MOST: u64 = 2 << 30;
+/// This share of the file system is left to others.
+const KEPT_FREE: u64 = 20;
 
 impl Repository {
-    /// Makes a sketch of this repository, which keeps its trees on the file system of this directory.
+    /// Makes a sketch of this repository, which keeps its trees on the file system of this directory: at most so many bytes,
+    /// and while that has room. What needs more fails with [`io::ErrorKind::StorageFull`].
     ///
     /// # Errors
     /// When no file can be made there.
-    pub fn sketch(&self, directory: &Path) -> Result<Self> {
+    pub fn sketch(&self, directory: &Path, most: u64) -> Result<Self> {
         let file = tempfile::tempfile_in(directory).map_err(|source| Error::Io {
             doing: "make a file in",
             path: directory.to_owned(),
             source,
         })?;
-        let above = Above { below: Arc::clone(&self.inner.backend), file, kept: Mutex::default() };
+        let above = Above { below: Arc::clone(&self.inner.backend), file, most, kept: Mutex::default() };
         Ok(Self { inner: Arc::new(Inner::above(&self.inner, Arc::new(above))) })
     }
 }
@@ -42,6 +43,8 @@ impl Repository {
 struct Above {
     below: Arc<dyn Backend>,
     file: File,
+    /// What may be kept.
+    most: u64,
     kept: Mutex<Kept>,
 }
 
@@ -60,6 +63,11 @@ const fn slot(kind: FileKind) -> Option<usize> {
     }
 }
 
+/// Whether a disk of this size with so much free has enough left for others when this is written.
+const fn leaves_enough(free: u64, size: u64, length: u64) -> bool {
+    free.saturating_sub(length) >= size / KEPT_FREE
+}
+
 fn failed(doing: &'static str, kind: FileKind, id: Id, source: io::Error) -> BackendError {
     BackendError { doing, kind, id: Some(id), source }
 }
@@ -67,6 +75,15 @@ fn failed(doing: &'static str, kind: FileKind, id: Id, source: io::Error) -> Bac
 impl Above {
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_room(&self, length: u64) -> io::Result<bool> {
+        let stat = rustix::fs::fstatvfs(&self.file)?;
+        Ok(leaves_enough(
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+            length,
+        ))
     }
 
     fn find(&self, kind: FileKind, id: Id) -> Option<(u64, usize)> {
@@ -111,10 +128,13 @@ impl Backend for Above {
         let start = {
             let mut kept = self.kept();
             let start = kept.end;
-            if start.saturating_add(data.len() as u64) > MOST {
+            let length = data.len() as u64;
+            if start.saturating_add(length) > self.most
+                || !self.has_room(length).map_err(|e| failed("write", kind, id, e))?
+            {
                 return Err(failed("write", kind, id, io::ErrorKind::StorageFull.into()));
             }
-            kept.end += data.len() as u64;
+            kept.end += length;
             start
         };
         self.file.write_all_at(data, start).map_err(|e| failed("write", kind, id, e))?;
@@ -135,5 +155,18 @@ impl Backend for Above {
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         if self.find(kind, id).is_some() { Ok(()) } else { self.below.drop_caches(kind, id) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_leaves_a_disk_to_those_who_need_it() {
+        let size = 1000 << 20;
+        assert!(leaves_enough(51 << 20, size, 1 << 20));
+        assert!(!leaves_enough(51 << 20, size, 2 << 20));
+        assert!(!leaves_enough(1 << 20, size, 2 << 20));
     }
 }

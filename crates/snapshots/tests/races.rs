@@ -134,7 +134,7 @@ fn a_look_never_reads_outside() {
     let snapshot = archive(&repo, &source).snapshot.unwrap();
     let attack = Attack::start(source.join("d10"), outside.clone());
     while_attacked(&attack, |_| {
-        let sketch = repo.sketch(dir.path()).unwrap();
+        let sketch = repo.sketch(dir.path(), u64::MAX).unwrap();
         let parents = vec![Parent::Snapshot(snapshot)];
         let live = ArchiveRequest { pass: Pass::Live, parents, ..request(&source) };
         let tree = sketch.archive(&live, &Progress::default()).unwrap().tree;

@@ -25,7 +25,7 @@ fn stored(backend: &MemoryBackend) -> Vec<(FileKind, Id, Vec<u8>)> {
 }
 
 fn look(repo: &Repository, directory: &Path, path: &Path, parent: SnapshotFileId) -> (Repository, Archived) {
-    let sketch = repo.sketch(directory).unwrap();
+    let sketch = repo.sketch(directory, u64::MAX).unwrap();
     let request = ArchiveRequest { pass: Pass::Live, parents: vec![Parent::Snapshot(parent)], ..request(path) };
     let archived = sketch.archive(&request, &Progress::default()).unwrap();
     (sketch, archived)
@@ -144,6 +144,24 @@ fn a_sketch_waits_for_no_lock_and_a_cancelled_one_ends() {
     let progress = Progress::default();
     progress.cancel();
     let request = ArchiveRequest { pass: Pass::Live, ..request(&source) };
-    let cancelled = repo.sketch(dir.path()).unwrap().archive(&request, &progress);
+    let cancelled = repo.sketch(dir.path(), u64::MAX).unwrap().archive(&request, &progress);
     assert!(matches!(cancelled, Err(Error::Cancelled)), "{cancelled:?}");
+}
+
+#[test]
+fn a_sketch_that_is_full_says_so_and_changes_nothing() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    for n in 0..2000 {
+        fs::write(source.join(n.to_string()), b"1").unwrap();
+    }
+    let (backend, repo) = memory();
+    let request = ArchiveRequest { pass: Pass::Live, ..request(&source) };
+    let before = stored(&backend);
+    let full = repo.sketch(dir.path(), 1_000).unwrap().archive(&request, &Progress::default());
+    let Err(Error::Backend(error)) = full else { panic!("{full:?}") };
+    assert_eq!(error.source.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(stored(&backend), before);
+    repo.sketch(dir.path(), 1 << 20).unwrap().archive(&request, &Progress::default()).unwrap();
 }

@@ -29,6 +29,8 @@ pub enum Failure {
     },
     /// The image that the snapshot's changes are relative to cannot be read.
     ImageUnreadable(String),
+    /// More changed in a pod than is noted of it.
+    LookTooLarge,
     /// A download ended before its first byte, for a reason that is not the repository's.
     Broken(io::Error),
     /// Too many downloads go on.
@@ -65,6 +67,11 @@ impl From<Failure> for Error {
                 "image-unreadable",
                 format!("the image that the snapshot's changes are relative to cannot be read: {reason}"),
                 "ask for the changes alone: changes=true, or --changes",
+            ),
+            Failure::LookTooLarge => Self::conflict(
+                "look-too-large",
+                "more changed in the pod than there is room to note below the server's data directory",
+                "take a snapshot (perennial snapshot create) and compare with that one, or make room",
             ),
             Failure::Broken(error) => Self::Internal { problem: error.to_string() },
             Failure::Busy => {

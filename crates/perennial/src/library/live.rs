@@ -6,6 +6,7 @@
 //! changes while it is looked at shows as it was when its turn came.
 
 use std::collections::HashSet;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use jiff::Timestamp;
 use perennial_core::id::PodId;
 use perennial_core::progress::Progress;
 use perennial_core::snapshot::{Loss, SnapshotVolume};
+use perennial_core::spec::TenantId;
+use perennial_core::volume::SetNumber;
 use perennial_snapshots::{
     ArchiveRequest, Error as RepositoryError, Loss as ByteLoss, Parent, Pass, Repository, Root, SnapshotFileId,
     Source as Bytes, TreeId, removed,
@@ -25,8 +28,8 @@ use crate::library::view::View;
 
 /// Pods that are looked at at the same time; each has threads of its own that read.
 pub(super) const LOOKS: usize = 2;
-/// Looks that are kept for their next page.
-const KEPT: usize = 4;
+/// What a look may take up of the disk.
+const SKETCH_MAX: u64 = 2 << 30;
 /// Where the system layer is in a snapshot.
 const SYSTEM: &str = "/system";
 
@@ -35,6 +38,8 @@ const SYSTEM: &str = "/system";
 pub struct Present {
     /// The pod.
     pub pod: PodId,
+    /// The set that is attached to it.
+    pub set: SetNumber,
     /// Its volumes.
     pub volumes: Vec<SnapshotVolume>,
     /// Their directories, and that of the system layer where it is one of this host.
@@ -49,6 +54,8 @@ pub struct Present {
 pub struct Sketch {
     repository: Repository,
     tree: TreeId,
+    /// Whose repository.
+    tenant: TenantId,
     /// What it is compared with: a file counted as unchanged, and was cut, by what this one says of it.
     before: SnapshotFileId,
     present: Present,
@@ -80,6 +87,23 @@ impl Sketch {
         self.tree.to_string()
     }
 
+    /// Whether it is compared with this snapshot.
+    pub(super) fn is_beside(&self, before: &Source) -> bool {
+        (&self.tenant, self.before) == (&before.tenant, before.snapshot)
+    }
+
+    pub(super) const fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    pub(super) const fn pod(&self) -> PodId {
+        self.present.pod
+    }
+
+    pub(super) const fn set(&self) -> SetNumber {
+        self.present.set
+    }
+
     /// What of a path could not be looked at, and why.
     #[must_use]
     pub fn unseen(&self, path: &PodPath) -> Vec<Loss> {
@@ -105,7 +129,7 @@ impl Library {
             let _turn = turn;
             let repository = library.repositories.read(&before.tenant).map_err(Failure::Closed)?;
             std::fs::create_dir_all(&library.scratch).map_err(Failure::Broken)?;
-            let repository = repository.sketch(&library.scratch)?;
+            let repository = repository.sketch(&library.scratch, SKETCH_MAX)?;
             let mut roots = present.roots.clone();
             if present.unreached.is_some() {
                 roots.extend(layer_as_stored(&repository, &before)?);
@@ -119,11 +143,19 @@ impl Library {
                 pass: Pass::Live,
                 accept_losses: Vec::new(),
             };
-            let archived = repository.archive(&request, &progress)?;
+            let archived = repository.archive(&request, &progress).map_err(full_or_failed)?;
             let layer = present.unreached.iter().map(|loss| Unseen { path: None, loss: loss.clone() });
             let unseen: Vec<_> = layer.chain(archived.losses.iter().map(|loss| unseen(loss, &present))).collect();
             let lost = unseen.iter().filter_map(|unseen| unseen.path.clone()).collect();
-            Ok(Arc::new(Sketch { repository, tree: archived.tree, before: before.snapshot, present, lost, unseen }))
+            Ok(Arc::new(Sketch {
+                repository,
+                tree: archived.tree,
+                tenant: before.tenant,
+                before: before.snapshot,
+                present,
+                lost,
+                unseen,
+            }))
         })
         .await
     }
@@ -144,34 +176,13 @@ impl Library {
         self.look(move |library| {
             let old = library.view(&before)?;
             let of_pod = Source { image, ..before };
-            let image = library.image(&sketch.repository, &of_pod)?;
+            // Images are kept longer than looks, which go when nothing refers to them.
+            let below = library.repositories.read(&of_pod.tenant).map_err(Failure::Closed)?;
+            let image = library.image(&below, &of_pod)?;
             let new = View::of_tree(sketch.repository.clone(), sketch.tree, &sketch.present.volumes, image)?;
             differences((&old, &new), &path, &sketch.lost, (seen, most))
         })
         .await
-    }
-
-    /// Keeps a look for its next page.
-    pub fn keep_sketch(&self, sketch: &Arc<Sketch>) {
-        let mut kept = self.shelf.sketches();
-        kept.retain(|other| !Arc::ptr_eq(other, sketch));
-        kept.push(Arc::clone(sketch));
-        while kept.len() > KEPT {
-            kept.remove(0);
-        }
-    }
-
-    /// The look at a pod that was kept under this name to be compared with this snapshot.
-    #[must_use]
-    pub fn kept_sketch(&self, pod: PodId, before: &Source, name: &str) -> Option<Arc<Sketch>> {
-        let is_it =
-            |kept: &&Arc<Sketch>| kept.present.pod == pod && kept.before == before.snapshot && kept.name() == name;
-        self.shelf.sketches().iter().find(is_it).map(Arc::clone)
-    }
-
-    /// Drops a look that nobody needs any more.
-    pub fn drop_sketch(&self, sketch: &Arc<Sketch>) {
-        self.shelf.sketches().retain(|other| !Arc::ptr_eq(other, sketch));
     }
 }
 
@@ -187,6 +198,14 @@ fn layer_as_stored(repository: &Repository, before: &Source) -> Result<Vec<Root>
         }
     }
     Ok(roots)
+}
+
+/// A store that is full in the middle of a look is the look's own: it writes to no other.
+fn full_or_failed(error: RepositoryError) -> Failure {
+    match error {
+        RepositoryError::Backend(error) if error.source.kind() == io::ErrorKind::StorageFull => Failure::LookTooLarge,
+        other => other.into(),
+    }
 }
 
 fn unseen(loss: &ByteLoss, present: &Present) -> Unseen {
@@ -207,4 +226,23 @@ fn seen_by_pod(path: &Path, present: &Present) -> PathBuf {
     });
     let in_layer = || path.strip_prefix(SYSTEM).ok().map(|rest| Path::new("/").join(rest));
     in_volume.or_else(in_layer).unwrap_or_else(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use perennial_snapshots::{BackendError, FileKind};
+
+    use super::*;
+
+    /// It stays so however often somebody asks again.
+    #[test]
+    fn a_full_look_is_a_conflict_and_a_store_that_fails_is_not() {
+        let failed = |kind: io::ErrorKind| {
+            let error = BackendError { doing: "write", kind: FileKind::Pack, id: None, source: kind.into() };
+            perennial_core::Error::from(full_or_failed(error.into()))
+        };
+        let full = failed(io::ErrorKind::StorageFull);
+        assert!(matches!(&full, perennial_core::Error::Conflict { code, .. } if *code == "look-too-large"), "{full:?}");
+        assert!(matches!(failed(io::ErrorKind::TimedOut), perennial_core::Error::Unavailable { .. }));
+    }
 }

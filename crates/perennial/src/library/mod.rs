@@ -3,7 +3,8 @@
 //! - `view`: a snapshot as its pod would see it, put together from volumes, system layer and image;
 //! - `image`: the tree of a stored image;
 //! - `stream`, `export`: contents and tars on their way to a client; `pax`: tars being read;
-//! - `diff`: what differs between two snapshots; `live`: between one and what is in its pod;
+//! - `diff`: what differs between two snapshots; `live`: between one and what is in its pod,
+//!   `looks`: for how long;
 //! - `path`: paths of pods; `failure`: what can go wrong.
 //!
 //! It works on the repositories that the reconciler keeps open, on threads of its own, and takes no locks: see
@@ -15,6 +16,7 @@ mod export;
 mod failure;
 pub(crate) mod image;
 mod live;
+mod looks;
 mod path;
 mod pax;
 mod stream;
@@ -22,7 +24,7 @@ pub(crate) mod view;
 
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use perennial_core::snapshot::SnapshotVolume;
 use perennial_core::spec::TenantId;
@@ -42,6 +44,7 @@ use crate::reconcile::repositories::Repositories;
 use diff::Walk;
 use image::{ImageTree, Section};
 use live::Lost;
+use looks::Looks;
 use view::{Found, View};
 
 /// Downloads at the same time; each holds a thread and some megabytes.
@@ -63,6 +66,7 @@ pub struct Library {
     downloads: Arc<Semaphore>,
     looks: Arc<Semaphore>,
     sketches: Arc<Semaphore>,
+    pods: Arc<Looks>,
     /// For files without a name.
     scratch: Arc<Path>,
 }
@@ -72,7 +76,6 @@ pub struct Library {
 struct Shelf {
     listings: Mutex<Vec<(Source, PodPath, Arc<Listing>)>>,
     images: Mutex<Vec<(TenantId, StoredImage, Arc<ImageTree>)>>,
-    sketches: Mutex<Vec<Arc<Sketch>>>,
 }
 
 /// A snapshot to look into.
@@ -214,6 +217,7 @@ impl Library {
             downloads: semaphore(DOWNLOADS),
             looks: semaphore(LOOKS),
             sketches: semaphore(live::LOOKS),
+            pods: Arc::default(),
             scratch: scratch.into(),
         }
     }
@@ -474,10 +478,6 @@ fn differs(
 }
 
 impl Shelf {
-    fn sketches(&self) -> MutexGuard<'_, Vec<Arc<Sketch>>> {
-        self.sketches.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn listing(&self, source: &Source, path: &PodPath) -> Option<Arc<Listing>> {
         let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         listings.iter().find(|(s, p, _)| s == source && p == path).map(|(_, _, listing)| Arc::clone(listing))

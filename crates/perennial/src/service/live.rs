@@ -58,7 +58,9 @@ impl App {
         let before = self.source_of(&row, shown).await?;
         let (pod, _) = self.pod(caller, row.pod).await?;
         let (sketch, seen) = match place {
-            Some((name, seen)) => (self.library.kept_sketch(pod.id, &before, &name).ok_or_else(over)?, Some(seen)),
+            Some((name, seen)) => {
+                (self.library.kept_sketch(pod.id, &before, &name, self.now()).ok_or_else(over)?, Some(seen))
+            }
             None => {
                 let asked = CancelledWithAsker(Progress::default());
                 let (present, layer) = self.present(&pod).await?;
@@ -75,11 +77,23 @@ impl App {
         };
         let found = self.library.diff_with((before, sketch.clone()), image, path.clone(), seen, wanted + 1).await?;
         if found.len() > wanted {
-            self.library.keep_sketch(&sketch)
+            self.library.keep_sketch(&sketch, self.now())
         } else {
             self.library.drop_sketch(&sketch)
         }
         Ok(LiveDiff { found, look: sketch.name(), looked_at: sketch.looked_at(), unseen: sketch.unseen(&path) })
+    }
+
+    /// Drops looks whose next page nobody asked for, and those at data that is no longer a pod's.
+    pub async fn looks_sweep(&self) {
+        self.library.expire_sketches(self.now());
+        for (pod, set) in self.library.sketched() {
+            match self.store.pod_fetch(pod).await {
+                Ok(found) if found.as_ref().and_then(|pod| pod.current) == Some(set) => {}
+                Ok(_) => self.library.drop_sketches_of(pod, set),
+                Err(error) => tracing::warn!(%pod, %error, "look up a pod that was looked at"),
+            }
+        }
     }
 
     /// Where the pod's data is on this host, what of it is out of reach, and the container whose system layer is among it.
@@ -136,7 +150,7 @@ impl App {
             bytes: None,
         };
         let volumes = paths.iter().map(row).collect();
-        Ok((Present { pod: pod.id, volumes, roots, unreached, looked_at: self.now() }, layer))
+        Ok((Present { pod: pod.id, set: set.number, volumes, roots, unreached, looked_at: self.now() }, layer))
     }
 
     /// Refuses what was seen of a pod whose data was replaced or went away meanwhile: it may be of both. The layer of a

@@ -5,7 +5,7 @@
 //! - `drill`: drills that were asked for, and those of the schedule;
 //! - `prune`: the space of what was forgotten;
 //! - the end of the undelete window, which executes the consent given at delete;
-//! - old idempotency keys, and received archives that nobody needs any more.
+//! - old idempotency keys, and received archives and looks at pods that nobody needs any more.
 
 mod drill;
 mod prune;
@@ -142,6 +142,7 @@ impl Housekeeper {
         self.find_unfinished(ADOPT_AFTER).await;
         self.delete_snapshots().await;
         self.app.imports_sweep().await;
+        self.app.looks_sweep().await;
         let now = self.app.clock.now();
         match self.app.store.pod_ids_to_purge(now).await {
             Ok(pods) => {

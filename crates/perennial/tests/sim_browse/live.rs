@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use axum::http::StatusCode;
+use jiff::SignedDuration;
 use perennial::cli::Exit;
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::{PodId, SnapshotId};
@@ -309,4 +310,53 @@ async fn sim_a_pod_that_is_replaced_while_it_is_looked_at_is_not_compared() {
             assert!(tap.0.lock().unwrap().is_none(), "nothing happened meanwhile");
         }
     }
+}
+
+/// How many files without a name the server has below its scratch directory.
+fn nameless(world: &World) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    open.filter(|path| path.starts_with(world.scratch())).count()
+}
+
+#[tokio::test]
+async fn sim_a_look_is_kept_for_a_while_and_once_for_each_pod() {
+    let world = World::with(8, &image());
+    let desk = Desk::new(&world).await;
+    let (pod, snapshot, _) = changed(&world, &desk, Backend::Overlay).await;
+    // Read to its end it is over, whatever was read out of the image.
+    desk.live_page(snapshot, "limit=1000").await;
+    assert_eq!(nameless(&world), 0);
+
+    let first = desk.live_page(snapshot, "limit=1").await;
+    assert_eq!(nameless(&world), 1);
+    world.engine.write(pod, "/srv/later", "1").unwrap();
+    let second = desk.live_page(snapshot, "limit=1").await;
+    assert_eq!(nameless(&world), 1);
+    let after = |page: &Value| format!("limit=1&after={}", page["next"].as_str().unwrap());
+    assert_eq!(desk.refused(snapshot, &format!("?{}", after(&first))).await["code"], "look-over");
+
+    // Who goes on asking keeps it.
+    let mut page = second;
+    for _ in 0..3 {
+        world.clock.advance(SignedDuration::from_mins(9));
+        desk.server.app.looks_sweep().await;
+        page = desk.live_page(snapshot, &after(&page)).await;
+    }
+    world.clock.advance(SignedDuration::from_mins(11));
+    assert_eq!(desk.refused(snapshot, &format!("?{}", after(&page))).await["code"], "look-over");
+    desk.server.housekeeper().run_due().await;
+    assert_eq!(nameless(&world), 0, "nobody goes on, and the disk is not free");
+}
+
+#[tokio::test]
+async fn sim_a_look_goes_with_the_data_it_was_at() {
+    let world = World::with(9, &image());
+    let desk = Desk::new(&world).await;
+    let (pod, snapshot, _) = changed(&world, &desk, Backend::Overlay).await;
+    desk.live_page(snapshot, "limit=1").await;
+    desk.server.housekeeper().run_due().await;
+    assert_eq!(nameless(&world), 1);
+    desk.server.succeed(desk.server.stop(pod).await).await;
+    desk.server.housekeeper().run_due().await;
+    assert_eq!(nameless(&world), 0);
 }
