@@ -33,8 +33,8 @@ pub enum Failure {
     LookTooLarge,
     /// A download ended before its first byte, for a reason that is not the repository's.
     Broken(io::Error),
-    /// Too many downloads go on.
-    Busy,
+    /// Too much of this goes on, as it says.
+    Busy(&'static str),
 }
 
 impl Failure {
@@ -74,9 +74,7 @@ impl From<Failure> for Error {
                 "take a snapshot (perennial snapshot create) and compare with that one, or make room",
             ),
             Failure::Broken(error) => Self::Internal { problem: error.to_string() },
-            Failure::Busy => {
-                Self::Unavailable { problem: "too many downloads from snapshots go on at the same time".to_owned() }
-            }
+            Failure::Busy(problem) => Self::Unavailable { problem: problem.to_owned() },
         }
     }
 }

@@ -26,8 +26,6 @@ use super::failure::Failure;
 use super::{Difference, Library, PodPath, Source, StoredImage, differences};
 use crate::library::view::View;
 
-/// Pods that are looked at at the same time; each has threads of its own that read.
-pub(super) const LOOKS: usize = 2;
 /// What a look may take up of the disk.
 const SKETCH_MAX: u64 = 2 << 30;
 /// Where the system layer is in a snapshot.
@@ -121,10 +119,10 @@ impl Library {
     /// Looks at what is in a pod, to be compared with one of its snapshots.
     ///
     /// # Errors
-    /// See [`Failure`]; cancelled when `progress` is.
+    /// See [`Failure`]; [`Failure::Busy`] when enough pods are looked at already; cancelled when `progress` is.
     pub async fn sketch(&self, before: &Source, present: Present, progress: Progress) -> Result<Arc<Sketch>, Failure> {
         let before = before.clone();
-        let turn = Arc::clone(&self.sketches).acquire_owned().await.map_err(|e| super::ended(&e))?;
+        let turn = self.pods.begin(&before.tenant)?;
         self.look(move |library| {
             let _turn = turn;
             let repository = library.repositories.read(&before.tenant).map_err(Failure::Closed)?;

@@ -1,17 +1,20 @@
-//! Which looks at pods are kept for their next page, and for how long.
+//! Which looks at pods go on at the same time, which are kept for their next page, and for how long.
 //!
-//! A look takes up disk for as long as it is kept, and shows what may be gone meanwhile. So there are few, none of them for
-//! long, and no tenant has all of them.
+//! A look takes threads while it is made, and disk for as long as it is kept, and it shows what may be gone meanwhile. So
+//! there are few, none of them for long, and no tenant has all of them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::PodId;
+use perennial_core::spec::TenantId;
 use perennial_core::volume::SetNumber;
 
 use super::live::Sketch;
-use super::{Library, Source};
+use super::{Failure, Library, Source};
 
+/// Pods that are looked at at the same time; each has threads of its own that read. No tenant has more than one.
+const AT_ONCE: usize = 2;
 /// Looks that are kept at the same time.
 const KEPT: usize = 4;
 /// How many of them are one tenant's.
@@ -22,6 +25,8 @@ const KEPT_FOR: SignedDuration = SignedDuration::from_mins(10);
 /// Looks at pods.
 #[derive(Default)]
 pub(super) struct Looks {
+    /// The tenants that have a pod looked at.
+    turns: Mutex<Vec<TenantId>>,
     /// The one that was asked for last is the last.
     kept: Mutex<Vec<Kept>>,
 }
@@ -31,7 +36,36 @@ struct Kept {
     until: Timestamp,
 }
 
+/// The turn of a tenant to have a pod looked at; it ends with this.
+pub(super) struct Turn {
+    looks: Arc<Looks>,
+    tenant: TenantId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.looks.turns().retain(|tenant| *tenant != self.tenant);
+    }
+}
+
 impl Looks {
+    fn turns(&self) -> MutexGuard<'_, Vec<TenantId>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a turn, or refuses: a look takes as long as a pod is large, so nobody waits for somebody else's.
+    pub(super) fn begin(self: &Arc<Self>, tenant: &TenantId) -> Result<Turn, Failure> {
+        let mut turns = self.turns();
+        if turns.contains(tenant) {
+            return Err(Failure::Busy("a pod of this tenant is compared with a snapshot already; try again later"));
+        }
+        if turns.len() >= AT_ONCE {
+            return Err(Failure::Busy("too many pods are compared with snapshots at the same time; try again later"));
+        }
+        turns.push(tenant.clone());
+        Ok(Turn { looks: Arc::clone(self), tenant: tenant.clone() })
+    }
+
     fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,5 +117,25 @@ impl Library {
     /// Drops looks at this set of a pod.
     pub fn drop_sketches_of(&self, pod: PodId, set: SetNumber) {
         self.pods.kept().retain(|kept| (kept.sketch.pod(), kept.sketch.set()) != (pod, set));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_tenant_has_all_turns_and_nobody_waits() {
+        let looks = Arc::new(Looks::default());
+        let [a, b, c] = ["a", "b", "c"].map(|name| TenantId::parse(name).expect("a name"));
+        let first = looks.begin(&a).expect("a turn");
+        assert!(matches!(looks.begin(&a), Err(Failure::Busy(_))));
+        let second = looks.begin(&b).expect("a turn of another tenant");
+        assert!(matches!(looks.begin(&c), Err(Failure::Busy(_))));
+        drop(first);
+        let _third = looks.begin(&c).expect("a turn that is over");
+        assert!(matches!(looks.begin(&a), Err(Failure::Busy(_))));
+        drop(second);
+        assert!(looks.begin(&a).is_ok());
     }
 }

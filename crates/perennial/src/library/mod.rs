@@ -65,7 +65,6 @@ pub struct Library {
     shelf: Arc<Shelf>,
     downloads: Arc<Semaphore>,
     looks: Arc<Semaphore>,
-    sketches: Arc<Semaphore>,
     pods: Arc<Looks>,
     /// For files without a name.
     scratch: Arc<Path>,
@@ -216,7 +215,6 @@ impl Library {
             shelf: Arc::default(),
             downloads: semaphore(DOWNLOADS),
             looks: semaphore(LOOKS),
-            sketches: semaphore(live::LOOKS),
             pods: Arc::default(),
             scratch: scratch.into(),
         }
@@ -376,7 +374,9 @@ impl Library {
     }
 
     fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        Arc::clone(&self.downloads).try_acquire_owned().map_err(|_| Failure::Busy)
+        Arc::clone(&self.downloads)
+            .try_acquire_owned()
+            .map_err(|_| Failure::Busy("too many downloads from snapshots go on at the same time"))
     }
 
     fn view(&self, source: &Source) -> Result<View, Failure> {

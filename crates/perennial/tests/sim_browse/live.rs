@@ -360,3 +360,23 @@ async fn sim_a_look_goes_with_the_data_it_was_at() {
     desk.server.housekeeper().run_due().await;
     assert_eq!(nameless(&world), 0);
 }
+
+/// Looks take threads for as long as a pod is large.
+#[tokio::test]
+async fn sim_a_tenant_has_one_pod_looked_at_at_a_time() {
+    let world = World::with(12, &image());
+    let tap = Arc::new(Meanwhile::default());
+    let desk = Arc::new(Desk::with(&world, Arc::clone(&tap) as _).await);
+    let (_, snapshot, _) = changed(&world, &desk, Backend::Engine).await;
+    let answer = Arc::new(Mutex::new(None));
+    *tap.0.lock().unwrap() = Some(Box::new({
+        let (handle, desk, answer) = (tokio::runtime::Handle::current(), Arc::clone(&desk), Arc::clone(&answer));
+        move || *answer.lock().unwrap() = Some(handle.block_on(desk.get(&format!("snapshots/{snapshot}/diff/live"))))
+    }));
+    desk.live_page(snapshot, "").await;
+    let refused = answer.lock().unwrap().take().unwrap();
+    assert_eq!((refused.status, refused.problem().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "unavailable"));
+    assert!(refused.json()["detail"].as_str().unwrap().contains("a pod of this tenant"), "{}", refused.json());
+    // It was refused and did not wait, and afterwards it is somebody's turn again.
+    desk.live_page(snapshot, "").await;
+}
