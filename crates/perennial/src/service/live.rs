@@ -10,7 +10,7 @@ use perennial_core::snapshot::{Loss, SnapshotVolume};
 use perennial_core::volume::{Origin, SetNumber, SetState};
 
 use super::{App, Caller, Shown};
-use crate::library::{Difference, PodPath, Present};
+use crate::library::{Difference, Failure, PodPath, Present};
 use crate::reconcile::worker::set_spec;
 use crate::reconcile::{layer_root, volume_roots};
 
@@ -70,12 +70,23 @@ impl App {
                 (sketch?, None)
             }
         };
-        // The snapshot's image is the pod's, unless the snapshot is older than a change of it.
-        let image = match (&pod.image, shown) {
-            (Some(image), Shown::Everything) => Some(self.stored_image(&row, &image.id).await?),
+        // The snapshot's image is the pod's, unless the snapshot is older than a change of it. Where only the changes of
+        // one are seen, the other is beside them without an image, too.
+        let image = match (&pod.image, &before.image) {
+            (Some(image), Some(_)) => Some(self.stored_image(&row, &image.id).await?),
             _ => None,
         };
-        let found = self.library.diff_with((before, sketch.clone()), image, path.clone(), seen, wanted + 1).await?;
+        let goes_on = seen.is_some();
+        let found = self.library.diff_with((before, sketch.clone()), image, path.clone(), seen, wanted + 1).await;
+        let found = match found {
+            // A prune took trees that the look had in common with snapshots that were deleted meanwhile. Where something
+            // is damaged, the next look says so.
+            Err(Failure::Repository(error)) if goes_on && error.is_damage() => {
+                self.library.drop_sketch(&sketch);
+                return Err(over());
+            }
+            found => found?,
+        };
         if found.len() > wanted {
             self.library.keep_sketch(&sketch, self.now())
         } else {

@@ -10,12 +10,14 @@ use jiff::SignedDuration;
 use perennial::cli::Exit;
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::progress::Progress;
 use perennial_core::spec::Backend;
 use perennial_drivers::sim::SimImage;
+use perennial_snapshots::{Mode, PruneRequest, Time};
 use serde_json::Value;
 
 use crate::compare::brief;
-use crate::desk::Desk;
+use crate::desk::{Desk, repository};
 use crate::shell::Shell;
 use crate::world::{World, declared_spec, files, small_spec, universal_spec};
 
@@ -359,6 +361,57 @@ async fn sim_a_look_goes_with_the_data_it_was_at() {
     desk.server.succeed(desk.server.stop(pod).await).await;
     desk.server.housekeeper().run_due().await;
     assert_eq!(nameless(&world), 0);
+}
+
+/// A look does not hold what it shares with a snapshot that is deleted meanwhile. That is no damage.
+#[tokio::test]
+async fn sim_a_prune_between_pages_ends_the_look() {
+    let world = World::new(10);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", small_spec(Backend::Engine)).await;
+    let snapshot = desk.snapshot(pod).await;
+    for path in ["/srv/a/1", "/srv/b/1", "/srv/c/1"] {
+        world.engine.write(pod, path, "1").unwrap();
+    }
+    // One that holds the very trees of the look: what was changed a moment ago is put into a tree otherwise.
+    let shared = loop {
+        let id = desk.snapshot(pod).await;
+        let row = desk.server.snapshots(pod).await.remove(0);
+        let (repository, file) = (repository(&world), row.repository_id.unwrap().parse().unwrap());
+        let tree = repository.snapshot(file).unwrap().tree;
+        if repository.entry(tree, b"/volumes/srv/c/1").unwrap().ctime != Time::default() {
+            break id;
+        }
+    };
+    let page = desk.live_page(snapshot, "limit=1").await;
+    for row in desk.server.snapshots(pod).await.into_iter().filter(|row| row.id != snapshot) {
+        world.forget_outside(&format!("snapshot:{}", row.id));
+    }
+    for day in 1..4 {
+        let now = world.clock_now() + SignedDuration::from_hours(48 * day);
+        let request = PruneRequest { mode: Mode::Execute, grace: SignedDuration::ZERO, now, rewrite_at_most: u64::MAX };
+        repository(&world).prune_with(&request, &Progress::default()).unwrap();
+    }
+    assert_ne!(shared, snapshot);
+    let next = format!("?limit=1000&after={}", page["next"].as_str().unwrap());
+    assert_eq!(desk.refused(snapshot, &next).await["code"], "look-over");
+    assert_eq!(nameless(&world), 0);
+    // Looked at again, all of it is there.
+    assert_eq!(brief(&desk.live(snapshot, "/srv/c/1", 10).await), [("/srv/c/1".to_owned(), "added".to_owned())]);
+}
+
+/// One of before images were recorded is shown as it is, and so is the pod beside it.
+#[tokio::test]
+async fn sim_a_snapshot_without_an_image_is_compared_with_the_changes_alone() {
+    let world = World::with(11, &image());
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", universal_spec(Backend::Overlay)).await;
+    world.engine.write(pod, "/home/old/c", "1").unwrap();
+    let snapshot = desk.snapshot(pod).await;
+    let mut row = desk.server.snapshots(pod).await.remove(0);
+    assert!(row.image.take().is_some());
+    desk.change(row).await;
+    assert_eq!(desk.live(snapshot, "/", 1000).await, Vec::<Value>::new());
 }
 
 /// Looks take threads for as long as a pod is large.
