@@ -85,17 +85,19 @@ impl Reach {
         }
     }
 
-    /// As [`Repository::restore`].
-    pub(crate) fn restore(
+    /// As [`Repository::restore_all`]; a mover makes each of them durable by itself.
+    pub(crate) fn restore_all(
         &mut self,
         repository: &Repository,
         snapshot: SnapshotFileId,
-        request: &RestoreRequest,
+        requests: &[RestoreRequest],
         progress: &Progress,
-    ) -> Result<Restored, Error> {
+    ) -> Result<Vec<Restored>, Error> {
         match self {
-            Self::Here => repository.restore(snapshot, request, progress),
-            Self::There(session) => session.restore(snapshot, request, progress),
+            Self::Here => repository.restore_all(snapshot, requests, progress),
+            Self::There(session) => {
+                requests.iter().map(|request| session.restore(snapshot, request, progress)).collect()
+            }
         }
     }
 

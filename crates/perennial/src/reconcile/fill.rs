@@ -103,23 +103,27 @@ impl Reconciler {
         let expected = row.volumes.clone();
         blocking(move || {
             let repository = repositories.open(&tenant)?;
-            for path in paths {
-                let Some(volume) = expected.iter().find(|v| v.name == path.name) else {
-                    // One that the image gained since keeps what the image seeds it with.
-                    if let Some(directory) = placement.out_of_layer(&path.name)
-                        && is_in_layer(&repository, id, directory)?
-                    {
-                        reach.restore(&repository, id, &request_out_of_layer(&path, directory), &progress)?;
-                    }
-                    continue;
-                };
-                let restored = reach.restore(&repository, id, &volume_request(&path, from), &progress)?;
-                // Of a whole tree only what differs from the image is in an overlay.
-                let whole = from == Backend::Overlay || path.lower.is_none();
+            // In one call: they wait for the disk together.
+            let (mut requests, mut counted) = (Vec::new(), Vec::new());
+            for path in &paths {
+                if let Some(volume) = expected.iter().find(|v| v.name == path.name) {
+                    requests.push(volume_request(path, from));
+                    // Of a whole tree only what differs from the image is in an overlay.
+                    let whole = from == Backend::Overlay || path.lower.is_none();
+                    counted.push((&path.name, volume.files.filter(|_| whole)));
+                } else if let Some(directory) = placement.out_of_layer(&path.name)
+                    && is_in_layer(&repository, id, directory)?
+                {
+                    requests.push(request_out_of_layer(path, directory));
+                    counted.push((&path.name, None));
+                }
+                // Any other that the image gained since keeps what the image seeds it with.
+            }
+            let restored = reach.restore_all(&repository, id, &requests, &progress)?;
+            for ((name, expected), restored) in counted.into_iter().zip(restored) {
                 let files = restored.counts.files;
-                if whole && volume.files.is_some_and(|expected| expected != files) {
-                    let expected = volume.files.unwrap_or_default();
-                    let message = format!("volume {}: {files} files restored, {expected} captured", path.name);
+                if let Some(expected) = expected.filter(|expected| *expected != files) {
+                    let message = format!("volume {name}: {files} files restored, {expected} captured");
                     return Err(retry("repository-restore-incomplete", message));
                 }
             }

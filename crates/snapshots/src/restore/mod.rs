@@ -4,9 +4,10 @@
 //! through the tree, makes directories and special files and queues regular files ([`plan`]); workers write those
 //! ([`write`]); a directory's metadata comes when its last entry is done ([`meta`]). An existing file is never
 //! written into: what differs is written beside it and renamed over it, so that other names of the old inode (hard
-//! links) and its open readers keep what they had.
+//! links) and its open readers keep what they had. Nothing is durable before the one call at the end, [`durable`].
 
 mod behind;
+mod durable;
 mod lists;
 mod lower;
 mod meta;
@@ -20,8 +21,9 @@ use perennial_core::progress::Progress;
 
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir};
-use crate::id::SnapshotFileId;
+use crate::id::{Id, SnapshotFileId};
 use crate::lock::{LockGuard, LockMode};
+use crate::node::Node;
 use crate::reader::Reader;
 use crate::removed::{self, Removed};
 use crate::repository::Repository;
@@ -96,6 +98,14 @@ pub struct Restored {
     pub whiteouts: u64,
 }
 
+/// What a request needs of the repository.
+struct Part {
+    root: Node,
+    /// What the subtree holds.
+    expected: Counts,
+    list: Vec<Removed>,
+}
+
 impl Repository {
     /// Restores a directory of a snapshot; durable when it returns.
     ///
@@ -104,18 +114,71 @@ impl Repository {
     /// [`Error::Damaged`] and [`Error::Io`] also later, when the target is incomplete: nobody may count on it, and
     /// the same call with [`Existing::Replace`] finishes it.
     pub fn restore(&self, snapshot: SnapshotFileId, request: &RestoreRequest, progress: &Progress) -> Result<Restored> {
+        let mut restored = self.restore_all(snapshot, std::slice::from_ref(request), progress)?;
+        restored.pop().ok_or_else(|| Error::InvalidRequest("nothing to restore".into()))
+    }
+
+    /// Restores directories of a snapshot one after the other, as [`restore`](Self::restore) does each of them; all of them
+    /// are durable when it returns, and none before. Several cost one lock, one look at the index and one wait for the disk.
+    ///
+    /// # Errors
+    /// As there; before anything was touched means before anything of any of them was.
+    pub fn restore_all(
+        &self,
+        snapshot: SnapshotFileId,
+        requests: &[RestoreRequest],
+        progress: &Progress,
+    ) -> Result<Vec<Restored>> {
         let inner = &self.inner;
         progress.check()?;
         let _guard = LockGuard::acquire(inner, LockMode::Shared)?;
         inner.refresh_index()?;
         let tree = inner.load_snapshot(snapshot)?.tree;
+        let reader = Reader::new(inner);
+        let looked_up = |request: &RestoreRequest| self.look_up((snapshot, tree), request, &reader, progress);
+        let parts = requests.iter().map(looked_up).collect::<Result<Vec<_>>>()?;
+        progress.set_total(parts.iter().map(|part| part.expected.bytes).sum());
+        let targets = requests.iter().map(open_target).collect::<Result<Vec<_>>>()?;
+        // Opened before anything is written: what cannot be written later is told to those who had opened it.
+        let opened = |(request, target): (&RestoreRequest, &Dir)| {
+            target.fd().map_err(|e| Error::io("open directory", &request.target, e))
+        };
+        let written = requests.iter().zip(&targets).map(opened).collect::<Result<Vec<_>>>()?;
+        let mut restored = Vec::with_capacity(requests.len());
+        for (((request, part), target), sync) in requests.iter().zip(parts).zip(targets).zip(&written) {
+            let done = plan::run((inner, &reader), request, (part.root, part.list), (target, &**sync), progress)?;
+            if request.against_lower.is_none() && done.counts != part.expected {
+                return Err(Error::Mismatch {
+                    what: format!("entries restored to {}", request.target.display()),
+                    expected: part.expected.files + part.expected.dirs,
+                    found: done.counts.files + done.counts.dirs,
+                });
+            }
+            restored.push(done);
+        }
+        let at: Vec<_> =
+            requests.iter().map(|request| request.target.as_path()).zip(written.iter().map(|fd| &**fd)).collect();
+        durable::sync_once(&at, |fd| rustix::fs::syncfs(fd))?;
+        Ok(restored)
+    }
+
+    /// Finds everything that a request needs, before anything is touched.
+    fn look_up(
+        &self,
+        (snapshot, tree): (SnapshotFileId, Id),
+        request: &RestoreRequest,
+        reader: &Reader<'_>,
+        progress: &Progress,
+    ) -> Result<Part> {
+        if request.against_lower.is_some() && request.removals != Removals::Ignore {
+            return Err(Error::InvalidRequest("a lower layer and a removed list exclude each other".into()));
+        }
+        let inner = &self.inner;
         let root = inner.resolve(tree, request.subtree.as_bytes())?;
         let subtree = root.subtree.ok_or_else(|| Error::invalid(&request.subtree, "not a directory"))?;
-        let reader = Reader::new(inner);
         let load = |tree, path: &str| reader.load_tree(tree, path);
         let expected =
             walk_tree((inner, &load), subtree, request.subtree.trim_end_matches('/'), progress, &mut |_| {})?;
-        progress.set_total(expected.bytes);
         let list = match &request.removals {
             Removals::Ignore => Vec::new(),
             Removals::Whiteouts { list } | Removals::Delete { list } => self.removed_list(snapshot, list)?,
@@ -123,19 +186,7 @@ impl Repository {
                 removed::below(self.removed_list(snapshot, list)?, directory.as_bytes())
             }
         };
-        if request.against_lower.is_some() && request.removals != Removals::Ignore {
-            return Err(Error::InvalidRequest("a lower layer and a removed list exclude each other".into()));
-        }
-        let target = open_target(request)?;
-        let restored = plan::run((inner, &reader), request, root, target, list, progress)?;
-        if request.against_lower.is_none() && restored.counts != expected {
-            return Err(Error::Mismatch {
-                what: format!("entries restored to {}", request.target.display()),
-                expected: expected.files + expected.dirs,
-                found: restored.counts.files + restored.counts.dirs,
-            });
-        }
-        Ok(restored)
+        Ok(Part { root, expected, list })
     }
 
     fn removed_list(&self, snapshot: SnapshotFileId, path: &str) -> Result<Vec<Removed>> {

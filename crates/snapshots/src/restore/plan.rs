@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat,
 use rustix::io::Errno;
 
 use super::behind::Behind;
+use super::durable::not_synced;
 use super::lists::Lists;
 use super::lower::Upper;
 use super::meta::{self, Overlay};
@@ -172,12 +173,12 @@ struct Planner<'a> {
     only: Option<Upper>,
 }
 
+/// Restores one directory. What it wrote is not durable yet; `sync` is the target, opened before anything was written.
 pub(crate) fn run(
     (inner, reader): (&Inner, &Reader<'_>),
     request: &RestoreRequest,
-    root: Node,
-    target: Dir,
-    mut list: Vec<Removed>,
+    (root, mut list): (Node, Vec<Removed>),
+    (target, sync): (Dir, &OwnedFd),
     progress: &Progress,
 ) -> Result<Restored> {
     let shared = Shared {
@@ -208,18 +209,16 @@ pub(crate) fn run(
     };
     let marked = matches!(request.removals, Removals::Whiteouts { .. } | Removals::WhiteoutsBelow { .. });
     let upper = only.is_some() || marked;
-    let sync = target.fd().map_err(shared.error("open", &target, b""))?;
     let (jobs, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let effort = shared.inner.effort();
     let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
-    let sync_error = |e| Error::io("sync the file system of", &request.target, e);
     // Everything is durable only after the last call, but the disk need not be idle until then.
     let (written, due) = sync_channel::<()>(1);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let failed = |errno| shared.fail(sync_error(errno));
-            shared.behind.run(due, &shared.done.written, || rustix::fs::syncfs(&*sync), failed);
+            let failed = |errno| shared.fail(not_synced(&request.target, errno));
+            shared.behind.run(due, &shared.done.written, || rustix::fs::syncfs(sync), failed);
         });
         for _ in 0..workers {
             let written = written.clone();
@@ -255,8 +254,6 @@ pub(crate) fn run(
     if let Some(error) = lock(&shared.failure).take() {
         return Err(error);
     }
-    // One call makes all files, directories and names durable; it reports what failed to be written before.
-    rustix::fs::syncfs(&*sync).map_err(sync_error)?;
     let read = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let done = &shared.done;
     Ok(Restored {
