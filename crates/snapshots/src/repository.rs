@@ -489,6 +489,7 @@ impl Inner {
             repository_id: below.repository_id.clone(),
             copies: Mutex::default(),
             locks: Locks::Nobody,
+            effort: below.effort.clone(),
             below: Some(Arc::clone(below)),
         }
     }
