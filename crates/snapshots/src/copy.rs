@@ -8,6 +8,7 @@
 //! what the other repository lost of it, by a repair, is sent again.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -52,6 +53,17 @@ pub struct Copied {
     pub read_bytes: u64,
     /// Bytes of packs that were written.
     pub new_bytes: u64,
+}
+
+/// What became of one snapshot.
+#[derive(Debug)]
+pub enum CopyOutcome {
+    /// It was copied, and is called so in the other repository.
+    Copied(SnapshotFileId),
+    /// It was there already, whole or made whole again, and is called so.
+    There(SnapshotFileId),
+    /// It cannot be copied: the source has lost it, or a part of it.
+    Failed(Error),
 }
 
 /// One snapshot of the source, as its file says.
@@ -100,15 +112,9 @@ impl Repository {
     /// snapshots are copied all the same.
     pub fn copy_from(&self, source: &Self, snapshots: &[SnapshotFileId], progress: &Progress) -> Result<Copied> {
         progress.check()?;
-        if self.id() == source.id() {
-            return Err(Error::InvalidRequest("a repository cannot be copied to itself".into()));
-        }
-        let _source_guard = LockGuard::acquire(&source.inner, LockMode::Shared)?;
-        let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
-        source.inner.refresh_index()?;
-        self.inner.refresh_index()?;
-        let mut wanted = Vec::new();
         let mut copied = Copied::default();
+        let mut copy = Copy::begin(self, source, progress)?;
+        let mut wanted = Vec::new();
         for id in named_or_all(&source.inner, snapshots)? {
             match Original::load(&source.inner, id) {
                 Ok(original) => wanted.push(original),
@@ -117,48 +123,42 @@ impl Repository {
             }
         }
         wanted.sort_by_key(|original| (original.file.time, original.id));
-        let mut there: BTreeMap<Id, Vec<Original>> = BTreeMap::new();
-        for info in self.inner.backend.list(FileKind::Snapshot)? {
-            match Original::load(&self.inner, SnapshotFileId(info.id)) {
-                Ok(original) => there.entry(original.origin()).or_default().push(original),
-                // What cannot be read is no copy, and what is gone is none any more.
-                Err(Error::Damaged { .. } | Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let mut copy = Copy {
-            from: &source.inner,
-            to: &self.inner,
-            reader: Reader::new(&source.inner),
-            walked: HashSet::new(),
-            guard: &guard,
-            progress,
-        };
         for original in wanted {
-            let same = there.get(&original.origin()).into_iter().flatten().find(|other| original.is_copied_as(other));
-            let sent = copied.blobs;
-            match copy.send_snapshot(&original, &mut copied) {
-                Ok(()) => {}
-                // The source lost what this repository has.
-                Err(error) if is_of_source(&error) && same.is_some_and(|same| copy.prove(&same.file).is_ok()) => {}
-                Err(error) if is_of_source(&error) => {
-                    copied.failed.push((original.id, error));
-                    continue;
-                }
-                Err(error) => return Err(error),
+            match copy.one(&original, &mut copied)? {
+                CopyOutcome::Copied(id) => copied.snapshots.push((original.id, id)),
+                CopyOutcome::There(id) => copied.already.push((original.id, id)),
+                CopyOutcome::Failed(error) => copied.failed.push((original.id, error)),
             }
-            if let Some(same) = same {
-                copied.already.push((original.id, same.id));
-                if copied.blobs > sent {
-                    copy.prove(&same.file)?;
-                    copied.healed.push((original.id, same.id));
-                }
-                continue;
-            }
-            let id = copy.finish(&original)?;
-            copied.snapshots.push((original.id, id));
         }
         Ok(copied)
+    }
+
+    /// Copies the snapshots that are named, in this order, and tells what became of each as soon as it is known; the
+    /// answer says whether to go on. A snapshot that is not there, or damaged, is told and keeps none of the others back.
+    ///
+    /// # Errors
+    /// As [`Repository::copy_from`]; what was told before is so.
+    pub fn copy_each(
+        &self,
+        source: &Self,
+        snapshots: &[SnapshotFileId],
+        progress: &Progress,
+        tell: &mut dyn FnMut(SnapshotFileId, CopyOutcome) -> ControlFlow<()>,
+    ) -> Result<()> {
+        progress.check()?;
+        let mut copied = Copied::default();
+        let mut copy = Copy::begin(self, source, progress)?;
+        for id in snapshots {
+            let outcome = match Original::load(&source.inner, *id) {
+                Ok(original) => copy.one(&original, &mut copied)?,
+                Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => CopyOutcome::Failed(error),
+                Err(error) => return Err(error),
+            };
+            if tell(*id, outcome).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -184,13 +184,69 @@ struct Copy<'a> {
     from: &'a Inner,
     to: &'a std::sync::Arc<Inner>,
     reader: Reader<'a>,
+    /// Snapshots that the other repository has, by what they were called at first.
+    there: BTreeMap<Id, Vec<Original>>,
     /// Trees that were copied, or found to be there, with everything below them.
     walked: HashSet<Id>,
-    guard: &'a LockGuard,
+    _source_guard: LockGuard,
+    guard: LockGuard,
     progress: &'a Progress,
 }
 
-impl Copy<'_> {
+impl<'a> Copy<'a> {
+    /// Locks both against prunes, and looks at what is in them.
+    fn begin(to: &'a Repository, source: &'a Repository, progress: &'a Progress) -> Result<Self> {
+        if to.id() == source.id() {
+            return Err(Error::InvalidRequest("a repository cannot be copied to itself".into()));
+        }
+        let source_guard = LockGuard::acquire(&source.inner, LockMode::Shared)?;
+        let guard = LockGuard::acquire(&to.inner, LockMode::Shared)?;
+        source.inner.refresh_index()?;
+        to.inner.refresh_index()?;
+        let mut there: BTreeMap<Id, Vec<Original>> = BTreeMap::new();
+        for info in to.inner.backend.list(FileKind::Snapshot)? {
+            match Original::load(&to.inner, SnapshotFileId(info.id)) {
+                Ok(original) => there.entry(original.origin()).or_default().push(original),
+                // What cannot be read is no copy, and what is gone is none any more.
+                Err(Error::Damaged { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            from: &source.inner,
+            to: &to.inner,
+            reader: Reader::new(&source.inner),
+            there,
+            walked: HashSet::new(),
+            _source_guard: source_guard,
+            guard,
+            progress,
+        })
+    }
+
+    /// Copies one snapshot, or what the other repository lost of it.
+    ///
+    /// # Errors
+    /// What has nothing to do with this snapshot alone.
+    fn one(&mut self, original: &Original, copied: &mut Copied) -> Result<CopyOutcome> {
+        let same = self.there.get(&original.origin()).into_iter().flatten();
+        let same = same.filter(|other| original.is_copied_as(other)).map(|same| (same.id, same.file.clone())).next();
+        let sent = copied.blobs;
+        match self.send_snapshot(original, copied) {
+            Ok(()) => {}
+            // The source lost what this repository has.
+            Err(error) if is_of_source(&error) && same.as_ref().is_some_and(|(_, file)| self.prove(file).is_ok()) => {}
+            Err(error) if is_of_source(&error) => return Ok(CopyOutcome::Failed(error)),
+            Err(error) => return Err(error),
+        }
+        let Some((id, file)) = same else { return Ok(CopyOutcome::Copied(self.finish(original)?)) };
+        if copied.blobs > sent {
+            self.prove(&file)?;
+            copied.healed.push((original.id, id));
+        }
+        Ok(CopyOutcome::There(id))
+    }
+
     fn send_snapshot(&mut self, original: &Original, copied: &mut Copied) -> Result<()> {
         let uploader = &Uploader::new(self.to).reading_back();
         let sent = self.everything(original, uploader, copied);

@@ -65,7 +65,7 @@ mod wire;
 pub use archive::{Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
-pub use copy::Copied;
+pub use copy::{Copied, CopyOutcome};
 pub use drill::{DrillPart, Drilled, Room};
 pub use effort::Effort;
 pub use error::{Error, Result};

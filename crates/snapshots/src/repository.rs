@@ -233,6 +233,15 @@ impl Repository {
         Ok(found)
     }
 
+    /// Lists what the snapshots are called here; none of them is read.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub fn snapshot_names(&self) -> Result<Vec<SnapshotFileId>> {
+        let files = self.inner.backend.list(FileKind::Snapshot)?;
+        Ok(files.into_iter().map(|info| SnapshotFileId(info.id)).collect())
+    }
+
     /// Reads one snapshot's description. A copy is also found by what its original was called, here and in everything
     /// that takes a snapshot: whoever recorded that name finds it in the repository that takes the other's place.
     ///

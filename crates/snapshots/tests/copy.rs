@@ -456,3 +456,55 @@ fn of_several_copies_the_same_is_found_every_time() {
     to.forget(&copies[..1]).unwrap();
     assert_eq!(to.snapshot(first).unwrap().id, copies[1]);
 }
+
+#[test]
+fn each_copy_is_told_as_soon_as_it_is_there_and_none_keeps_the_others_back() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    small_tree(&source);
+    let (backend, from) = memory();
+    let first = archive(&from, &source).snapshot.unwrap();
+    fs::write(source.join("sub/new"), corpus::noise(300_000, 3)).unwrap();
+    let second = archive(&from, &source).snapshot.unwrap();
+    fs::write(source.join("sub/newer"), corpus::noise(300_000, 4)).unwrap();
+    let third = archive(&from, &source).snapshot.unwrap();
+    // One that nobody has, and one whose own pack is gone.
+    let absent = SnapshotFileId(Id::of(b"absent"));
+    let packs_before: Vec<_> = backend.list(FileKind::Pack).unwrap();
+    fs::write(source.join("sub/lost"), corpus::noise(300_000, 5)).unwrap();
+    let lost = archive(&from, &source).snapshot.unwrap();
+    for pack in backend.list(FileKind::Pack).unwrap() {
+        if !packs_before.contains(&pack) {
+            backend.remove(FileKind::Pack, pack.id).unwrap();
+        }
+    }
+    let (there, to) = memory();
+    let mut told = Vec::new();
+    let wanted = [absent, third, lost, first, second];
+    to.copy_each(&from, &wanted, &Progress::default(), &mut |id, outcome| {
+        let good = match outcome {
+            CopyOutcome::Copied(copy) => {
+                // It counts now, and not at the end.
+                assert!(there.list(FileKind::Snapshot).unwrap().iter().any(|info| info.id == copy.0));
+                Some(copy)
+            }
+            CopyOutcome::There(_) => panic!("{id} was not there"),
+            CopyOutcome::Failed(_) => None,
+        };
+        told.push((id, good.is_some()));
+        if id == first { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+    })
+    .unwrap();
+    assert_eq!(told, [(absent, false), (third, true), (lost, false), (first, true)]);
+    assert_eq!(to.snapshot_names().unwrap().len(), 2);
+    for info in to.find(&[]).unwrap() {
+        verify_all(&to, info.id);
+    }
+    let mut again = Vec::new();
+    to.copy_each(&from, &[third, second], &Progress::default(), &mut |id, outcome| {
+        again.push((id, matches!(outcome, CopyOutcome::There(_))));
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(again, [(third, true), (second, false)]);
+}
