@@ -14,6 +14,7 @@ pub mod plan;
 pub mod pod;
 pub mod progress;
 pub mod record;
+pub mod replication;
 pub mod retention;
 pub mod schedule;
 pub mod snapshot;

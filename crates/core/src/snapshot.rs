@@ -127,6 +127,10 @@ pub struct Snapshot {
     pub drilled_at: Option<Timestamp>,
     /// What the last drill found wrong with it.
     pub damage: Option<String>,
+    /// When it was proven to be in the replica, with its image; `None`: it is not, as far as is known.
+    pub replicated_at: Option<Timestamp>,
+    /// Why it could not be copied to the replica.
+    pub replica_problem: Option<String>,
 }
 
 /// What was found out about a verified snapshot.
@@ -136,6 +140,10 @@ pub enum Care {
     Proven(Timestamp),
     /// A drill found damage.
     Damaged(Timestamp, String),
+    /// It is in the replica, proven, with everything it needs.
+    Replicated(Timestamp),
+    /// It is not in the replica, for this reason when there is one.
+    NotReplicated(Option<String>),
 }
 
 impl Snapshot {
@@ -167,6 +175,8 @@ impl Snapshot {
             proven_at: None,
             drilled_at: None,
             damage: None,
+            replicated_at: None,
+            replica_problem: None,
         }
     }
 
@@ -175,6 +185,8 @@ impl Snapshot {
         match care {
             Care::Proven(at) => (self.proven_at, self.drilled_at, self.damage) = (Some(at), Some(at), None),
             Care::Damaged(at, what) => (self.proven_at, self.drilled_at, self.damage) = (None, Some(at), Some(what)),
+            Care::Replicated(at) => (self.replicated_at, self.replica_problem) = (Some(at), None),
+            Care::NotReplicated(why) => (self.replicated_at, self.replica_problem) = (None, why),
         }
     }
 

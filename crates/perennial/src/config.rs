@@ -8,6 +8,7 @@ mod drills;
 mod imports;
 mod keys;
 mod limits;
+mod replication;
 mod repository;
 mod snapshots;
 
@@ -24,11 +25,13 @@ pub use imports::ImportSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
 pub use limits::LimitSection;
+use replication::FileReplication;
+pub use replication::ReplicationSection;
 use repository::FileRepository;
 pub use repository::{BucketLookup, RepositorySection, bandwidth, limited, read_variables};
 pub use snapshots::SnapshotSection;
 
-/// Longest undelete window, in days: ten years; longer ones are typing mistakes.
+/// Longest undelete window and delay of forgetting, in days: ten years; longer ones are typing mistakes.
 const WINDOW_MAX_DAYS: i64 = 3653;
 
 /// `perennial.toml`: every key may be left out.
@@ -52,6 +55,7 @@ struct File {
     allow_plaintext: Option<bool>,
     #[serde(default)]
     repository: FileRepository,
+    replication: Option<FileReplication>,
     #[serde(default)]
     drills: DrillSection,
     #[serde(default)]
@@ -160,6 +164,9 @@ pub struct Config {
     pub allow_plaintext: bool,
     /// Where the repositories are. From here on, because they are tables in TOML.
     pub repository: RepositorySection,
+    /// Where every verified snapshot is copied to; `None`: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication: Option<ReplicationSection>,
     /// What their keys are wrapped with.
     #[serde(skip_serializing_if = "KeysSection::is_empty")]
     pub keys: KeysSection,
@@ -248,6 +255,8 @@ impl Config {
         let storage_root = args.storage_root.clone().or(file.storage_root);
         let storage_root = storage_root.unwrap_or_else(|| data_dir.join("storage"));
         let database = args.database.clone().or(file.database);
+        let repository = RepositorySection::load(args, file.repository, &data_dir)?;
+        let replication = file.replication.map(|table| ReplicationSection::load(table, &repository)).transpose()?;
         let config = Self {
             listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7117))),
             engine: args.engine.or(file.engine).unwrap_or_default(),
@@ -268,7 +277,8 @@ impl Config {
             subnet_pool: args.subnet_pool.clone().or(file.subnet_pool).unwrap_or_else(|| "10.214.0.0/16".to_owned()),
             undelete_window: args.undelete_window.clone().or(file.undelete_window).unwrap_or_else(|| "7d".to_owned()),
             allow_plaintext: args.allow_plaintext.or(file.allow_plaintext).unwrap_or_default(),
-            repository: RepositorySection::load(args, file.repository, &data_dir)?,
+            repository,
+            replication,
             keys: KeysSection::load(args, file.keys)?,
             snapshots: file.snapshots,
             drills: file.drills,
@@ -329,14 +339,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`] when it is not a time, negative, or longer than ten years.
     pub fn undelete_window(&self) -> Result<SignedDuration, ConfigError> {
-        let hint = "write days and hours, such as \"7d\" or \"12h\"";
-        let wrong = |problem: String| value("undelete_window", problem, hint);
-        let span: Span = self.undelete_window.parse().map_err(|e: jiff::Error| wrong(e.to_string()))?;
-        let window = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|e| wrong(e.to_string()))?;
-        if window.is_negative() || window > SignedDuration::from_hours(24 * WINDOW_MAX_DAYS) {
-            return Err(wrong(format!("{} is out of range", self.undelete_window)));
-        }
-        Ok(window)
+        days_and_hours("undelete_window", &self.undelete_window)
     }
 
     /// As TOML, with the password of the database hidden.
@@ -345,6 +348,17 @@ impl Config {
         let shown = Self { database: hide_password(&self.database), ..self.clone() };
         toml::to_string(&shown).unwrap_or_default()
     }
+}
+
+/// Reads a time of up to ten years.
+fn days_and_hours(key: &'static str, text: &str) -> Result<SignedDuration, ConfigError> {
+    let wrong = |problem: String| value(key, problem, "write days and hours, such as \"7d\" or \"12h\"");
+    let span: Span = text.parse().map_err(|e: jiff::Error| wrong(e.to_string()))?;
+    let time = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|e| wrong(e.to_string()))?;
+    if time.is_negative() || time > SignedDuration::from_hours(24 * WINDOW_MAX_DAYS) {
+        return Err(wrong(format!("{text} is out of range")));
+    }
+    Ok(time)
 }
 
 /// Replaces the password in `scheme://user:password@host/…`.
@@ -416,6 +430,12 @@ mod tests {
             ("[repository]\nlocation = \"s3:https://key:secret@h/bucket\"", "credentials do not belong"),
             ("[repository]\nbucket_lookup = \"host\"", "bucket_lookup"),
             ("[repository]\nlimit_upload = 0", "limit_upload"),
+            ("[replication]\nlimit_upload = 1", "replication.location"),
+            ("[replication]\nlocation = \"some/where\"", "replication.location"),
+            ("[replication]\nlocation = \"/data/repositories\"", "replication.location"),
+            ("[replication]\nlocation = \"s3:https://key:secret@h/bucket\"", "replication.location"),
+            ("[replication]\nlocation = \"/r\"\nforget_after = \"soon\"", "replication.forget_after"),
+            ("[replication]\nlocation = \"/r\"\npassword = \"x\"", "password"),
             ("[drills]\nschedule = \"sometimes\"", "drills.schedule"),
             ("[drills]\ntime_zone = \"Mars\"", "drills.time_zone"),
             ("[drills]\nshare = 101", "drills.share"),

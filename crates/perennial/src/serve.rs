@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, EngineError};
 use perennial_core::fault::{NoTap, Tap};
@@ -38,7 +38,7 @@ use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
 use crate::service::{App, AppSettings};
 use crate::store::{Store, StoreError};
-use crate::tasks::{self, Housekeeper};
+use crate::tasks::{self, Housekeeper, Replicas};
 
 pub use directory::{DataDir, DirectoryError};
 pub use tls::{Certificate, Reread, TlsError};
@@ -156,6 +156,13 @@ impl Running {
         let window = config.undelete_window()?;
         // What is missing for it is told now and not at the first stop.
         config.repository.connect(&TenantId::default_tenant())?;
+        let forget_after = match &config.replication {
+            Some(replication) => {
+                replication.repository.connect(&TenantId::default_tenant())?;
+                replication.forget_after()?
+            }
+            None => SignedDuration::ZERO,
+        };
         let snapshots = config.snapshots.rules()?;
         let drills = config.drills.rules()?;
         let certificate = match &config.server.tls {
@@ -164,7 +171,7 @@ impl Running {
         };
         let keys = config.keys.keyring(&config.data_dir)?;
         let directory = DataDir::open(&config.data_dir)?;
-        let wrapped = keys.rewrap()?;
+        let wrapped = keys.rewrap()? + keys.of_replicas().rewrap()?;
         if wrapped > 0 {
             tracing::info!(keys = wrapped, "wrapped keys of repositories with the installation key");
         }
@@ -182,8 +189,14 @@ impl Running {
         let board = ProgressBoard::default();
         let waker = Waker::default();
         let (deletions, inbox) = tasks::deletions();
-        let repositories =
-            Repositories::configured(keys.clone(), &config.repository, tap).with_effort(config.limits.effort());
+        let effort = config.limits.effort();
+        let replicas = config.replication.as_ref().map(|replication| {
+            let keys = keys.of_replicas();
+            let repositories =
+                Repositories::configured(keys, &replication.repository, Arc::clone(&tap)).with_effort(effort);
+            Replicas { repositories, forget_after }
+        });
+        let repositories = Repositories::configured(keys.clone(), &config.repository, tap).with_effort(effort);
         let imports = Spool::new(directory.path(), config.imports.limits());
         let reconciler = Arc::new(Reconciler::new(
             store.clone(),
@@ -217,6 +230,7 @@ impl Running {
                 data_dir: directory.path().to_owned(),
                 storage_root: config.storage_root.clone(),
                 repository: config.repository.clone(),
+                replication: config.replication.clone(),
                 keys,
                 volume_prefix: config.volume_prefix.clone(),
                 runtimes: config.runtimes.clone(),
@@ -225,7 +239,8 @@ impl Running {
         };
         let (stop, stopping) = watch::channel(false);
         let tokens = Tokens::admin(directory.admin_token());
-        let housekeeper = Housekeeper::new(app.clone(), Arc::clone(&reconciler)).with_drills(drills);
+        let housekeeper =
+            Housekeeper::new(app.clone(), Arc::clone(&reconciler)).with_drills(drills).with_replicas(replicas);
         let housekeeper = housekeeper.start(inbox, stopping.clone());
         let router = api::router(app, board, tokens, stopping.clone());
         let controller = Controller::start(reconciler, waker);

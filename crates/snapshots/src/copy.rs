@@ -134,7 +134,7 @@ impl Repository {
     }
 
     /// Copies the snapshots that are named, in this order, and tells what became of each as soon as it is known; the
-    /// answer says whether to go on. A snapshot that is not there, or damaged, is told and keeps none of the others back.
+    /// answer says whether to go on. A name may be that of an original. A snapshot that is not there, or damaged, is told and keeps none of the others back.
     ///
     /// # Errors
     /// As [`Repository::copy_from`]; what was told before is so.
@@ -149,7 +149,8 @@ impl Repository {
         let mut copied = Copied::default();
         let mut copy = Copy::begin(self, source, progress)?;
         for id in snapshots {
-            let outcome = match Original::load(&source.inner, *id) {
+            let named = source.inner.name_here(*id).and_then(|name| Original::load(&source.inner, name));
+            let outcome = match named {
                 Ok(original) => copy.one(&original, &mut copied)?,
                 Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => CopyOutcome::Failed(error),
                 Err(error) => return Err(error),

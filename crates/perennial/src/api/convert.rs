@@ -13,6 +13,7 @@ use perennial_core::volume::{SetState, UNIVERSAL, engine_name};
 
 use super::{problem, retention, wire};
 use crate::service::{AppSettings, Check, CheckState, RecoveryEntry, RecoveryState};
+use crate::store::ExportOf;
 
 /// Converts between an enum of the domain and the same names on the wire.
 macro_rules! same_names {
@@ -247,6 +248,8 @@ pub fn snapshot(snapshot: &Snapshot) -> wire::Snapshot {
         error: snapshot.error.clone(),
         proven_at: snapshot.proven_at,
         damage: snapshot.damage.clone(),
+        replicated_at: snapshot.replicated_at,
+        replica_problem: snapshot.replica_problem.clone(),
     }
 }
 
@@ -299,6 +302,7 @@ pub fn recovery_entry(entry: &RecoveryEntry) -> wire::RecoveryRepository {
         tenant: entry.tenant.to_string(),
         location: entry.location.clone(),
         password: wire::Secret(String::from_utf8_lossy(entry.password.reveal()).into_owned()),
+        replica: entry.of == ExportOf::Replica,
     }
 }
 

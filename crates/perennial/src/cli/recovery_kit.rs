@@ -35,7 +35,8 @@ pub async fn run(context: &mut Context<'_>, file: Option<PathBuf>) -> Result<(),
     let target = Target::create(path)?;
     let kit = fetch(context).await?;
     let file = target.write(&text(&kit))?;
-    let tenants = kit.repositories.iter().map(|repository| repository.tenant.clone()).collect();
+    let firsts = kit.repositories.iter().filter(|repository| !repository.replica);
+    let tenants = firsts.map(|repository| repository.tenant.clone()).collect();
     context.show(&Written { file: Some(file), tenants }, |written, _, _| {
         let file = written.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
         format!(
@@ -137,7 +138,7 @@ fn text(kit: &RecoveryKit) -> String {
          cp COPY/perennial.db NEW/\n"
     );
     let mut elsewhere = "";
-    for RecoveryRepository { tenant, location, password } in &kit.repositories {
+    for RecoveryRepository { tenant, location, password, .. } in kit.repositories.iter().filter(|one| !one.replica) {
         if is_directory(location) {
             text.push_str(&format!("    cp -a COPY/repositories/{tenant} NEW/repositories/\n"));
         } else {
@@ -154,11 +155,18 @@ fn text(kit: &RecoveryKit) -> String {
          Stopped pods start as if nothing had happened. Pods that were not stopped say `DataLost`: what was in their\n\
          volumes is gone with the host, and `perennial pod restore POD SNAPSHOT` brings back the newest copy.\n",
     );
+    if kit.repositories.iter().any(|one| one.replica) {
+        text.push_str(
+            "\nWhen the repositories themselves are lost, a replica takes their place: write the password of the replica to\n\
+             NEW/keys/TENANT instead, and name the place of the replicas, without the tenant at its end, with --repository.\n",
+        );
+    }
     text
 }
 
 fn section(kit: &RecoveryKit, repository: &RecoveryRepository) -> String {
-    let RecoveryRepository { tenant, location, password } = repository;
+    let RecoveryRepository { tenant, location, password, replica } = repository;
+    let heading = if *replica { "REPLICA OF THE REPOSITORY OF TENANT" } else { "REPOSITORY OF TENANT" };
     let (place, whose) = if is_directory(location) {
         (
             format!("{location} on {}", kit.host),
@@ -172,7 +180,7 @@ fn section(kit: &RecoveryKit, repository: &RecoveryRepository) -> String {
         )
     };
     format!(
-        "\n\nREPOSITORY OF TENANT {tenant}\n\n\
+        "\n\n{heading} {tenant}\n\n\
          Format        restic, version 2: any restic from 0.14 on reads it, without Perennial\n\
          Location      {place}\n\
          Password      {}\n\n\

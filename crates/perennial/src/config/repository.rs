@@ -61,17 +61,45 @@ pub fn limited(backend: Arc<dyn Backend>, bandwidth: Bandwidth) -> Arc<dyn Backe
     if bandwidth == Bandwidth::default() { backend } else { Arc::new(LimitedBackend::new(backend, bandwidth)) }
 }
 
+/// Which table of the file says where repositories are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Table {
+    /// `[repository]`.
+    #[default]
+    Repository,
+    /// `[replication]`.
+    Replication,
+}
+
+impl Table {
+    /// What a key of this table is called in errors.
+    fn key(self, field: &'static str) -> &'static str {
+        match (self, field) {
+            (Self::Repository, "repository") => "repository.location",
+            (Self::Repository, "env-file") => "repository.env_file",
+            (Self::Repository, "ca-file") => "repository.ca_file",
+            (Self::Repository, "bucket-lookup") => "repository.bucket_lookup",
+            (Self::Replication, "repository") => "replication.location",
+            (Self::Replication, "env-file") => "replication.env_file",
+            (Self::Replication, "ca-file") => "replication.ca_file",
+            (Self::Replication, "bucket-lookup") => "replication.bucket_lookup",
+            // Variables have no key; they are in the environment, or in env_file.
+            (_, variable) => variable,
+        }
+    }
+}
+
 /// `[repository]` of the file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileRepository {
-    location: Option<String>,
-    env_file: Option<PathBuf>,
-    ca_file: Option<PathBuf>,
-    allow_http: Option<bool>,
-    bucket_lookup: Option<BucketLookup>,
-    limit_upload: Option<NonZeroU64>,
-    limit_download: Option<NonZeroU64>,
+    pub(super) location: Option<String>,
+    pub(super) env_file: Option<PathBuf>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) allow_http: Option<bool>,
+    pub(super) bucket_lookup: Option<BucketLookup>,
+    pub(super) limit_upload: Option<NonZeroU64>,
+    pub(super) limit_download: Option<NonZeroU64>,
 }
 
 /// The place below which every tenant has its repository, and how to get there.
@@ -95,6 +123,8 @@ pub struct RepositorySection {
     /// KiB a second from each tenant's repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_download: Option<NonZeroU64>,
+    #[serde(skip)]
+    table: Table,
 }
 
 impl RepositorySection {
@@ -109,29 +139,42 @@ impl RepositorySection {
             bucket_lookup: BucketLookup::Auto,
             limit_upload: None,
             limit_download: None,
+            table: Table::Repository,
         }
     }
 
     /// Puts environment and flags over the file. The address is checked, credentials and files are not looked at yet.
     pub(super) fn load(args: &ServeArgs, file: FileRepository, data_dir: &Path) -> Result<Self, ConfigError> {
-        let absolute = |key: &'static str, path: Option<PathBuf>| {
-            let absolute = path.map(std::path::absolute).transpose();
-            absolute.map_err(|e| value(key, e.to_string(), "write the path of a file"))
+        let default = || data_dir.join("repositories").display().to_string();
+        let location = args.repository.clone().or_else(|| file.location.clone()).unwrap_or_else(default);
+        let file = FileRepository {
+            env_file: args.repository_env_file.clone().or(file.env_file),
+            ca_file: args.repository_ca_file.clone().or(file.ca_file),
+            ..file
         };
-        let default = Self::in_directory(&data_dir.join("repositories"));
+        Self::checked(Table::Repository, location, file)
+    }
+
+    /// The repositories at a place, as a table of the file says how to get there.
+    pub(super) fn checked(table: Table, location: String, file: FileRepository) -> Result<Self, ConfigError> {
+        let absolute = |field: &'static str, path: Option<PathBuf>| {
+            let absolute = path.map(std::path::absolute).transpose();
+            absolute.map_err(|e| value(table.key(field), e.to_string(), "write the path of a file"))
+        };
         let section = Self {
-            location: args.repository.clone().or(file.location).unwrap_or(default.location),
-            env_file: absolute("repository.env_file", args.repository_env_file.clone().or(file.env_file))?,
-            ca_file: absolute("repository.ca_file", args.repository_ca_file.clone().or(file.ca_file))?,
+            location,
+            env_file: absolute("env-file", file.env_file)?,
+            ca_file: absolute("ca-file", file.ca_file)?,
             allow_http: file.allow_http.unwrap_or_default(),
             bucket_lookup: file.bucket_lookup.unwrap_or_default(),
             limit_upload: file.limit_upload,
             limit_download: file.limit_download,
+            table,
         };
         match section.parse(&TenantId::default_tenant(), |_| Some(PLACEHOLDER.to_owned()))? {
             Location::Local(path) if path.is_relative() => {
                 let problem = format!("{} is relative, and nobody can tell to what", path.display());
-                Err(value("repository.location", problem, "write the whole path of the directory"))
+                Err(value(table.key("repository"), problem, "write the whole path of the directory"))
             }
             _ => Ok(section),
         }
@@ -164,7 +207,7 @@ impl RepositorySection {
         let location = match &self.env_file {
             None => self.parse(tenant, |name| std::env::var(name).ok())?,
             Some(path) => {
-                let variables = read_variables("repository.env_file", path)?;
+                let variables = read_variables(self.table.key("env-file"), path)?;
                 self.parse(tenant, |name| variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone()))?
             }
         };
@@ -174,28 +217,21 @@ impl RepositorySection {
             addressing: self.bucket_lookup.into(),
             patience: Patience { retries: RETRIES, ..Patience::default() },
         };
-        let backend = location.connect(&options).map_err(|error| invalid(&error))?;
+        let backend = location.connect(&options).map_err(|error| self.invalid(&error))?;
         Ok(limited(backend, bandwidth(self.limit_upload, self.limit_download)))
     }
 
     fn parse(&self, tenant: &TenantId, variable: impl Fn(&str) -> Option<String>) -> Result<Location, ConfigError> {
-        let location = Location::parse(&self.location, &variable).map_err(|error| invalid(&error))?;
+        let location = Location::parse(&self.location, &variable).map_err(|error| self.invalid(&error))?;
         if matches!(location, Location::Local(_)) {
             return Ok(Location::Local(self.of_tenant(tenant).into()));
         }
-        Location::parse(&self.of_tenant(tenant), variable).map_err(|error| invalid(&error))
+        Location::parse(&self.of_tenant(tenant), variable).map_err(|error| self.invalid(&error))
     }
-}
 
-fn invalid(error: &InvalidLocation) -> ConfigError {
-    let key = match error.field {
-        "repository" => "repository.location",
-        "ca-file" => "repository.ca_file",
-        "bucket-lookup" => "repository.bucket_lookup",
-        // Variables have no key; they are in the environment, or in env_file.
-        variable => variable,
-    };
-    value(key, error.problem.clone(), error.hint)
+    fn invalid(&self, error: &InvalidLocation) -> ConfigError {
+        value(self.table.key(error.field), error.problem.clone(), error.hint)
+    }
 }
 
 /// Reads `NAME=value` lines; blank ones and those that begin with `#` mean nothing. A value is taken as it is, but for

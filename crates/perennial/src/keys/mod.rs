@@ -8,6 +8,8 @@
 //! | `TENANT` | the password in use |
 //! | `TENANT.next`, `TENANT.old` | a change of the password is on its way, see [`change`] |
 //! | `TENANT.made` | the repository was made once: none is begun anew in its place |
+//!
+//! `replica-keys/` holds the same for the replicas, whose keys are others.
 
 pub mod change;
 mod installation;
@@ -68,6 +70,9 @@ impl KeyError {
     }
 }
 
+/// Where the keys of replicas are, in the data directory.
+pub const REPLICA_KEYS: &str = "replica-keys";
+
 /// The keys of an installation; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Keyring {
@@ -82,6 +87,13 @@ impl Keyring {
     pub fn new(data_dir: &Path, wrapping: Option<InstallationKey>, previous: Option<InstallationKey>) -> Self {
         let directory = data_dir.join("keys");
         Self { directory, wrapping: wrapping.map(Arc::new), previous: previous.map(Arc::new) }
+    }
+
+    /// The keys of replicas, kept like those of the repositories, in `replica-keys/` beside them.
+    #[must_use]
+    pub fn of_replicas(&self) -> Self {
+        let directory = self.directory.with_file_name(REPLICA_KEYS);
+        Self { directory, ..self.clone() }
     }
 
     /// Where the password of a tenant's repository is.

@@ -19,9 +19,9 @@ use crate::store::{Page, SnapshotScope};
 /// Snapshots fetched at a time.
 const PAGE: u32 = 500;
 /// How long what nothing needs is only marked: longer than any upload whose lock might have been lost.
-const GRACE: SignedDuration = SignedDuration::from_hours(24);
+pub(super) const GRACE: SignedDuration = SignedDuration::from_hours(24);
 /// Bytes of packs that one prune takes apart: everybody else waits that long.
-const REWRITE_AT_MOST: u64 = 1 << 30;
+pub(super) const REWRITE_AT_MOST: u64 = 1 << 30;
 
 /// A snapshot that is to be forgotten.
 #[derive(Debug, Clone)]
@@ -133,7 +133,7 @@ impl Reconciler {
 }
 
 /// What a person is shown of a failure.
-fn shown<T>(result: Result<T, StepError>) -> Result<T, Problem> {
+pub(super) fn shown<T>(result: Result<T, StepError>) -> Result<T, Problem> {
     result.map_err(|error| match error {
         StepError::Retry(found) | StepError::Definite(found) => found,
         StepError::Overtaken | StepError::Cancelled => problem("interrupted", "it was interrupted", ""),

@@ -6,6 +6,7 @@
 //! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes; [`forget`]: those that let them go.
 //! * [`freeze`]: a running pod that stands still while a capture reads.
 //! * [`drill`]: proofs that a snapshot can be restored.
+//! * [`replicate`]: copies into replicas.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
 //! * [`repositories`]: the tenants' repositories, kept open.
 //! * [`progress`]: how far running operations are, for people.
@@ -32,6 +33,7 @@ mod leases;
 mod placement;
 mod podfile;
 mod records;
+mod replicate;
 mod step;
 
 pub(crate) use capture::volume_roots;
@@ -41,4 +43,5 @@ pub(crate) use layer::layer_root;
 pub use controller::{Controller, ControllerHandle};
 pub use drill::Unproven;
 pub use forget::Going;
+pub use replicate::SeenReplica;
 pub use worker::{Reconciler, Settings};

@@ -118,6 +118,12 @@ impl Reconciler {
         Self { store, engine, repositories, clock, ids, board, settings, started_at, memory: Mutex::default() }
     }
 
+    /// Who this server is to others that share the database.
+    #[must_use]
+    pub fn holder(&self) -> &str {
+        &self.settings.holder
+    }
+
     pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -39,7 +39,7 @@ use perennial_core::retention::Keep;
 use perennial_core::schedule::{self, Effective, SnapshotRules};
 use perennial_core::snapshot::Snapshot;
 
-use crate::config::RepositorySection;
+use crate::config::{ReplicationSection, RepositorySection};
 use crate::import::Spool;
 use crate::keys::Keyring;
 use crate::library::Library;
@@ -82,6 +82,8 @@ pub struct AppSettings {
     pub storage_root: PathBuf,
     /// Where the repositories are.
     pub repository: RepositorySection,
+    /// Where every verified snapshot is copied to; `None`: nowhere.
+    pub replication: Option<ReplicationSection>,
     /// Their keys.
     pub keys: Keyring,
     /// Prefix of volume names on the engine.

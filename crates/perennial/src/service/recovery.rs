@@ -8,7 +8,7 @@ use perennial_snapshots::Password;
 use sha2::{Digest as _, Sha256};
 
 use super::{App, Caller};
-use crate::store::{Change, RecoveryExport};
+use crate::store::{Change, ExportOf, RecoveryExport};
 
 /// Everything that is needed to read the repositories without this host.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct RecoveryKit {
 /// One repository and what opens it.
 #[derive(Debug, Clone)]
 pub struct RecoveryEntry {
+    /// Whether it is the repository or its replica.
+    pub of: ExportOf,
     /// Whose.
     pub tenant: TenantId,
     /// Where it is, as restic writes it.
@@ -37,7 +39,7 @@ pub struct RecoveryEntry {
 pub struct RecoveryState {
     /// When the newest kit was exported; `None`: never.
     pub exported_at: Option<Timestamp>,
-    /// Tenants whose repository's key is in no kit.
+    /// Tenants of whose repository or replica the key is in no kit.
     pub missing: Vec<TenantId>,
 }
 
@@ -55,13 +57,15 @@ impl App {
             return Err(Error::conflict("no-repository", "there is no repository yet, and so no key", hint));
         }
         let at = self.now();
-        let export = |(tenant, password): &(TenantId, Password)| RecoveryExport {
+        let export = |Key { of, tenant, password }: &Key| RecoveryExport {
+            of: *of,
             tenant: tenant.clone(),
             fingerprint: fingerprint(password),
             actor: caller.actor.clone(),
             at,
         };
-        let tenants: Vec<&str> = keys.iter().map(|(tenant, _)| tenant.as_str()).collect();
+        let firsts = keys.iter().filter(|key| key.of == ExportOf::Repository);
+        let tenants: Vec<&str> = firsts.map(|key| key.tenant.as_str()).collect();
         let event = NewEvent {
             at,
             actor: caller.actor.clone(),
@@ -73,8 +77,12 @@ impl App {
         };
         let exports = keys.iter().map(export).collect();
         self.store.commit(Change { recovery_exports: exports, events: vec![event], ..Change::default() }).await?;
-        let section = &self.settings.repository;
-        let entry = |(tenant, password)| RecoveryEntry { location: section.of_tenant(&tenant), tenant, password };
+        let place = |of, tenant: &TenantId| match (of, &self.settings.replication) {
+            (ExportOf::Replica, Some(replication)) => replication.repository.of_tenant(tenant),
+            _ => self.settings.repository.of_tenant(tenant),
+        };
+        let entry =
+            |Key { of, tenant, password }: Key| RecoveryEntry { of, location: place(of, &tenant), tenant, password };
         Ok(RecoveryKit {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             made_at: at,
@@ -89,21 +97,39 @@ impl App {
     pub async fn recovery_state(&self) -> Result<RecoveryState, Error> {
         let keys = self.keys().await?;
         let exports = self.store.recovery_exports().await?;
-        let is_exported = |(tenant, password): &&(TenantId, Password)| {
-            exports.iter().any(|e| e.tenant == *tenant && e.fingerprint == fingerprint(password))
+        let is_exported = |key: &&Key| {
+            let is_it = |e: &RecoveryExport| e.of == key.of && e.tenant == key.tenant;
+            exports.iter().any(|e| is_it(e) && e.fingerprint == fingerprint(&key.password))
         };
-        Ok(RecoveryState {
-            exported_at: exports.iter().map(|e| e.at).max(),
-            missing: keys.iter().filter(|key| !is_exported(key)).map(|(tenant, _)| tenant.clone()).collect(),
-        })
+        let mut missing: Vec<TenantId> =
+            keys.iter().filter(|key| !is_exported(key)).map(|key| key.tenant.clone()).collect();
+        missing.dedup();
+        Ok(RecoveryState { exported_at: exports.iter().map(|e| e.at).max(), missing })
     }
 
-    async fn keys(&self) -> Result<Vec<(TenantId, Password)>, Error> {
+    /// Every key: the repositories' by tenant, each followed by that of its replica while there is one.
+    async fn keys(&self) -> Result<Vec<Key>, Error> {
         let keys = self.settings.keys.clone();
+        let replicas = self.settings.replication.as_ref().map(|_| keys.of_replicas());
         let unreadable = |problem: String| Error::Unavailable { problem: format!("read the keys: {problem}") };
-        let read = tokio::task::spawn_blocking(move || keys.all()).await;
-        read.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))
+        let read = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            for (of, keys) in [(ExportOf::Repository, Some(keys)), (ExportOf::Replica, replicas)] {
+                let Some(keys) = keys else { continue };
+                all.extend(keys.all()?.into_iter().map(|(tenant, password)| Key { of, tenant, password }));
+            }
+            all.sort_by(|a: &Key, b: &Key| a.tenant.as_str().cmp(b.tenant.as_str()));
+            Ok::<_, crate::keys::KeyError>(all)
+        });
+        read.await.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))
     }
+}
+
+/// What opens one repository.
+struct Key {
+    of: ExportOf,
+    tenant: TenantId,
+    password: Password,
 }
 
 /// Tells one key from another. A key has 256 bits of randomness, so that nobody finds it from its hash.

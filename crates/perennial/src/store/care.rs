@@ -110,6 +110,7 @@ pub(super) async fn care_note(tx: &mut AnyConnection, id: SnapshotId, care: &Car
     let (drilled_at, proven) = match care {
         Care::Proven(at) => (at, Some(at)),
         Care::Damaged(at, _) => (at, None),
+        Care::Replicated(_) | Care::NotReplicated(_) => return Ok(()),
     };
     // An older proof of another snapshot is still one.
     sqlx::query(

@@ -14,8 +14,9 @@ use sqlx::{AnyConnection, Connection as _, Row as _};
 use super::care::{care_note, drill_try_upsert};
 use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
+use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
-use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, Store, StoreError, fence};
+use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, ReplicaNote, Store, StoreError, fence};
 
 /// What one transaction writes.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +51,8 @@ pub struct Change {
     pub images: Vec<StoredImage>,
     /// Keys that are in a recovery kit from now on.
     pub recovery_exports: Vec<RecoveryExport>,
+    /// What is known of copies in replicas from now on.
+    pub replica_notes: Vec<ReplicaNote>,
     /// Tenants in whose repositories something was forgotten now, so that there is something to prune.
     pub prunes_wanted: Vec<(TenantId, Timestamp)>,
     /// The answer to a request, so that its repetition is answered alike.
@@ -152,6 +155,9 @@ impl Change {
         }
         for export in &self.recovery_exports {
             export_upsert(tx, export).await?;
+        }
+        for note in &self.replica_notes {
+            replica_note(tx, note).await?;
         }
         for (tenant, at) in &self.prunes_wanted {
             prune_wanted_upsert(tx, tenant, *at).await?;

@@ -21,6 +21,7 @@ mod open;
 mod prunes;
 mod read;
 mod recovery;
+mod replicas;
 mod rows;
 
 use std::sync::Arc;
@@ -37,7 +38,8 @@ pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use heads::{HeadedPod, PodHead};
 pub use lease::Lease;
 pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visibility};
-pub use recovery::RecoveryExport;
+pub use recovery::{ExportOf, RecoveryExport};
+pub use replicas::{Backlog, NoteChange, Replica, ReplicaNote};
 
 /// The name of the fault point around every commit.
 pub const COMMIT_SITE: &str = "store.commit";

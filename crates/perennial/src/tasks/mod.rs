@@ -4,11 +4,13 @@
 //! - `schedule`: snapshots that are due, and rules that let older ones go;
 //! - `drill`: drills that were asked for, and those of the schedule;
 //! - `prune`: the space of what was forgotten;
+//! - `replicate`: copies of every snapshot in a second repository;
 //! - the end of the undelete window, which executes the consent given at delete;
 //! - old idempotency keys, and received archives and looks at pods that nobody needs any more.
 
 mod drill;
 mod prune;
+mod replicate;
 mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +61,7 @@ impl SnapshotRemover for Deletions {
 }
 
 pub use drill::DrillRules;
+pub use replicate::Replicas;
 
 /// Does what is due.
 pub struct Housekeeper {
@@ -70,13 +73,22 @@ pub struct Housekeeper {
     applied: schedule::Applied,
     /// `None`: nothing is drilled by itself.
     drills: Option<DrillRules>,
+    /// `None`: nothing is replicated.
+    replicas: Option<Replicas>,
 }
 
 impl Housekeeper {
     /// A housekeeper for this server.
     #[must_use]
     pub fn new(app: App, reconciler: Arc<Reconciler>) -> Self {
-        Self { app, reconciler, open: BTreeSet::new(), applied: schedule::Applied::default(), drills: None }
+        Self {
+            app,
+            reconciler,
+            open: BTreeSet::new(),
+            applied: schedule::Applied::default(),
+            drills: None,
+            replicas: None,
+        }
     }
 
     /// Has snapshots drilled by a schedule, too.
@@ -85,12 +97,20 @@ impl Housekeeper {
         Self { drills, ..self }
     }
 
+    /// Has every verified snapshot copied to replicas, too.
+    #[must_use]
+    pub fn with_replicas(self, replicas: Option<Replicas>) -> Self {
+        Self { replicas, ..self }
+    }
+
     /// Runs until `stopped` says so.
     #[must_use]
     pub fn start(mut self, mut inbox: Inbox, mut stopped: watch::Receiver<bool>) -> JoinHandle<()> {
         let pruner = prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler));
         let driller = self.driller();
+        let replicator = self.replicator();
         tokio::spawn(async move {
+            let replicating = replicator.run(stopped.clone());
             let pruning = pruner.run(stopped.clone());
             let drilling = driller.run(stopped.clone());
             let keeping = async {
@@ -104,7 +124,7 @@ impl Housekeeper {
                     }
                 }
             };
-            tokio::join!(pruning, drilling, keeping);
+            tokio::join!(pruning, drilling, replicating, keeping);
         })
     }
 
@@ -121,6 +141,15 @@ impl Housekeeper {
     pub async fn drill_due(&self) {
         let (_running, stopped) = watch::channel(false);
         self.driller().drill_due(&stopped).await;
+    }
+
+    fn replicator(&self) -> replicate::Replicator {
+        replicate::Replicator::new(self.app.clone(), Arc::clone(&self.reconciler), self.replicas.clone())
+    }
+
+    /// Has one turn for every replica, as the server does beside everything else.
+    pub async fn replicate_due(&self) {
+        self.replicator().replicate_due().await;
     }
 
     /// Deletions that were asked for at least so long ago and are not done, whoever was asked.

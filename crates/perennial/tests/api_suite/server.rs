@@ -119,6 +119,7 @@ impl Server {
                 data_dir: directory.path().to_owned(),
                 storage_root: directory.path().to_owned(),
                 repository: RepositorySection::in_directory(&directory.path().join("repositories")),
+                replication: None,
                 keys: Keyring::new(directory.path(), None, None),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),

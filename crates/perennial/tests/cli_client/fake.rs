@@ -311,6 +311,8 @@ pub fn snapshot() -> Snapshot {
         error: None,
         proven_at: None,
         damage: None,
+        replicated_at: None,
+        replica_problem: None,
     }
 }
 

@@ -410,6 +410,8 @@ impl Any {
             proven_at: self.option(Self::time),
             drilled_at: self.option(Self::time),
             damage: self.option(Self::text),
+            replicated_at: self.option(Self::time),
+            replica_problem: self.option(Self::text),
         }
     }
 

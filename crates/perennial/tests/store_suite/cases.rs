@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial::store::{
-    Change, EventFilter, IdempotencyRecord, Page, PodFilter, RecoveryExport, SnapshotScope, Store, StoreError,
-    StoredImage, Visibility,
+    Change, EventFilter, ExportOf, IdempotencyRecord, Page, PodFilter, RecoveryExport, SnapshotScope, Store,
+    StoreError, StoredImage, Visibility,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::SnapshotId;
@@ -431,6 +431,7 @@ pub async fn exported_keys_are_remembered_per_tenant(database: &Database) {
     let store = database.open().await;
     assert_eq!(store.recovery_exports().await.unwrap(), []);
     let export = |tenant: &str, fingerprint: &str| RecoveryExport {
+        of: ExportOf::Repository,
         tenant: TenantId::parse(tenant).unwrap(),
         fingerprint: fingerprint.to_owned(),
         actor: "admin".to_owned(),
@@ -444,6 +445,67 @@ pub async fn exported_keys_are_remembered_per_tenant(database: &Database) {
     store.commit(change(&[&old, &acme])).await.unwrap();
     store.commit(change(&[&new])).await.unwrap();
     assert_eq!(store.recovery_exports().await.unwrap(), [acme, new]);
+}
+
+pub async fn what_replicas_hold_is_remembered_per_tenant_and_replica(db: &Database) {
+    use perennial::store::{Backlog, NoteChange, Replica, ReplicaNote};
+    use perennial_core::replication::{Copying, Noted, Part, Wanted};
+    let store = db.open().await;
+    let mut any = Any::new(81);
+    let pod = inserted(&store, &mut any, "one").await;
+    let tenant = pod.tenant.clone();
+    let rows: Vec<Snapshot> =
+        (0..3).map(|_| Snapshot { state: SnapshotState::Verified, ..any.snapshot(&pod) }).collect();
+    let pending = Snapshot { state: SnapshotState::Pending, ..any.snapshot(&pod) };
+    let snapshots = rows.iter().cloned().chain([pending.clone()]).collect();
+    store.commit(Change { snapshots, ..Change::default() }).await.unwrap();
+    assert_eq!(store.replica_tenants().await.unwrap(), [tenant.clone()]);
+    assert_eq!(store.replica_fetch(&tenant).await.unwrap(), None);
+    // One server at a time, and the same one again whenever it likes.
+    assert!(store.replica_claim(&tenant, "a", (now(), after(10))).await.unwrap());
+    assert!(!store.replica_claim(&tenant, "b", (after(9), after(20))).await.unwrap());
+    assert!(store.replica_claim(&tenant, "a", (after(9), after(10))).await.unwrap());
+    assert!(store.replica_claim(&tenant, "b", (after(10), after(20))).await.unwrap());
+    let replica = Replica {
+        tenant: tenant.clone(),
+        id: Some("r1".to_owned()),
+        looked_at: Some(after(1)),
+        pruned_at: None,
+        problem: Some("away".to_owned()),
+    };
+    store.replica_save(&replica).await.unwrap();
+    assert_eq!(store.replica_fetch(&tenant).await.unwrap(), Some(replica));
+    assert!(store.replica_claim(&tenant, "a", (after(11), after(20))).await.unwrap(), "it was given back");
+
+    let mut ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    ids.sort();
+    let all = store.snapshot_ids_of(&tenant).await.unwrap();
+    assert_eq!(all.iter().filter(|(_, verified)| *verified).map(|(id, _)| *id).collect::<Vec<_>>(), ids);
+    assert!(all.contains(&(pending.id, false)));
+    let noted = |n: usize, copying| Noted {
+        wanted: Wanted { part: Part::Snapshot, name: ids[n].to_string(), original: format!("o{n}") },
+        copying,
+        at: after(2),
+        gone_at: None,
+    };
+    let note = async |replica: &str, change| {
+        let replica_notes = vec![ReplicaNote { tenant: tenant.clone(), replica: replica.to_owned(), change }];
+        store.commit(Change { replica_notes, ..Change::default() }).await.unwrap();
+    };
+    let copied = noted(0, Copying::Copied("c0".to_owned()));
+    let failed = noted(1, Copying::Failed("damaged".to_owned()));
+    note("r1", NoteChange::Known(copied.clone())).await;
+    note("r1", NoteChange::Known(failed.clone())).await;
+    assert_eq!(store.replicated(&tenant, "r1").await.unwrap(), [copied.clone(), failed]);
+    assert_eq!(store.replicated(&tenant, "r2").await.unwrap(), []);
+    let backlog = |count, n: usize| Backlog { count, oldest: Some(ids[n]) };
+    assert_eq!(store.replica_backlog(&tenant, "r1").await.unwrap(), backlog(2, 1));
+    assert_eq!(store.replica_backlog(&tenant, "r2").await.unwrap(), backlog(3, 0));
+    note("r1", NoteChange::Gone("o0".to_owned(), Some(after(3)))).await;
+    note("r1", NoteChange::Dropped("o1".to_owned())).await;
+    assert_eq!(store.replicated(&tenant, "r1").await.unwrap(), [Noted { gone_at: Some(after(3)), ..copied.clone() }]);
+    note("r1", NoteChange::Gone("o0".to_owned(), None)).await;
+    assert_eq!(store.replicated(&tenant, "r1").await.unwrap(), [copied]);
 }
 
 pub async fn images_are_remembered_per_tenant(db: &Database) {

@@ -54,6 +54,7 @@ cases!(
     a_purged_pod_takes_its_snapshots_along,
     pods_due_for_purge_are_found,
     idempotency_keys_are_used_once,
+    what_replicas_hold_is_remembered_per_tenant_and_replica,
     images_are_remembered_per_tenant,
     exported_keys_are_remembered_per_tenant,
     repositories_to_prune_are_found,

@@ -72,6 +72,7 @@ pub struct World {
     pub ids: Arc<CountingIds>,
     pub engine: SimEngine,
     pub repositories: MemoryRepositories,
+    pub replicas: MemoryRepositories,
     pub directory: tempfile::TempDir,
     pub database: String,
     /// How much an archive may be.
@@ -83,6 +84,7 @@ pub struct World {
 pub struct Server {
     pub app: App,
     pub reconciler: Arc<Reconciler>,
+    pub replicas: Repositories,
     clock: Arc<VirtualClock>,
 }
 
@@ -124,6 +126,7 @@ impl World {
             ids: Arc::default(),
             engine,
             repositories: MemoryRepositories::default(),
+            replicas: MemoryRepositories::default(),
             directory,
             database,
             store: tokio::sync::OnceCell::new(),
@@ -189,6 +192,7 @@ impl World {
         let engine: Arc<dyn Engine> = Arc::new(Tapped::new(Arc::new(self.engine.clone()), Arc::clone(&tap)));
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let ids = Arc::clone(&self.ids) as Arc<dyn IdSource>;
+        let replicas = Repositories::in_memory(self.replicas.clone(), Arc::clone(&tap));
         let repositories = Repositories::in_memory(self.repositories.clone(), tap);
         let imports = Spool::new(self.directory.path(), self.import_limits);
         let reconciler = Reconciler::new(
@@ -221,13 +225,14 @@ impl World {
                 data_dir: self.directory.path().to_owned(),
                 storage_root: self.directory.path().to_owned(),
                 repository: RepositorySection::in_directory(&self.directory.path().join("repositories")),
+                replication: None,
                 keys: Keyring::new(self.directory.path(), None, None),
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
                 snapshots: SnapshotRules::default(),
             }),
         };
-        Server { app, reconciler: Arc::new(reconciler), clock: Arc::clone(&self.clock) }
+        Server { app, reconciler: Arc::new(reconciler), replicas, clock: Arc::clone(&self.clock) }
     }
 }
 
@@ -336,6 +341,13 @@ impl Server {
 
     pub fn housekeeper(&self) -> perennial::tasks::Housekeeper {
         perennial::tasks::Housekeeper::new(self.app.clone(), Arc::clone(&self.reconciler))
+    }
+
+    /// A housekeeper that copies to the world's replicas, where what was deleted stays for two days.
+    pub fn replicator(&self) -> perennial::tasks::Housekeeper {
+        let forget_after = SignedDuration::from_hours(48);
+        let replicas = perennial::tasks::Replicas { repositories: self.replicas.clone(), forget_after };
+        self.housekeeper().with_replicas(Some(replicas))
     }
 
     /// Does what was asked and lets it end.

@@ -263,6 +263,11 @@ pub struct Snapshot {
     pub proven_at: Option<Timestamp>,
     /// What the last drill found wrong with it; null otherwise.
     pub damage: Option<String>,
+    /// When it was proven to be in the replica, with its image; null: it is not there, as far as is known.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub replicated_at: Option<Timestamp>,
+    /// Why it could not be copied to the replica; null otherwise.
+    pub replica_problem: Option<String>,
 }
 
 /// One volume's share of a snapshot.
@@ -453,6 +458,9 @@ pub struct RecoveryRepository {
     /// Its password.
     #[schema(value_type = String)]
     pub password: Secret,
+    /// Whether it is the replica of the tenant's repository.
+    #[serde(default)]
+    pub replica: bool,
 }
 
 /// Something that no log shows.

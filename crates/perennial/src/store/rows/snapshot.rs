@@ -67,6 +67,10 @@ stored_struct!(SnapshotRow = Snapshot {
     drilled_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     damage: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replicated_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replica_problem: Option<String>,
 });
 
 #[derive(Serialize, Deserialize)]

@@ -1,0 +1,417 @@
+//! Every verified snapshot comes to the replica of its tenant's repository, and what was deleted goes from there later.
+//!
+//! A turn looks at one tenant: what should be in the replica (the database says so), what is recorded of it, and what is
+//! in it. What is missing is copied, images first, then the newest snapshots; each is read back there before it counts,
+//! and recorded as soon as it does. So a turn that was interrupted anywhere is gone on with by the next one. What a turn
+//! could not do is shown (`problem`, `replicaProblem`) until one can.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use perennial_core::id::SnapshotId;
+use perennial_core::operation::{NewEvent, Problem};
+use perennial_core::progress::Progress;
+use perennial_core::replication::{Copying, Delays, Noted, Part, Plan, Wanted, plan};
+use perennial_core::snapshot::{Care, Snapshot};
+use perennial_core::spec::TenantId;
+use tokio::sync::{mpsc, watch};
+
+use crate::causes::describe;
+use crate::reconcile::Reconciler;
+use crate::reconcile::repositories::Repositories;
+use crate::service::App;
+use crate::store::{Change, NoteChange, Page, PodFilter, Replica, ReplicaNote, StoreError, Visibility};
+
+/// How often what is missing is looked for, and the pause in which others get a repository for themselves.
+const EVERY: Duration = Duration::from_secs(60);
+/// A turn begins no other snapshot after this long.
+const TURN: Duration = Duration::from_secs(600);
+/// What could not be copied is tried again after this long: all of it is read each time.
+const AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
+/// How often a replica is pruned.
+const PRUNE_EVERY: SignedDuration = SignedDuration::from_hours(24);
+/// Longest pause after failures.
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// Another server goes on after this long, when the one that was at work is gone. One that is not only does some of it twice.
+const CLAIM: SignedDuration = SignedDuration::from_mins(30);
+/// Rows read at a time.
+const PAGE: u32 = 200;
+/// Who forgets what was deleted.
+const ACTOR: &str = "replication";
+
+/// Where copies go.
+#[derive(Clone)]
+pub struct Replicas {
+    /// The replicas, one for each tenant.
+    pub repositories: Repositories,
+    /// How long what was deleted stays there.
+    pub forget_after: SignedDuration,
+}
+
+pub(super) struct Replicator {
+    app: App,
+    reconciler: Arc<Reconciler>,
+    replicas: Option<Replicas>,
+    progress: Progress,
+    /// Replicas whose last turns failed: how often, and when the next try is.
+    failed: Mutex<HashMap<TenantId, (u32, Timestamp)>>,
+}
+
+/// Why a turn did not get to its end.
+enum Stopped {
+    /// A repository, or the database.
+    Problem(Problem),
+    /// Somebody else works on a repository; the next look tries again.
+    Busy,
+}
+
+impl From<StoreError> for Stopped {
+    fn from(error: StoreError) -> Self {
+        let (code, hint) = ("database-unavailable".to_owned(), String::new());
+        Self::Problem(Problem { code, message: describe(&error), hint })
+    }
+}
+
+impl From<Problem> for Stopped {
+    fn from(problem: Problem) -> Self {
+        if problem.code == "repository-locked" { Self::Busy } else { Self::Problem(problem) }
+    }
+}
+
+impl Replicator {
+    pub(super) fn new(app: App, reconciler: Arc<Reconciler>, replicas: Option<Replicas>) -> Self {
+        Self { app, reconciler, replicas, progress: Progress::default(), failed: Mutex::default() }
+    }
+
+    /// Runs until `stopped` says so; a copy in work is interrupted, which is safe at any moment.
+    pub(super) async fn run(self, mut stopped: watch::Receiver<bool>) {
+        let progress = self.progress.clone();
+        let mut told = stopped.clone();
+        let work = async {
+            while !*stopped.borrow() {
+                self.replicate_due().await;
+                tokio::select! {
+                    () = tokio::time::sleep(EVERY) => {}
+                    _ = stopped.changed() => {}
+                }
+            }
+        };
+        let interrupt = async {
+            let _ = told.wait_for(|stop| *stop).await;
+            progress.cancel();
+        };
+        tokio::join!(work, interrupt);
+    }
+
+    /// A turn for each tenant that is not waiting after a failure.
+    pub(super) async fn replicate_due(&self) {
+        let Some(replicas) = &self.replicas else { return };
+        let tenants = match self.app.store.replica_tenants().await {
+            Ok(tenants) => tenants,
+            Err(error) => return tracing::warn!(%error, "look for what is to be replicated"),
+        };
+        for tenant in tenants {
+            let now = self.app.clock.now();
+            if self.stops() || self.failed().get(&tenant).is_some_and(|(_, next)| now < *next) {
+                continue;
+            }
+            if let Err(error) = self.attend(replicas, &tenant).await {
+                tracing::warn!(%tenant, %error, "record how far a replica is");
+            }
+        }
+    }
+
+    /// Has one turn, and records what came of it.
+    async fn attend(&self, replicas: &Replicas, tenant: &TenantId) -> Result<(), StoreError> {
+        let now = self.app.clock.now();
+        let until = now.checked_add(CLAIM).unwrap_or(Timestamp::MAX);
+        if !self.app.store.replica_claim(tenant, self.reconciler.holder(), (now, until)).await? {
+            return Ok(());
+        }
+        let fresh = || Replica { tenant: tenant.clone(), id: None, looked_at: None, pruned_at: None, problem: None };
+        let mut replica = self.app.store.replica_fetch(tenant).await?.unwrap_or_else(fresh);
+        match self.turn(replicas, &mut replica).await {
+            Ok(()) => {
+                self.failed().remove(tenant);
+                replica.problem = None;
+            }
+            // What was shown before is as true as it was.
+            Err(Stopped::Busy) => tracing::debug!(%tenant, "the repository or its replica is in use"),
+            // The server stops.
+            Err(Stopped::Problem(_)) if self.stops() => {}
+            Err(Stopped::Problem(problem)) => {
+                let next = self.postpone(tenant.clone(), now);
+                tracing::warn!(%tenant, problem = problem.message, %next, "replicate a repository");
+                replica.problem = Some(problem.message);
+            }
+        }
+        self.app.store.replica_save(&replica).await
+    }
+
+    async fn turn(&self, replicas: &Replicas, replica: &mut Replica) -> Result<(), Stopped> {
+        let (store, now, tenant) = (&self.app.store, self.app.clock.now(), &replica.tenant.clone());
+        let seen = self.reconciler.replica_look(&replicas.repositories, tenant).await?;
+        if replica.id.as_ref() != Some(&seen.id) {
+            if replica.id.is_some() {
+                tracing::warn!(%tenant, replica = seen.id, "another replica than before: everything is copied to it");
+            }
+            (replica.id, replica.pruned_at) = (Some(seen.id.clone()), Some(now));
+        }
+        let noted = store.replicated(tenant, &seen.id).await?;
+        let (wanted, rows) = self.wanted(tenant, &noted).await?;
+        let delays = Delays { forget_after: replicas.forget_after, again_after: AGAIN_AFTER };
+        let plan = plan(&wanted, &noted, &seen.names, now, delays);
+        let desk = Desk { replicator: self, tenant, replica: &seen.id };
+        desk.mark(&plan, &noted, now).await?;
+        desk.doubt(&plan, rows).await?;
+        let (images, others): (Vec<Wanted>, Vec<Wanted>) =
+            plan.copy.into_iter().partition(|one| one.part == Part::Image);
+        for wanted in [images, others] {
+            if !wanted.is_empty() {
+                desk.copy(replicas, &wanted).await?;
+            }
+        }
+        if !plan.forget.is_empty() {
+            desk.forget(replicas, &plan.forget, now).await?;
+        }
+        replica.looked_at = Some(now);
+        if replica.pruned_at.is_none_or(|at| at > now || now.duration_since(at) >= PRUNE_EVERY) {
+            let pruned = self.reconciler.replica_prune(&replicas.repositories, tenant, &self.progress).await?;
+            tracing::info!(
+                %tenant, marked = pruned.waiting, deleted = pruned.expired.len(), freed = pruned.freed_bytes,
+                "pruned a replica"
+            );
+            replica.pruned_at = Some(now);
+        }
+        Ok(())
+    }
+
+    /// What should be in a tenant's replica, and the rows of those snapshots of which nothing good is known yet.
+    async fn wanted(
+        &self,
+        tenant: &TenantId,
+        noted: &[Noted],
+    ) -> Result<(Vec<Wanted>, HashMap<String, Snapshot>), StoreError> {
+        let store = &self.app.store;
+        let of_image = |image: crate::store::StoredImage| Wanted {
+            part: Part::Image,
+            name: image.image,
+            original: image.repository_id,
+        };
+        let mut wanted: Vec<Wanted> = store.images_of(tenant).await?.into_iter().map(of_image).collect();
+        let snapshots = noted.iter().filter(|note| note.wanted.part == Part::Snapshot);
+        let known: HashMap<&str, &Noted> = snapshots.map(|note| (note.wanted.name.as_str(), note)).collect();
+        let mut unknown: Vec<SnapshotId> = Vec::new();
+        for (id, verified) in store.snapshot_ids_of(tenant).await? {
+            match known.get(id.to_string().as_str()) {
+                // As long as there is a row, in whatever state, its copy stays.
+                Some(note) => {
+                    wanted.push(note.wanted.clone());
+                    if !matches!(note.copying, Copying::Copied(_)) {
+                        unknown.push(id);
+                    }
+                }
+                None if verified => unknown.push(id),
+                None => {}
+            }
+        }
+        let mut rows = HashMap::new();
+        for ids in unknown.chunks(PAGE as usize) {
+            for row in store.snapshots_fetch(ids).await? {
+                let (name, Some(original)) = (row.id.to_string(), row.repository_id.clone()) else { continue };
+                if !known.contains_key(name.as_str()) {
+                    wanted.push(Wanted { part: Part::Snapshot, name: name.clone(), original });
+                }
+                rows.insert(name, row);
+            }
+        }
+        let filter = PodFilter { tenant: Some(tenant.clone()), visibility: Visibility::All, ..PodFilter::default() };
+        let mut page = Page::first(PAGE);
+        loop {
+            let pods = store.pod_list(&filter, &page).await?;
+            wanted.extend(pods.iter().filter_map(|pod| {
+                let original = pod.layer.as_ref()?.repository_id.clone()?;
+                Some(Wanted { part: Part::Layer, name: pod.id.to_string(), original })
+            }));
+            match pods.last() {
+                Some(last) if pods.len() == PAGE as usize => page.after = Some(last.id.to_string()),
+                _ => return Ok((wanted, rows)),
+            }
+        }
+    }
+
+    fn stops(&self) -> bool {
+        self.progress.check().is_err()
+    }
+
+    /// Notes a failure; the next try is twice as far away each time.
+    fn postpone(&self, tenant: TenantId, now: Timestamp) -> Timestamp {
+        let mut failed = self.failed();
+        let (count, next) = failed.entry(tenant).or_insert((0, now));
+        let pause = EVERY.saturating_mul(1 << (*count).min(12)).min(PAUSE_MAX);
+        *count += 1;
+        *next = now.checked_add(pause).unwrap_or(now);
+        *next
+    }
+
+    fn failed(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, (u32, Timestamp)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is written in one turn.
+struct Desk<'a> {
+    replicator: &'a Replicator,
+    tenant: &'a TenantId,
+    /// The id of the replica.
+    replica: &'a str,
+}
+
+impl Desk<'_> {
+    fn note(&self, change: NoteChange) -> ReplicaNote {
+        ReplicaNote { tenant: self.tenant.clone(), replica: self.replica.to_owned(), change }
+    }
+
+    async fn commit(&self, change: Change) -> Result<(), StoreError> {
+        self.replicator.app.store.commit(change).await
+    }
+
+    fn event(&self, kind: &str, message: String) -> NewEvent {
+        NewEvent {
+            at: self.replicator.app.clock.now(),
+            actor: ACTOR.to_owned(),
+            tenant: self.tenant.clone(),
+            pod: None,
+            operation: None,
+            kind: kind.to_owned(),
+            message,
+        }
+    }
+
+    /// Records what was seen before anything is done.
+    async fn mark(&self, plan: &Plan, noted: &[Noted], now: Timestamp) -> Result<(), StoreError> {
+        let gone = plan.gone.iter().map(|original| NoteChange::Gone(original.clone(), Some(now)));
+        let back = plan.back.iter().map(|original| NoteChange::Gone(original.clone(), None));
+        let dropped = plan.drop.iter().chain(&plan.lost).map(|original| NoteChange::Dropped(original.clone()));
+        let replica_notes: Vec<ReplicaNote> = gone.chain(back).chain(dropped).map(|change| self.note(change)).collect();
+        if replica_notes.is_empty() {
+            return Ok(());
+        }
+        let lost: HashSet<&str> = plan.lost.iter().map(String::as_str).collect();
+        let why = "it was in the replica, and is not any more; it is copied again";
+        let is_lost =
+            |note: &&Noted| note.wanted.part == Part::Snapshot && lost.contains(note.wanted.original.as_str());
+        let cares: Vec<(SnapshotId, Care)> = noted
+            .iter()
+            .filter(is_lost)
+            .filter_map(|note| Some((note.wanted.name.parse().ok()?, Care::NotReplicated(Some(why.to_owned())))))
+            .collect();
+        let mut events = Vec::new();
+        if !plan.lost.is_empty() {
+            tracing::error!(tenant = %self.tenant, count = plan.lost.len(), "copies are gone from a replica");
+            let message = format!("{} copies are gone from the replica, and are copied again", plan.lost.len());
+            events.push(self.event("replica.lost", message));
+        }
+        self.commit(Change { replica_notes, cares, events, ..Change::default() }).await
+    }
+
+    /// Takes back what is said of snapshots that are not in this replica: another one took its place.
+    async fn doubt(&self, plan: &Plan, rows: HashMap<String, Snapshot>) -> Result<(), StoreError> {
+        let wanted = plan.copy.iter().filter_map(|one| rows.get(&one.name));
+        let doubtful = wanted.filter(|row| row.replicated_at.is_some());
+        let cares: Vec<(SnapshotId, Care)> = doubtful.map(|row| (row.id, Care::NotReplicated(None))).collect();
+        if cares.is_empty() { Ok(()) } else { self.commit(Change { cares, ..Change::default() }).await }
+    }
+
+    /// Copies, and records what became of each as soon as that is known.
+    async fn copy(&self, replicas: &Replicas, wanted: &[Wanted]) -> Result<(), Stopped> {
+        let of: HashMap<&str, &Wanted> = wanted.iter().map(|one| (one.original.as_str(), one)).collect();
+        let originals: Vec<String> = wanted.iter().map(|one| one.original.clone()).collect();
+        let (told, mut hear) = mpsc::unbounded_channel();
+        let replicator = self.replicator;
+        let work = replicator.reconciler.replicate(
+            (&replicas.repositories, self.tenant),
+            &originals,
+            (&replicator.progress, TURN),
+            told,
+        );
+        let record = async {
+            let mut recorded = Ok(());
+            while let Some((original, copying)) = hear.recv().await {
+                let Some(wanted) = of.get(original.as_str()) else { continue };
+                recorded = self.record(wanted, copying).await;
+                if recorded.is_err() {
+                    // Nothing is copied whose copy is not written down.
+                    hear.close();
+                    break;
+                }
+            }
+            recorded
+        };
+        let (worked, recorded) = tokio::join!(work, record);
+        recorded?;
+        Ok(worked?)
+    }
+
+    async fn record(&self, wanted: &Wanted, copying: Copying) -> Result<(), StoreError> {
+        let store = &self.replicator.app.store;
+        let (mut copying, at) = (copying, self.replicator.app.clock.now());
+        let (mut cares, mut events) = (Vec::new(), Vec::new());
+        if wanted.part == Part::Snapshot
+            && let Ok(id) = wanted.name.parse::<SnapshotId>()
+        {
+            if matches!(copying, Copying::Copied(_))
+                && let Some(row) = store.snapshot_fetch(id).await?
+                && let Some(why) = self.without_image(&row).await?
+            {
+                copying = Copying::Failed(why);
+            }
+            let care = match &copying {
+                Copying::Copied(_) => Care::Replicated(at),
+                Copying::Failed(why) => Care::NotReplicated(Some(why.clone())),
+            };
+            cares.push((id, care));
+        }
+        if let Copying::Failed(why) = &copying {
+            tracing::error!(tenant = %self.tenant, what = wanted.name, problem = why, "something cannot be replicated");
+            let message = format!("{} cannot be copied to the replica: {why}", wanted.name);
+            events.push(self.event("replica.failed", message));
+        }
+        let noted = Noted { wanted: wanted.clone(), copying, at, gone_at: None };
+        let replica_notes = vec![self.note(NoteChange::Known(noted))];
+        self.commit(Change { replica_notes, cares, events, ..Change::default() }).await
+    }
+
+    /// Why a snapshot is of no use in the replica yet: without its image nothing can be started from it.
+    async fn without_image(&self, row: &Snapshot) -> Result<Option<String>, StoreError> {
+        let store = &self.replicator.app.store;
+        let Some(image) = &row.image else { return Ok(None) };
+        let Some(stored) = store.image_fetch(self.tenant, image).await? else { return Ok(None) };
+        let noted = store.replicated(self.tenant, self.replica).await?;
+        let images = noted.iter().filter(|n| n.wanted.part == Part::Image && n.wanted.name == *image);
+        if images.clone().any(|note| matches!(note.copying, Copying::Copied(_))) {
+            return Ok(None);
+        }
+        let why =
+            images.filter(|note| note.wanted.original == stored.repository_id).find_map(|note| match &note.copying {
+                Copying::Failed(why) => Some(why.clone()),
+                Copying::Copied(_) => None,
+            });
+        let why = why.unwrap_or_else(|| "it was not copied yet".to_owned());
+        Ok(Some(format!("its data is in the replica, and its image {image} is not: {why}")))
+    }
+
+    async fn forget(&self, replicas: &Replicas, originals: &[String], now: Timestamp) -> Result<(), Stopped> {
+        self.replicator.reconciler.replica_forget(&replicas.repositories, self.tenant, originals).await?;
+        let count = originals.len();
+        tracing::info!(tenant = %self.tenant, count, %now, "forgot in a replica what was deleted");
+        let replica_notes = originals.iter().map(|original| self.note(NoteChange::Dropped(original.clone()))).collect();
+        let hours = replicas.forget_after.as_hours();
+        let message =
+            format!("{count} copies were forgotten in the replica: their originals were deleted {hours} h before");
+        let events = vec![self.event("replica.forgotten", message)];
+        Ok(self.commit(Change { replica_notes, events, ..Change::default() }).await?)
+    }
+}
