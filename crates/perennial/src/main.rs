@@ -31,6 +31,9 @@ fn main() -> ExitCode {
         Command::Repository { command: RepositoryCommand::ChangePassword { tenant } } => {
             change_password(&tenant, data_dir).and_then(|told| out.line(&told))
         }
+        Command::Repository { command: RepositoryCommand::UseReplica { yes } } => load(&ServeArgs::default(), data_dir)
+            .and_then(|config| cli::use_replica(&config, yes))
+            .and_then(|said| out.line(&said)),
         Command::Repository { command } => cli::run_on_repository(&connection, command, &mut out),
         Command::Storage { command: StorageCommand::Claim { yes } } => {
             forget_storage(yes, data_dir).and_then(|said| out.line(&said))
@@ -57,6 +60,9 @@ fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Config, Failure> {
 fn check(args: &ServeArgs, data_dir: Option<&Path>) -> Result<(), Failure> {
     let config = load(args, data_dir)?;
     config.repository.connect(&TenantId::default_tenant()).map_err(|error| refused(&error))?;
+    if let Some(replication) = &config.replication {
+        replication.repository.connect(&TenantId::default_tenant()).map_err(|error| refused(&error))?;
+    }
     match config.server.tls.map(serve::Certificate::load) {
         Some(Err(error)) => Err(Failure::new(Exit::Invalid, error.to_string(), error.hint())),
         Some(Ok(_)) | None => Ok(()),

@@ -23,6 +23,7 @@ mod import;
 mod operations;
 mod pods;
 mod problem;
+mod replication;
 mod restore;
 pub(crate) mod retention;
 mod shown;
@@ -153,6 +154,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::list))
         .routes(routes!(events::stream))
         .routes(routes!(system::show))
+        .routes(routes!(replication::show))
         .routes(routes!(system::recovery_kit))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))

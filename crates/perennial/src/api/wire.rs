@@ -6,6 +6,7 @@
 mod answer;
 mod files;
 mod names;
+mod replication;
 mod request;
 mod retention;
 mod size;
@@ -13,6 +14,7 @@ mod size;
 pub use answer::*;
 pub use files::*;
 pub use names::*;
+pub use replication::*;
 pub use request::*;
 pub use retention::*;
 pub use size::{Cpus, Size};

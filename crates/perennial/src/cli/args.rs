@@ -86,6 +86,8 @@ pub enum ClientCommand {
         #[arg(long, short, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Shows how far the replicas of the repositories are, and what could not be copied.
+    Replication,
     /// Prints a completion script.
     Completions {
         /// For which shell.

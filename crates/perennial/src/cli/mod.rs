@@ -14,7 +14,7 @@
 //! | `view`, `table`, `human` | how answers look |
 //! | `repository` | commands on repositories, without a server |
 //! | `files`, `unpack`, `compare` | what is in snapshots, how it comes onto this machine, what differs |
-//! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit` | the commands |
+//! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
 //! `confirm` field of the request, and it is the server that compares it.
@@ -35,6 +35,7 @@ mod pod;
 mod pod_restore;
 mod pod_set;
 mod recovery_kit;
+mod replication;
 mod repository;
 mod retention;
 mod session;
@@ -55,7 +56,7 @@ use crate::config::ServeArgs;
 pub use args::{ClientCommand, Connection, Output};
 pub use failure::{Exit, Failure};
 pub use out::Out;
-pub use repository::{RepositoryCommand, run as run_on_repository};
+pub use repository::{RepositoryCommand, run as run_on_repository, use_replica};
 pub use session::{Interrupt, Session};
 
 /// What `--help` says at its end.
@@ -188,6 +189,7 @@ async fn dispatch(
         ClientCommand::Snapshot { command } => Box::pin(snapshot::run(&mut context, connection, command)).await,
         ClientCommand::Op { command } => Box::pin(operation::run(&mut context, command)).await,
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
+        ClientCommand::Replication => Box::pin(replication::run(&mut context)).await,
         ClientCommand::RecoveryKit { file } => Box::pin(recovery_kit::run(&mut context, file)).await,
         ClientCommand::Completions { .. } | ClientCommand::Doctor => Ok(()),
     }

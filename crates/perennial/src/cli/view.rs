@@ -296,6 +296,8 @@ pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
         .maybe("Error", snapshot.error.as_ref())
         .maybe("Proven", snapshot.proven_at.map(|at| format!("restorable {}", ago(at, now))))
         .maybe("Damage", snapshot.damage.as_ref())
+        .maybe("In the replica", snapshot.replicated_at.map(|at| format!("since {} ({})", instant(at), ago(at, now))))
+        .maybe("Not in the replica", snapshot.replica_problem.as_ref())
         .fact("Generation", snapshot.generation.to_string())
         .fact(
             "Shows",

@@ -141,7 +141,7 @@ mod tests {
             ("/r", "/replica"),
             (real.as_str(), "/elsewhere"),
             ("s3:https://h/bucket/all", "s3:https://h/bucket/allies"),
-            ("/r", "s3:https://h/r"),
+            ("/r", "s3:https://h/replica"),
         ] {
             load(first, second).expect(second);
         }

@@ -96,6 +96,26 @@ impl Keyring {
         Self { directory, ..self.clone() }
     }
 
+    /// Has the keys of repositories and those of replicas change places, all at once. Nobody else may use them meanwhile.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`]: then nothing was changed, unless it is the disk that failed.
+    pub fn exchange_with_replicas(&self) -> Result<(), KeyError> {
+        let other = self.of_replicas().directory;
+        let failed = |source: std::io::Error| KeyError::Io { doing: "exchange", path: other.clone(), source };
+        rustix::fs::renameat_with(
+            rustix::fs::CWD,
+            &self.directory,
+            rustix::fs::CWD,
+            &other,
+            rustix::fs::RenameFlags::EXCHANGE,
+        )
+        .map_err(|errno| failed(errno.into()))?;
+        let parent = self.directory.parent().unwrap_or_else(|| Path::new("."));
+        std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)
+    }
+
     /// Where the password of a tenant's repository is.
     #[must_use]
     pub fn path(&self, tenant: &TenantId) -> PathBuf {

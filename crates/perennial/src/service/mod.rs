@@ -7,6 +7,7 @@
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
 //! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
+//! - `replication`: how far the replicas are;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
@@ -20,6 +21,7 @@ mod live;
 mod parts;
 mod pods;
 mod recovery;
+mod replication;
 mod retention;
 mod snapshots;
 mod system;
@@ -55,6 +57,7 @@ pub use live::{LiveDiff, LivePlace};
 pub use parts::Preview;
 pub use pods::{Consent, CreateRequest};
 pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
+pub use replication::ReplicaStatus;
 pub(crate) use retention::RETENTION;
 pub use retention::{Forget, Forgotten, Scheduled};
 pub use system::{Check, CheckState, SystemReport};

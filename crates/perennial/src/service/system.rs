@@ -14,6 +14,7 @@ use perennial_snapshots::Repository;
 use super::{App, AppSettings, RecoveryState};
 use crate::causes::describe;
 use crate::config::RepositorySection;
+use crate::keys::REPLICA_KEYS;
 use crate::size::size;
 use crate::store::EventFilter;
 
@@ -53,11 +54,16 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn ok(name: &'static str, message: impl Into<String>) -> Self {
         Self { name, state: CheckState::Ok, message: message.into(), hint: String::new() }
     }
 
-    fn bad(name: &'static str, state: CheckState, message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(super) fn bad(
+        name: &'static str,
+        state: CheckState,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         Self { name, state, message: message.into(), hint: hint.into() }
     }
 }
@@ -111,6 +117,7 @@ impl App {
         let settings = self.settings.clone();
         let local = tokio::task::spawn_blocking(move || local_checks(&settings)).await;
         checks.extend(local.unwrap_or_default());
+        checks.extend(self.replica_check().await);
         checks.push(self.server_clock().await);
         let recovery = self.recovery_state().await;
         checks.push(recovery_kit(&recovery));
@@ -201,9 +208,11 @@ fn local_checks(settings: &AppSettings) -> Vec<Check> {
 
 /// Checks that nobody else can read what is secret: the directory, the token, the keys.
 fn permissions(data_dir: &Path) -> Check {
-    let mut secrets = vec![data_dir.to_owned(), data_dir.join("admin-token"), data_dir.join("keys")];
-    let keys = std::fs::read_dir(data_dir.join("keys")).into_iter().flatten();
-    secrets.extend(keys.flatten().map(|entry| entry.path()));
+    let mut secrets = vec![data_dir.to_owned(), data_dir.join("admin-token")];
+    for keys in ["keys", REPLICA_KEYS].map(|name| data_dir.join(name)) {
+        secrets.extend(std::fs::read_dir(&keys).into_iter().flatten().flatten().map(|entry| entry.path()));
+        secrets.push(keys);
+    }
     for path in secrets {
         let meta = match std::fs::metadata(&path) {
             Ok(meta) => meta,

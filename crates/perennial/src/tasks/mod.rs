@@ -149,7 +149,7 @@ impl Housekeeper {
 
     /// Has one turn for every replica, as the server does beside everything else.
     pub async fn replicate_due(&self) {
-        self.replicator().replicate_due().await;
+        let _ = self.replicator().replicate_due().await;
     }
 
     /// Deletions that were asked for at least so long ago and are not done, whoever was asked.

@@ -16,6 +16,7 @@ use perennial_core::progress::Progress;
 use perennial_core::replication::{Copying, Delays, Noted, Part, Plan, Wanted, plan};
 use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 
 use crate::causes::describe;
@@ -26,6 +27,10 @@ use crate::store::{Change, NoteChange, Page, PodFilter, Replica, ReplicaNote, St
 
 /// How often what is missing is looked for, and the pause in which others get a repository for themselves.
 const EVERY: Duration = Duration::from_secs(60);
+/// What was committed is looked at after this long: others may follow.
+const SOON: Duration = Duration::from_secs(2);
+/// A replica that lacks nothing, as far as the database says, is looked at this often.
+const WHOLE_EVERY: SignedDuration = SignedDuration::from_mins(15);
 /// A turn begins no other snapshot after this long.
 const TURN: Duration = Duration::from_secs(600);
 /// What could not be copied is tried again after this long: all of it is read each time.
@@ -57,6 +62,17 @@ pub(super) struct Replicator {
     progress: Progress,
     /// Replicas whose last turns failed: how often, and when the next try is.
     failed: Mutex<HashMap<TenantId, (u32, Timestamp)>>,
+    /// When each replica was looked at last.
+    looked: Mutex<HashMap<TenantId, Timestamp>>,
+}
+
+/// How a turn ended that met with nothing wrong.
+#[derive(PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Everything was looked at.
+    Whole,
+    /// There is more to be copied.
+    Early,
 }
 
 /// Why a turn did not get to its end.
@@ -82,17 +98,37 @@ impl From<Problem> for Stopped {
 
 impl Replicator {
     pub(super) fn new(app: App, reconciler: Arc<Reconciler>, replicas: Option<Replicas>) -> Self {
-        Self { app, reconciler, replicas, progress: Progress::default(), failed: Mutex::default() }
+        Self {
+            app,
+            reconciler,
+            replicas,
+            progress: Progress::default(),
+            failed: Mutex::default(),
+            looked: Mutex::default(),
+        }
     }
 
     /// Runs until `stopped` says so; a copy in work is interrupted, which is safe at any moment.
     pub(super) async fn run(self, mut stopped: watch::Receiver<bool>) {
         let progress = self.progress.clone();
         let mut told = stopped.clone();
+        let mut commits = self.app.store.subscribe();
         let work = async {
             while !*stopped.borrow() {
-                self.replicate_due().await;
+                let ended = self.replicate_due().await;
+                let something_new = async {
+                    loop {
+                        match commits.recv().await {
+                            Ok(commit) if commit.operations.is_empty() => {}
+                            Ok(_) | Err(RecvError::Lagged(_)) if ended == Ended::Whole => break,
+                            Ok(_) | Err(RecvError::Lagged(_)) => {}
+                            Err(RecvError::Closed) => std::future::pending().await,
+                        }
+                    }
+                    tokio::time::sleep(SOON).await;
+                };
                 tokio::select! {
+                    () = something_new => {}
                     () = tokio::time::sleep(EVERY) => {}
                     _ = stopped.changed() => {}
                 }
@@ -106,35 +142,59 @@ impl Replicator {
     }
 
     /// A turn for each tenant that is not waiting after a failure.
-    pub(super) async fn replicate_due(&self) {
-        let Some(replicas) = &self.replicas else { return };
+    pub(super) async fn replicate_due(&self) -> Ended {
+        let mut all = Ended::Whole;
+        let Some(replicas) = &self.replicas else { return all };
         let tenants = match self.app.store.replica_tenants().await {
             Ok(tenants) => tenants,
-            Err(error) => return tracing::warn!(%error, "look for what is to be replicated"),
+            Err(error) => {
+                tracing::warn!(%error, "look for what is to be replicated");
+                return all;
+            }
         };
         for tenant in tenants {
             let now = self.app.clock.now();
             if self.stops() || self.failed().get(&tenant).is_some_and(|(_, next)| now < *next) {
                 continue;
             }
-            if let Err(error) = self.attend(replicas, &tenant).await {
-                tracing::warn!(%tenant, %error, "record how far a replica is");
+            match self.attend(replicas, &tenant).await {
+                Ok(Ended::Whole) => {}
+                Ok(Ended::Early) => all = Ended::Early,
+                Err(error) => tracing::warn!(%tenant, %error, "record how far a replica is"),
             }
         }
+        all
+    }
+
+    /// Whether something is missing, or nobody has looked for long.
+    async fn is_due(&self, tenant: &TenantId, now: Timestamp) -> Result<bool, StoreError> {
+        let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner).get(tenant).copied();
+        let lately = looked.is_some_and(|at| at <= now && now.duration_since(at) < WHOLE_EVERY);
+        if !lately {
+            return Ok(true);
+        }
+        let replica = self.app.store.replica_fetch(tenant).await?.and_then(|replica| replica.id).unwrap_or_default();
+        Ok(self.app.store.replica_backlog(tenant, &replica).await?.count > 0)
     }
 
     /// Has one turn, and records what came of it.
-    async fn attend(&self, replicas: &Replicas, tenant: &TenantId) -> Result<(), StoreError> {
+    async fn attend(&self, replicas: &Replicas, tenant: &TenantId) -> Result<Ended, StoreError> {
         let now = self.app.clock.now();
+        if !self.is_due(tenant, now).await? {
+            return Ok(Ended::Whole);
+        }
         let until = now.checked_add(CLAIM).unwrap_or(Timestamp::MAX);
         if !self.app.store.replica_claim(tenant, self.reconciler.holder(), (now, until)).await? {
-            return Ok(());
+            return Ok(Ended::Whole);
         }
         let fresh = || Replica { tenant: tenant.clone(), id: None, looked_at: None, pruned_at: None, problem: None };
         let mut replica = self.app.store.replica_fetch(tenant).await?.unwrap_or_else(fresh);
+        let mut ended = Ended::Whole;
         match self.turn(replicas, &mut replica).await {
-            Ok(()) => {
+            Ok(so) => {
+                ended = so;
                 self.failed().remove(tenant);
+                self.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.clone(), now);
                 replica.problem = None;
             }
             // What was shown before is as true as it was.
@@ -147,10 +207,11 @@ impl Replicator {
                 replica.problem = Some(problem.message);
             }
         }
-        self.app.store.replica_save(&replica).await
+        self.app.store.replica_save(&replica).await?;
+        Ok(ended)
     }
 
-    async fn turn(&self, replicas: &Replicas, replica: &mut Replica) -> Result<(), Stopped> {
+    async fn turn(&self, replicas: &Replicas, replica: &mut Replica) -> Result<Ended, Stopped> {
         let (store, now, tenant) = (&self.app.store, self.app.clock.now(), &replica.tenant.clone());
         let seen = self.reconciler.replica_look(&replicas.repositories, tenant).await?;
         if replica.id.as_ref() != Some(&seen.id) {
@@ -169,8 +230,8 @@ impl Replicator {
         let (images, others): (Vec<Wanted>, Vec<Wanted>) =
             plan.copy.into_iter().partition(|one| one.part == Part::Image);
         for wanted in [images, others] {
-            if !wanted.is_empty() {
-                desk.copy(replicas, &wanted).await?;
+            if !wanted.is_empty() && desk.copy(replicas, &wanted).await? == Ended::Early {
+                return Ok(Ended::Early);
             }
         }
         if !plan.forget.is_empty() {
@@ -185,7 +246,7 @@ impl Replicator {
             );
             replica.pruned_at = Some(now);
         }
-        Ok(())
+        Ok(Ended::Whole)
     }
 
     /// What should be in a tenant's replica, and the rows of those snapshots of which nothing good is known yet.
@@ -326,7 +387,7 @@ impl Desk<'_> {
     }
 
     /// Copies, and records what became of each as soon as that is known.
-    async fn copy(&self, replicas: &Replicas, wanted: &[Wanted]) -> Result<(), Stopped> {
+    async fn copy(&self, replicas: &Replicas, wanted: &[Wanted]) -> Result<Ended, Stopped> {
         let of: HashMap<&str, &Wanted> = wanted.iter().map(|one| (one.original.as_str(), one)).collect();
         let originals: Vec<String> = wanted.iter().map(|one| one.original.clone()).collect();
         let (told, mut hear) = mpsc::unbounded_channel();
@@ -337,22 +398,20 @@ impl Desk<'_> {
             (&replicator.progress, TURN),
             told,
         );
-        let record = async {
-            let mut recorded = Ok(());
+        let record = async move {
+            let mut count = 0;
             while let Some((original, copying)) = hear.recv().await {
                 let Some(wanted) = of.get(original.as_str()) else { continue };
-                recorded = self.record(wanted, copying).await;
-                if recorded.is_err() {
-                    // Nothing is copied whose copy is not written down.
-                    hear.close();
-                    break;
-                }
+                // With an error the hearing ends: nothing more is copied whose copy is not written down.
+                self.record(wanted, copying).await?;
+                count += 1;
             }
-            recorded
+            Ok::<usize, StoreError>(count)
         };
         let (worked, recorded) = tokio::join!(work, record);
-        recorded?;
-        Ok(worked?)
+        let count = recorded?;
+        worked?;
+        Ok(if count == wanted.len() { Ended::Whole } else { Ended::Early })
     }
 
     async fn record(&self, wanted: &Wanted, copying: Copying) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@ mod keys;
 mod log;
 mod recovery;
 mod remote;
+mod replicas;
 #[path = "../s3/mod.rs"]
 mod s3;
 mod tls;

@@ -57,6 +57,7 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/events", Access::Token),
     ("GET", "/api/v1/events/stream", Access::Token),
     ("GET", "/api/v1/system", Access::Token),
+    ("GET", "/api/v1/replication", Access::Token),
     ("POST", "/api/v1/recovery-kit", Access::Token),
 ];
 

@@ -23,6 +23,14 @@ pub enum RepositoryCommand {
         #[arg(default_value = "default")]
         tenant: String,
     },
+    /// Has the replicas take the place of repositories that are lost, while no server uses the data directory.
+    ///
+    /// Without --yes it says what is in the replicas and changes nothing.
+    UseReplica {
+        /// Do it.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Makes a repository, which any restic reads, too.
     Init(PlaceArgs),
     /// Takes a snapshot of directories and reads back what it wrote.

@@ -9,6 +9,7 @@
 //! | `clean` | forget and prune |
 //! | `copy` | copy |
 //! | `repair` | repair |
+//! | `use_replica` | replicas take the place of lost repositories |
 
 mod args;
 mod clean;
@@ -16,6 +17,7 @@ mod copy;
 mod open;
 mod read;
 mod repair;
+mod use_replica;
 mod write;
 
 use perennial_snapshots::{Repository, SnapshotFileId};
@@ -26,6 +28,7 @@ use super::out::Out;
 use crate::config::BucketLookup;
 
 pub use args::RepositoryCommand;
+pub use use_replica::use_replica;
 
 /// Opens a repository that a snapshot is imported from, and finds the snapshot. Blocks.
 ///
@@ -55,7 +58,9 @@ pub fn open_for_import(connection: &Connection, args: &ImportArgs) -> Result<(Re
 pub fn run(connection: &Connection, command: RepositoryCommand, out: &mut Out) -> Result<(), Failure> {
     let mut desk = open::Desk { connection, out };
     match command {
-        RepositoryCommand::Password { .. } | RepositoryCommand::ChangePassword { .. } => {
+        RepositoryCommand::Password { .. }
+        | RepositoryCommand::ChangePassword { .. }
+        | RepositoryCommand::UseReplica { .. } => {
             Err(Failure::usage("this command reads a data directory", "run it directly"))
         }
         RepositoryCommand::Init(place) => write::init(&mut desk, &place),

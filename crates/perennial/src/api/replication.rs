@@ -1,0 +1,43 @@
+//! How far the replicas are.
+
+use axum::extract::State;
+use perennial_core::replication::{Copying, Noted, Part};
+
+use super::ApiState;
+use super::auth::Caller;
+use super::problem::ApiError;
+use super::wire::{Problem, ReplicaFailure, ReplicaPart, ReplicaStatus, Replication};
+use crate::service;
+
+/// Tells how far every replica is, and what could not be copied, and why.
+#[utoipa::path(get, path = "/api/v1/replication", operation_id = "replication_show", tag = "system",
+    responses((status = 200, body = Replication), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn show(State(state): State<ApiState>, Caller(caller): Caller) -> Result<axum::Json<Replication>, ApiError> {
+    let replicas = state.app.replication(&caller).await?;
+    let forget_after = state.app.settings.replication.as_ref().map(|section| section.forget_after.clone());
+    Ok(axum::Json(Replication { forget_after, replicas: replicas.iter().flatten().map(replica).collect() }))
+}
+
+fn replica(status: &service::ReplicaStatus) -> ReplicaStatus {
+    ReplicaStatus {
+        tenant: status.tenant.to_string(),
+        location: status.location.clone(),
+        looked_at: status.looked_at,
+        problem: status.problem.clone(),
+        copied: status.copied,
+        going: status.going,
+        missing: status.missing,
+        missing_since: status.oldest_missing.as_ref().map(|row| row.created_at),
+        failed: status.failed.iter().filter_map(failure).collect(),
+    }
+}
+
+fn failure(noted: &Noted) -> Option<ReplicaFailure> {
+    let Copying::Failed(problem) = &noted.copying else { return None };
+    let part = match noted.wanted.part {
+        Part::Image => ReplicaPart::Image,
+        Part::Snapshot => ReplicaPart::Snapshot,
+        Part::Layer => ReplicaPart::Layer,
+    };
+    Some(ReplicaFailure { part, id: noted.wanted.name.clone(), problem: problem.clone(), at: noted.at })
+}

@@ -1,0 +1,129 @@
+//! How far the replicas are: what is not in them yet, and why.
+
+use jiff::{SignedDuration, Timestamp};
+use perennial_core::Error;
+use perennial_core::replication::{Copying, Noted, Part};
+use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::TenantId;
+
+use super::system::{Check, CheckState};
+use super::{App, Caller};
+
+/// Snapshots that are not in the replica after so long are told by `doctor`, whatever the reason.
+const LATE: SignedDuration = SignedDuration::from_hours(2);
+/// As many of what could not be copied are listed by name.
+const LISTED: usize = 100;
+const NAME: &str = "replica";
+
+/// One tenant's replica.
+#[derive(Debug, Clone)]
+pub struct ReplicaStatus {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Where it is; without credentials.
+    pub location: String,
+    /// When everything was looked at last; `None`: never.
+    pub looked_at: Option<Timestamp>,
+    /// Why the last turn did not get to its end.
+    pub problem: Option<String>,
+    /// Snapshots that are in it, proven, with their images.
+    pub copied: u64,
+    /// Copies whose originals were deleted, and which go later.
+    pub going: u64,
+    /// Verified snapshots that are not in it.
+    pub missing: u64,
+    /// The oldest of them.
+    pub oldest_missing: Option<Snapshot>,
+    /// What could not be copied, the first so many.
+    pub failed: Vec<Noted>,
+}
+
+impl App {
+    /// Tells how far every replica is; `None` when none is configured.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators, [`Error::Unavailable`] when the database does not answer.
+    pub async fn replication(&self, caller: &Caller) -> Result<Option<Vec<ReplicaStatus>>, Error> {
+        self.require_admin(caller)?;
+        self.replica_states().await
+    }
+
+    async fn replica_states(&self) -> Result<Option<Vec<ReplicaStatus>>, Error> {
+        let Some(replication) = &self.settings.replication else { return Ok(None) };
+        let mut states = Vec::new();
+        for tenant in self.store.replica_tenants().await? {
+            let replica = self.store.replica_fetch(&tenant).await?;
+            let id = replica.as_ref().and_then(|replica| replica.id.clone()).unwrap_or_default();
+            let backlog = self.store.replica_backlog(&tenant, &id).await?;
+            let oldest_missing = match backlog.oldest {
+                Some(snapshot) => self.store.snapshot_fetch(snapshot).await?,
+                None => None,
+            };
+            let noted = self.store.replicated(&tenant, &id).await?;
+            let copies = noted.iter().filter(|note| matches!(note.copying, Copying::Copied(_)));
+            let copies = copies.filter(|note| note.wanted.part == Part::Snapshot);
+            let (staying, going): (Vec<&Noted>, Vec<&Noted>) = copies.partition(|note| note.gone_at.is_none());
+            let failed = noted.iter().filter(|note| matches!(note.copying, Copying::Failed(_)));
+            states.push(ReplicaStatus {
+                location: replication.repository.of_tenant(&tenant),
+                looked_at: replica.as_ref().and_then(|replica| replica.looked_at),
+                problem: replica.and_then(|replica| replica.problem),
+                copied: staying.len() as u64,
+                going: going.len() as u64,
+                missing: backlog.count,
+                oldest_missing,
+                failed: failed.take(LISTED).cloned().collect(),
+                tenant,
+            });
+        }
+        Ok(Some(states))
+    }
+
+    /// Checks that every snapshot is in its replica soon; `None` when none is configured.
+    pub(super) async fn replica_check(&self) -> Option<Check> {
+        let mend = "perennial replication lists everything; `perennial config show` prints where replicas are";
+        let states = match self.replica_states().await {
+            Ok(states) => states?,
+            Err(error) => return Some(Check::bad(NAME, CheckState::Failed, error.to_string(), mend)),
+        };
+        if let Some((state, problem)) = states.iter().find_map(|state| Some((state, state.problem.as_ref()?))) {
+            let message = format!("{}: {problem}", state.location);
+            let hint = "nothing new is copied to it until it answers: check address, credentials and network; it is tried again";
+            return Some(Check::bad(NAME, CheckState::Failed, message, hint));
+        }
+        let failed = states.iter().flat_map(|state| &state.failed);
+        if let Some(first) = failed.clone().next() {
+            let why = match &first.copying {
+                Copying::Failed(why) => why.as_str(),
+                Copying::Copied(_) => "",
+            };
+            let message = format!("{} cannot be copied, {} among them: {why}", failed.count(), first.wanted.name);
+            let hint =
+                "perennial repository repair salvages what is damaged; what is lost comes with the next snapshot";
+            return Some(Check::bad(NAME, CheckState::Failed, message, hint));
+        }
+        let missing: u64 = states.iter().map(|state| state.missing).sum();
+        let oldest = states.iter().filter_map(|state| state.oldest_missing.as_ref()).map(|row| row.created_at).min();
+        let age = oldest.map_or(SignedDuration::ZERO, |at| self.now().duration_since(at));
+        if age > LATE {
+            let message = format!("{missing} snapshots are not copied yet, the oldest for {} h", age.as_hours());
+            return Some(Check::bad(NAME, CheckState::Warning, message, mend));
+        }
+        if let Some(shared) = self.shares_disk() {
+            let hint = "it is lost together with them: put it on another disk, or better on another machine";
+            return Some(Check::bad(NAME, CheckState::Warning, shared, hint));
+        }
+        let copied: u64 = states.iter().map(|state| state.copied).sum();
+        Some(Check::ok(NAME, format!("{copied} snapshots are in the replicas, {missing} on their way")))
+    }
+
+    /// Says so when replicas and repositories are on one file system.
+    fn shares_disk(&self) -> Option<String> {
+        use std::os::unix::fs::MetadataExt as _;
+        let first = self.settings.repository.directory()?;
+        let second = self.settings.replication.as_ref()?.repository.directory()?;
+        let device = |path: &std::path::Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
+        let same = device(&first).is_some() && device(&first) == device(&second);
+        same.then(|| format!("{} is on the same file system as the repositories", second.display()))
+    }
+}

@@ -1,0 +1,141 @@
+//! A server that copies to a real S3 by itself, and goes on with the copies when its repositories are lost for good.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use perennial::config::{Config, EngineKind, ServeArgs};
+use perennial::serve::Running;
+use serde_json::{Value, json};
+
+use crate::s3::{CREDENTIALS, S3};
+use crate::{Client, command};
+
+fn write_closed(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn load(home: &Path, tables: &str) -> Config {
+    let file = home.join("perennial.toml");
+    let data = home.join("data");
+    std::fs::write(&file, format!("data_dir = {:?}\nlisten = \"127.0.0.1:0\"\n{tables}", data.display().to_string()))
+        .unwrap();
+    let args = ServeArgs { config: Some(file), engine: Some(EngineKind::Sim), ..ServeArgs::default() };
+    Config::load(&args, None).unwrap()
+}
+
+/// The real program with this configuration.
+fn perennial(home: &Path, words: &[&str]) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_perennial"));
+    program.env_clear().env("PERENNIAL_CONFIG", home.join("perennial.toml")).args(words).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Asks until the answer is good; the server works meanwhile.
+async fn until(client: &Client, path: &str, good: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let answer = client.get(path).await;
+        if good(&answer) {
+            return answer;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{path}: {answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_in_s3_follow_and_take_the_place_of_repositories_that_are_lost() {
+    let Some(service) = S3::start() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let (data, env_file) = (home.path().join("data"), home.path().join("far.env"));
+    write_closed(&env_file, &CREDENTIALS.map(|(name, value)| format!("{name}={value}\n")).concat());
+    let place = format!("location = \"{}/far\"\nenv_file = {:?}\n", service.address, env_file.display().to_string());
+    let server = Running::start(&load(home.path(), &format!("[replication]\n{place}"))).await.unwrap();
+    let client = Client::of(&server);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    let note = |set: u32| data.join(format!("storage/sim/pods/{pod}/s{set}/etc/upper/note"));
+    std::fs::write(note(1), "last").unwrap();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    let last = client.get(&format!("pods/{pod}")).await["latestSnapshot"]["id"].as_str().unwrap().to_owned();
+    until(&client, &format!("snapshots/{last}"), |row| row["replicatedAt"].is_string()).await;
+    let status = until(&client, "replication", |status| status["replicas"][0]["missing"] == 0).await;
+    assert_eq!((&status["replicas"][0]["copied"], &status["forgetAfter"]), (&json!(1), &json!("30d")));
+    let (_, shown) = command(&server.url(), &data, &["replication"], None).await;
+    assert!(shown.contains("/far/default") && shown.contains("after 30d"), "{shown}");
+    let system = client.get("system").await;
+    let checks = system["checks"].as_array().unwrap();
+    let replica = checks.iter().find(|check| check["name"] == "replica").unwrap();
+    assert_eq!(replica["status"], "ok", "{replica}");
+    // The kit has the key of the replica, too, and it is another one.
+    let kit = client.post("recovery-kit", json!(null)).await;
+    let of =
+        |replica: bool| kit["repositories"].as_array().unwrap().iter().find(|one| one["replica"] == replica).unwrap();
+    assert_ne!(of(false)["password"], of(true)["password"]);
+    assert!(of(true)["location"].as_str().unwrap().ends_with("/far/default"));
+
+    // While it runs nothing changes places.
+    let refused = perennial(home.path(), &["repository", "use-replica", "--yes"]);
+    assert!(!refused.status.success() && text(&refused).contains("another server"), "{}", text(&refused));
+    server.stop().await;
+    std::fs::remove_dir_all(data.join("repositories")).unwrap();
+    let dry = perennial(home.path(), &["repository", "use-replica"]);
+    assert!(dry.status.success() && text(&dry).contains("default: 2 snapshots"), "{}", text(&dry));
+    assert!(text(&dry).contains("Nothing was changed"));
+    let key = |directory: &str| std::fs::read_to_string(data.join(directory).join("default")).unwrap();
+    let before = (key("keys"), key("replica-keys"));
+    let done = perennial(home.path(), &["repository", "use-replica", "--yes"]);
+    assert!(done.status.success() && text(&done).contains("[repository]"), "{}", text(&done));
+    assert_eq!((key("replica-keys"), key("keys")), before);
+
+    // The old place is given to the new replica, which begins anew there.
+    std::fs::remove_file(data.join("replica-keys/default.made")).unwrap();
+    let near = data.join("repositories").display().to_string();
+    let tables = format!("[repository]\n{place}\n[replication]\nlocation = {near:?}\n");
+    let server = Running::start(&load(home.path(), &tables)).await.unwrap();
+    let client = Client::of(&server);
+    client.done(&client.post(&format!("pods/{pod}/start"), json!({})).await).await;
+    let set = (1..20).find(|set| note(*set).exists()).unwrap();
+    assert_eq!(std::fs::read_to_string(note(set)).unwrap(), "last");
+    let status = until(&client, "replication", |status| {
+        status["replicas"][0]["missing"] == 0 && status["replicas"][0]["copied"] == 1
+    })
+    .await;
+    assert_eq!(status["replicas"][0]["location"], json!(format!("{near}/default")));
+    assert!(data.join("repositories/default/snapshots").read_dir().unwrap().count() > 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_not_there_is_told_by_doctor_and_in_nobodys_way() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let place = home.path().join("disk/replica");
+    let config = load(home.path(), &format!("[replication]\nlocation = {:?}\n", place.display().to_string()));
+    // A file where the directory should be.
+    std::fs::write(home.path().join("disk"), "not a disk").unwrap();
+    let server = Running::start(&config).await.unwrap();
+    let client = Client::of(&server);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    let status = until(&client, "replication", |status| status["replicas"][0]["problem"].is_string()).await;
+    assert_eq!(status["replicas"][0]["missing"], 1);
+    let system = client.get("system").await;
+    let checks = system["checks"].as_array().unwrap();
+    let replica = checks.iter().find(|check| check["name"] == "replica").unwrap();
+    assert_eq!(replica["status"], "failed", "{replica}");
+    server.stop().await;
+    // One that is nowhere cannot take the place of anything.
+    let refused = perennial(home.path(), &["repository", "use-replica", "--yes"]);
+    assert!(!refused.status.success(), "{}", text(&refused));
+    assert!(data.join("keys/default").exists());
+}
