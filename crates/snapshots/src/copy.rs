@@ -7,7 +7,7 @@
 //! that was interrupted goes on with what had arrived. A snapshot that is there already is gone through like the others:
 //! what the other repository lost of it, by a repair, is sent again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -185,8 +185,8 @@ struct Copy<'a> {
     from: &'a Inner,
     to: &'a std::sync::Arc<Inner>,
     reader: Reader<'a>,
-    /// Snapshots that the other repository has, by what they were called at first.
-    there: BTreeMap<Id, Vec<Original>>,
+    /// What the snapshots of the other repository are called.
+    there: HashSet<Id>,
     /// Trees that were copied, or found to be there, with everything below them.
     walked: HashSet<Id>,
     _source_guard: LockGuard,
@@ -204,20 +204,11 @@ impl<'a> Copy<'a> {
         let guard = LockGuard::acquire(&to.inner, LockMode::Shared)?;
         source.inner.refresh_index()?;
         to.inner.refresh_index()?;
-        let mut there: BTreeMap<Id, Vec<Original>> = BTreeMap::new();
-        for info in to.inner.backend.list(FileKind::Snapshot)? {
-            match Original::load(&to.inner, SnapshotFileId(info.id)) {
-                Ok(original) => there.entry(original.origin()).or_default().push(original),
-                // What cannot be read is no copy, and what is gone is none any more.
-                Err(Error::Damaged { .. } | Error::NotFound { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
         Ok(Self {
             from: &source.inner,
             to: &to.inner,
             reader: Reader::new(&source.inner),
-            there,
+            there: to.inner.refresh_copies()?,
             walked: HashSet::new(),
             _source_guard: source_guard,
             guard,
@@ -225,13 +216,28 @@ impl<'a> Copy<'a> {
         })
     }
 
+    /// Finds a snapshot of the other repository that is this one.
+    fn same(&self, original: &Original) -> Result<Option<Original>> {
+        // It may have been made there, and come back.
+        let mut ids = self.to.copies_of(original.origin());
+        ids.push(original.origin());
+        for id in ids.into_iter().filter(|id| self.there.contains(id)) {
+            match Original::load(self.to, SnapshotFileId(id)) {
+                Ok(other) if original.is_copied_as(&other) => return Ok(Some(other)),
+                // What cannot be read is no copy, and what is gone is none any more.
+                Ok(_) | Err(Error::Damaged { .. } | Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
     /// Copies one snapshot, or what the other repository lost of it.
     ///
     /// # Errors
     /// What has nothing to do with this snapshot alone.
     fn one(&mut self, original: &Original, copied: &mut Copied) -> Result<CopyOutcome> {
-        let same = self.there.get(&original.origin()).into_iter().flatten();
-        let same = same.filter(|other| original.is_copied_as(other)).map(|same| (same.id, same.file.clone())).next();
+        let same = self.same(original)?.map(|same| (same.id, same.file));
         let sent = copied.blobs;
         match self.send_snapshot(original, copied) {
             Ok(()) => {}

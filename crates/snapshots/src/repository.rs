@@ -451,6 +451,27 @@ impl Inner {
 
     /// Finds the copy of a snapshot that is not here itself. What cannot be read is no copy that could be used.
     fn copy_of(&self, original: SnapshotFileId) -> Result<Option<SnapshotFileId>> {
+        let listed = self.refresh_copies()?;
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of several that hold the same, it is the same one every time.
+        let mut there =
+            copies.by_original.get(&original.0).into_iter().flatten().filter(|(id, _)| listed.contains(*id));
+        let Some((first, tree)) = there.next() else { return Ok(None) };
+        if there.any(|(_, other)| other != tree) {
+            let text = format!("different snapshots say that they are copies of {original}: name one of them");
+            return Err(Error::InvalidRequest(text));
+        }
+        Ok(Some(SnapshotFileId(*first)))
+    }
+
+    /// What the copies of a snapshot are called here, as of the last [`Inner::refresh_copies`].
+    pub(crate) fn copies_of(&self, original: Id) -> Vec<Id> {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.by_original.get(&original).into_iter().flatten().map(|(id, _)| *id).collect()
+    }
+
+    /// Looks at the snapshot files that are new since the last time, and lists all there are.
+    pub(crate) fn refresh_copies(&self) -> Result<HashSet<Id>> {
         let listed: HashSet<Id> = self.backend.list(FileKind::Snapshot)?.into_iter().map(|info| info.id).collect();
         let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         for id in &listed {
@@ -469,15 +490,7 @@ impl Inner {
                 Err(error) => return Err(error),
             }
         }
-        // Of several that hold the same, it is the same one every time.
-        let mut there =
-            copies.by_original.get(&original.0).into_iter().flatten().filter(|(id, _)| listed.contains(*id));
-        let Some((first, tree)) = there.next() else { return Ok(None) };
-        if there.any(|(_, other)| other != tree) {
-            let text = format!("different snapshots say that they are copies of {original}: name one of them");
-            return Err(Error::InvalidRequest(text));
-        }
-        Ok(Some(SnapshotFileId(*first)))
+        Ok(listed)
     }
 
     /// Lists the packs with their sizes.

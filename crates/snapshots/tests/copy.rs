@@ -508,3 +508,25 @@ fn each_copy_is_told_as_soon_as_it_is_there_and_none_keeps_the_others_back() {
     .unwrap();
     assert_eq!(again, [(third, true), (second, false)]);
 }
+
+#[test]
+fn what_a_repository_lost_comes_back_from_its_copy() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    small_tree(&source);
+    let (origin, first) = memory();
+    let id = archive(&first, &source).snapshot.unwrap();
+    let far = memory().1;
+    copy(&far, &first);
+    for pack in origin.list(FileKind::Pack).unwrap() {
+        let hurt = origin.snapshot();
+        hurt.remove(FileKind::Pack, pack.id).unwrap();
+        let first = open(Arc::new(hurt));
+        let now = "2026-01-02T12:00:00Z".parse().unwrap();
+        first.repair(&RepairRequest { mode: Mode::Execute, now }, &Progress::default()).unwrap();
+        assert!(first.verify(id, &Verify::Everything, &Progress::default()).is_err());
+        let back = copy(&first, &far);
+        assert_eq!((back.already.len(), back.healed.len(), back.snapshots.len()), (1, 1, 0), "{back:?}");
+        verify_all(&first, id);
+    }
+}

@@ -224,15 +224,17 @@ impl Replicator {
         let (wanted, rows) = self.wanted(tenant, &noted).await?;
         let delays = Delays { forget_after: replicas.forget_after, again_after: AGAIN_AFTER };
         let plan = plan(&wanted, &noted, &seen.names, now, delays);
-        let desk = Desk { replicator: self, tenant, replica: &seen.id };
+        let mut desk = Desk { replicator: self, tenant, replica: &seen.id, images: HashMap::new() };
         desk.mark(&plan, &noted, now).await?;
         desk.doubt(&plan, rows).await?;
         let (images, others): (Vec<Wanted>, Vec<Wanted>) =
             plan.copy.into_iter().partition(|one| one.part == Part::Image);
-        for wanted in [images, others] {
-            if !wanted.is_empty() && desk.copy(replicas, &wanted).await? == Ended::Early {
-                return Ok(Ended::Early);
-            }
+        if desk.copy(replicas, &images).await? == Ended::Early {
+            return Ok(Ended::Early);
+        }
+        desk.images = lacking(&wanted, &store.replicated(tenant, &seen.id).await?);
+        if desk.copy(replicas, &others).await? == Ended::Early {
+            return Ok(Ended::Early);
         }
         if !plan.forget.is_empty() {
             desk.forget(replicas, &plan.forget, now).await?;
@@ -328,6 +330,26 @@ struct Desk<'a> {
     tenant: &'a TenantId,
     /// The id of the replica.
     replica: &'a str,
+    /// Images that are not in it, and why.
+    images: HashMap<String, String>,
+}
+
+/// Images that should be in a replica and are not, and why.
+fn lacking(wanted: &[Wanted], noted: &[Noted]) -> HashMap<String, String> {
+    let mut lacking: HashMap<String, String> = HashMap::new();
+    for image in wanted.iter().filter(|one| one.part == Part::Image) {
+        lacking.insert(image.name.clone(), "it was not copied yet".to_owned());
+    }
+    let images = || noted.iter().filter(|note| note.wanted.part == Part::Image);
+    for note in images() {
+        if let (Copying::Failed(why), Some(reason)) = (&note.copying, lacking.get_mut(&note.wanted.name)) {
+            reason.clone_from(why);
+        }
+    }
+    for note in images().filter(|note| matches!(note.copying, Copying::Copied(_))) {
+        lacking.remove(&note.wanted.name);
+    }
+    lacking
 }
 
 impl Desk<'_> {
@@ -388,6 +410,9 @@ impl Desk<'_> {
 
     /// Copies, and records what became of each as soon as that is known.
     async fn copy(&self, replicas: &Replicas, wanted: &[Wanted]) -> Result<Ended, Stopped> {
+        if wanted.is_empty() {
+            return Ok(Ended::Whole);
+        }
         let of: HashMap<&str, &Wanted> = wanted.iter().map(|one| (one.original.as_str(), one)).collect();
         let originals: Vec<String> = wanted.iter().map(|one| one.original.clone()).collect();
         let (told, mut hear) = mpsc::unbounded_channel();
@@ -423,7 +448,7 @@ impl Desk<'_> {
         {
             if matches!(copying, Copying::Copied(_))
                 && let Some(row) = store.snapshot_fetch(id).await?
-                && let Some(why) = self.without_image(&row).await?
+                && let Some(why) = self.without_image(&row)
             {
                 copying = Copying::Failed(why);
             }
@@ -444,22 +469,10 @@ impl Desk<'_> {
     }
 
     /// Why a snapshot is of no use in the replica yet: without its image nothing can be started from it.
-    async fn without_image(&self, row: &Snapshot) -> Result<Option<String>, StoreError> {
-        let store = &self.replicator.app.store;
-        let Some(image) = &row.image else { return Ok(None) };
-        let Some(stored) = store.image_fetch(self.tenant, image).await? else { return Ok(None) };
-        let noted = store.replicated(self.tenant, self.replica).await?;
-        let images = noted.iter().filter(|n| n.wanted.part == Part::Image && n.wanted.name == *image);
-        if images.clone().any(|note| matches!(note.copying, Copying::Copied(_))) {
-            return Ok(None);
-        }
-        let why =
-            images.filter(|note| note.wanted.original == stored.repository_id).find_map(|note| match &note.copying {
-                Copying::Failed(why) => Some(why.clone()),
-                Copying::Copied(_) => None,
-            });
-        let why = why.unwrap_or_else(|| "it was not copied yet".to_owned());
-        Ok(Some(format!("its data is in the replica, and its image {image} is not: {why}")))
+    fn without_image(&self, row: &Snapshot) -> Option<String> {
+        let image = row.image.as_ref()?;
+        let why = self.images.get(image)?;
+        Some(format!("its data is in the replica, and its image {image} is not: {why}"))
     }
 
     async fn forget(&self, replicas: &Replicas, originals: &[String], now: Timestamp) -> Result<(), Stopped> {
