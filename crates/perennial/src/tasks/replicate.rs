@@ -110,6 +110,9 @@ impl Replicator {
 
     /// Runs until `stopped` says so; a copy in work is interrupted, which is safe at any moment.
     pub(super) async fn run(self, mut stopped: watch::Receiver<bool>) {
+        if self.replicas.is_none() {
+            return;
+        }
         let progress = self.progress.clone();
         let mut told = stopped.clone();
         let mut commits = self.app.store.subscribe();
@@ -224,7 +227,8 @@ impl Replicator {
         let (wanted, rows) = self.wanted(tenant, &noted).await?;
         let delays = Delays { forget_after: replicas.forget_after, again_after: AGAIN_AFTER };
         let plan = plan(&wanted, &noted, &seen.names, now, delays);
-        let mut desk = Desk { replicator: self, tenant, replica: &seen.id, images: HashMap::new() };
+        let mut desk =
+            Desk { replicator: self, tenant, replica: &seen.id, images: HashMap::new(), failed: failures(&noted) };
         desk.mark(&plan, &noted, now).await?;
         desk.doubt(&plan, rows).await?;
         let (images, others): (Vec<Wanted>, Vec<Wanted>) =
@@ -332,6 +336,17 @@ struct Desk<'a> {
     replica: &'a str,
     /// Images that are not in it, and why.
     images: HashMap<String, String>,
+    /// Why things could not be copied before, by what they are called in the first repository.
+    failed: HashMap<String, String>,
+}
+
+/// What could not be copied, and why.
+fn failures(noted: &[Noted]) -> HashMap<String, String> {
+    let failure = |note: &Noted| match &note.copying {
+        Copying::Failed(why) => Some((note.wanted.original.clone(), why.clone())),
+        Copying::Copied(_) => None,
+    };
+    noted.iter().filter_map(failure).collect()
 }
 
 /// Images that should be in a replica and are not, and why.
@@ -458,7 +473,10 @@ impl Desk<'_> {
             };
             cares.push((id, care));
         }
-        if let Copying::Failed(why) = &copying {
+        // Said once: it is tried again every hour.
+        if let Copying::Failed(why) = &copying
+            && self.failed.get(&wanted.original) != Some(why)
+        {
             tracing::error!(tenant = %self.tenant, what = wanted.name, problem = why, "something cannot be replicated");
             let message = format!("{} cannot be copied to the replica: {why}", wanted.name);
             events.push(self.event("replica.failed", message));

@@ -459,7 +459,7 @@ pub async fn what_replicas_hold_is_remembered_per_tenant_and_replica(db: &Databa
     let pending = Snapshot { state: SnapshotState::Pending, ..any.snapshot(&pod) };
     let snapshots = rows.iter().cloned().chain([pending.clone()]).collect();
     store.commit(Change { snapshots, ..Change::default() }).await.unwrap();
-    assert_eq!(store.replica_tenants().await.unwrap(), [tenant.clone()]);
+    assert_eq!(store.replica_tenants().await.unwrap(), std::slice::from_ref(&tenant));
     assert_eq!(store.replica_fetch(&tenant).await.unwrap(), None);
     // One server at a time, and the same one again whenever it likes.
     assert!(store.replica_claim(&tenant, "a", (now(), after(10))).await.unwrap());

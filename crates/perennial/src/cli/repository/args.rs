@@ -27,6 +27,9 @@ pub enum RepositoryCommand {
     ///
     /// Without --yes it says what is in the replicas and changes nothing.
     UseReplica {
+        /// The server's configuration; without it perennial.toml in the data directory
+        #[arg(long, env = "PERENNIAL_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
         /// Do it.
         #[arg(long)]
         yes: bool,
