@@ -88,6 +88,8 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
         let _ = out.line(&format!("{{\"listening\":\"{url}\"}}"));
     };
     let done = runtime.block_on(serve::run(&config, ready));
+    // A thread may be in a call that never returns, as on a mount whose server is gone.
+    runtime.shutdown_timeout(serve::THREADS);
     done.map_err(|error| {
         let exit = match &error {
             serve::ServeError::Config(_) | serve::ServeError::Tls(_) | serve::ServeError::Keys(_) => Exit::Invalid,

@@ -48,6 +48,10 @@ pub use tls::{Certificate, Reread, TlsError};
 pub const STACK: usize = 16 << 20;
 /// How long requests may go on after the server was asked to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long what nobody waits for may go on then. Work that can be interrupted ends in a moment; a store that hangs, never.
+const KEEPING: Duration = Duration::from_secs(20);
+/// How long threads may go on after the server has stopped.
+pub const THREADS: Duration = Duration::from_secs(5);
 /// How long the server waits for an engine that does not answer yet, such as one that starts with the machine.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(15);
 /// Pause between two tries.
@@ -275,8 +279,16 @@ impl Running {
             http.abort();
         }
         controller.shutdown().await;
-        if let Err(error) = housekeeper.await {
-            tracing::warn!(%error, "the housekeeper ended abnormally");
+        let housekeeping = housekeeper.abort_handle();
+        match tokio::time::timeout(KEEPING, housekeeper).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the housekeeper ended abnormally"),
+            Err(_) => {
+                tracing::warn!(
+                    "a repository or a replica does not answer; the next start goes on with what was at work"
+                );
+                housekeeping.abort();
+            }
         }
         store.close().await;
         drop(directory);

@@ -1,16 +1,22 @@
 //! How far the replicas are: what is not in them yet, and why.
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
 use perennial_core::replication::{Copying, Noted, Part};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::TenantId;
+use tokio::sync::Semaphore;
 
 use super::system::{Check, CheckState};
 use super::{App, Caller};
 
 /// Snapshots that are not in the replica after so long are told by `doctor`, whatever the reason.
 const LATE: SignedDuration = SignedDuration::from_hours(2);
+/// How long a file system may take to say which one it is.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// As many of what could not be copied are listed by name.
 const LISTED: usize = 100;
 const NAME: &str = "replica";
@@ -109,21 +115,85 @@ impl App {
             let message = format!("{missing} snapshots are not copied yet, the oldest for {} h", age.as_hours());
             return Some(Check::bad(NAME, CheckState::Warning, message, mend));
         }
-        if let Some(shared) = self.shares_disk() {
-            let hint = "it is lost together with them: put it on another disk, or better on another machine";
-            return Some(Check::bad(NAME, CheckState::Warning, shared, hint));
+        if let Some(shared) = self.shares_disk().await {
+            return Some(shared);
         }
         let copied: u64 = states.iter().map(|state| state.copied).sum();
         Some(Check::ok(NAME, format!("{copied} snapshots are in the replicas, {missing} on their way")))
     }
 
-    /// Says so when replicas and repositories are on one file system.
-    fn shares_disk(&self) -> Option<String> {
-        use std::os::unix::fs::MetadataExt as _;
+    /// Says so when replicas and repositories are on one file system, or one of them does not answer.
+    async fn shares_disk(&self) -> Option<Check> {
         let first = self.settings.repository.directory()?;
         let second = self.settings.replication.as_ref()?.repository.directory()?;
-        let device = |path: &std::path::Path| std::fs::metadata(path).ok().map(|meta| meta.dev());
-        let same = device(&first).is_some() && device(&first) == device(&second);
-        same.then(|| format!("{} is on the same file system as the repositories", second.display()))
+        match on_one_device((first, second.clone()), device, PATIENCE).await {
+            Some(true) => {
+                let shared = format!("{} is on the same file system as the repositories", second.display());
+                let hint = "it is lost together with them: put it on another disk, or better on another machine";
+                Some(Check::bad(NAME, CheckState::Warning, shared, hint))
+            }
+            Some(false) => None,
+            None => {
+                let message = format!("{}, or the place of the repositories, does not answer", second.display());
+                let hint = "is it a mount whose server is gone? what is at work there goes on when it answers";
+                Some(Check::bad(NAME, CheckState::Failed, message, hint))
+            }
+        }
+    }
+}
+
+/// The device that a path is on; `None` while it is not there.
+fn device(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).ok().map(|meta| meta.dev())
+}
+
+/// Whether two paths are on one device; `None` when that is not known in time, as on a mount whose server is gone.
+async fn on_one_device(
+    (first, second): (PathBuf, PathBuf),
+    device: fn(&Path) -> Option<u64>,
+    patience: Duration,
+) -> Option<bool> {
+    // The thread of a question that is never answered is lost: however often it is asked, it is only one.
+    static ASKING: Semaphore = Semaphore::const_new(1);
+    let ask = async {
+        let asking = ASKING.acquire().await.ok()?;
+        let asked = tokio::task::spawn_blocking(move || {
+            let same = device(&first).is_some_and(|one| device(&second) == Some(one));
+            drop(asking);
+            same
+        });
+        asked.await.ok()
+    };
+    tokio::time::timeout(patience, ask).await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Condvar, Mutex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_place_that_never_answers_keeps_nobody_and_one_thread() {
+        static ASKED: AtomicUsize = AtomicUsize::new(0);
+        static HANGS: (Mutex<bool>, Condvar) = (Mutex::new(true), Condvar::new());
+        let hang = |_: &Path| {
+            ASKED.fetch_add(1, Ordering::SeqCst);
+            drop(HANGS.1.wait_while(HANGS.0.lock().expect("lock"), |hangs| *hangs));
+            Some(1)
+        };
+        let places = || (PathBuf::from("/a"), PathBuf::from("/b"));
+        for _ in 0..3 {
+            assert_eq!(on_one_device(places(), hang, Duration::from_millis(20)).await, None);
+        }
+        assert_eq!(ASKED.load(Ordering::SeqCst), 1);
+        *HANGS.0.lock().expect("lock") = false;
+        HANGS.1.notify_all();
+        assert_eq!(on_one_device(places(), hang, PATIENCE).await, Some(true));
+        assert_eq!(on_one_device(places(), |path| Some(path.as_os_str().len() as u64), PATIENCE).await, Some(true));
+        assert_eq!(on_one_device(places(), |path| (path == Path::new("/a")).then_some(1), PATIENCE).await, Some(false));
+        assert_eq!(on_one_device(places(), |_| None, PATIENCE).await, Some(false));
     }
 }

@@ -1,8 +1,9 @@
 //! A server that copies to a real S3 by itself, and goes on with the copies when its repositories are lost for good.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::BufRead as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use perennial::config::{Config, EngineKind, ServeArgs};
@@ -138,4 +139,62 @@ async fn a_replica_that_is_not_there_is_told_by_doctor_and_in_nobodys_way() {
     let refused = perennial(home.path(), &["repository", "use-replica", "--yes"]);
     assert!(!refused.status.success(), "{}", text(&refused));
     assert!(data.join("keys/default").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_hangs_keeps_no_request_and_no_stop() {
+    let home = tempfile::tempdir().unwrap();
+    let (data, place) = (home.path().join("data"), home.path().join("replica"));
+    load(home.path(), &format!("[replication]\nlocation = {:?}\n", place.display().to_string()));
+    // Whoever opens it waits for somebody who writes, and then for what is written: like a mount whose server is gone.
+    let (config, key) = (place.join("default/config"), data.join("replica-keys/default"));
+    for file in [&config, &key] {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    }
+    write_closed(&key, "secret");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &config,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_perennial"));
+    program.env_clear().env("PERENNIAL_CONFIG", home.path().join("perennial.toml")).args(["serve", "--engine", "sim"]);
+    let mut server = program.stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    std::io::BufReader::new(server.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let ready: Value = serde_json::from_str(&ready).unwrap();
+    let client = Client::at(ready["listening"].as_str().unwrap(), &data);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+    let began = Instant::now();
+    // It opens only when somebody reads: the server hangs from here on.
+    let hanging = loop {
+        match std::fs::OpenOptions::new().write(true).custom_flags(nonblocking).open(&config) {
+            Ok(file) => break file,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(60), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(client.get("system").await["checks"].is_array());
+    client.done(&client.post(&format!("pods/{pod}/start"), json!({})).await).await;
+    let asked = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&server), rustix::process::Signal::TERM).unwrap();
+    let ended = loop {
+        if let Some(status) = server.try_wait().unwrap() {
+            break status;
+        }
+        if asked.elapsed() > Duration::from_secs(50) {
+            server.kill().unwrap();
+            panic!("it did not stop");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(ended.success(), "{ended}");
+    drop(hanging);
 }
