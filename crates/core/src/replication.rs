@@ -73,7 +73,7 @@ pub struct Plan {
     pub back: Vec<String>,
     /// Copies to be forgotten: their originals were deleted long enough ago.
     pub forget: Vec<String>,
-    /// Records that say nothing any more: of what could not be copied, or is not there, and is not wanted.
+    /// Records that say nothing any more: of what is not there and not wanted.
     pub drop: Vec<String>,
 }
 
@@ -83,6 +83,10 @@ pub fn plan(wanted: &[Wanted], noted: &[Noted], present: &HashSet<String>, now: 
     let mut plan = Plan::default();
     let of_original: HashMap<&str, &Noted> = noted.iter().map(|n| (n.wanted.original.as_str(), n)).collect();
     let is_there = |note: &Noted| matches!(&note.copying, Copying::Copied(copy) if present.contains(copy));
+    // A snapshot fails also when its image does, and its data is there then.
+    let may_be_there = |note: &Noted| {
+        is_there(note) || (note.wanted.part == Part::Snapshot && matches!(note.copying, Copying::Failed(_)))
+    };
     let mut names: HashMap<(Part, &str), bool> = HashMap::new();
     let mut originals: HashSet<&str> = HashSet::new();
     for one in wanted {
@@ -102,7 +106,7 @@ pub fn plan(wanted: &[Wanted], noted: &[Noted], present: &HashSet<String>, now: 
     for note in noted {
         let original = note.wanted.original.clone();
         let is_wanted = originals.contains(original.as_str());
-        match (is_wanted, is_there(note), note.gone_at) {
+        match (is_wanted, may_be_there(note), note.gone_at) {
             (true, true, Some(_)) => plan.back.push(original),
             (true, false, _) if matches!(note.copying, Copying::Copied(_)) => plan.lost.push(original),
             (true, ..) => {}
@@ -192,6 +196,19 @@ mod tests {
         assert_eq!(plan(std::slice::from_ref(&a), &marked, &present(&marked), at(58), DELAYS).back, ["a"]);
         // What is not there any more has nothing to be forgotten.
         assert_eq!(plan(&[], &marked, &HashSet::new(), at(58), DELAYS).drop, ["a"]);
+    }
+
+    #[test]
+    fn a_snapshot_that_was_copied_in_part_goes_like_a_copy() {
+        let a = wanted(Part::Snapshot, "1", "a");
+        let since = |gone_at: Option<i64>| [Noted { gone_at: gone_at.map(at), ..failed(&a) }];
+        let seen = plan(&[], &since(None), &HashSet::new(), at(9), DELAYS);
+        assert_eq!((seen.gone, seen.drop.len()), (vec!["a".to_owned()], 0));
+        assert_eq!(plan(&[], &since(Some(10)), &HashSet::new(), at(57), DELAYS), Plan::default());
+        assert_eq!(plan(&[], &since(Some(10)), &HashSet::new(), at(58), DELAYS).forget, ["a"]);
+        // Nothing of an image comes to the replica that cannot all be copied.
+        let notes = [failed(&wanted(Part::Image, "x", "i"))];
+        assert_eq!(plan(&[], &notes, &HashSet::new(), at(9), DELAYS).drop, ["i"]);
     }
 
     #[test]

@@ -287,6 +287,75 @@ async fn what_the_repository_has_lost_is_never_a_good_copy_and_keeps_no_other_ba
     }
 }
 
+/// The tags of everything in a replica, whole or not.
+fn tags(repositories: &MemoryRepositories) -> BTreeSet<String> {
+    let found = open(repositories, &TenantId::default_tenant()).find(&[]).unwrap();
+    found.into_iter().flat_map(|info| info.tags).collect()
+}
+
+#[tokio::test]
+async fn what_is_deleted_goes_from_a_first_repository_that_became_the_replica_too() {
+    let mut world = World::new(468);
+    let server = world.server().await;
+    let (pod, old) = pod_with(&world, &server, "one").await;
+    world.engine.write(pod, "/srv/work", "two").unwrap();
+    let kept = server.snapshot_of(pod).await;
+    server.replicator().replicate_due().await;
+    let store = server.app.store.clone();
+    drop(server);
+    // The replica took the place of the first repository, which came back and is given to be the replica.
+    std::mem::swap(&mut world.repositories, &mut world.replicas);
+    let server = world.server_on(store, Arc::new(NoTap));
+    server.replicator().replicate_due().await;
+    assert!(row(&server, old).await.replicated_at.is_some());
+    delete(&world, &server, old).await;
+    server.replicator().replicate_due().await;
+    hours(&world, 49);
+    // A file that nobody can read keeps nothing there.
+    let backend = world.replicas.backend(&TenantId::default_tenant());
+    let junk = perennial_snapshots::Id::of(b"junk");
+    backend.write(FileKind::Snapshot, junk, b"junk").unwrap();
+    server.replicator().replicate_due().await;
+    backend.remove(FileKind::Snapshot, junk).unwrap();
+    let left = tags(&world.replicas);
+    assert!(!left.contains(&format!("snapshot:{old}")), "{left:?}");
+    assert!(left.contains(&format!("snapshot:{kept}")), "{left:?}");
+    assert_eq!(
+        forgotten(&server).await,
+        ["1 copies were forgotten in the replica, of 1 originals deleted 48 h before"]
+    );
+}
+
+async fn forgotten(server: &Server) -> Vec<String> {
+    let all = server.app.store.event_list(0, &EventFilter::default(), 1000).await.unwrap();
+    all.into_iter().filter(|e| e.line.kind == "replica.forgotten").map(|e| e.line.message).collect()
+}
+
+#[tokio::test]
+async fn what_was_copied_without_its_image_goes_like_everything_else() {
+    let world = World::new(469);
+    let server = world.server().await;
+    let (_, snapshot) = pod_with(&world, &server, "one").await;
+    let image = tags(&world.repositories).into_iter().find(|tag| tag.starts_with("image:")).unwrap();
+    world.forget_outside(&image);
+    server.replicator().replicate_due().await;
+    let shown = row(&server, snapshot).await;
+    assert!(shown.replicated_at.is_none() && shown.replica_problem.is_some(), "{shown:?}");
+    let tag = format!("snapshot:{snapshot}");
+    assert!(tags(&world.replicas).contains(&tag));
+    delete(&world, &server, snapshot).await;
+    for hours_passed in [1, 47, 2] {
+        assert!(tags(&world.replicas).contains(&tag), "{hours_passed}");
+        hours(&world, hours_passed);
+        server.replicator().replicate_due().await;
+    }
+    assert!(!tags(&world.replicas).contains(&tag));
+    assert_eq!(
+        forgotten(&server).await,
+        ["1 copies were forgotten in the replica, of 1 originals deleted 48 h before"]
+    );
+}
+
 #[tokio::test]
 async fn another_replica_holds_nothing_until_everything_was_copied_to_it() {
     let mut world = World::new(465);

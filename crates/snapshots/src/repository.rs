@@ -242,6 +242,21 @@ impl Repository {
         Ok(files.into_iter().map(|info| SnapshotFileId(info.id)).collect())
     }
 
+    /// Lists what is here of snapshots that are called so, here or where they were copied from at first. What cannot be read
+    /// counts only by its own name.
+    ///
+    /// # Errors
+    /// When the store cannot tell.
+    pub fn names_of(&self, snapshots: &[SnapshotFileId]) -> Result<Vec<SnapshotFileId>> {
+        let listed = self.inner.refresh_copies()?;
+        let mut names: Vec<Id> = snapshots.iter().flat_map(|id| self.inner.copies_of(id.0)).collect();
+        names.extend(snapshots.iter().map(|id| id.0));
+        names.retain(|id| listed.contains(id));
+        names.sort_unstable();
+        names.dedup();
+        Ok(names.into_iter().map(SnapshotFileId).collect())
+    }
+
     /// Reads one snapshot's description. A copy is also found by what its original was called, here and in everything
     /// that takes a snapshot: whoever recorded that name finds it in the repository that takes the other's place.
     ///

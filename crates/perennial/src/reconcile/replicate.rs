@@ -75,7 +75,8 @@ impl Reconciler {
         self.told_of(replicas, tenant, copied.await)
     }
 
-    /// Forgets the copies of these snapshots in a tenant's replica; what they alone needed stays until a prune.
+    /// Forgets what is in a tenant's replica of snapshots that are called so, there or where they were made, and tells how many
+    /// it found; what they alone needed stays until a prune.
     ///
     /// # Errors
     /// A problem to be shown; the same call again finishes what was begun.
@@ -83,20 +84,19 @@ impl Reconciler {
         &self,
         replicas: &Repositories,
         tenant: &TenantId,
-        originals: &[String],
-    ) -> Result<(), Problem> {
+        names: &[String],
+    ) -> Result<usize, Problem> {
         let both = self.both(replicas, tenant);
-        let originals: HashSet<String> = originals.iter().cloned().collect();
+        let names = names.to_vec();
         let forgotten = blocking(move || {
             let (_, replica) = both()?;
-            // Two servers at once may have made two copies of one.
-            let is_of = |original: SnapshotFileId| originals.contains(&original.to_string());
-            let found = replica.find(&[])?.into_iter().filter(|info| info.original.is_some_and(is_of));
-            let ids: Vec<SnapshotFileId> = found.map(|info| info.id).collect();
-            if !ids.is_empty() {
-                replica.forget(&ids)?;
+            let ids = names.iter().map(|id| parse_id(id)).collect::<Result<Vec<SnapshotFileId>, _>>()?;
+            // Two servers at once may have made two copies of one, and a first repository that became a replica has none.
+            let found = replica.names_of(&ids)?;
+            if !found.is_empty() {
+                replica.forget(&found)?;
             }
-            Ok(())
+            Ok(found.len())
         });
         self.told_of(replicas, tenant, forgotten.await)
     }

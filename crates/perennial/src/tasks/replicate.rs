@@ -241,7 +241,7 @@ impl Replicator {
             return Ok(Ended::Early);
         }
         if !plan.forget.is_empty() {
-            desk.forget(replicas, &plan.forget, now).await?;
+            desk.forget(replicas, &plan.forget, &noted).await?;
         }
         replica.looked_at = Some(now);
         if replica.pruned_at.is_none_or(|at| at > now || now.duration_since(at) >= PRUNE_EVERY) {
@@ -493,14 +493,22 @@ impl Desk<'_> {
         Some(format!("its data is in the replica, and its image {image} is not: {why}"))
     }
 
-    async fn forget(&self, replicas: &Replicas, originals: &[String], now: Timestamp) -> Result<(), Stopped> {
-        self.replicator.reconciler.replica_forget(&replicas.repositories, self.tenant, originals).await?;
+    async fn forget(&self, replicas: &Replicas, originals: &[String], noted: &[Noted]) -> Result<(), Stopped> {
+        let going: HashSet<&str> = originals.iter().map(String::as_str).collect();
+        let mut names = originals.to_vec();
+        for note in noted.iter().filter(|note| going.contains(note.wanted.original.as_str())) {
+            // What cannot be read there any more does not say whose copy it is.
+            if let Copying::Copied(copy) = &note.copying {
+                names.push(copy.clone());
+            }
+        }
+        let found = self.replicator.reconciler.replica_forget(&replicas.repositories, self.tenant, &names).await?;
         let count = originals.len();
-        tracing::info!(tenant = %self.tenant, count, %now, "forgot in a replica what was deleted");
+        tracing::info!(tenant = %self.tenant, count, found, "forgot in a replica what was deleted");
         let replica_notes = originals.iter().map(|original| self.note(NoteChange::Dropped(original.clone()))).collect();
         let hours = replicas.forget_after.as_hours();
         let message =
-            format!("{count} copies were forgotten in the replica: their originals were deleted {hours} h before");
+            format!("{found} copies were forgotten in the replica, of {count} originals deleted {hours} h before");
         let events = vec![self.event("replica.forgotten", message)];
         Ok(self.commit(Change { replica_notes, events, ..Change::default() }).await?)
     }
