@@ -27,6 +27,8 @@ CREATE TABLE replicated (
     gone_at TEXT NOT NULL,
     PRIMARY KEY (tenant, replica, original)
 );
+-- What is missing is looked for by name, once for each snapshot.
+CREATE INDEX replicated_by_name ON replicated (tenant, replica, name);
 
 -- Which keys of replicas are in a recovery kit that somebody exported.
 CREATE TABLE replica_exports (

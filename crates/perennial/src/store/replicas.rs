@@ -176,6 +176,29 @@ impl Store {
         self.rows(select).await?.iter().map(image).collect()
     }
 
+    /// Reports whether a verified snapshot is not in a tenant's replica of this id, those left out that failed within a time:
+    /// they are not tried again yet.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn replica_lacks(
+        &self,
+        tenant: &TenantId,
+        replica: &str,
+        (since, now): (Timestamp, Timestamp),
+    ) -> Result<bool, StoreError> {
+        let mut select = Select::new("SELECT 1 FROM snapshots s");
+        select
+            .text(" WHERE s.tenant = $", tenant.as_str())
+            .text(" AND s.state = $", snapshot_state_text(SnapshotState::Verified))
+            .text(" AND NOT EXISTS (SELECT 1 FROM replicated r WHERE r.tenant = s.tenant AND r.replica = $", replica)
+            .text(" AND r.part = $", part_text(Part::Snapshot))
+            .text(" AND r.name = s.id AND (r.copy <> '' OR (r.at > $", time(since))
+            // A time in the future is a wrong clock's.
+            .text(" AND r.at <= $))) LIMIT 1", time(now));
+        Ok(self.row(select).await?.is_some())
+    }
+
     /// Tells how far a tenant's replica of this id is behind.
     ///
     /// # Errors

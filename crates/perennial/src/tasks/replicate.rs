@@ -177,7 +177,8 @@ impl Replicator {
             return Ok(true);
         }
         let replica = self.app.store.replica_fetch(tenant).await?.and_then(|replica| replica.id).unwrap_or_default();
-        Ok(self.app.store.replica_backlog(tenant, &replica).await?.count > 0)
+        let since = now.checked_sub(AGAIN_AFTER).unwrap_or(Timestamp::MIN);
+        self.app.store.replica_lacks(tenant, &replica, (since, now)).await
     }
 
     /// Has one turn, and records what came of it.

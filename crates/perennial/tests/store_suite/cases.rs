@@ -16,6 +16,7 @@ use perennial_core::pod::{Desired, Pod, Trash};
 use perennial_core::snapshot::{Snapshot, SnapshotState};
 use perennial_core::spec::TenantId;
 use perennial_core::volume::Origin;
+use sqlx::Row as _;
 
 use crate::any::Any;
 use crate::databases::Database;
@@ -501,11 +502,43 @@ pub async fn what_replicas_hold_is_remembered_per_tenant_and_replica(db: &Databa
     let backlog = |count, n: usize| Backlog { count, oldest: Some(ids[n]) };
     assert_eq!(store.replica_backlog(&tenant, "r1").await.unwrap(), backlog(2, 1));
     assert_eq!(store.replica_backlog(&tenant, "r2").await.unwrap(), backlog(3, 0));
+    let lacks = async |replica: &str, since, now| store.replica_lacks(&tenant, replica, (since, now)).await.unwrap();
+    // One was never tried; then there is only one that failed, after 2.
+    assert!(lacks("r1", after(1), after(3)).await);
+    note("r1", NoteChange::Known(noted(2, Copying::Copied("c2".to_owned())))).await;
+    assert!(!lacks("r1", after(1), after(3)).await);
+    assert!(lacks("r1", after(2), after(3)).await, "it is tried again");
+    assert!(lacks("r1", after(0), after(1)).await, "the clock was set back");
+    assert!(lacks("r2", after(1), after(3)).await);
+    note("r1", NoteChange::Dropped("o2".to_owned())).await;
     note("r1", NoteChange::Gone("o0".to_owned(), Some(after(3)))).await;
     note("r1", NoteChange::Dropped("o1".to_owned())).await;
     assert_eq!(store.replicated(&tenant, "r1").await.unwrap(), [Noted { gone_at: Some(after(3)), ..copied.clone() }]);
     note("r1", NoteChange::Gone("o0".to_owned(), None)).await;
     assert_eq!(store.replicated(&tenant, "r1").await.unwrap(), [copied]);
+}
+
+pub async fn what_replicas_lack_is_found_by_an_index(db: &Database) {
+    db.open().await.close().await;
+    let pool = sqlx::AnyPool::connect(&db.raw_url()).await.unwrap();
+    let (explain, rarely) = if db.url.starts_with("sqlite:") {
+        ("EXPLAIN QUERY PLAN", "")
+    } else {
+        ("EXPLAIN", "SET enable_seqscan = off")
+    };
+    let asked = format!(
+        "{explain} SELECT 1 FROM snapshots s WHERE s.tenant = 'a' AND s.state = 'verified' AND NOT EXISTS (SELECT 1 FROM \
+         replicated r WHERE r.tenant = s.tenant AND r.replica = 'b' AND r.part = 'snapshot' AND r.name = s.id AND r.copy <> '')"
+    );
+    let mut one = pool.acquire().await.unwrap();
+    if !rarely.is_empty() {
+        // An empty table is read whole, whatever there is.
+        sqlx::query(rarely).execute(&mut *one).await.unwrap();
+    }
+    let rows = sqlx::query(sqlx::AssertSqlSafe(asked)).fetch_all(&mut *one).await.unwrap();
+    let text = |row: &sqlx::any::AnyRow| row.try_get::<String, _>(row.len() - 1).unwrap();
+    let plan: Vec<String> = rows.iter().map(text).collect();
+    assert!(plan.iter().any(|line| line.contains("replicated_by_name")), "{plan:?}");
 }
 
 pub async fn images_are_remembered_per_tenant(db: &Database) {

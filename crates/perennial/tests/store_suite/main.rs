@@ -55,6 +55,7 @@ cases!(
     pods_due_for_purge_are_found,
     idempotency_keys_are_used_once,
     what_replicas_hold_is_remembered_per_tenant_and_replica,
+    what_replicas_lack_is_found_by_an_index,
     images_are_remembered_per_tenant,
     exported_keys_are_remembered_per_tenant,
     repositories_to_prune_are_found,
