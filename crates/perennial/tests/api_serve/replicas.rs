@@ -198,3 +198,27 @@ async fn a_replica_that_hangs_keeps_no_request_and_no_stop() {
     assert!(ended.success(), "{ended}");
     drop(hanging);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_key_of_a_replica_is_told_by_doctor_and_keeps_no_server_from_starting() {
+    let home = tempfile::tempdir().unwrap();
+    let (data, place) = (home.path().join("data"), home.path().join("replica"));
+    let config = load(home.path(), &format!("[replication]\nlocation = {:?}\n", place.display().to_string()));
+    let key = data.join("replica-keys/default");
+    std::fs::create_dir_all(key.parent().unwrap()).unwrap();
+    write_closed(&key, "");
+    let server = Running::start(&config).await.unwrap();
+    let client = Client::of(&server);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    until(&client, "replication", |status| status["replicas"][0]["problem"].is_string()).await;
+    let system = client.get("system").await;
+    for name in ["replica", "recovery kit"] {
+        let check = system["checks"].as_array().unwrap().iter().find(|check| check["name"] == name).unwrap();
+        assert_ne!(check["status"], "ok", "{check}");
+        assert!(check["message"].as_str().unwrap().contains("replica-keys/default"), "{check}");
+    }
+    server.stop().await;
+}
