@@ -73,6 +73,8 @@ pub struct Plan {
     pub back: Vec<String>,
     /// Copies to be forgotten: their originals were deleted long enough ago.
     pub forget: Vec<String>,
+    /// Copies to be forgotten at once: captures of a layer of which a newer one is there.
+    pub superseded: Vec<String>,
     /// Records that say nothing any more: of what is not there and not wanted.
     pub drop: Vec<String>,
 }
@@ -113,6 +115,13 @@ pub fn plan(wanted: &[Wanted], noted: &[Noted], present: &HashSet<String>, now: 
             (false, false, _) => plan.drop.push(original),
             // The one that takes its place has to be there first.
             (false, true, _) if names.get(&(note.wanted.part, note.wanted.name.as_str())) == Some(&false) => {}
+            // There is one every few minutes, and nobody ever goes back to it: snapshots hold their own.
+            (false, true, _)
+                if note.wanted.part == Part::Layer
+                    && names.get(&(Part::Layer, note.wanted.name.as_str())) == Some(&true) =>
+            {
+                plan.superseded.push(original);
+            }
             // No snapshot is of use without its image: it stays unless another copy of the same one is there.
             (false, true, _)
                 if note.wanted.part == Part::Image
@@ -226,10 +235,16 @@ mod tests {
             let before = [noted(&old, Some(0))];
             let all = [new.clone()];
             let waiting = plan(&all, &before, &present(&before), at(99), DELAYS);
-            assert_eq!((waiting.copy, waiting.forget.len()), (vec![new.clone()], 0));
+            assert_eq!((waiting.copy, waiting.forget.len(), waiting.superseded.len()), (vec![new.clone()], 0, 0));
             let after = [noted(&old, Some(0)), noted(&new, None)];
-            assert_eq!(plan(&all, &after, &present(&after), at(99), DELAYS).forget, ["old"]);
+            let done = plan(&all, &after, &present(&after), at(99), DELAYS);
+            assert_eq!([done.forget, done.superseded].concat(), ["old"]);
         }
+        // A layer that is superseded is not what somebody deleted: it goes as soon as the next one is there.
+        let (old, new) = (wanted(Part::Layer, "x", "old"), wanted(Part::Layer, "x", "new"));
+        let notes = [noted(&old, None), noted(&new, None)];
+        let at_once = plan(&[new], &notes, &present(&notes), at(0), DELAYS);
+        assert_eq!(at_once, Plan { superseded: vec!["old".to_owned()], ..Plan::default() });
         // An image that nobody recorded any more may still be what copied snapshots need.
         let image = wanted(Part::Image, "x", "i");
         let notes = [noted(&image, Some(0))];

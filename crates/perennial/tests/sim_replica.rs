@@ -6,8 +6,8 @@
 mod world;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use jiff::SignedDuration;
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories};
@@ -354,6 +354,77 @@ async fn what_was_copied_without_its_image_goes_like_everything_else() {
         forgotten(&server).await,
         ["1 copies were forgotten in the replica, of 1 originals deleted 48 h before"]
     );
+}
+
+#[tokio::test]
+async fn a_layer_goes_from_the_replica_as_soon_as_the_next_one_is_there() {
+    let world = World::new(470);
+    let server = world.server().await;
+    let pod = server.running("one", small_spec(Backend::Engine)).await;
+    let layers = || {
+        let found = open(&world.replicas, &TenantId::default_tenant()).find(&[&format!("layer:{pod}")]).unwrap();
+        found.into_iter().map(|info| info.original.unwrap().to_string()).collect::<Vec<_>>()
+    };
+    for content in ["first", "second", "third"] {
+        world.engine.write(pod, "/tools/x", content).unwrap();
+        server.snapshot_of(pod).await;
+        server.replicator().replicate_due().await;
+        server.replicator().replicate_due().await;
+        let newest = server.pod(pod).await.layer.unwrap().repository_id.unwrap();
+        assert_eq!(layers(), [newest], "{content}");
+    }
+    assert_eq!(forgotten(&server).await, [""; 0]);
+}
+
+/// A store whose reads wait, while it is switched on, until the other end of the channel is gone.
+#[derive(Debug)]
+struct Slow(AtomicBool, Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Tap for Slow {
+    fn at(&self, site: &str, _moment: Moment) -> Verdict {
+        if site == "repository.read" && self.0.load(Ordering::SeqCst) {
+            let _ = self.1.lock().unwrap().recv();
+        }
+        Verdict::Go
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_somebody_else_works_on_stays_open() {
+    let world = World::new(471);
+    let server = world.server().await;
+    let (pod, _) = pod_with(&world, &server, "one").await;
+    server.replicator().replicate_due().await;
+    let backend = world.replicas.backend(&TenantId::default_tenant());
+    // Somebody prunes it, and takes his time.
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    let slow = Arc::new(Slow(AtomicBool::new(false), Mutex::new(wait)));
+    let tapped = perennial::fault::TappedBackend::new(Arc::new(backend.clone()), slow.clone());
+    let other = Repository::open(Arc::new(tapped), &Password::new(MEMORY_PASSWORD)).unwrap();
+    slow.0.store(true, Ordering::SeqCst);
+    let request = perennial_snapshots::PruneRequest {
+        mode: perennial_snapshots::Mode::Execute,
+        grace: SignedDuration::from_hours(24),
+        now: world.clock_now(),
+        rewrite_at_most: 0,
+    };
+    let pruning = std::thread::spawn(move || other.prune_with(&request, &Progress::default()).map(drop));
+    while backend.list(FileKind::Lock).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    world.engine.write(pod, "/srv/work", "two").unwrap();
+    let snapshot = server.snapshot_of(pod).await;
+    server.replicator().replicate_due().await;
+    assert_eq!((problem(&server).await, row(&server, snapshot).await.replicated_at), (None, None));
+    drop(release);
+    pruning.join().unwrap().unwrap();
+    // Only who opens a repository reads this.
+    let config = backend.read(FileKind::Config, FileKind::CONFIG_ID).unwrap();
+    backend.remove(FileKind::Config, FileKind::CONFIG_ID).unwrap();
+    server.replicator().replicate_due().await;
+    assert_eq!(problem(&server).await, None);
+    assert!(row(&server, snapshot).await.replicated_at.is_some());
+    backend.write(FileKind::Config, FileKind::CONFIG_ID, &config).unwrap();
 }
 
 #[tokio::test]

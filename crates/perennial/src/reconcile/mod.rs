@@ -43,5 +43,5 @@ pub(crate) use layer::layer_root;
 pub use controller::{Controller, ControllerHandle};
 pub use drill::Unproven;
 pub use forget::Going;
-pub use replicate::SeenReplica;
+pub use replicate::{LOCKED, SeenReplica};
 pub use worker::{Reconciler, Settings};

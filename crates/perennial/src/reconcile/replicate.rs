@@ -19,6 +19,9 @@ use super::step::StepError;
 use super::worker::Reconciler;
 use crate::causes::describe;
 
+/// Code of the problem that somebody else works on a repository.
+pub const LOCKED: &str = "repository-locked";
+
 /// A replica that answers, beside a repository that does.
 #[derive(Debug)]
 pub struct SeenReplica {
@@ -134,15 +137,18 @@ impl Reconciler {
         }
     }
 
-    /// What a person is shown of a failure, after which the replica is opened anew, with the credentials of then.
+    /// What a person is shown of a failure, after which the replica is opened anew, with the credentials of then, unless it was
+    /// only in use: to open it costs more than most turns do.
     fn told_of<T>(
         &self,
         replicas: &Repositories,
         tenant: &TenantId,
         result: Result<T, StepError>,
     ) -> Result<T, Problem> {
-        if result.is_err() {
-            replicas.close(tenant);
+        match &result {
+            Ok(_) | Err(StepError::Cancelled) => {}
+            Err(StepError::Retry(problem)) if problem.code == LOCKED => {}
+            Err(_) => replicas.close(tenant),
         }
         shown(result)
     }

@@ -20,8 +20,8 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 
 use crate::causes::describe;
-use crate::reconcile::Reconciler;
 use crate::reconcile::repositories::Repositories;
+use crate::reconcile::{LOCKED, Reconciler};
 use crate::service::App;
 use crate::store::{Change, NoteChange, Page, PodFilter, Replica, ReplicaNote, StoreError, Visibility};
 
@@ -92,7 +92,7 @@ impl From<StoreError> for Stopped {
 
 impl From<Problem> for Stopped {
     fn from(problem: Problem) -> Self {
-        if problem.code == "repository-locked" { Self::Busy } else { Self::Problem(problem) }
+        if problem.code == LOCKED { Self::Busy } else { Self::Problem(problem) }
     }
 }
 
@@ -227,13 +227,13 @@ impl Replicator {
         let noted = store.replicated(tenant, &seen.id).await?;
         let (wanted, rows) = self.wanted(tenant, &noted).await?;
         let delays = Delays { forget_after: replicas.forget_after, again_after: AGAIN_AFTER };
-        let plan = plan(&wanted, &noted, &seen.names, now, delays);
+        let mut plan = plan(&wanted, &noted, &seen.names, now, delays);
         let mut desk =
             Desk { replicator: self, tenant, replica: &seen.id, images: HashMap::new(), failed: failures(&noted) };
         desk.mark(&plan, &noted, now).await?;
         desk.doubt(&plan, rows).await?;
         let (images, others): (Vec<Wanted>, Vec<Wanted>) =
-            plan.copy.into_iter().partition(|one| one.part == Part::Image);
+            std::mem::take(&mut plan.copy).into_iter().partition(|one| one.part == Part::Image);
         if desk.copy(replicas, &images).await? == Ended::Early {
             return Ok(Ended::Early);
         }
@@ -241,9 +241,7 @@ impl Replicator {
         if desk.copy(replicas, &others).await? == Ended::Early {
             return Ok(Ended::Early);
         }
-        if !plan.forget.is_empty() {
-            desk.forget(replicas, &plan.forget, &noted).await?;
-        }
+        desk.forget(replicas, &plan, &noted).await?;
         replica.looked_at = Some(now);
         if replica.pruned_at.is_none_or(|at| at > now || now.duration_since(at) >= PRUNE_EVERY) {
             let pruned = self.reconciler.replica_prune(&replicas.repositories, tenant, &self.progress).await?;
@@ -494,7 +492,35 @@ impl Desk<'_> {
         Some(format!("its data is in the replica, and its image {image} is not: {why}"))
     }
 
-    async fn forget(&self, replicas: &Replicas, originals: &[String], noted: &[Noted]) -> Result<(), Stopped> {
+    /// Forgets what is superseded, and then what was deleted long enough ago.
+    async fn forget(&self, replicas: &Replicas, plan: &Plan, noted: &[Noted]) -> Result<(), Stopped> {
+        if !plan.superseded.is_empty() {
+            let found = self.forget_copies(replicas, &plan.superseded, noted).await?;
+            tracing::debug!(tenant = %self.tenant, found, "forgot captures of layers in a replica");
+            self.dropped(&plan.superseded, Vec::new()).await?;
+        }
+        if plan.forget.is_empty() {
+            return Ok(());
+        }
+        let found = self.forget_copies(replicas, &plan.forget, noted).await?;
+        let (count, hours) = (plan.forget.len(), replicas.forget_after.as_hours());
+        tracing::info!(tenant = %self.tenant, count, found, "forgot in a replica what was deleted");
+        let message =
+            format!("{found} copies were forgotten in the replica, of {count} originals deleted {hours} h before");
+        Ok(self.dropped(&plan.forget, vec![self.event("replica.forgotten", message)]).await?)
+    }
+
+    async fn dropped(&self, originals: &[String], events: Vec<NewEvent>) -> Result<(), StoreError> {
+        let replica_notes = originals.iter().map(|original| self.note(NoteChange::Dropped(original.clone()))).collect();
+        self.commit(Change { replica_notes, events, ..Change::default() }).await
+    }
+
+    async fn forget_copies(
+        &self,
+        replicas: &Replicas,
+        originals: &[String],
+        noted: &[Noted],
+    ) -> Result<usize, Stopped> {
         let going: HashSet<&str> = originals.iter().map(String::as_str).collect();
         let mut names = originals.to_vec();
         for note in noted.iter().filter(|note| going.contains(note.wanted.original.as_str())) {
@@ -503,14 +529,6 @@ impl Desk<'_> {
                 names.push(copy.clone());
             }
         }
-        let found = self.replicator.reconciler.replica_forget(&replicas.repositories, self.tenant, &names).await?;
-        let count = originals.len();
-        tracing::info!(tenant = %self.tenant, count, found, "forgot in a replica what was deleted");
-        let replica_notes = originals.iter().map(|original| self.note(NoteChange::Dropped(original.clone()))).collect();
-        let hours = replicas.forget_after.as_hours();
-        let message =
-            format!("{found} copies were forgotten in the replica, of {count} originals deleted {hours} h before");
-        let events = vec![self.event("replica.forgotten", message)];
-        Ok(self.commit(Change { replica_notes, events, ..Change::default() }).await?)
+        Ok(self.replicator.reconciler.replica_forget(&replicas.repositories, self.tenant, &names).await?)
     }
 }
