@@ -428,6 +428,30 @@ async fn a_replica_that_somebody_else_works_on_stays_open() {
 }
 
 #[tokio::test]
+async fn a_snapshot_whose_image_is_gone_from_the_replica_is_not_said_to_be_there() {
+    let world = World::new(472);
+    let away = Arc::new(Away("repository.write", AtomicBool::new(false)));
+    let server = world.server_with(away.clone()).await;
+    let (_, snapshot) = pod_with(&world, &server, "one").await;
+    server.replicator().replicate_due().await;
+    assert!(row(&server, snapshot).await.replicated_at.is_some());
+    let replica = open(&world.replicas, &TenantId::default_tenant());
+    let image = tags(&world.replicas).into_iter().find(|tag| tag.starts_with("image:")).unwrap();
+    let copies: Vec<_> = replica.find(&[&image]).unwrap().iter().map(|info| info.id).collect();
+    replica.forget(&copies).unwrap();
+    away.1.store(true, Ordering::SeqCst);
+    server.replicator().replicate_due().await;
+    let shown = row(&server, snapshot).await;
+    assert_eq!(shown.replicated_at, None);
+    assert!(shown.replica_problem.unwrap().contains("image"));
+    away.1.store(false, Ordering::SeqCst);
+    server.replicator().replicate_due().await;
+    let shown = row(&server, snapshot).await;
+    assert_eq!((shown.replicated_at, shown.replica_problem), (Some(world.clock_now()), None));
+    assert!(tags(&world.replicas).contains(&image));
+}
+
+#[tokio::test]
 async fn another_replica_holds_nothing_until_everything_was_copied_to_it() {
     let mut world = World::new(465);
     let server = world.server().await;

@@ -87,7 +87,8 @@ fn render(outcome: &Outcome, settings: &service::AppSettings) -> String {
     let operation = convert::operation(&outcome.operation);
     let text = match &outcome.snapshot {
         Some(snapshot) => {
-            serde_json::to_string(&wire::SnapshotOperation { snapshot: convert::snapshot(snapshot), operation })
+            let snapshot = convert::snapshot(snapshot, settings);
+            serde_json::to_string(&wire::SnapshotOperation { snapshot, operation })
         }
         None => {
             let pod = convert::pod(&outcome.pod, outcome.latest.as_ref(), settings);

@@ -85,7 +85,7 @@ pub fn pod(pod: &Pod, latest: Option<&Snapshot>, settings: &AppSettings) -> wire
         container: container(pod),
         volumes: volumes(pod, settings),
         conditions: conditions(pod).into_iter().chain(latest.and_then(damaged)).collect(),
-        latest_snapshot: latest.map(snapshot),
+        latest_snapshot: latest.map(|latest| snapshot(latest, settings)),
         proven_at: latest.and_then(|snapshot| snapshot.proven_at),
         next_snapshot_at: settings.next_snapshot_at(pod),
         spec: spec(&pod.spec),
@@ -220,13 +220,15 @@ pub fn operation(operation: &Operation) -> wire::Operation {
 }
 
 /// A snapshot as it is shown.
-pub fn snapshot(snapshot: &Snapshot) -> wire::Snapshot {
+pub fn snapshot(snapshot: &Snapshot, settings: &AppSettings) -> wire::Snapshot {
     let volume = |v: &perennial_core::snapshot::SnapshotVolume| wire::SnapshotVolume {
         name: v.name.clone(),
         mount_path: v.mount_path.clone(),
         files: v.files,
         bytes: v.bytes,
     };
+    // What was said of a replica that nobody keeps any more is not so for long.
+    let replicates = settings.replication.is_some();
     let loss = |l: &perennial_core::snapshot::Loss| wire::Loss { path: l.path.clone(), reason: l.reason.clone() };
     wire::Snapshot {
         id: snapshot.id.to_string(),
@@ -248,8 +250,8 @@ pub fn snapshot(snapshot: &Snapshot) -> wire::Snapshot {
         error: snapshot.error.clone(),
         proven_at: snapshot.proven_at,
         damage: snapshot.damage.clone(),
-        replicated_at: snapshot.replicated_at,
-        replica_problem: snapshot.replica_problem.clone(),
+        replicated_at: snapshot.replicated_at.filter(|_| replicates),
+        replica_problem: snapshot.replica_problem.clone().filter(|_| replicates),
     }
 }
 

@@ -60,7 +60,7 @@ pub async fn forget(
     let ask = Forget { keep: body.keep.as_ref().map(domain_keep), confirm: body.confirm, dry_run: body.dry_run };
     let done = state.app.snapshots_forget(&caller, id, &ask).await?;
     let decision = |(snapshot, decision): &(_, retention::Decision)| wire::Decision {
-        snapshot: convert::snapshot(snapshot),
+        snapshot: convert::snapshot(snapshot, &state.app.settings),
         action: match decision.fate {
             retention::Fate::Keep => wire::Fate::Keep,
             retention::Fate::Forget => wire::Fate::Forget,

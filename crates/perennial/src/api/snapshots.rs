@@ -70,7 +70,8 @@ pub async fn of_all(
     };
     let mut found = state.app.snapshots_of_all(&caller, filter, &page).await?;
     let next = cut(&mut found, wanted, |s| s.id.to_string());
-    Ok(axum::Json(List { items: found.iter().map(convert::snapshot).collect(), next }))
+    let items = found.iter().map(|one| convert::snapshot(one, &state.app.settings)).collect();
+    Ok(axum::Json(List { items, next }))
 }
 
 /// Takes a snapshot.
@@ -105,7 +106,8 @@ pub async fn list(
     let (page, wanted) = page(cursor::<SnapshotId>(query.after)?, query.limit)?;
     let mut found = state.app.snapshots(&caller, id, &page).await?;
     let next = cut(&mut found, wanted, |s| s.id.to_string());
-    Ok(axum::Json(List { items: found.iter().map(convert::snapshot).collect(), next }))
+    let items = found.iter().map(|one| convert::snapshot(one, &state.app.settings)).collect();
+    Ok(axum::Json(List { items, next }))
 }
 
 /// Reads a snapshot.
@@ -117,7 +119,7 @@ pub async fn show(
     Caller(caller): Caller,
     Id(id): Id<SnapshotId>,
 ) -> Result<axum::Json<Snapshot>, ApiError> {
-    Ok(axum::Json(convert::snapshot(&state.app.snapshot(&caller, id).await?)))
+    Ok(axum::Json(convert::snapshot(&state.app.snapshot(&caller, id).await?, &state.app.settings)))
 }
 
 /// Deletes a snapshot nothing depends on.

@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// As many of what could not be copied are listed by name.
 const LISTED: usize = 100;
 const NAME: &str = "replica";
+const MEND: &str = "perennial replication lists everything; `perennial config show` prints where replicas are";
 
 /// One tenant's replica.
 #[derive(Debug, Clone)]
@@ -66,19 +67,16 @@ impl App {
                 None => None,
             };
             let noted = self.store.replicated(&tenant, &id).await?;
-            let copies = noted.iter().filter(|note| matches!(note.copying, Copying::Copied(_)));
-            let copies = copies.filter(|note| note.wanted.part == Part::Snapshot);
-            let (staying, going): (Vec<&Noted>, Vec<&Noted>) = copies.partition(|note| note.gone_at.is_none());
-            let failed = noted.iter().filter(|note| matches!(note.copying, Copying::Failed(_)));
+            let (copied, going, failed) = counted(&noted);
             states.push(ReplicaStatus {
                 location: replication.repository.of_tenant(&tenant),
                 looked_at: replica.as_ref().and_then(|replica| replica.looked_at),
                 problem: replica.and_then(|replica| replica.problem),
-                copied: staying.len() as u64,
-                going: going.len() as u64,
+                copied,
+                going,
                 missing: backlog.count,
                 oldest_missing,
-                failed: failed.take(LISTED).cloned().collect(),
+                failed,
                 tenant,
             });
         }
@@ -87,38 +85,18 @@ impl App {
 
     /// Checks that every snapshot is in its replica soon; `None` when none is configured.
     pub(super) async fn replica_check(&self) -> Option<Check> {
-        let mend = "perennial replication lists everything; `perennial config show` prints where replicas are";
         let states = match self.replica_states().await {
             Ok(states) => states?,
-            Err(error) => return Some(Check::bad(NAME, CheckState::Failed, error.to_string(), mend)),
+            Err(error) => return Some(Check::bad(NAME, CheckState::Failed, error.to_string(), MEND)),
         };
-        if let Some((state, problem)) = states.iter().find_map(|state| Some((state, state.problem.as_ref()?))) {
-            let message = format!("{}: {problem}", state.location);
-            let hint = "nothing new is copied to it until it answers: check address, credentials and network; it is tried again";
-            return Some(Check::bad(NAME, CheckState::Failed, message, hint));
-        }
-        let failed = states.iter().flat_map(|state| &state.failed);
-        if let Some(first) = failed.clone().next() {
-            let why = match &first.copying {
-                Copying::Failed(why) => why.as_str(),
-                Copying::Copied(_) => "",
-            };
-            let message = format!("{} cannot be copied, {} among them: {why}", failed.count(), first.wanted.name);
-            let hint =
-                "perennial repository repair salvages what is damaged; what is lost comes with the next snapshot";
-            return Some(Check::bad(NAME, CheckState::Failed, message, hint));
-        }
-        let missing: u64 = states.iter().map(|state| state.missing).sum();
-        let oldest = states.iter().filter_map(|state| state.oldest_missing.as_ref()).map(|row| row.created_at).min();
-        let age = oldest.map_or(SignedDuration::ZERO, |at| self.now().duration_since(at));
-        if age > LATE {
-            let message = format!("{missing} snapshots are not copied yet, the oldest for {} h", age.as_hours());
-            return Some(Check::bad(NAME, CheckState::Warning, message, mend));
+        if let Some(bad) = judged(&states, self.now()) {
+            return Some(bad);
         }
         if let Some(shared) = self.shares_disk().await {
             return Some(shared);
         }
         let copied: u64 = states.iter().map(|state| state.copied).sum();
+        let missing: u64 = states.iter().map(|state| state.missing).sum();
         Some(Check::ok(NAME, format!("{copied} snapshots are in the replicas, {missing} on their way")))
     }
 
@@ -140,6 +118,50 @@ impl App {
             }
         }
     }
+}
+
+/// How many snapshots are in a replica, how many go from it later, and what could not be copied, the first so many.
+fn counted(noted: &[Noted]) -> (u64, u64, Vec<Noted>) {
+    let snapshots = || noted.iter().filter(|note| note.wanted.part == Part::Snapshot);
+    let is_copied = |note: &Noted| matches!(note.copying, Copying::Copied(_));
+    let copied = snapshots().filter(|note| is_copied(note) && note.gone_at.is_none()).count();
+    // One of which only the data came goes like the others, and is nobody's failure any more.
+    let going = snapshots().filter(|note| note.gone_at.is_some()).count();
+    let failed = noted.iter().filter(|note| !is_copied(note) && note.gone_at.is_none());
+    (copied as u64, going as u64, failed.take(LISTED).cloned().collect())
+}
+
+/// What is wrong with the replicas, by what was seen of them last.
+fn judged(states: &[ReplicaStatus], now: Timestamp) -> Option<Check> {
+    if let Some((state, problem)) = states.iter().find_map(|state| Some((state, state.problem.as_ref()?))) {
+        let message = format!("{}: {problem}", state.location);
+        let hint = "check address, credentials, network and space; it is tried again by itself";
+        return Some(Check::bad(NAME, CheckState::Failed, message, hint));
+    }
+    let failed = states.iter().flat_map(|state| &state.failed);
+    if let Some(first) = failed.clone().next() {
+        let why = match &first.copying {
+            Copying::Failed(why) => why.as_str(),
+            Copying::Copied(_) => "",
+        };
+        let message = format!("{} cannot be copied, {} among them: {why}", failed.count(), first.wanted.name);
+        let hint = "perennial repository repair salvages what is damaged; what is lost comes with the next snapshot";
+        return Some(Check::bad(NAME, CheckState::Failed, message, hint));
+    }
+    let missing: u64 = states.iter().map(|state| state.missing).sum();
+    let oldest = states.iter().filter_map(|state| state.oldest_missing.as_ref()).map(|row| row.created_at).min();
+    let age = oldest.map_or(SignedDuration::ZERO, |at| now.duration_since(at));
+    if age > LATE {
+        let message = format!("{missing} snapshots are not copied yet, the oldest for {} h", age.as_hours());
+        return Some(Check::bad(NAME, CheckState::Warning, message, MEND));
+    }
+    // A turn that hangs ends with no problem, and neither does one that others never let begin.
+    let stale = |at: Timestamp| now.duration_since(at) > LATE;
+    let looked = states.iter().filter_map(|state| Some((state, state.looked_at.filter(|at| stale(*at))?)));
+    let (state, at) = looked.min_by_key(|(_, at)| *at)?;
+    let message = format!("{} was not gone through for {} h", state.location, now.duration_since(at).as_hours());
+    let hint = "does the place hang, does somebody keep a lock on it, or is a large copy on its way? the log says more";
+    Some(Check::bad(NAME, CheckState::Warning, message, hint))
 }
 
 /// The device that a path is on; `None` while it is not there.
@@ -174,6 +196,50 @@ mod tests {
     use std::sync::{Condvar, Mutex};
 
     use super::*;
+
+    #[test]
+    fn what_was_deleted_is_no_failure() {
+        let note = |copying: Copying, gone_at| Noted {
+            wanted: perennial_core::replication::Wanted {
+                part: Part::Snapshot,
+                name: "1".to_owned(),
+                original: "o".to_owned(),
+            },
+            copying,
+            at: Timestamp::UNIX_EPOCH,
+            gone_at,
+        };
+        let (copied, failed) = (Copying::Copied("c".to_owned()), Copying::Failed("damaged".to_owned()));
+        let gone = Some(Timestamp::UNIX_EPOCH);
+        let all =
+            [note(copied.clone(), None), note(copied, gone), note(failed.clone(), gone), note(failed.clone(), None)];
+        assert_eq!(counted(&all), (1, 2, vec![note(failed, None)]));
+    }
+
+    #[test]
+    fn a_replica_that_nobody_looked_at_for_long_is_told() {
+        let now = Timestamp::UNIX_EPOCH + SignedDuration::from_hours(100);
+        let state = |looked_at| ReplicaStatus {
+            tenant: TenantId::default_tenant(),
+            location: "/far/default".to_owned(),
+            looked_at,
+            problem: None,
+            copied: 3,
+            going: 0,
+            missing: 0,
+            oldest_missing: None,
+            failed: Vec::new(),
+        };
+        let hours = |hours| Some(now - SignedDuration::from_hours(hours));
+        assert_eq!(judged(&[state(hours(1)), state(hours(2)), state(None)], now), None);
+        let told = judged(&[state(hours(1)), state(hours(5))], now).expect("a warning");
+        assert_eq!(
+            (told.state, told.message.as_str()),
+            (CheckState::Warning, "/far/default was not gone through for 5 h")
+        );
+        let away = ReplicaStatus { problem: Some("away".to_owned()), ..state(hours(5)) };
+        assert_eq!(judged(&[away], now).map(|check| check.state), Some(CheckState::Failed));
+    }
 
     #[tokio::test]
     async fn a_place_that_never_answers_keeps_nobody_and_one_thread() {

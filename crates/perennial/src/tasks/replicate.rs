@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::causes::describe;
 use crate::reconcile::repositories::Repositories;
-use crate::reconcile::{LOCKED, Reconciler};
+use crate::reconcile::{LOCKED, Reconciler, SeenReplica};
 use crate::service::App;
 use crate::store::{Change, NoteChange, Page, PodFilter, Replica, ReplicaNote, StoreError, Visibility};
 
@@ -224,7 +224,10 @@ impl Replicator {
             }
             (replica.id, replica.pruned_at) = (Some(seen.id.clone()), Some(now));
         }
-        let noted = store.replicated(tenant, &seen.id).await?;
+        let mut noted = store.replicated(tenant, &seen.id).await?;
+        if self.doubt_images(&seen, tenant, &noted, now).await? {
+            noted = store.replicated(tenant, &seen.id).await?;
+        }
         let (wanted, rows) = self.wanted(tenant, &noted).await?;
         let delays = Delays { forget_after: replicas.forget_after, again_after: AGAIN_AFTER };
         let mut plan = plan(&wanted, &noted, &seen.names, now, delays);
@@ -252,6 +255,54 @@ impl Replicator {
             replica.pruned_at = Some(now);
         }
         Ok(Ended::Whole)
+    }
+
+    /// Takes back what is said of snapshots whose images were in the replica and are not any more; tells whether there are any.
+    async fn doubt_images(
+        &self,
+        seen: &SeenReplica,
+        tenant: &TenantId,
+        noted: &[Noted],
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let copies = |part| noted.iter().filter(move |note| note.wanted.part == part).filter_map(copied);
+        let there: HashSet<&str> = copies(Part::Image)
+            .filter(|(_, copy)| seen.names.contains(*copy))
+            .map(|(note, _)| note.wanted.name.as_str())
+            .collect();
+        let lost: HashSet<&str> = copies(Part::Image)
+            .map(|(note, _)| note.wanted.name.as_str())
+            .filter(|name| !there.contains(name))
+            .collect();
+        if lost.is_empty() {
+            return Ok(false);
+        }
+        let of: HashMap<SnapshotId, &Noted> = copies(Part::Snapshot)
+            .filter_map(|(note, _)| Some((note.wanted.name.as_str().parse().ok()?, note)))
+            .collect();
+        let ids: Vec<SnapshotId> = of.keys().copied().collect();
+        let (mut replica_notes, mut cares) = (Vec::new(), Vec::new());
+        for ids in ids.chunks(PAGE as usize) {
+            for row in self.app.store.snapshots_fetch(ids).await? {
+                let (Some(note), Some(image)) = (of.get(&row.id), row.image.as_deref()) else { continue };
+                if !lost.contains(image) {
+                    continue;
+                }
+                let why = format!("its image {image} was in the replica, and is not any more; it is copied again");
+                cares.push((row.id, Care::NotReplicated(Some(why.clone()))));
+                // It counts again as soon as the image does: nothing has to wait for that.
+                let at = now.checked_sub(AGAIN_AFTER).unwrap_or(Timestamp::MIN);
+                let known = Noted { copying: Copying::Failed(why), at, ..(*note).clone() };
+                let change = NoteChange::Known(known);
+                replica_notes.push(ReplicaNote { tenant: tenant.clone(), replica: seen.id.clone(), change });
+            }
+        }
+        if cares.is_empty() {
+            return Ok(false);
+        }
+        tracing::error!(%tenant, snapshots = cares.len(), "images are gone from a replica");
+        self.app.store.commit(Change { replica_notes, cares, ..Change::default() }).await?;
+        Ok(true)
     }
 
     /// What should be in a tenant's replica, and the rows of those snapshots of which nothing good is known yet.
@@ -324,6 +375,14 @@ impl Replicator {
 
     fn failed(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, (u32, Timestamp)>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something that was copied, and what it is called in the replica.
+fn copied(note: &Noted) -> Option<(&Noted, &str)> {
+    match &note.copying {
+        Copying::Copied(copy) => Some((note, copy)),
+        Copying::Failed(_) => None,
     }
 }
 

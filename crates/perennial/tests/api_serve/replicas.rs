@@ -222,3 +222,25 @@ async fn a_bad_key_of_a_replica_is_told_by_doctor_and_keeps_no_server_from_start
     }
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_said_of_a_replica_that_nobody_keeps_any_more() {
+    let home = tempfile::tempdir().unwrap();
+    let place = home.path().join("replica").display().to_string();
+    let server = Running::start(&load(home.path(), &format!("[replication]\nlocation = {place:?}\n"))).await.unwrap();
+    let client = Client::of(&server);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    let last = client.get(&format!("pods/{pod}")).await["latestSnapshot"]["id"].as_str().unwrap().to_owned();
+    until(&client, &format!("snapshots/{last}"), |row| row["replicatedAt"].is_string()).await;
+    server.stop().await;
+    let server = Running::start(&load(home.path(), "")).await.unwrap();
+    let client = Client::of(&server);
+    let listed = client.get(&format!("pods/{pod}/snapshots")).await["items"][0].clone();
+    for row in [client.get(&format!("snapshots/{last}")).await, listed] {
+        assert_eq!((&row["id"], &row["replicatedAt"]), (&json!(last), &json!(null)), "{row}");
+    }
+    server.stop().await;
+}
