@@ -452,6 +452,57 @@ async fn a_snapshot_whose_image_is_gone_from_the_replica_is_not_said_to_be_there
 }
 
 #[tokio::test]
+async fn what_cannot_go_from_a_replica_keeps_no_copy_waiting() {
+    let world = World::new(473);
+    let server = world.server().await;
+    let (pod, _) = pod_with(&world, &server, "one").await;
+    let keeper = server.replicator();
+    keeper.replicate_due().await;
+    // No prune can tell what a file needs that nobody can read.
+    let backend = world.replicas.backend(&TenantId::default_tenant());
+    let junk = perennial_snapshots::Id::of(b"junk");
+    backend.write(FileKind::Snapshot, junk, b"junk").unwrap();
+    hours(&world, 25);
+    keeper.replicate_due().await;
+    let told = problem(&server).await.unwrap();
+    assert!(told.starts_with("copies go on"), "{told}");
+    world.engine.write(pod, "/srv/work", "two").unwrap();
+    let snapshot = server.snapshot_of(pod).await;
+    keeper.replicate_due().await;
+    assert!(row(&server, snapshot).await.replicated_at.is_some());
+    assert_eq!(problem(&server).await, Some(told));
+    backend.remove(FileKind::Snapshot, junk).unwrap();
+    hours(&world, 1);
+    keeper.replicate_due().await;
+    assert_eq!(problem(&server).await, None);
+}
+
+#[tokio::test]
+async fn law_7_many_deletions_at_once_are_told_while_the_copies_are_still_there() {
+    let world = World::new(474);
+    let server = world.server().await;
+    let (pod, first) = pod_with(&world, &server, "one").await;
+    let mut snapshots = vec![first];
+    for n in 0..6 {
+        world.engine.write(pod, "/srv/work", format!("{n}")).unwrap();
+        snapshots.push(server.snapshot_of(pod).await);
+    }
+    server.replicator().replicate_due().await;
+    delete(&world, &server, snapshots[0]).await;
+    server.replicator().replicate_due().await;
+    assert_eq!(events(&server, "replica.many-gone").await, 0);
+    for snapshot in &snapshots[1..5] {
+        delete(&world, &server, *snapshot).await;
+    }
+    for _ in 0..2 {
+        server.replicator().replicate_due().await;
+        assert_eq!(events(&server, "replica.many-gone").await, 1);
+    }
+    let there = tags(&world.replicas);
+    assert!(snapshots.iter().all(|snapshot| there.contains(&format!("snapshot:{snapshot}"))), "{there:?}");
+}
+
+#[tokio::test]
 async fn another_replica_holds_nothing_until_everything_was_copied_to_it() {
     let mut world = World::new(465);
     let server = world.server().await;

@@ -73,21 +73,21 @@ pub struct Housekeeper {
     applied: schedule::Applied,
     /// `None`: nothing is drilled by itself.
     drills: Option<DrillRules>,
-    /// `None`: nothing is replicated.
-    replicas: Option<Replicas>,
+    replicator: Arc<replicate::Replicator>,
 }
 
 impl Housekeeper {
     /// A housekeeper for this server.
     #[must_use]
     pub fn new(app: App, reconciler: Arc<Reconciler>) -> Self {
+        let replicator = replicate::Replicator::new(app.clone(), Arc::clone(&reconciler), None);
         Self {
             app,
             reconciler,
             open: BTreeSet::new(),
             applied: schedule::Applied::default(),
             drills: None,
-            replicas: None,
+            replicator: Arc::new(replicator),
         }
     }
 
@@ -100,7 +100,8 @@ impl Housekeeper {
     /// Has every verified snapshot copied to replicas, too.
     #[must_use]
     pub fn with_replicas(self, replicas: Option<Replicas>) -> Self {
-        Self { replicas, ..self }
+        let replicator = replicate::Replicator::new(self.app.clone(), Arc::clone(&self.reconciler), replicas);
+        Self { replicator: Arc::new(replicator), ..self }
     }
 
     /// Runs until `stopped` says so.
@@ -108,7 +109,7 @@ impl Housekeeper {
     pub fn start(mut self, mut inbox: Inbox, mut stopped: watch::Receiver<bool>) -> JoinHandle<()> {
         let pruner = prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler));
         let driller = self.driller();
-        let replicator = self.replicator();
+        let replicator = Arc::clone(&self.replicator);
         tokio::spawn(async move {
             let replicating = replicator.run(stopped.clone());
             let pruning = pruner.run(stopped.clone());
@@ -143,13 +144,9 @@ impl Housekeeper {
         self.driller().drill_due(&stopped).await;
     }
 
-    fn replicator(&self) -> replicate::Replicator {
-        replicate::Replicator::new(self.app.clone(), Arc::clone(&self.reconciler), self.replicas.clone())
-    }
-
     /// Has one turn for every replica, as the server does beside everything else.
     pub async fn replicate_due(&self) {
-        let _ = self.replicator().replicate_due().await;
+        let _ = self.replicator.replicate_due().await;
     }
 
     /// Deletions that were asked for at least so long ago and are not done, whoever was asked.

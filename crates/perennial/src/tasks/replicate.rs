@@ -2,8 +2,10 @@
 //!
 //! A turn looks at one tenant: what should be in the replica (the database says so), what is recorded of it, and what is
 //! in it. What is missing is copied, images first, then the newest snapshots; each is read back there before it counts,
-//! and recorded as soon as it does. So a turn that was interrupted anywhere is gone on with by the next one. What a turn
+//! and recorded as soon as it does ([`desk`]). So a turn that was interrupted anywhere is gone on with by the next one. What a turn
 //! could not do is shown (`problem`, `replicaProblem`) until one can.
+
+mod desk;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +13,15 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::SnapshotId;
-use perennial_core::operation::{NewEvent, Problem};
+use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::replication::{Copying, Delays, Noted, Part, Plan, Wanted, plan};
 use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
+use self::desk::{Desk, lacking};
 use crate::causes::describe;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{LOCKED, Reconciler, SeenReplica};
@@ -43,8 +46,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 const CLAIM: SignedDuration = SignedDuration::from_mins(30);
 /// Rows read at a time.
 const PAGE: u32 = 200;
-/// Who forgets what was deleted.
-const ACTOR: &str = "replication";
 
 /// Where copies go.
 #[derive(Clone)]
@@ -60,10 +61,29 @@ pub(super) struct Replicator {
     reconciler: Arc<Reconciler>,
     replicas: Option<Replicas>,
     progress: Progress,
-    /// Replicas whose last turns failed: how often, and when the next try is.
-    failed: Mutex<HashMap<TenantId, (u32, Timestamp)>>,
+    /// What failed when it was tried last.
+    failed: Mutex<HashMap<(TenantId, Work), Failure>>,
+    /// What a turn stumbled over, by what it is called in the first repository: it comes last.
+    stumbled: Mutex<HashSet<(TenantId, String)>>,
     /// When each replica was looked at last.
     looked: Mutex<HashMap<TenantId, Timestamp>>,
+}
+
+/// What is waited for after a failure, each by itself: what cannot be deleted keeps no copy waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Work {
+    Copies,
+    Room,
+}
+
+/// What failed.
+struct Failure {
+    /// How often.
+    count: u32,
+    /// When the next try is.
+    next: Timestamp,
+    /// Why, the last time.
+    problem: String,
 }
 
 /// How a turn ended that met with nothing wrong.
@@ -104,12 +124,13 @@ impl Replicator {
             replicas,
             progress: Progress::default(),
             failed: Mutex::default(),
+            stumbled: Mutex::default(),
             looked: Mutex::default(),
         }
     }
 
     /// Runs until `stopped` says so; a copy in work is interrupted, which is safe at any moment.
-    pub(super) async fn run(self, mut stopped: watch::Receiver<bool>) {
+    pub(super) async fn run(&self, mut stopped: watch::Receiver<bool>) {
         if self.replicas.is_none() {
             return;
         }
@@ -157,7 +178,7 @@ impl Replicator {
         };
         for tenant in tenants {
             let now = self.app.clock.now();
-            if self.stops() || self.failed().get(&tenant).is_some_and(|(_, next)| now < *next) {
+            if self.stops() || self.waits(&tenant, Work::Copies, now).is_some() {
                 continue;
             }
             match self.attend(replicas, &tenant).await {
@@ -197,16 +218,15 @@ impl Replicator {
         match self.turn(replicas, &mut replica).await {
             Ok(so) => {
                 ended = so;
-                self.failed().remove(tenant);
+                self.failed().remove(&(tenant.clone(), Work::Copies));
                 self.looked.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant.clone(), now);
-                replica.problem = None;
             }
             // What was shown before is as true as it was.
             Err(Stopped::Busy) => tracing::debug!(%tenant, "the repository or its replica is in use"),
             // The server stops.
             Err(Stopped::Problem(_)) if self.stops() => {}
             Err(Stopped::Problem(problem)) => {
-                let next = self.postpone(tenant.clone(), now);
+                let next = self.postpone((tenant, Work::Copies), now, &problem.message);
                 tracing::warn!(%tenant, problem = problem.message, %next, "replicate a repository");
                 replica.problem = Some(problem.message);
             }
@@ -231,22 +251,43 @@ impl Replicator {
         let (wanted, rows) = self.wanted(tenant, &noted).await?;
         let delays = Delays { forget_after: replicas.forget_after, again_after: AGAIN_AFTER };
         let mut plan = plan(&wanted, &noted, &seen.names, now, delays);
-        let mut desk =
-            Desk { replicator: self, tenant, replica: &seen.id, images: HashMap::new(), failed: failures(&noted) };
-        desk.mark(&plan, &noted, now).await?;
+        let mut desk = Desk::new(self, (tenant, &seen.id), &noted);
+        desk.mark(&plan, (&noted, replicas.forget_after), now).await?;
         desk.doubt(&plan, rows).await?;
         let (images, others): (Vec<Wanted>, Vec<Wanted>) =
             std::mem::take(&mut plan.copy).into_iter().partition(|one| one.part == Part::Image);
-        if desk.copy(replicas, &images).await? == Ended::Early {
+        let mut ended = desk.copy(replicas, images).await?;
+        if ended == Ended::Whole {
+            desk.images = lacking(&wanted, &store.replicated(tenant, &seen.id).await?);
+            ended = desk.copy(replicas, others).await?;
+        }
+        // Some were left out, which others may have come after.
+        if desk.settle().await? == Ended::Early || ended == Ended::Early {
+            replica.problem = None;
             return Ok(Ended::Early);
         }
-        desk.images = lacking(&wanted, &store.replicated(tenant, &seen.id).await?);
-        if desk.copy(replicas, &others).await? == Ended::Early {
-            return Ok(Ended::Early);
-        }
-        desk.forget(replicas, &plan, &noted).await?;
         replica.looked_at = Some(now);
+        replica.problem = match self.waits(tenant, Work::Room, now) {
+            Some(problem) => Some(problem),
+            None => {
+                let made = self.make_room(&desk, (replicas, &plan, &noted), replica, now).await;
+                self.room_made(tenant, made, now)
+            }
+        };
+        Ok(Ended::Whole)
+    }
+
+    /// Lets go what may go, and prunes a replica that is due.
+    async fn make_room(
+        &self,
+        desk: &Desk<'_>,
+        (replicas, plan, noted): (&Replicas, &Plan, &[Noted]),
+        replica: &mut Replica,
+        now: Timestamp,
+    ) -> Result<(), Stopped> {
+        desk.forget(replicas, plan, noted).await?;
         if replica.pruned_at.is_none_or(|at| at > now || now.duration_since(at) >= PRUNE_EVERY) {
+            let tenant = &replica.tenant;
             let pruned = self.reconciler.replica_prune(&replicas.repositories, tenant, &self.progress).await?;
             tracing::info!(
                 %tenant, marked = pruned.waiting, deleted = pruned.expired.len(), freed = pruned.freed_bytes,
@@ -254,7 +295,28 @@ impl Replicator {
             );
             replica.pruned_at = Some(now);
         }
-        Ok(Ended::Whole)
+        Ok(())
+    }
+
+    /// What is to be shown of that.
+    fn room_made(&self, tenant: &TenantId, made: Result<(), Stopped>, now: Timestamp) -> Option<String> {
+        match made {
+            Ok(()) => {
+                self.failed().remove(&(tenant.clone(), Work::Room));
+                None
+            }
+            Err(Stopped::Busy) => {
+                tracing::debug!(%tenant, "a replica is in use, and is pruned later");
+                None
+            }
+            Err(Stopped::Problem(_)) if self.stops() => None,
+            Err(Stopped::Problem(problem)) => {
+                let problem = format!("copies go on, and nothing goes from the replica: {}", problem.message);
+                let next = self.postpone((tenant, Work::Room), now, &problem);
+                tracing::warn!(%tenant, problem, %next, "make room in a replica");
+                Some(problem)
+            }
+        }
     }
 
     /// Takes back what is said of snapshots whose images were in the replica and are not any more; tells whether there are any.
@@ -364,16 +426,28 @@ impl Replicator {
     }
 
     /// Notes a failure; the next try is twice as far away each time.
-    fn postpone(&self, tenant: TenantId, now: Timestamp) -> Timestamp {
+    fn postpone(&self, (tenant, work): (&TenantId, Work), now: Timestamp, problem: &str) -> Timestamp {
         let mut failed = self.failed();
-        let (count, next) = failed.entry(tenant).or_insert((0, now));
-        let pause = EVERY.saturating_mul(1 << (*count).min(12)).min(PAUSE_MAX);
-        *count += 1;
-        *next = now.checked_add(pause).unwrap_or(now);
-        *next
+        let fresh = || Failure { count: 0, next: now, problem: String::new() };
+        let failure = failed.entry((tenant.clone(), work)).or_insert_with(fresh);
+        let pause = EVERY.saturating_mul(1 << failure.count.min(12)).min(PAUSE_MAX);
+        failure.count += 1;
+        failure.next = now.checked_add(pause).unwrap_or(now);
+        problem.clone_into(&mut failure.problem);
+        failure.next
     }
 
-    fn failed(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, (u32, Timestamp)>> {
+    /// Why something is not tried now.
+    fn waits(&self, tenant: &TenantId, work: Work, now: Timestamp) -> Option<String> {
+        let failed = self.failed();
+        failed.get(&(tenant.clone(), work)).filter(|failure| now < failure.next).map(|failure| failure.problem.clone())
+    }
+
+    fn stumbled(&self) -> std::sync::MutexGuard<'_, HashSet<(TenantId, String)>> {
+        self.stumbled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self) -> std::sync::MutexGuard<'_, HashMap<(TenantId, Work), Failure>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -383,211 +457,5 @@ fn copied(note: &Noted) -> Option<(&Noted, &str)> {
     match &note.copying {
         Copying::Copied(copy) => Some((note, copy)),
         Copying::Failed(_) => None,
-    }
-}
-
-/// What is written in one turn.
-struct Desk<'a> {
-    replicator: &'a Replicator,
-    tenant: &'a TenantId,
-    /// The id of the replica.
-    replica: &'a str,
-    /// Images that are not in it, and why.
-    images: HashMap<String, String>,
-    /// Why things could not be copied before, by what they are called in the first repository.
-    failed: HashMap<String, String>,
-}
-
-/// What could not be copied, and why.
-fn failures(noted: &[Noted]) -> HashMap<String, String> {
-    let failure = |note: &Noted| match &note.copying {
-        Copying::Failed(why) => Some((note.wanted.original.clone(), why.clone())),
-        Copying::Copied(_) => None,
-    };
-    noted.iter().filter_map(failure).collect()
-}
-
-/// Images that should be in a replica and are not, and why.
-fn lacking(wanted: &[Wanted], noted: &[Noted]) -> HashMap<String, String> {
-    let mut lacking: HashMap<String, String> = HashMap::new();
-    for image in wanted.iter().filter(|one| one.part == Part::Image) {
-        lacking.insert(image.name.clone(), "it was not copied yet".to_owned());
-    }
-    let images = || noted.iter().filter(|note| note.wanted.part == Part::Image);
-    for note in images() {
-        if let (Copying::Failed(why), Some(reason)) = (&note.copying, lacking.get_mut(&note.wanted.name)) {
-            reason.clone_from(why);
-        }
-    }
-    for note in images().filter(|note| matches!(note.copying, Copying::Copied(_))) {
-        lacking.remove(&note.wanted.name);
-    }
-    lacking
-}
-
-impl Desk<'_> {
-    fn note(&self, change: NoteChange) -> ReplicaNote {
-        ReplicaNote { tenant: self.tenant.clone(), replica: self.replica.to_owned(), change }
-    }
-
-    async fn commit(&self, change: Change) -> Result<(), StoreError> {
-        self.replicator.app.store.commit(change).await
-    }
-
-    fn event(&self, kind: &str, message: String) -> NewEvent {
-        NewEvent {
-            at: self.replicator.app.clock.now(),
-            actor: ACTOR.to_owned(),
-            tenant: self.tenant.clone(),
-            pod: None,
-            operation: None,
-            kind: kind.to_owned(),
-            message,
-        }
-    }
-
-    /// Records what was seen before anything is done.
-    async fn mark(&self, plan: &Plan, noted: &[Noted], now: Timestamp) -> Result<(), StoreError> {
-        let gone = plan.gone.iter().map(|original| NoteChange::Gone(original.clone(), Some(now)));
-        let back = plan.back.iter().map(|original| NoteChange::Gone(original.clone(), None));
-        let dropped = plan.drop.iter().chain(&plan.lost).map(|original| NoteChange::Dropped(original.clone()));
-        let replica_notes: Vec<ReplicaNote> = gone.chain(back).chain(dropped).map(|change| self.note(change)).collect();
-        if replica_notes.is_empty() {
-            return Ok(());
-        }
-        let lost: HashSet<&str> = plan.lost.iter().map(String::as_str).collect();
-        let why = "it was in the replica, and is not any more; it is copied again";
-        let is_lost =
-            |note: &&Noted| note.wanted.part == Part::Snapshot && lost.contains(note.wanted.original.as_str());
-        let cares: Vec<(SnapshotId, Care)> = noted
-            .iter()
-            .filter(is_lost)
-            .filter_map(|note| Some((note.wanted.name.parse().ok()?, Care::NotReplicated(Some(why.to_owned())))))
-            .collect();
-        let mut events = Vec::new();
-        if !plan.lost.is_empty() {
-            tracing::error!(tenant = %self.tenant, count = plan.lost.len(), "copies are gone from a replica");
-            let message = format!("{} copies are gone from the replica, and are copied again", plan.lost.len());
-            events.push(self.event("replica.lost", message));
-        }
-        self.commit(Change { replica_notes, cares, events, ..Change::default() }).await
-    }
-
-    /// Takes back what is said of snapshots that are not in this replica: another one took its place.
-    async fn doubt(&self, plan: &Plan, rows: HashMap<String, Snapshot>) -> Result<(), StoreError> {
-        let wanted = plan.copy.iter().filter_map(|one| rows.get(&one.name));
-        let doubtful = wanted.filter(|row| row.replicated_at.is_some());
-        let cares: Vec<(SnapshotId, Care)> = doubtful.map(|row| (row.id, Care::NotReplicated(None))).collect();
-        if cares.is_empty() { Ok(()) } else { self.commit(Change { cares, ..Change::default() }).await }
-    }
-
-    /// Copies, and records what became of each as soon as that is known.
-    async fn copy(&self, replicas: &Replicas, wanted: &[Wanted]) -> Result<Ended, Stopped> {
-        if wanted.is_empty() {
-            return Ok(Ended::Whole);
-        }
-        let of: HashMap<&str, &Wanted> = wanted.iter().map(|one| (one.original.as_str(), one)).collect();
-        let originals: Vec<String> = wanted.iter().map(|one| one.original.clone()).collect();
-        let (told, mut hear) = mpsc::unbounded_channel();
-        let replicator = self.replicator;
-        let work = replicator.reconciler.replicate(
-            (&replicas.repositories, self.tenant),
-            &originals,
-            (&replicator.progress, TURN),
-            told,
-        );
-        let record = async move {
-            let mut count = 0;
-            while let Some((original, copying)) = hear.recv().await {
-                let Some(wanted) = of.get(original.as_str()) else { continue };
-                // With an error the hearing ends: nothing more is copied whose copy is not written down.
-                self.record(wanted, copying).await?;
-                count += 1;
-            }
-            Ok::<usize, StoreError>(count)
-        };
-        let (worked, recorded) = tokio::join!(work, record);
-        let count = recorded?;
-        worked?;
-        Ok(if count == wanted.len() { Ended::Whole } else { Ended::Early })
-    }
-
-    async fn record(&self, wanted: &Wanted, copying: Copying) -> Result<(), StoreError> {
-        let store = &self.replicator.app.store;
-        let (mut copying, at) = (copying, self.replicator.app.clock.now());
-        let (mut cares, mut events) = (Vec::new(), Vec::new());
-        if wanted.part == Part::Snapshot
-            && let Ok(id) = wanted.name.parse::<SnapshotId>()
-        {
-            if matches!(copying, Copying::Copied(_))
-                && let Some(row) = store.snapshot_fetch(id).await?
-                && let Some(why) = self.without_image(&row)
-            {
-                copying = Copying::Failed(why);
-            }
-            let care = match &copying {
-                Copying::Copied(_) => Care::Replicated(at),
-                Copying::Failed(why) => Care::NotReplicated(Some(why.clone())),
-            };
-            cares.push((id, care));
-        }
-        // Said once: it is tried again every hour.
-        if let Copying::Failed(why) = &copying
-            && self.failed.get(&wanted.original) != Some(why)
-        {
-            tracing::error!(tenant = %self.tenant, what = wanted.name, problem = why, "something cannot be replicated");
-            let message = format!("{} cannot be copied to the replica: {why}", wanted.name);
-            events.push(self.event("replica.failed", message));
-        }
-        let noted = Noted { wanted: wanted.clone(), copying, at, gone_at: None };
-        let replica_notes = vec![self.note(NoteChange::Known(noted))];
-        self.commit(Change { replica_notes, cares, events, ..Change::default() }).await
-    }
-
-    /// Why a snapshot is of no use in the replica yet: without its image nothing can be started from it.
-    fn without_image(&self, row: &Snapshot) -> Option<String> {
-        let image = row.image.as_ref()?;
-        let why = self.images.get(image)?;
-        Some(format!("its data is in the replica, and its image {image} is not: {why}"))
-    }
-
-    /// Forgets what is superseded, and then what was deleted long enough ago.
-    async fn forget(&self, replicas: &Replicas, plan: &Plan, noted: &[Noted]) -> Result<(), Stopped> {
-        if !plan.superseded.is_empty() {
-            let found = self.forget_copies(replicas, &plan.superseded, noted).await?;
-            tracing::debug!(tenant = %self.tenant, found, "forgot captures of layers in a replica");
-            self.dropped(&plan.superseded, Vec::new()).await?;
-        }
-        if plan.forget.is_empty() {
-            return Ok(());
-        }
-        let found = self.forget_copies(replicas, &plan.forget, noted).await?;
-        let (count, hours) = (plan.forget.len(), replicas.forget_after.as_hours());
-        tracing::info!(tenant = %self.tenant, count, found, "forgot in a replica what was deleted");
-        let message =
-            format!("{found} copies were forgotten in the replica, of {count} originals deleted {hours} h before");
-        Ok(self.dropped(&plan.forget, vec![self.event("replica.forgotten", message)]).await?)
-    }
-
-    async fn dropped(&self, originals: &[String], events: Vec<NewEvent>) -> Result<(), StoreError> {
-        let replica_notes = originals.iter().map(|original| self.note(NoteChange::Dropped(original.clone()))).collect();
-        self.commit(Change { replica_notes, events, ..Change::default() }).await
-    }
-
-    async fn forget_copies(
-        &self,
-        replicas: &Replicas,
-        originals: &[String],
-        noted: &[Noted],
-    ) -> Result<usize, Stopped> {
-        let going: HashSet<&str> = originals.iter().map(String::as_str).collect();
-        let mut names = originals.to_vec();
-        for note in noted.iter().filter(|note| going.contains(note.wanted.original.as_str())) {
-            // What cannot be read there any more does not say whose copy it is.
-            if let Copying::Copied(copy) = &note.copying {
-                names.push(copy.clone());
-            }
-        }
-        Ok(self.replicator.reconciler.replica_forget(&replicas.repositories, self.tenant, &names).await?)
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use perennial::config::{Config, EngineKind, ServeArgs};
 use perennial::serve::Running;
+use perennial_snapshots::{LocalBackend, Password, Repository};
 use serde_json::{Value, json};
 
 use crate::s3::{CREDENTIALS, S3};
@@ -242,5 +243,41 @@ async fn nothing_is_said_of_a_replica_that_nobody_keeps_any_more() {
     for row in [client.get(&format!("snapshots/{last}")).await, listed] {
         assert_eq!((&row["id"], &row["replicatedAt"]), (&json!(last), &json!(null)), "{row}");
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_cannot_be_read_keeps_no_other_back() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let server = Running::start(&load(home.path(), "")).await.unwrap();
+    let client = Client::of(&server);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    let taken = client.post(&format!("pods/{pod}/snapshots"), json!({})).await;
+    client.done(&taken).await;
+    let good = taken["snapshot"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    let bad = client.get(&format!("pods/{pod}")).await["latestSnapshot"]["id"].as_str().unwrap().to_owned();
+    assert_ne!(good, bad);
+    server.stop().await;
+    // The disk cannot read the newest one, which would be copied first: that is an error, and no proof of damage.
+    let directory = data.join("repositories/default");
+    let key = std::fs::read_to_string(data.join("keys/default")).unwrap();
+    let repository = Repository::open(std::sync::Arc::new(LocalBackend::new(&directory)), &Password::new(key.trim()));
+    let found = repository.unwrap().find(&[&format!("snapshot:{bad}")]).unwrap();
+    let file = directory.join("snapshots").join(found[0].id.to_string());
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let place = home.path().join("replica").display().to_string();
+    let server = Running::start(&load(home.path(), &format!("[replication]\nlocation = {place:?}\n"))).await.unwrap();
+    let client = Client::of(&server);
+    until(&client, &format!("snapshots/{good}"), |row| row["replicatedAt"].is_string()).await;
+    let row = until(&client, &format!("snapshots/{bad}"), |row| row["replicaProblem"].is_string()).await;
+    assert_eq!(row["replicatedAt"], json!(null), "{row}");
+    let status = until(&client, "replication", |status| status["replicas"][0]["lookedAt"].is_string()).await;
+    assert_eq!(status["replicas"][0]["problem"], json!(null), "{status}");
+    assert_eq!(status["replicas"][0]["failed"][0]["id"], json!(bad), "{status}");
     server.stop().await;
 }
