@@ -31,9 +31,9 @@ fn main() -> ExitCode {
         Command::Repository { command: RepositoryCommand::ChangePassword { tenant } } => {
             change_password(&tenant, data_dir).and_then(|told| out.line(&told))
         }
-        Command::Repository { command: RepositoryCommand::UseReplica { config, yes } } => {
+        Command::Repository { command: RepositoryCommand::UseReplica { config, without, yes } } => {
             let args = ServeArgs { config, ..ServeArgs::default() };
-            let said = load(&args, data_dir).and_then(|config| cli::use_replica(&config, yes));
+            let said = load(&args, data_dir).and_then(|config| cli::use_replica(&config, &without, yes));
             said.and_then(|said| out.line(&said))
         }
         Command::Repository { command } => cli::run_on_repository(&connection, command, &mut out),

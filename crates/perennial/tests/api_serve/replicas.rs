@@ -281,3 +281,43 @@ async fn a_snapshot_that_cannot_be_read_keeps_no_other_back() {
     assert_eq!(status["replicas"][0]["failed"][0]["id"], json!(bad), "{status}");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_take_the_place_of_repositories_of_tenants_that_have_one() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let replicated = format!("[replication]\nlocation = {:?}\n", home.path().join("replica").display().to_string());
+    let server = Running::start(&load(home.path(), &replicated)).await.unwrap();
+    let client = Client::of(&server);
+    let created = client.post("pods", json!({"name": "dev", "image": "debian:12"})).await;
+    client.done(&created).await;
+    let pod = created["pod"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
+    until(&client, "replication", |status| status["replicas"][0]["copied"] == 1).await;
+    server.stop().await;
+    // What comes while nothing is replicated: another snapshot, and another tenant.
+    let server = Running::start(&load(home.path(), "")).await.unwrap();
+    let client = Client::of(&server);
+    client.done(&client.post(&format!("pods/{pod}/start"), json!({})).await).await;
+    let taken = client.post(&format!("pods/{pod}/snapshots"), json!({})).await;
+    client.done(&taken).await;
+    let missing = taken["snapshot"]["id"].as_str().unwrap();
+    let created = client.post("pods", json!({"name": "other", "image": "debian:12", "tenant": "acme"})).await;
+    client.done(&created).await;
+    let other = created["pod"]["id"].as_str().unwrap().to_owned();
+    client.done(&client.post(&format!("pods/{other}/stop"), json!({})).await).await;
+    server.stop().await;
+    load(home.path(), &replicated);
+
+    let key = |directory: &str| std::fs::read_to_string(data.join(directory).join("default")).unwrap();
+    let before = (key("keys"), key("replica-keys"));
+    let dry = text(&perennial(home.path(), &["repository", "use-replica"]));
+    assert!(dry.contains(&format!("1 verified snapshots are not, the oldest of them {missing}")), "{dry}");
+    assert!(dry.contains("acme: has no replica") && dry.contains("Nothing was changed"), "{dry}");
+    let refused = perennial(home.path(), &["repository", "use-replica", "--yes"]);
+    assert!(!refused.status.success() && text(&refused).contains("snapshots: acme"), "{}", text(&refused));
+    assert_eq!((key("keys"), key("replica-keys")), before);
+    let done = perennial(home.path(), &["repository", "use-replica", "--without", "acme", "--yes"]);
+    assert!(done.status.success(), "{}", text(&done));
+    assert_eq!((key("replica-keys"), key("keys")), before);
+}

@@ -30,6 +30,9 @@ pub enum RepositoryCommand {
         /// The server's configuration; without it perennial.toml in the data directory
         #[arg(long, env = "PERENNIAL_CONFIG", value_name = "FILE")]
         config: Option<PathBuf>,
+        /// A tenant that has no replica, and whose snapshots are given up; once for each
+        #[arg(long, value_name = "TENANT")]
+        without: Vec<String>,
         /// Do it.
         #[arg(long)]
         yes: bool,
