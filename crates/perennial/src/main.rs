@@ -28,8 +28,9 @@ fn main() -> ExitCode {
         Command::Repository { command: RepositoryCommand::Password { tenant } } => {
             password(&tenant, data_dir).and_then(|password| out.line(&password))
         }
-        Command::Repository { command: RepositoryCommand::ChangePassword { tenant } } => {
-            change_password(&tenant, data_dir).and_then(|told| out.line(&told))
+        Command::Repository { command: RepositoryCommand::ChangePassword { tenant, config } } => {
+            let args = ServeArgs { config, ..ServeArgs::default() };
+            change_password(&tenant, &args, data_dir).and_then(|told| out.line(&told))
         }
         Command::Repository { command: RepositoryCommand::UseReplica { config, without, yes } } => {
             let args = ServeArgs { config, ..ServeArgs::default() };
@@ -135,9 +136,9 @@ fn no_key(keys: &Keyring, tenant: &TenantId) -> Failure {
 }
 
 /// Gives a tenant's repository a new password, while no server uses it.
-fn change_password(tenant: &str, data_dir: Option<&Path>) -> Result<String, Failure> {
+fn change_password(tenant: &str, args: &ServeArgs, data_dir: Option<&Path>) -> Result<String, Failure> {
     let tenant = tenant_of(tenant)?;
-    let config = load(&ServeArgs::default(), data_dir)?;
+    let config = load(args, data_dir)?;
     let keys = config.keys.keyring(&config.data_dir).map_err(|error| refused(&error))?;
     if !keys.path(&tenant).exists() {
         return Err(no_key(&keys, &tenant));

@@ -158,7 +158,11 @@ fn text(kit: &RecoveryKit) -> String {
     if kit.repositories.iter().any(|one| one.replica) {
         text.push_str(
             "\nWhen the repositories themselves are lost, a replica takes their place: write the password of the replica to\n\
-             NEW/keys/TENANT instead, and name the place of the replicas, without the tenant at its end, with --repository.\n",
+             NEW/keys/TENANT instead, and name the place of the replicas, without the tenant at its end, with --repository.\n\
+             The old server, should it come back, must not write there, too. Before the first start write that place into\n\
+             NEW/perennial.toml (location = \"PLACE\" below [repository]), change the password,\n\n    \
+             perennial repository change-password TENANT --data-dir NEW\n\n\
+             and give the store new credentials: a server that runs has the repository open and asks for no password.\n",
         );
     }
     text

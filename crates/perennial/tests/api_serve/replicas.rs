@@ -294,6 +294,10 @@ async fn replicas_take_the_place_of_repositories_of_tenants_that_have_one() {
     let pod = created["pod"]["id"].as_str().unwrap().to_owned();
     client.done(&client.post(&format!("pods/{pod}/stop"), json!({})).await).await;
     until(&client, "replication", |status| status["replicas"][0]["copied"] == 1).await;
+    let kit = home.path().join("kit");
+    command(&server.url(), &data, &["recovery-kit", "--file"], Some(&kit)).await;
+    let kit = std::fs::read_to_string(&kit).unwrap();
+    assert!(kit.contains("perennial repository change-password TENANT --data-dir NEW"), "{kit}");
     server.stop().await;
     // What comes while nothing is replicated: another snapshot, and another tenant.
     let server = Running::start(&load(home.path(), "")).await.unwrap();
@@ -320,4 +324,15 @@ async fn replicas_take_the_place_of_repositories_of_tenants_that_have_one() {
     let done = perennial(home.path(), &["repository", "use-replica", "--without", "acme", "--yes"]);
     assert!(done.status.success(), "{}", text(&done));
     assert_eq!((key("replica-keys"), key("keys")), before);
+
+    // The old server, should it come back, opens nothing any more.
+    let place = home.path().join("replica");
+    let opens = |password: &str| {
+        let backend = std::sync::Arc::new(LocalBackend::new(place.join("default")));
+        Repository::open(backend, &Password::new(password.trim())).is_ok()
+    };
+    load(home.path(), &format!("[repository]\nlocation = {:?}\n", place.display().to_string()));
+    let changed = perennial(home.path(), &["repository", "change-password"]);
+    assert!(changed.status.success(), "{}", text(&changed));
+    assert!(opens(&key("keys")) && !opens(&before.1));
 }

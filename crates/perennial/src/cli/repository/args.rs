@@ -22,6 +22,9 @@ pub enum RepositoryCommand {
         /// Whose.
         #[arg(default_value = "default")]
         tenant: String,
+        /// The server's configuration; without it perennial.toml in the data directory
+        #[arg(long, env = "PERENNIAL_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
     },
     /// Has the replicas take the place of repositories that are lost, while no server uses the data directory.
     ///
