@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -318,6 +319,53 @@ pub struct MoverChannel {
     pub writer: Box<dyn Write + Send>,
 }
 
+/// A program that is run in a pod's container beside the pod's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The program and its arguments; no shell is involved.
+    pub command: Vec<String>,
+    /// Who runs it; `None` for the user of the container.
+    pub user: Option<String>,
+    /// How long it may take.
+    pub within: Duration,
+}
+
+/// What became of such a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// How it ended.
+    pub end: ProgramEnd,
+    /// The end of what it wrote, errors included: at most [`OUTPUT_MAX`] bytes, lossy where it is not UTF-8.
+    pub output: String,
+    /// How long it took.
+    pub lasted: Duration,
+}
+
+/// Bytes that are kept of what a program wrote.
+pub const OUTPUT_MAX: usize = 4096;
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgramEnd {
+    /// By itself, with this status.
+    Exited(i64),
+    /// Its time was over.
+    TimedOut(Remains),
+    /// It was cancelled.
+    Cancelled(Remains),
+    /// The container ended while it ran.
+    ContainerEnded,
+}
+
+/// Whether something of a program goes on that was ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remains {
+    /// It is proven to have ended.
+    Nothing,
+    /// It may go on.
+    Perhaps,
+}
+
 /// Something on the engine that carries this installation's labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owned {
@@ -417,6 +465,13 @@ pub trait Engine: Send + Sync {
 
     /// Lets them go on.
     async fn container_unfreeze(&self, id: &str) -> Result<Effect, EngineError>;
+
+    /// Runs a program in a running container and waits for its end. One whose time is over, or that is cancelled, is ended
+    /// where the engine can do that. Not safe to repeat in itself: what it does twice is the program's business.
+    ///
+    /// A program that cannot be started (there is none of this name, or no such user) is [`EngineError::Rejected`]; a container
+    /// that does not run, or is frozen, is a [`EngineError::Conflict`].
+    async fn container_run(&self, id: &str, program: &Program, progress: &Progress) -> Result<Ran, EngineError>;
 
     /// Tells how the container's system layer is reached, for reading, and before its first start for writing.
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError>;

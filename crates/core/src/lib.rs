@@ -6,6 +6,7 @@ pub mod clock;
 pub mod engine;
 pub mod error;
 pub mod fault;
+pub mod hook;
 pub mod id;
 pub mod operation;
 pub mod parts;

@@ -4,6 +4,7 @@
 
 use jiff::Timestamp;
 
+use crate::hook::OwedHook;
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::parts::Parts;
@@ -301,6 +302,8 @@ pub enum ConditionKind {
     SnapshotFailed,
     /// The disk limit is not enforced (D13).
     DiskLimitAdvisory,
+    /// The hook that ends what another began failed.
+    HookFailed,
 }
 
 impl ConditionKind {
@@ -321,6 +324,7 @@ impl ConditionKind {
             Self::Quarantined => "Quarantined",
             Self::SnapshotFailed => "SnapshotFailed",
             Self::DiskLimitAdvisory => "DiskLimitAdvisory",
+            Self::HookFailed => "HookFailed",
         }
     }
 }
@@ -380,6 +384,10 @@ pub struct Pod {
     pub scheduled_until: Option<Timestamp>,
     /// Why the newest snapshot that was asked for failed; cleared by the next that succeeds.
     pub snapshot_failed: Option<Problem>,
+    /// The hook that has to be run before anything else is done; `None` when none is owed.
+    pub hook: Option<OwedHook>,
+    /// Why the pod may still be as its `before` hook left it; cleared by the next `after` that succeeds.
+    pub hook_failed: Option<Problem>,
     /// What is seen: a cache for people.
     pub phase: Phase,
     /// What is worth knowing: a cache for people.
@@ -442,6 +450,8 @@ impl Pod {
             data_seen_at: None,
             scheduled_until: Some(now),
             snapshot_failed: None,
+            hook: None,
+            hook_failed: None,
             phase: Phase::Creating,
             conditions: Vec::new(),
             created_at: now,

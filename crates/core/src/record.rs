@@ -5,6 +5,7 @@
 
 use jiff::Timestamp;
 
+use crate::hook::OwedHook;
 use crate::id::{OperationId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::pod::{
@@ -90,6 +91,12 @@ pub enum Record {
     SourceReplaced(Origin),
     /// The system layer was captured.
     LayerCaptured(LayerCapture),
+    /// A `before` hook may be started from here on; committed before it is.
+    HookOwed(OwedHook),
+    /// The owed hook is about to be run by a step of its own.
+    HookTried,
+    /// The owed hook is owed no more.
+    HookSettled(HookEnd),
     /// A restart saw which run has to end.
     RestartBegan(WriterStamp),
     /// The first task is done.
@@ -102,6 +109,17 @@ pub enum Record {
     GoalFailed(Problem),
     /// The data was seen whole.
     DataSeen,
+}
+
+/// Why a hook is owed no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookEnd {
+    /// Nothing was begun that it would end, or that is gone.
+    NotNeeded,
+    /// It succeeded.
+    Done,
+    /// It failed, or could not be run: the pod may still be as the other hook left it.
+    Failed(Problem),
 }
 
 /// How an operation ends with a record.
@@ -173,6 +191,7 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::ComposeBegun(..)
         | Record::Forked(_)
         | Record::SourceReplaced(_) => apply_to_data(pod, record, now),
+        Record::HookOwed(_) | Record::HookTried | Record::HookSettled(_) => apply_to_hook(pod, record),
         Record::RestartBegan(_)
         | Record::TaskDone
         | Record::TaskFailed(_)
@@ -362,6 +381,30 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
         }
         _ => Consequences::default(),
     }
+}
+
+fn apply_to_hook(pod: &mut Pod, record: &Record) -> Consequences {
+    match record {
+        Record::HookOwed(owed) => pod.hook = Some(owed.clone()),
+        Record::HookTried => {
+            if let Some(owed) = &mut pod.hook {
+                owed.tries += 1;
+            }
+        }
+        Record::HookSettled(end) => {
+            pod.hook = None;
+            match end {
+                HookEnd::NotNeeded => {}
+                HookEnd::Done => pod.hook_failed = None,
+                HookEnd::Failed(problem) => {
+                    pod.hook_failed = Some(problem.clone());
+                    return event("pod.hook-failed", problem.message.clone());
+                }
+            }
+        }
+        _ => {}
+    }
+    Consequences::default()
 }
 
 fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequences {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use crate::hook::HookReport;
 use crate::id::{PodId, SnapshotId};
 use crate::spec::{Backend, TenantId};
 use crate::volume::SetNumber;
@@ -43,6 +44,8 @@ pub enum Grade {
     Stopped,
     /// All writers were frozen.
     Frozen,
+    /// All writers were frozen, after the pod's own hook had made them ready for it.
+    Hooked,
 }
 
 /// Identifies one run of one container: a different run may have written again.
@@ -105,6 +108,8 @@ pub struct Snapshot {
     pub captured_at: Option<Timestamp>,
     /// How long the pod stood still for it, in milliseconds; `None` when it did not.
     pub frozen_millis: Option<u64>,
+    /// What the pod's hooks did; `None` when it has none, or stood still for no snapshot.
+    pub hooks: Option<HookReport>,
     /// Bytes of content; `None` when unknown (D19).
     pub bytes: Option<u64>,
     /// Bytes added to the repository; `None` when unknown.
@@ -164,6 +169,7 @@ impl Snapshot {
             created_at: now,
             captured_at: None,
             frozen_millis: None,
+            hooks: None,
             bytes: None,
             new_bytes: None,
             files: None,

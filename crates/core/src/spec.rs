@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
+use crate::hook::Hooks;
 use crate::schedule::SnapshotRules;
 use crate::volume::SYSTEM_NAME;
 
@@ -137,6 +138,8 @@ pub struct PodSpec {
     pub privilege_escalation: PrivilegeEscalation,
     /// When snapshots are taken and which are kept.
     pub snapshots: SnapshotRules,
+    /// What the pod runs around the freeze of a snapshot.
+    pub hooks: Hooks,
 }
 
 /// Limits of a pod; `None` is no limit of that kind.
@@ -225,6 +228,18 @@ pub enum PrivilegeEscalation {
     Allowed,
 }
 
+/// Checks a user of a container.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for `field`.
+pub(crate) fn check_user(field: &str, user: &str) -> Result<(), Error> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
+    if !user.is_empty() && user.len() <= 128 && user.chars().all(good) {
+        return Ok(());
+    }
+    Err(Error::invalid(field, format!("{} is not a user", shown(user)), "use a name or a number, optionally :group"))
+}
+
 /// Paths no volume may be mounted at or below: virtual, temporary, or Docker's own.
 const RESERVED_MOUNTS: [&str; 5] = ["/proc", "/sys", "/dev", "/tmp", "/run"];
 const SIGNALS: [&str; 8] = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGKILL"];
@@ -250,6 +265,7 @@ impl PodSpec {
             backend: None,
             privilege_escalation: PrivilegeEscalation::Denied,
             snapshots: SnapshotRules::default(),
+            hooks: Hooks::default(),
         }
     }
 
@@ -263,7 +279,8 @@ impl PodSpec {
         self.resources.validate()?;
         self.validate_volumes()?;
         self.validate_ports()?;
-        self.snapshots.validate()
+        self.snapshots.validate()?;
+        self.hooks.validate()
     }
 
     fn validate_image(&self) -> Result<(), Error> {
@@ -317,14 +334,7 @@ impl PodSpec {
             check_path("workingDir", dir)?;
         }
         if let Some(user) = &self.user {
-            let good = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
-            if user.is_empty() || user.len() > 128 || !user.chars().all(good) {
-                return Err(Error::invalid(
-                    "user",
-                    format!("{} is not a user", shown(user)),
-                    "use a name or a number, optionally :group",
-                ));
-            }
+            check_user("user", user)?;
         }
         if let Some(signal) = &self.stop_signal
             && !SIGNALS.contains(&signal.as_str())

@@ -477,8 +477,10 @@ pub fn patch(pod: &Pod, spec: PodSpec, now: Timestamp) -> Result<Option<Pod>, Er
         return Ok(None);
     }
     // When what the container is made from is the same, nothing has to be restarted.
-    let resources = Resources { disk: pod.spec.resources.disk, ..spec.resources };
-    let same_container = PodSpec { snapshots: pod.spec.snapshots.clone(), resources, ..spec.clone() } == pod.spec;
+    let present = &pod.spec;
+    let resources = Resources { disk: present.resources.disk, ..spec.resources };
+    let (snapshots, hooks) = (present.snapshots.clone(), present.hooks.clone());
+    let same_container = PodSpec { snapshots, hooks, resources, ..spec.clone() } == *present;
     let spec_generation = pod.spec_generation + u64::from(!same_container);
     // A new schedule begins now; times that it would have had before are not made up.
     let scheduled_until = if spec.snapshots == pod.spec.snapshots { pod.scheduled_until } else { Some(now) };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, SetAccess, SetSpec, VolumeUsage,
+    Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
@@ -141,6 +141,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
 
     async fn container_unfreeze(&self, id: &str) -> Result<Effect, EngineError> {
         self.through("engine.container_unfreeze", self.inner.container_unfreeze(id)).await
+    }
+
+    async fn container_run(&self, id: &str, program: &Program, progress: &Progress) -> Result<Ran, EngineError> {
+        self.through("engine.container_run", self.inner.container_run(id, program, progress)).await
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

@@ -18,7 +18,7 @@ use perennial_core::pod::Phase;
 use perennial_core::snapshot::SnapshotState;
 use perennial_core::spec::{Backend, DeclaredVolume, PodSpec, Profile};
 use world::taps::{Blow, Striker};
-use world::{IMAGE, Server, World, files, small_spec};
+use world::{IMAGE, Server, World, files, hooks, small_spec};
 
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
@@ -40,6 +40,8 @@ enum Scenario {
     StartAfterStop,
     Restart,
     Snapshot,
+    /// Of a pod that waits from one hook to the other.
+    HookedSnapshot,
     Reset,
     Restore,
     RestoreParts,
@@ -80,7 +82,11 @@ async fn prepare(world: &World, scenario: Scenario, backend: Backend) -> Before 
         let bytes = files(world, pod);
         return Before { pod: Some(pod), snapshot: None, at_snapshot: BTreeMap::new(), bytes };
     }
-    let pod = server.running("dev", small_spec(backend)).await;
+    let spec = match scenario {
+        Scenario::HookedSnapshot => PodSpec { hooks: hooks(&["quiesce"], &["resume"]), ..small_spec(backend) },
+        _ => small_spec(backend),
+    };
+    let pod = server.running("dev", spec).await;
     world.engine.write(pod, "/srv/kept", "1").unwrap();
     world.engine.write(pod, "/tools/layer", "1").unwrap();
     let at_snapshot = files(world, pod);
@@ -106,7 +112,7 @@ async fn ask(server: &Server, scenario: Scenario, before: &Before, backend: Back
         Scenario::Stop => server.stop(pod).await,
         Scenario::StartAfterPause | Scenario::StartAfterStop => server.start(pod).await,
         Scenario::Restart => server.restart(pod).await,
-        Scenario::Snapshot => server.snapshot(pod).await,
+        Scenario::Snapshot | Scenario::HookedSnapshot => server.snapshot(pod).await,
         Scenario::Reset => server.reset(pod).await,
         Scenario::Restore => server.restore(pod, before.snapshot.unwrap()).await,
         Scenario::RestoreParts | Scenario::RestorePartsOfStopped => {
@@ -196,7 +202,7 @@ fn kind_of(scenario: Scenario) -> &'static str {
         Scenario::Stop => "stop",
         Scenario::StartAfterPause | Scenario::StartAfterStop => "start",
         Scenario::Restart => "restart",
-        Scenario::Snapshot => "snapshot",
+        Scenario::Snapshot | Scenario::HookedSnapshot => "snapshot",
         Scenario::Reset => "reset",
         Scenario::Restore | Scenario::RestoreParts | Scenario::RestorePartsOfStopped => "restore",
         Scenario::Clone | Scenario::CloneOfSnapshot | Scenario::CloneOfMachine => "clone",
@@ -275,6 +281,8 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
         return Ok(());
     }
     let record = server.pod(pod).await;
+    let is_settled = record.hook.is_none() && record.hook_failed.is_none() && !world.engine.is_quiesced(pod);
+    ensure!(is_settled, "the pod waits for its hook: {record:?}");
     let phase = match scenario {
         Scenario::Pause => Phase::Paused,
         Scenario::Stop | Scenario::RestorePartsOfStopped => Phase::Stopped,
@@ -401,6 +409,7 @@ sweeps! {
     sim_sweep_start_after_stop: StartAfterStop on Overlay;
     sim_sweep_restart: Restart on Overlay;
     sim_sweep_snapshot: Snapshot on Overlay;
+    sim_sweep_p21_the_hook_after_is_run_in_the_end: HookedSnapshot on Overlay;
     sim_sweep_reset: Reset on Overlay;
     sim_sweep_restore: Restore on Overlay;
     sim_sweep_restore_of_parts: RestoreParts on Overlay;

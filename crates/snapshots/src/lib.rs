@@ -79,8 +79,8 @@ pub use node::{Node, NodeKind, Time, Xattr};
 pub use password::{KeyCost, Password};
 pub use repository::Repository;
 pub use request::{
-    ArchiveRequest, Archived, Counts, Entry, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary, SnapshotInfo,
-    Source,
+    ArchiveRequest, Archived, Counts, Entry, Late, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary,
+    SnapshotInfo, Source,
 };
 pub use restore::{Existing, Removals, RestoreRequest, Restored};
 pub use spool::SpoolLimits;

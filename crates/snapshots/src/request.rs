@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -88,6 +89,13 @@ pub enum Source {
         /// A file or directory in it.
         path: String,
     },
+    /// A small file that exists only in the snapshot and is written when every directory was read: it may tell of that.
+    Late {
+        /// Its content.
+        data: Late,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// A small file that exists only in the snapshot.
     Bytes {
         /// Its content.
@@ -95,6 +103,27 @@ pub enum Source {
         /// Its permission bits.
         mode: u32,
     },
+}
+
+/// Bytes that are asked for when they are written.
+#[derive(Clone)]
+pub struct Late(Arc<dyn Fn() -> Vec<u8> + Send + Sync>);
+
+impl Late {
+    /// What this returns then.
+    pub fn new(data: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(data))
+    }
+
+    pub(crate) fn now(&self) -> Vec<u8> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Late")
+    }
 }
 
 /// What the entries of a source directory mean.

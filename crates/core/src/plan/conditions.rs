@@ -63,6 +63,9 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
     if let Some(problem) = &pod.snapshot_failed {
         add(&mut found, ConditionKind::SnapshotFailed, "last-snapshot-failed", problem.message.clone());
     }
+    if let Some(problem) = pod.hook_failed.as_ref().filter(|_| pod.spec.hooks.after.is_some()) {
+        add(&mut found, ConditionKind::HookFailed, "after-hook-failed", problem.message.clone());
+    }
     if let Some(problem) =
         pod.current_set().filter(|s| s.attached.is_some()).and_then(|s| super::data_problem(input, s))
     {

@@ -4,11 +4,12 @@
 //! observes anew and asks again. A crash between any two steps therefore needs no recovery code: the next pass sees
 //! what is there and goes on. Deletions carry a [`DeletePermit`], and this is the only place that asks for one.
 //!
-//! Order of decisions in a pass: a purge, a frozen leftover, a foreign writer, a replacement in work, the desired
+//! Order of decisions in a pass: a purge, a frozen leftover, an owed hook, a foreign writer, a replacement in work, the desired
 //! state (`run`, `release`, pause), then other one-time work.
 
 mod compose;
 mod conditions;
+mod hook;
 mod leftovers;
 mod release;
 mod replace;
@@ -161,6 +162,11 @@ pub enum Action {
         /// The container.
         container: String,
     },
+    /// Run the hook that is owed.
+    RunHook {
+        /// The container.
+        container: String,
+    },
     /// Upload what is there while the pod runs, so that little is left for the capture.
     LivePass {
         /// The snapshot it prepares.
@@ -259,6 +265,7 @@ pub enum Recipe {
 #[must_use]
 pub fn referenced_snapshots(pod: &Pod) -> Vec<SnapshotId> {
     let mut ids: Vec<SnapshotId> = pod.capture.into_iter().collect();
+    ids.extend(pod.hook.as_ref().map(|owed| owed.snapshot));
     let of_origin = |origin: &Origin| match origin {
         Origin::Snapshot(id) => Some(*id),
         Origin::Image => None,
@@ -329,6 +336,9 @@ fn decide(input: &Input<'_>) -> Next {
         && input.pod.goal.is_none()
     {
         return work::import(input, *snapshot);
+    }
+    if let Some(step) = hook::owed(input) {
+        return step;
     }
     if !input.observed.foreign.is_empty() {
         return Next::Blocked(foreign_writer(&input.observed.foreign));

@@ -44,7 +44,7 @@ impl DockerEngine {
     }
 
     /// A container of this installation by id.
-    async fn ours(&self, id: &str) -> Result<Seen, EngineError> {
+    pub(super) async fn ours(&self, id: &str) -> Result<Seen, EngineError> {
         let seen = self.look_at(id).await?.ok_or_else(|| EngineError::NotFound { what: format!("container {id}") })?;
         if labels::pod_of(&seen.labels, self.config.installation).is_none() {
             return Err(rejected(format!("container {id} does not belong to this installation")));

@@ -11,6 +11,7 @@
 //! | `overlay`, `volumes` | the two backends of volume sets |
 //! | `writers` | who else has a set |
 //! | `spec`, `container` | a pod's container |
+//! | `program` | what is run in it beside its own program |
 //! | `network`, `firewall` | tenants apart from each other and from the host |
 //! | `observe`, `watch`, `layer` | what is seen |
 //! | `probe` | what works here, tried and remembered; `posix`: what databases count on |
@@ -28,6 +29,7 @@ mod observe;
 mod overlay;
 mod posix;
 mod probe;
+mod program;
 mod quota;
 mod scratch;
 mod spare;
@@ -51,7 +53,7 @@ use async_trait::async_trait;
 use bollard::Docker;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, SetAccess, SetSpec, VolumeUsage,
+    Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
@@ -385,6 +387,10 @@ impl Engine for DockerEngine {
 
     async fn container_unfreeze(&self, id: &str) -> Result<Effect, EngineError> {
         self.unfreeze(id).await
+    }
+
+    async fn container_run(&self, id: &str, program: &Program, progress: &Progress) -> Result<Ran, EngineError> {
+        self.run_program(id, program, progress).await
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, SetAccess, SetSpec, VolumeUsage,
+    Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
@@ -121,6 +121,10 @@ impl Engine for SimEngine {
 
     async fn container_unfreeze(&self, id: &str) -> Result<Effect, EngineError> {
         self.call("container_unfreeze", |state, _| self.shared.container_unfreeze(state, id)).await
+    }
+
+    async fn container_run(&self, id: &str, program: &Program, progress: &Progress) -> Result<Ran, EngineError> {
+        self.call("container_run", |state, _| self.shared.container_run(state, id, program, progress)).await
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

@@ -79,6 +79,17 @@ fn running(state: &State, pod: PodId) -> Result<&Container, HandError> {
     if container.life == Life::Running { Ok(container) } else { Err(HandError::NotRunning) }
 }
 
+pub(super) fn write_as_pod(
+    shared: &Shared,
+    state: &State,
+    pod: PodId,
+    path: &str,
+    bytes: &[u8],
+) -> Result<(), HandError> {
+    let (view, rel) = locate(shared, state, running(state, pod)?, path)?;
+    Ok(view.write(&rel, bytes)?)
+}
+
 /// As the pod itself.
 impl SimEngine {
     /// Writes a file at an absolute path of the pod, making the directories above it.
@@ -86,9 +97,7 @@ impl SimEngine {
     /// # Errors
     /// [`HandError::NotRunning`] unless the container runs and is not frozen.
     pub fn write(&self, pod: PodId, path: &str, bytes: impl AsRef<[u8]>) -> Result<(), HandError> {
-        let state = self.lock();
-        let (view, rel) = locate(&self.shared, &state, running(&state, pod)?, path)?;
-        Ok(view.write(&rel, bytes.as_ref())?)
+        write_as_pod(&self.shared, &self.lock(), pod, path, bytes.as_ref())
     }
 
     /// Makes a directory and those above it.

@@ -23,6 +23,7 @@
 //! | `tree` | the merged view of an overlay |
 //! | `faults` | seeded misfortune |
 //! | `mover` | a thread in a mover's place |
+//! | `programs` | what is run in a container beside its own program |
 //! | `records` | violations and deletions |
 //! | `hands` | what a pod, an administrator and fate do from outside |
 
@@ -33,6 +34,7 @@ mod faults;
 mod hands;
 mod images;
 mod mover;
+mod programs;
 mod records;
 mod sets;
 mod tree;
@@ -130,6 +132,8 @@ struct State {
     lost_definitions: BTreeSet<(PodId, SetNumber)>,
     limits: BTreeMap<(PodId, SetNumber), u64>,
     movers: Vec<mover::Running>,
+    programs: Vec<(PodId, Vec<String>)>,
+    quiesced: BTreeSet<PodId>,
     watchers: Vec<UnboundedSender<PodId>>,
     faults: Faults,
     dice: Dice,

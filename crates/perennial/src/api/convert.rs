@@ -2,6 +2,7 @@
 
 use perennial_core::Error;
 use perennial_core::engine::Capabilities;
+use perennial_core::hook::OnHookFailure;
 use perennial_core::operation::{Event, Operation, OperationKind, OperationState};
 use perennial_core::pod::{ConditionKind, Desired, Phase, Pod};
 use perennial_core::progress::ProgressReading;
@@ -11,7 +12,7 @@ use perennial_core::spec::{
 };
 use perennial_core::volume::{SetState, UNIVERSAL, engine_name};
 
-use super::{problem, retention, wire};
+use super::{hooks, problem, retention, wire};
 use crate::service::{AppSettings, Check, CheckState, RecoveryEntry, RecoveryState};
 use crate::store::ExportOf;
 
@@ -45,7 +46,8 @@ same_names! {
     OperationState { Pending, Running, Succeeded, Failed, Cancelled }
     SnapshotState { Pending, Uploaded, Verified, Failed }
     SnapshotKind { Manual, Scheduled, Final, Safety, Composed, Imported }
-    Grade { Stopped, Frozen }
+    Grade { Stopped, Frozen, Hooked }
+    OnHookFailure { Fail, Continue }
     OnStop { Release, Pause }
     PrivilegeEscalation { Denied, Allowed }
 }
@@ -188,6 +190,7 @@ fn spec(spec: &PodSpec) -> wire::PodSpec {
         backend: spec.backend.map(Into::into),
         privilege_escalation: spec.privilege_escalation.into(),
         snapshots: retention::rules(&spec.snapshots),
+        hooks: hooks::hooks(&spec.hooks),
     }
 }
 
@@ -245,6 +248,7 @@ pub fn snapshot(snapshot: &Snapshot, settings: &AppSettings) -> wire::Snapshot {
             grade: snapshot.grade.map(Into::into),
             captured_at: snapshot.captured_at,
             frozen_millis: snapshot.frozen_millis,
+            hooks: snapshot.hooks.as_ref().map(hooks::report),
             losses: snapshot.losses.iter().map(loss).collect(),
         },
         error: snapshot.error.clone(),
@@ -372,6 +376,7 @@ pub fn new_spec(create: &wire::CreatePod, base: Option<&PodSpec>) -> Result<PodS
     set_some(&mut spec.backend, create.backend.map(Into::into).as_ref());
     set(&mut spec.privilege_escalation, create.privilege_escalation.map(Into::into).as_ref());
     set(&mut spec.snapshots, create.snapshots.as_ref().map(retention::domain_rules).as_ref());
+    set(&mut spec.hooks, create.hooks.as_ref().map(hooks::domain_hooks).as_ref());
     if let Some(volumes) = &create.volumes {
         let declared = |v: &wire::VolumeDeclaration| DeclaredVolume {
             name: v.name.clone(),
@@ -415,5 +420,7 @@ pub fn patched_spec(spec: &PodSpec, patch: &wire::PatchPod) -> PodSpec {
     );
     let rules = patch.snapshots.as_ref().map(|r| r.as_ref().map(retention::domain_rules));
     set(&mut next.snapshots, rules, &default.snapshots);
+    let asked = patch.hooks.as_ref().map(|h| h.as_ref().map(hooks::domain_hooks));
+    set(&mut next.hooks, asked, &default.hooks);
     next
 }

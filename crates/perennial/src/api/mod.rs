@@ -19,6 +19,7 @@ mod docs;
 mod events;
 mod extract;
 mod files;
+mod hooks;
 mod import;
 mod operations;
 mod pods;

@@ -5,6 +5,7 @@
 
 mod answer;
 mod files;
+mod hooks;
 mod names;
 mod replication;
 mod request;
@@ -13,6 +14,7 @@ mod size;
 
 pub use answer::*;
 pub use files::*;
+pub use hooks::*;
 pub use names::*;
 pub use replication::*;
 pub use request::*;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
+use super::hooks::HookArgs;
 use super::human::parse_duration;
 use super::pod_set::SetArgs;
 use super::retention::RulesArgs;
@@ -332,6 +333,9 @@ pub struct SpecArgs {
     /// When snapshots are taken, and which are kept.
     #[command(flatten)]
     pub snapshots: RulesArgs,
+    /// What the pod runs around the freeze of a snapshot.
+    #[command(flatten)]
+    pub hooks: HookArgs,
     /// Replaces the image's entry point (one word)
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,

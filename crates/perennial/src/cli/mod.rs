@@ -27,6 +27,7 @@ mod doctor;
 mod events;
 mod failure;
 mod files;
+mod hooks;
 mod human;
 mod import;
 mod operation;

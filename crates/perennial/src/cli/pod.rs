@@ -14,7 +14,7 @@ use super::target::{self, Among};
 use super::view;
 use super::wait;
 use crate::api::wire::{
-    AcceptRequest, ConfirmRequest, CreatePod, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
+    AcceptRequest, ConfirmRequest, CreatePod, Hooks, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
     PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, Snapshot, SnapshotRules, SnapshotState,
     VolumeState,
 };
@@ -102,6 +102,7 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
         backend: args.backend,
         privilege_escalation: spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
         snapshots: spec.snapshots.over(&SnapshotRules::default()),
+        hooks: spec.hooks.over(&Hooks::default())?,
         tenant: args.tenant,
         from_snapshot: args.from_snapshot,
     };

@@ -13,7 +13,7 @@ use super::failure::{Exit, Failure};
 use super::out::clean;
 use super::session::Context;
 use super::target::{self, Among};
-use crate::api::wire::{PatchPod, Pod, PrivilegeEscalation, Resources, SnapshotRules};
+use crate::api::wire::{Hooks, PatchPod, Pod, PrivilegeEscalation, Resources, SnapshotRules};
 
 /// How often a change is merged again because somebody else was faster.
 const MERGES: u32 = 5;
@@ -78,6 +78,10 @@ pub enum Field {
     TimeZone,
     /// The installation's.
     Keep,
+    /// None.
+    Hooks,
+    /// None.
+    HookAfter,
 }
 
 /// Runs `pod set`.
@@ -86,7 +90,7 @@ pub async fn run(context: &mut Context<'_>, args: SetArgs) -> Result<(), Failure
     let mut merges = 0;
     let pod: Pod = loop {
         let Versioned { value: pod, etag } = context.client.get_versioned::<Pod>(&["pods", &found.id], &[]).await?;
-        let patch = args.patch(&pod);
+        let patch = args.patch(&pod)?;
         if patch == PatchPod::default() {
             return Err(Failure::usage("nothing to change", "perennial pod set --help lists what can be changed"));
         }
@@ -125,8 +129,8 @@ impl SetArgs {
     }
 
     /// The change on top of what is there.
-    fn patch(&self, pod: &Pod) -> PatchPod {
-        PatchPod {
+    fn patch(&self, pod: &Pod) -> Result<PatchPod, Failure> {
+        Ok(PatchPod {
             command: self.change(Field::Command, words(&self.spec.command)),
             entrypoint: self.change(Field::Entrypoint, self.spec.entrypoint.clone().map(|program| vec![program])),
             runtime: self.change(Field::Runtime, self.spec.runtime.clone()),
@@ -143,7 +147,8 @@ impl SetArgs {
                 self.spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
             ),
             snapshots: self.snapshots(&pod.spec.snapshots),
-        }
+            hooks: self.hooks(&pod.spec.hooks)?,
+        })
     }
 
     fn resources(&self, present: &Resources) -> Option<Option<Resources>> {
@@ -172,6 +177,13 @@ impl SetArgs {
         };
         let merged = self.spec.snapshots.over(&base).unwrap_or(base);
         (merged != *present).then_some(Some(merged))
+    }
+
+    fn hooks(&self, present: &Hooks) -> Result<Option<Option<Hooks>>, Failure> {
+        let base = if self.unsets(Field::Hooks) { Hooks::default() } else { present.clone() };
+        let base = Hooks { after: base.after.filter(|_| !self.unsets(Field::HookAfter)), ..base };
+        let merged = self.spec.hooks.over(&base)?.unwrap_or(base);
+        Ok((merged != *present).then_some(Some(merged)))
     }
 
     fn environment(&self, present: &BTreeMap<String, String>) -> Option<Option<BTreeMap<String, String>>> {

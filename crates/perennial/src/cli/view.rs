@@ -7,6 +7,7 @@ use indicatif::HumanDuration;
 use jiff::Timestamp;
 use perennial_core::progress::ProgressReading;
 
+use super::hooks;
 use super::human::{UNKNOWN, ago, instant, maybe_ago, maybe_size, size};
 use super::out::{Colour, Out, clean};
 use super::retention;
@@ -105,6 +106,9 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         .maybe("Proven", pod.proven_at.map(|at| format!("restorable {}", ago(at, now))))
         .maybe("Next snapshot", pod.next_snapshot_at.map(|at| format!("{} ({})", instant(at), ago(at, now))))
         .maybe("Snapshots", retention::described(&pod.spec.snapshots))
+        .maybe("Hook before", pod.spec.hooks.before.as_ref().map(hooks::described))
+        .maybe("Hook after", pod.spec.hooks.after.as_ref().map(hooks::described))
+        .maybe("Hook fails", hooks::on_failure(&pod.spec.hooks))
         .fact("Created", format!("{} ({})", instant(pod.created_at), ago(pod.created_at, now)))
         .maybe("Hidden since", pod.deleted_at.map(|at| ago(at, now)))
         .maybe("Destroyed", pod.purge_at.map(|at| format!("{} ({})", instant(at), ago(at, now))));
@@ -288,6 +292,7 @@ const fn snapshot_colour(snapshot: &Snapshot) -> Option<Colour> {
 /// One snapshot.
 pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
     let mut facts = Facts::default();
+    let (before, after) = hooks::outcomes(snapshot.consistency.hooks.as_ref());
     facts
         .fact("Id", &snapshot.id)
         .fact("Pod", &snapshot.pod_id)
@@ -307,6 +312,8 @@ pub fn snapshot(snapshot: &Snapshot, out: &Out, now: Timestamp) -> String {
                 (None, _) => UNKNOWN.to_owned(),
             },
         )
+        .maybe("Hook before", before)
+        .maybe("Hook after", after)
         .maybe("Pod stood still", snapshot.consistency.frozen_millis.map(|millis| format!("{millis} ms")))
         .fact("Size", maybe_size(snapshot.bytes))
         .fact("New in repository", maybe_size(snapshot.new_bytes))

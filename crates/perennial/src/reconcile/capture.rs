@@ -1,20 +1,23 @@
 //! Capturing a data set: live pass, final pass at one instant, read-back.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use perennial_core::engine::{Presence, SetAccess, VolumePath};
+use perennial_core::hook::Hook;
 use perennial_core::id::SnapshotId;
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
 use perennial_core::volume::{SetNumber, VolumeSet};
 use perennial_snapshots::{
-    ArchiveRequest, Archived, Held, Layout, Loss as ByteLoss, Parent, Pass, Root, SnapshotFileId, Source, SpoolLimits,
-    Verify, Writers,
+    ArchiveRequest, Archived, Held, Late, Layout, Loss as ByteLoss, Parent, Pass, Root, SnapshotFileId, Source,
+    SpoolLimits, Verify, Writers,
 };
 
 use super::freeze::{self, Container, while_frozen};
+use super::hooks::{Around, Told};
 use super::images::blocking;
 use super::layer::{LayerSource, layer_tag, parse_id};
 use super::podfile::PodFile;
@@ -33,6 +36,8 @@ pub(super) fn snapshot_tag(id: SnapshotId) -> String {
 const SPOOL_MEMORY: usize = 64 << 20;
 /// How often a capture is tried again for losses that were accepted.
 const LOSSES_COME_UP: u32 = 2;
+/// Where a snapshot says what it is.
+const POD_FILE: &str = "/pod.json";
 /// How engines call a set's missing marker among its missing volumes.
 const MARKER: &str = "marker";
 
@@ -91,19 +96,30 @@ impl Reconciler {
             return Err(StepError::Overtaken);
         }
         if let Some(found) = self.find_uploaded(view, (&set, id), (grade, accepted), writer.as_ref()).await? {
-            return self.record_uploaded(view, row, (&set, grade, writer), found).await;
+            return self.record_uploaded(view, row, (&set, grade, writer), found, &Told::default()).await;
         }
         let layer = self.layer_source(view, progress).await?;
         // A mover takes a while to come up: the pod is not frozen meanwhile.
         let (volumes, missing) = self.reach_with_losses(view, &set, accepted).await?;
         let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec() };
-        let (stamp, live) = ((grade, writer.as_ref()), live.as_deref());
-        let uploaded = self.upload(view, (&set, &row), stamp, live, sources, progress).await;
+        let (stamp, live, told) = ((grade, writer.as_ref()), live.as_deref(), Arc::default());
+        if live.is_some() {
+            self.owe_hook(view, id, number).await?;
+        }
+        let uploaded = self.upload(view, (&set, &row), stamp, (live, &told), sources, progress).await;
         if matches!(&uploaded, Err(StepError::Definite(problem)) if problem.code == freeze::TOO_LONG) {
             // What changed since the live pass was too much: another try begins with another one.
             self.memory().live.remove(&id);
         }
-        self.record_uploaded(view, row, (&set, grade, writer), uploaded?).await
+        let uploaded = match uploaded {
+            Ok(uploaded) => uploaded,
+            Err(error) => {
+                self.settle_hooks(view, id, &told).await;
+                return Err(error);
+            }
+        };
+        let grade = if told.is_hooked() { Grade::Hooked } else { grade };
+        self.record_uploaded(view, row, (&set, grade, writer), uploaded, &told).await
     }
 
     async fn upload(
@@ -111,14 +127,16 @@ impl Reconciler {
         view: &View,
         (set, row): (&VolumeSet, &Snapshot),
         (grade, writer): (Grade, Option<&WriterStamp>),
-        live: Option<&str>,
+        (live, told): (Option<&str>, &Arc<Told>),
         sources: Sources,
         progress: &Progress,
     ) -> Result<Uploaded, StepError> {
         let captured_at = self.now();
         let Sources { volumes: Reached { paths: volumes, mut reach }, missing, layer, accepted } = sources;
         let file = PodFile::new(&view.pod, set, row, (grade, writer), &volumes, captured_at).with_losses(&missing);
-        let mut roots = vec![pod_file_root(&file)];
+        let hook = view.pod.spec.hooks.before.clone().filter(|_| live.is_some());
+        let pod_file = hooked_pod_file(hook, Arc::clone(told));
+        let mut roots = vec![pod_file(file.clone())];
         roots.extend(volume_roots(&volumes));
         roots.extend(layer.root().cloned());
         let mut request = ArchiveRequest {
@@ -127,7 +145,7 @@ impl Reconciler {
             roots,
             ..self.request(view, row.id, set)
         };
-        let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
+        let (repositories, tenant, counted) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let scratch = self.settings.scratch.clone();
         let work = move |writers: Option<&dyn Writers>| {
             let repository = repositories.open(&tenant)?;
@@ -137,16 +155,16 @@ impl Reconciler {
             let held = writers.map(|writers| Held { writers, spool });
             // What a mover loses and what this process does come up one after the other.
             for _ in 0..LOSSES_COME_UP {
-                match reach.archive(&repository, &request, held.as_ref(), &progress) {
+                match reach.archive(&repository, &request, held.as_ref(), &counted) {
                     Err(perennial_snapshots::Error::Incomplete { losses }) if covers(&accepted, &losses) => {
                         request.accept_losses.extend(losses);
                         let file = file.clone().with_losses(&in_words(&request.accept_losses));
-                        request.roots[0] = pod_file_root(&file);
+                        request.roots[0] = pod_file(file);
                     }
                     other => return Ok((other?, request.accept_losses)),
                 }
             }
-            Ok((reach.archive(&repository, &request, held.as_ref(), &progress)?, request.accept_losses))
+            Ok((reach.archive(&repository, &request, held.as_ref(), &counted)?, request.accept_losses))
         };
         let ((archived, mut losses), frozen) = match live {
             None => (blocking(move || work(None)).await?, None),
@@ -154,7 +172,9 @@ impl Reconciler {
                 let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
                 // Should the thaw fail, the next pass looks at once.
                 self.memory().thawed.remove(&view.pod.id);
-                let container = Container { engine: &*self.engine, id };
+                let (engine, hooks, told) = (&*self.engine, &view.pod.spec.hooks, Arc::clone(told));
+                let around = Around { engine, container: id, hooks, progress, told };
+                let container = Container { engine, id, around };
                 while_frozen(&container, limit, move |writers| work(Some(writers))).await?
             }
         };
@@ -238,6 +258,7 @@ impl Reconciler {
         row: Snapshot,
         (set, grade, writer): (&VolumeSet, Grade, Option<WriterStamp>),
         uploaded: Uploaded,
+        told: &Told,
     ) -> Result<(), StepError> {
         let counts = uploaded.counts;
         let row = Snapshot {
@@ -264,7 +285,7 @@ impl Reconciler {
             "snapshot.uploaded",
             format!("snapshot {} is in the repository, not yet read back", row.id),
         );
-        self.commit_snapshot(view, row, event).await
+        self.commit_hooked(view, row, event, told).await
     }
 
     /// Reads back what the capture wrote; the row becomes `verified`, or `failed` when it is proven bad.
@@ -467,7 +488,19 @@ pub(crate) fn volume_roots(volumes: &[VolumePath]) -> Vec<Root> {
 }
 
 pub(super) fn pod_file_root(file: &PodFile) -> Root {
-    Root { at: "/pod.json".to_owned(), source: Source::Bytes { data: file.to_bytes(), mode: 0o600 } }
+    Root { at: POD_FILE.to_owned(), source: Source::Bytes { data: file.to_bytes(), mode: 0o600 } }
+}
+
+/// How a capture's `pod.json` is made: with a hook, once it is known what that did.
+fn hooked_pod_file(hook: Option<Hook>, told: Arc<Told>) -> impl Fn(PodFile) -> Root {
+    move |file| match hook.clone() {
+        None => pod_file_root(&file),
+        Some(hook) => {
+            let told = Arc::clone(&told);
+            let data = Late::new(move || file.clone().hooked(&hook, told.report().before.as_ref()).to_bytes());
+            Root { at: POD_FILE.to_owned(), source: Source::Late { data, mode: 0o600 } }
+        }
+    }
 }
 
 fn in_words(losses: &[ByteLoss]) -> Vec<Loss> {

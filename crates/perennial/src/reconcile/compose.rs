@@ -19,7 +19,7 @@ use perennial_snapshots::{
 use super::capture::{pod_file_root, snapshot_tag};
 use super::images::blocking;
 use super::layer::{SYSTEM, SYSTEM_REMOVED, parse_id};
-use super::podfile::{ComposedOf, PodFile, grade_name};
+use super::podfile::{ComposedOf, PodFile, grade_named};
 use super::step::{StepError, definite, retry};
 use super::worker::{Reconciler, View, current_operation};
 use crate::identity::{self, Known, Renewed};
@@ -205,7 +205,7 @@ impl Assembly {
             }
             _ => Vec::new(),
         };
-        let grade = if file.grade == grade_name(Grade::Stopped) { Grade::Stopped } else { Grade::Frozen };
+        let grade = grade_named(&file.grade);
         let file = file.composed(&self.pod, &self.row, self.request.time, of).with_losses(&losses);
         self.request.roots = self.roots(repository, (base, tree), &exchanges)?;
         self.request.roots.insert(0, pod_file_root(&file));

@@ -53,6 +53,7 @@ impl Reconciler {
                 Ok(())
             }
             Action::Import { snapshot } => self.import(&mut view, snapshot, &progress).await,
+            Action::RunHook { container } => self.run_hook(&mut view, &container).await,
             Action::LivePass { snapshot, set } => self.live_pass(&view, snapshot, set, &progress).await,
             Action::Capture { snapshot, set, grade, accepted } => {
                 self.capture(&mut view, (snapshot, set), grade, &accepted, &progress).await

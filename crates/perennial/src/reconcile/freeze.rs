@@ -13,6 +13,7 @@ use perennial_snapshots::{Error, Writers};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
+use super::hooks::Around;
 use super::images::blocking;
 use super::step::{StepError, definite};
 
@@ -53,16 +54,21 @@ impl Writers for Processes {
     }
 }
 
-/// A container that can be frozen.
+/// A container that can be frozen, and what its pod runs before and after that.
 pub(super) struct Container<'a> {
     pub(super) engine: &'a dyn Engine,
     pub(super) id: &'a str,
+    pub(super) around: Around<'a>,
 }
 
 /// What a freeze is done to.
 trait Freezes {
     async fn freeze(&self) -> Result<Effect, EngineError>;
     async fn thaw(&self) -> Result<Effect, EngineError>;
+    /// Makes it ready; an error when it is not to be frozen.
+    async fn before(&self) -> Result<(), StepError>;
+    /// Undoes that, once it goes on; does nothing when there is nothing to undo.
+    async fn after(&self);
 }
 
 impl Freezes for Container<'_> {
@@ -72,6 +78,14 @@ impl Freezes for Container<'_> {
 
     async fn thaw(&self) -> Result<Effect, EngineError> {
         self.engine.container_unfreeze(self.id).await
+    }
+
+    async fn before(&self) -> Result<(), StepError> {
+        self.around.before().await
+    }
+
+    async fn after(&self) {
+        self.around.after().await;
     }
 }
 
@@ -125,6 +139,15 @@ impl<F: Freezes> Session<'_, F> {
         };
         // Who no longer waits has ended, which is noticed.
         let _ = answer.send(result);
+        // What was read is being stored meanwhile.
+        self.after_it().await;
+    }
+
+    /// Undoes what made it ready, unless it is frozen.
+    async fn after_it(&self) {
+        if self.since.is_none() {
+            self.what.after().await;
+        }
     }
 
     fn failed(&mut self, error: StepError, problem: &str) -> Error {
@@ -133,6 +156,9 @@ impl<F: Freezes> Session<'_, F> {
     }
 
     async fn hold(&mut self) -> Result<(), Error> {
+        if let Err(error) = self.what.before().await {
+            return Err(self.failed(error, "the pod was not made ready to be frozen"));
+        }
         let began = Instant::now();
         // Also when the call fails: nobody knows then whether it did anything.
         self.since = Some(began);
@@ -175,6 +201,7 @@ impl<F: Freezes> Session<'_, F> {
 
     async fn give_up(&mut self) {
         self.go_on().await;
+        self.after_it().await;
         self.failure.get_or_insert_with(|| {
             definite(
                 TOO_LONG,
@@ -205,6 +232,7 @@ impl<F: Freezes> Session<'_, F> {
             }
         };
         self.go_on().await;
+        self.after_it().await;
         match self.failure.take() {
             Some(failure) => Err(failure),
             None => result,
@@ -249,6 +277,11 @@ mod tests {
         refuses: bool,
         /// It freezes, and never says so.
         silent: bool,
+        /// It has hooks.
+        hooks: bool,
+        /// The first of them fails.
+        unready: bool,
+        ready: Mutex<bool>,
         thawed: Mutex<Option<mpsc::Sender<()>>>,
     }
 
@@ -284,6 +317,21 @@ mod tests {
             }
             Ok(if was { Effect::Updated } else { Effect::Unchanged })
         }
+
+        async fn before(&self) -> Result<(), StepError> {
+            if !self.hooks {
+                return Ok(());
+            }
+            self.calls.lock().expect("alone").push("before");
+            *self.ready.lock().expect("alone") = true;
+            if self.unready { Err(StepError::Cancelled) } else { Ok(()) }
+        }
+
+        async fn after(&self) {
+            if std::mem::take(&mut *self.ready.lock().expect("alone")) {
+                self.calls.lock().expect("alone").push("after");
+            }
+        }
     }
 
     const LONG: Duration = Duration::from_secs(600);
@@ -303,6 +351,46 @@ mod tests {
         // Work that needs no freeze gets none.
         let ((), lasted) = freezing(&fake, LONG, |_| Ok(())).await.expect("done");
         assert_eq!((lasted, fake.calls().len()), (None, 2));
+    }
+
+    #[tokio::test]
+    async fn p21_hooks_are_around_every_freeze_and_the_second_follows_whatever_ends_it() {
+        let hooked = || Fake { hooks: true, ..Fake::default() };
+        let fake = Arc::new(hooked());
+        freezing(&fake, LONG, read_all).await.expect("done");
+        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
+        // Losses that come up make a capture begin anew.
+        let twice = |writers: &dyn Writers| read_all(writers).and_then(|()| read_all(writers));
+        freezing(&fake, LONG, twice).await.expect("done");
+        assert_eq!(fake.calls()[4..], ["before", "freeze", "thaw", "after", "before", "freeze", "thaw", "after"]);
+        let fake = Arc::new(hooked());
+        let failed = freezing(&fake, LONG, |writers| {
+            writers.hold()?;
+            Err::<(), _>(StepError::Cancelled)
+        });
+        assert!(failed.await.is_err());
+        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
+        // It is not frozen when it is not ready.
+        let fake = Arc::new(Fake { unready: true, ..hooked() });
+        assert!(matches!(freezing(&fake, LONG, read_all).await, Err(StepError::Cancelled)));
+        assert_eq!(fake.calls(), ["before", "after"]);
+        let fake = Arc::new(Fake { refuses: true, ..hooked() });
+        assert!(freezing(&fake, LONG, read_all).await.is_err());
+        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
+        // A freeze that lasts too long.
+        let (tell, thawed) = mpsc::channel();
+        let fake = Arc::new(Fake { thawed: Mutex::new(Some(tell)), ..hooked() });
+        let result = freezing(&fake, Duration::from_millis(5), move |writers| {
+            writers.hold()?;
+            thawed.recv().expect("it is thawed");
+            Ok(())
+        });
+        assert!(result.await.is_err());
+        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
+        // Work that needs no freeze needs no hooks.
+        let fake = Arc::new(hooked());
+        freezing(&fake, LONG, |_| Ok(())).await.expect("done");
+        assert_eq!(fake.calls(), [] as [&str; 0]);
     }
 
     #[tokio::test]

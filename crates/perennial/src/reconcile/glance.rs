@@ -74,7 +74,9 @@ impl Reconciler {
 
     /// When a pod at rest wants to be looked at; `None` when it has to be looked at now.
     async fn glance(&self, pod: Pod, snapshots: &[Snapshot]) -> Option<Option<Timestamp>> {
-        if pod.retry.not_before.is_some_and(|at| at > self.now()) && self.memory().thawed.contains(&pod.id) {
+        let owed = pod.hook.as_ref().is_some_and(|owed| owed.tries == 0);
+        let rests = !owed && pod.retry.not_before.is_some_and(|at| at > self.now());
+        if rests && self.memory().thawed.contains(&pod.id) {
             return Some(pod.retry.not_before);
         }
         let wanted = plan::referenced_snapshots(&pod);

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use perennial_core::engine::VolumePath;
+use perennial_core::hook::{Hook, HookRun};
 use perennial_core::id::SnapshotId;
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotVolume, WriterStamp};
@@ -30,6 +31,9 @@ pub(super) struct PodFile {
     /// `overlay`: the trees are the changes over the image; `docker`: they are whole.
     backend: String,
     pub(super) grade: String,
+    /// What the pod's own hook did before the freeze; left out when it has none. What follows the freeze is not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hook: Option<BeforeHook>,
     pub(super) writer: Option<Writer>,
     image: Image,
     command: Option<Vec<String>>,
@@ -112,11 +116,29 @@ struct Volume {
     mount_path: String,
 }
 
+/// What a hook did before the freeze.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BeforeHook {
+    command: Vec<String>,
+    exit_code: Option<i64>,
+    millis: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+/// The grade of this name; one that is not known is the least.
+pub(super) fn grade_named(name: &str) -> Grade {
+    let known = [Grade::Stopped, Grade::Hooked];
+    known.into_iter().find(|grade| grade_name(*grade) == name).unwrap_or(Grade::Frozen)
+}
+
 /// The grade's name in `pod.json`, in the API and in the database.
 pub(super) const fn grade_name(grade: Grade) -> &'static str {
     match grade {
         Grade::Stopped => "stopped",
         Grade::Frozen => "frozen",
+        Grade::Hooked => "hooked",
     }
 }
 
@@ -148,6 +170,7 @@ impl PodFile {
             set: set.number,
             backend: set.backend.as_str().to_owned(),
             grade: grade_name(grade).to_owned(),
+            hook: None,
             writer: writer.map(Writer::from),
             image: Image {
                 reference: pod.spec.image.clone(),
@@ -211,6 +234,19 @@ impl PodFile {
             imported: Some(imported),
             ..Self::new(pod, &nothing, snapshot, (Grade::Stopped, None), &[], now)
         }
+    }
+
+    /// The same after this hook did that before the freeze.
+    pub(super) fn hooked(self, hook: &Hook, run: Option<&HookRun>) -> Self {
+        let Some(run) = run else { return self };
+        let grade = if run.problem.is_none() { grade_name(Grade::Hooked).to_owned() } else { self.grade };
+        let hook = BeforeHook {
+            command: hook.command.clone(),
+            exit_code: run.exit,
+            millis: run.millis,
+            problem: run.problem.clone(),
+        };
+        Self { grade, hook: Some(hook), ..self }
     }
 
     /// The same with these losses added.

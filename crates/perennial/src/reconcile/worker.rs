@@ -142,7 +142,9 @@ impl Reconciler {
                 return Passed::Wait(self.after(RETRY_FIRST));
             }
         };
-        let rests = pod.retry.not_before.is_some_and(|at| at > self.now());
+        // A hook that is owed does not wait for what failed before.
+        let owed = pod.hook.as_ref().is_some_and(|owed| owed.tries == 0);
+        let rests = !owed && pod.retry.not_before.is_some_and(|at| at > self.now());
         if rests && !self.was_left_frozen(id).await {
             return Passed::Wait(pod.retry.not_before);
         }
@@ -343,6 +345,7 @@ pub(super) const fn step_name(action: &Action) -> &'static str {
         Action::LimitSet { .. } => "limit volumes",
         Action::Stop { .. } => "stop container",
         Action::Unfreeze { .. } => "unfreeze container",
+        Action::RunHook { .. } => "run the hook that is owed",
         Action::LivePass { .. } => "live pass",
         Action::Capture { .. } => "final pass",
         Action::Import { .. } => "take the archive in",

@@ -25,6 +25,7 @@ const MIGRATIONS: [(i64, &str, &str); 6] = [
     (4, "freeze", include_str!("../../migrations/0004_freeze.sql")),
     (5, "care", include_str!("../../migrations/0005_care.sql")),
     (6, "replicas", include_str!("../../migrations/0006_replicas.sql")),
+    (7, "hooks", include_str!("../../migrations/0007_hooks.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.

@@ -10,7 +10,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Response, Uri};
 use jiff::Timestamp;
 use perennial::api::wire::{
-    Condition, Consistency, Container, CreatePod, Desired, Event, Grade, List, OnStop, Operation, OperationKind,
+    Condition, Consistency, Container, CreatePod, Desired, Event, Grade, Hooks, List, OnStop, Operation, OperationKind,
     OperationState, Phase, Pod, PodOperation, PodSpec, PodVolume, PrivilegeEscalation, Problem, Progress, Resources,
     Size, Snapshot, SnapshotKind, SnapshotRules, SnapshotState, SnapshotVolume, VolumeState,
 };
@@ -258,6 +258,7 @@ pub fn pod(name: &str) -> Pod {
             backend: None,
             privilege_escalation: PrivilegeEscalation::Denied,
             snapshots: SnapshotRules::default(),
+            hooks: Hooks::default(),
         },
         deleted_at: None,
         purge_at: None,
@@ -305,6 +306,7 @@ pub fn snapshot() -> Snapshot {
         consistency: Consistency {
             grade: Some(Grade::Stopped),
             frozen_millis: None,
+            hooks: None,
             captured_at: Some(time("2026-01-10T10:00:01Z")),
             losses: Vec::new(),
         },

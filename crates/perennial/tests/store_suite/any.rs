@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use perennial_core::hook::{Hook, HookReport, HookRun, Hooks, OnHookFailure, OwedHook};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::parts::{Extra, Parts};
@@ -154,6 +155,23 @@ impl Any {
                 time_zone: self.option(Self::text),
                 keep: self.option(Self::keep),
             },
+            hooks: Hooks {
+                before: self.option(Self::hook),
+                after: self.option(Self::hook),
+                on_failure: self.of(&[OnHookFailure::Fail, OnHookFailure::Continue]),
+            },
+        }
+    }
+
+    fn hook(&mut self) -> Hook {
+        Hook { command: self.list(Self::text), user: self.option(Self::text), timeout: self.u32() }
+    }
+
+    fn hook_run(&mut self) -> HookRun {
+        HookRun {
+            exit: self.option(|a| a.of(&[0, -1, 137, i64::MAX])),
+            millis: self.number(),
+            problem: self.option(Self::text),
         }
     }
 
@@ -294,6 +312,7 @@ impl Any {
             C::Quarantined,
             C::SnapshotFailed,
             C::DiskLimitAdvisory,
+            C::HookFailed,
         ];
         Condition { kind: self.of(&kinds), reason: self.text(), message: self.text(), since: self.time() }
     }
@@ -349,6 +368,13 @@ impl Any {
             data_seen_at: self.option(Self::time),
             scheduled_until: self.option(Self::time),
             snapshot_failed: self.option(Self::problem),
+            hook: self.option(|a| OwedHook {
+                snapshot: a.snapshot_id(),
+                set: a.u32(),
+                after: a.hook(),
+                tries: a.u32(),
+            }),
+            hook_failed: self.option(Self::problem),
             phase: self.phase(),
             conditions: self.list(Self::condition),
             updated_at: self.time(),
@@ -389,12 +415,13 @@ impl Any {
             set: self.option(Self::u32),
             generation: self.number(),
             backend: self.option(Self::backend),
-            grade: self.option(|a| a.of(&[Grade::Stopped, Grade::Frozen])),
+            grade: self.option(|a| a.of(&[Grade::Stopped, Grade::Frozen, Grade::Hooked])),
             writer: self.option(Self::stamp),
             created_at: self.time(),
             captured_at: self.option(Self::time),
             bytes: self.option(Self::number),
             frozen_millis: self.option(Self::number),
+            hooks: self.option(|a| HookReport { before: a.option(Self::hook_run), after: a.option(Self::hook_run) }),
             new_bytes: self.option(Self::number),
             files: self.option(Self::number),
             volumes: self.list(|a| SnapshotVolume {

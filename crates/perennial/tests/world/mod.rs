@@ -29,6 +29,7 @@ use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::Engine;
 use perennial_core::fault::{NoTap, Tap};
+use perennial_core::hook::{Hook, Hooks, OnHookFailure};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Operation, OperationState};
 use perennial_core::parts::Parts;
@@ -160,6 +161,13 @@ impl World {
         repository.forget(&ids).unwrap();
     }
 
+    /// A file of a snapshot as the repository holds it.
+    pub fn file_in_repository(&self, snapshot: SnapshotId, path: &str) -> Vec<u8> {
+        let repository = self.open_repository().unwrap();
+        let found = repository.find(&[&format!("snapshot:{snapshot}")]).unwrap();
+        repository.read_file(found[0].id, path).unwrap()
+    }
+
     fn open_repository(&self) -> perennial_snapshots::Result<perennial_snapshots::Repository> {
         let backend = Arc::new(self.repositories.backend(&TenantId::default_tenant()));
         let password = perennial_snapshots::Password::new(MEMORY_PASSWORD);
@@ -247,6 +255,15 @@ fn small_image() -> SimImage {
     let links = ["/workspace", "/root", "/etc", "/usr", "/opt", "/var"];
     let image = SimImage::new().directory("/srv").file("/home/seed", "from the image\n");
     links.into_iter().fold(image, |image, path| image.link(path, "srv"))
+}
+
+/// Hooks whose programs the simulated engine knows.
+pub fn hooks(before: &[&str], after: &[&str]) -> Hooks {
+    let hook = |words: &[&str]| {
+        let command: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        (!command.is_empty()).then_some(Hook { command, user: None, timeout: 30 })
+    };
+    Hooks { before: hook(before), after: hook(after), on_failure: OnHookFailure::Fail }
 }
 
 /// A personal VM with two volumes, `srv` and `home`, and a system layer: cheap enough for thousands of histories.

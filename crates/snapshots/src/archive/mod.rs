@@ -338,13 +338,8 @@ fn capture_root(
     sealer: &mut Sealer,
 ) -> Result<Counts> {
     match &root.source {
-        Source::Bytes { data, mode } => {
-            let mut node = Node::new(Vec::new(), NodeKind::File);
-            node.content = read::save_bytes(shared, sealer, data)?;
-            node.size = data.len() as u64;
-            node.mode = mode & 0o7777;
-            layout.place(&root.at, made_up(node, request.time.into()), None)
-        }
+        Source::Bytes { data, mode } => place_bytes(shared, request, &root.at, (data, *mode), (layout, sealer)),
+        Source::Late { data, mode } => place_bytes(shared, request, &root.at, (&data.now(), *mode), (layout, sealer)),
         Source::Stored { snapshot, path } => {
             let tree = shared.inner.load_snapshot(*snapshot)?.tree;
             take_in(shared, &root.at, (tree, path), layout)
@@ -385,11 +380,22 @@ fn place_list(
     (layout, sealer): (&mut Virtual, &mut Sealer),
 ) -> Result<()> {
     let list = removed::encode(list);
+    place_bytes(shared, request, &removed::list_path(at), (&list, 0o600), (layout, sealer)).map(drop)
+}
+
+/// Places a small file that exists only in the snapshot.
+fn place_bytes(
+    shared: &Shared<'_>,
+    request: &ArchiveRequest,
+    at: &str,
+    (data, mode): (&[u8], u32),
+    (layout, sealer): (&mut Virtual, &mut Sealer),
+) -> Result<Counts> {
     let mut node = Node::new(Vec::new(), NodeKind::File);
-    node.content = read::save_bytes(shared, sealer, &list)?;
-    node.size = list.len() as u64;
-    node.mode = 0o600;
-    layout.place(&removed::list_path(at), made_up(node, request.time.into()), None).map(drop)
+    node.content = read::save_bytes(shared, sealer, data)?;
+    node.size = data.len() as u64;
+    node.mode = mode & 0o7777;
+    layout.place(at, made_up(node, request.time.into()), None)
 }
 
 /// Places what the repository holds already.

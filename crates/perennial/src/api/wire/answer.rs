@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::hooks::{HookReport, Hooks};
 use super::names::{
     CheckStatus, Desired, Grade, OperationKind, OperationState, Phase, SnapshotKind, SnapshotState, VolumeState,
 };
@@ -106,6 +107,9 @@ pub struct PodSpec {
     /// When snapshots are taken and which are kept; what is null is the installation's.
     #[serde(default)]
     pub snapshots: SnapshotRules,
+    /// What the pod runs around the freeze of a snapshot.
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 /// A pod's container.
@@ -295,6 +299,9 @@ pub struct Consistency {
     pub captured_at: Option<Timestamp>,
     /// How long the pod stood still for it, in milliseconds; null when it did not.
     pub frozen_millis: Option<u64>,
+    /// What the pod's hooks did; null when it had none, or did not stand still.
+    #[serde(default)]
+    pub hooks: Option<HookReport>,
     /// Losses its owner accepted.
     pub losses: Vec<Loss>,
 }

@@ -212,6 +212,18 @@ names! {
         Stopped = "stopped",
         /// All writers were frozen.
         Frozen = "frozen",
+        /// All writers were frozen, after the pod's own hook had made them ready for it.
+        Hooked = "hooked",
+    }
+}
+
+names! {
+    /// What becomes of a snapshot whose `before` hook failed.
+    OnHookFailure {
+        /// It fails.
+        Fail = "fail",
+        /// It is taken all the same, and is no more than `frozen`.
+        Continue = "continue",
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::hooks::Hooks;
 use super::retention::SnapshotRules;
 use super::size::{Cpus, Size};
 
@@ -63,6 +64,9 @@ pub struct CreatePod {
     /// When snapshots are taken and which are kept; what is left out is the installation's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<SnapshotRules>,
+    /// What the pod runs around the freeze of a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// Whose it is; needed only when the caller has several tenants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -127,6 +131,10 @@ pub struct PatchPod {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<SnapshotRules>)]
     pub snapshots: Option<Option<SnapshotRules>>,
+    /// What the pod runs around the freeze of a snapshot, as a whole; needs no restart.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Hooks>)]
+    pub hooks: Option<Option<Hooks>>,
 }
 
 /// Keeps "null" apart from "left out".

@@ -1,6 +1,7 @@
 //! The state document of a pod: everything of it that has no column.
 
 use jiff::Timestamp;
+use perennial_core::hook::{Hook, OwedHook};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, Problem};
 use perennial_core::parts::{Extra, Parts};
@@ -64,6 +65,7 @@ stored_enum!(ConditionKindRow = ConditionKind {
     Quarantined = "Quarantined",
     SnapshotFailed = "SnapshotFailed",
     DiskLimitAdvisory = "DiskLimitAdvisory",
+    HookFailed = "HookFailed",
 });
 
 stored_struct!(ImageLayoutRow = ImageLayout {
@@ -113,6 +115,7 @@ stored_struct!(ComposedRow = Composed { snapshot: SnapshotId, base: SnapshotId }
 stored_struct!(ForkRow = Fork { identity: Identity, composed: Option<Composed> });
 stored_struct!(TaskRow = Task { operation: OperationId, work: Work });
 stored_struct!(ConditionRow = Condition { kind: ConditionKind, reason: String, message: String, since: Timestamp });
+stored_struct!(OwedHookRow = OwedHook { snapshot: SnapshotId, set: u32, after: Hook, tries: u32 });
 stored_struct!(RetryRow = Retry { count: u32, not_before: Option<Timestamp>, problem: Option<Problem> });
 
 /// Where a set's content comes from.
@@ -260,6 +263,10 @@ struct StateDocument {
     data_seen_at: Option<Timestamp>,
     scheduled_until: Option<Timestamp>,
     snapshot_failed: Option<<Problem as Stored>::Row>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hook: Option<OwedHookRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hook_failed: Option<<Problem as Stored>::Row>,
     conditions: Vec<ConditionRow>,
 }
 
@@ -298,6 +305,8 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         data_seen_at,
         scheduled_until,
         snapshot_failed,
+        hook,
+        hook_failed,
         phase,
         conditions,
         created_at: _,
@@ -327,6 +336,8 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         data_seen_at: *data_seen_at,
         scheduled_until: *scheduled_until,
         snapshot_failed: snapshot_failed.to_row(),
+        hook: hook.to_row(),
+        hook_failed: hook_failed.to_row(),
         conditions: conditions.to_row(),
     };
     Ok((desired.to_row().as_str(), phase.to_row().as_str(), write("pod state", &document)?))
@@ -378,6 +389,8 @@ pub(in crate::store) fn pod_from_row(row: &AnyRow) -> Result<Pod, StoreError> {
         data_seen_at: state.data_seen_at,
         scheduled_until: state.scheduled_until,
         snapshot_failed: Stored::from_row(state.snapshot_failed).map_err(bad)?,
+        hook: Stored::from_row(state.hook).map_err(bad)?,
+        hook_failed: Stored::from_row(state.hook_failed).map_err(bad)?,
         phase: Stored::from_row(PhaseRow::parse(row.try_get(4)?).map_err(bad)?).map_err(bad)?,
         conditions: Stored::from_row(state.conditions).map_err(bad)?,
         created_at: parse_time(what, row.try_get(6)?)?,

@@ -1,6 +1,7 @@
 //! The document of a snapshot.
 
 use jiff::Timestamp;
+use perennial_core::hook::{HookReport, HookRun};
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
 use perennial_core::spec::{Backend, TenantId};
@@ -28,7 +29,7 @@ pub(in crate::store) fn snapshot_state_text(state: SnapshotState) -> &'static st
     state.to_row().as_str()
 }
 
-stored_enum!(GradeRow = Grade { Stopped = "stopped", Frozen = "frozen" });
+stored_enum!(GradeRow = Grade { Stopped = "stopped", Frozen = "frozen", Hooked = "hooked" });
 stored_struct!(WriterStampRow = WriterStamp { container: String, started_at: Option<Timestamp> });
 stored_struct!(LossRow = Loss { path: String, reason: String });
 stored_struct!(VolumeRow = SnapshotVolume {
@@ -37,6 +38,8 @@ stored_struct!(VolumeRow = SnapshotVolume {
     files: Option<u64>,
     bytes: Option<u64>,
 });
+stored_struct!(HookRunRow = HookRun { exit: Option<i64>, millis: u64, problem: Option<String> });
+stored_struct!(HookReportRow = HookReport { before: Option<HookRun>, after: Option<HookRun> });
 stored_struct!(SnapshotRow = Snapshot {
     id: SnapshotId,
     pod: PodId,
@@ -53,6 +56,8 @@ stored_struct!(SnapshotRow = Snapshot {
     /// Missing from rows of before migration 4.
     #[serde(default)]
     frozen_millis: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hooks: Option<HookReport>,
     bytes: Option<u64>,
     new_bytes: Option<u64>,
     files: Option<u64>,

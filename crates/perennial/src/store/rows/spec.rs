@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
+use perennial_core::hook::{Hook, Hooks, OnHookFailure};
 use perennial_core::retention::{Keep, Manual};
 use perennial_core::schedule::SnapshotRules;
 use perennial_core::spec::{
@@ -70,6 +71,14 @@ stored_struct!(SnapshotRulesRow = SnapshotRules {
     keep: Option<Keep>,
 });
 
+stored_enum!(OnHookFailureRow = OnHookFailure { Fail = "fail", Continue = "continue" });
+stored_struct!(HookRow = Hook { command: Vec<String>, user: Option<String>, timeout: u32 });
+stored_struct!(HooksRow = Hooks { before: Option<Hook>, after: Option<Hook>, on_failure: OnHookFailure });
+
+fn no_hooks() -> HooksRow {
+    Hooks::default().to_row()
+}
+
 fn no_rules() -> SnapshotRulesRow {
     SnapshotRules::default().to_row()
 }
@@ -92,4 +101,7 @@ stored_struct!(SpecRow = PodSpec {
     privilege_escalation: PrivilegeEscalation,
     #[serde(default = "no_rules")]
     snapshots: SnapshotRules,
+    /// Missing from rows of before migration 6.
+    #[serde(default = "no_hooks")]
+    hooks: Hooks,
 });

@@ -1,0 +1,234 @@
+//! Hooks around the freeze of a snapshot (incident P21): what a pod flushes on its hook is in the snapshot, and what a hook
+//! began is ended, whatever happens in between.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod world;
+
+use std::sync::Arc;
+
+use perennial::service::{Caller, Outcome, Request};
+use perennial_core::hook::{HookReport, Hooks, OnHookFailure};
+use perennial_core::id::PodId;
+use perennial_core::operation::{Operation, OperationState};
+use perennial_core::pod::{ConditionKind, Phase};
+use perennial_core::snapshot::{Grade, Snapshot, SnapshotState};
+use perennial_core::spec::{Backend, PodSpec};
+use world::taps::{Blow, Striker};
+use world::{Server, World, files, hooks, small_spec};
+
+fn hooked(backend: Backend, hooks: Hooks) -> PodSpec {
+    PodSpec { hooks, ..small_spec(backend) }
+}
+
+/// Takes a snapshot; answers how its operation ended, and its row.
+async fn taken(server: &Server, pod: PodId) -> (Operation, Snapshot) {
+    let operation = server.done(server.snapshot(pod).await).await;
+    let row = server.snapshots(pod).await.into_iter().next().unwrap();
+    (operation, row)
+}
+
+fn report(row: &Snapshot) -> &HookReport {
+    row.hooks.as_ref().unwrap()
+}
+
+async fn has_condition(server: &Server, pod: PodId, kind: ConditionKind) -> bool {
+    server.pod(pod).await.conditions.iter().any(|c| c.kind == kind)
+}
+
+async fn event_kinds(server: &Server, pod: PodId) -> Vec<String> {
+    let filter = perennial::store::EventFilter { pod: Some(pod), ..Default::default() };
+    let events = server.app.store.event_list(0, &filter, 1000).await.unwrap();
+    events.into_iter().map(|event| event.line.kind).collect()
+}
+
+/// What a hook wrote is there after a restore, and what the other one wrote is not.
+async fn flushed_is_captured(world: World, backend: Backend) {
+    let server = world.server().await;
+    let spec = hooked(backend, hooks(&["write", "/srv/flushed", "all of it"], &["write", "/srv/after", "later"]));
+    let pod = server.running("dev", spec).await;
+    let (operation, row) = taken(&server, pod).await;
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    assert_eq!((row.state, row.grade), (SnapshotState::Verified, Some(Grade::Hooked)));
+    assert!(row.frozen_millis.is_some());
+    let (before, after) = (report(&row).before.clone().unwrap(), report(&row).after.clone().unwrap());
+    assert_eq!((before.exit, before.problem, after.exit, after.problem), (Some(0), None, Some(0), None));
+    assert_eq!(
+        world.engine.programs(pod).iter().map(|p| p[1].as_str()).collect::<Vec<_>>(),
+        ["/srv/flushed", "/srv/after"]
+    );
+    let file: serde_json::Value = serde_json::from_slice(&world.file_in_repository(row.id, "/pod.json")).unwrap();
+    assert_eq!((&file["grade"], &file["hook"]["exitCode"]), (&"hooked".into(), &0.into()), "{file}");
+    server.succeed(server.restore(pod, row.id).await).await;
+    let files = files(&world, pod);
+    assert_eq!(files.get("/srv/flushed").map(Vec::as_slice), Some(&b"all of it"[..]));
+    assert!(!files.contains_key("/srv/after"));
+    let record = server.pod(pod).await;
+    assert_eq!((record.hook, record.hook_failed), (None, None));
+    assert_eq!(world.engine.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn sim_p21_what_a_hook_flushes_is_in_the_snapshot() {
+    flushed_is_captured(World::new(1), Backend::Overlay).await;
+}
+
+#[tokio::test]
+async fn sim_p21_what_a_hook_flushes_is_in_the_snapshot_by_mover() {
+    flushed_is_captured(World::with_mover(1, perennial::mover::simulated()), Backend::Engine).await;
+}
+
+#[tokio::test]
+async fn sim_p21_a_hook_that_fails_fails_the_snapshot_and_is_undone() {
+    let long = "x".repeat(10_000);
+    let cases: [(&[&str], &str, &[&str]); 5] = [
+        (
+            &["exit", "3", "no", "space", "\u{1b}[31m", "left"],
+            "hook-failed",
+            &["status 3", "it said: no space [31m left"],
+        ),
+        (&["exit", "1", &long], "hook-failed", &["status 1", "…xxx"]),
+        (&["hang"], "hook-timed-out", &["took longer than 30 s"]),
+        (&["hang", "for", "ever"], "hook-timed-out", &["took longer than 30 s", "it may go on"]),
+        (&["missing"], "hook-failed", &["could not be started"]),
+    ];
+    for (before, code, words) in cases {
+        let words: Vec<&str> =
+            words.iter().map(|w| if *w == "it may go on" { "may go on in the pod" } else { w }).collect();
+        let world = World::new(1);
+        let server = world.server().await;
+        let pod = server.running("dev", hooked(Backend::Overlay, hooks(before, &["resume"]))).await;
+        let (operation, row) = taken(&server, pod).await;
+        let problem = operation.error.unwrap();
+        assert_eq!((operation.state, problem.code.as_str()), (OperationState::Failed, code), "{before:?}");
+        assert!(words.iter().all(|w| problem.message.contains(w)), "{}", problem.message);
+        assert!(problem.message.len() < 1000 && !problem.message.contains('\u{1b}'));
+        assert_eq!((row.state, row.grade), (SnapshotState::Failed, None), "{before:?}");
+        assert_eq!(report(&row).before.as_ref().unwrap().problem.as_ref(), Some(&problem.message));
+        assert_eq!(report(&row).after.as_ref().unwrap().exit, Some(0));
+        assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
+        assert!(has_condition(&server, pod, ConditionKind::SnapshotFailed).await);
+        assert_eq!(server.pod(pod).await.phase, Phase::Running);
+    }
+}
+
+#[tokio::test]
+async fn sim_p21_a_snapshot_that_goes_on_without_its_hook_is_never_hooked() {
+    for before in [&["exit", "3", "busy"][..], &["hang"], &["missing"]] {
+        let world = World::new(1);
+        let server = world.server().await;
+        let lenient = Hooks { on_failure: OnHookFailure::Continue, ..hooks(before, &["resume"]) };
+        let pod = server.running("dev", hooked(Backend::Overlay, lenient)).await;
+        let (operation, row) = taken(&server, pod).await;
+        assert_eq!(operation.state, OperationState::Succeeded, "{before:?}");
+        assert_eq!((row.state, row.grade), (SnapshotState::Verified, Some(Grade::Frozen)), "{before:?}");
+        assert!(report(&row).before.as_ref().unwrap().problem.is_some());
+        let file: serde_json::Value = serde_json::from_slice(&world.file_in_repository(row.id, "/pod.json")).unwrap();
+        assert_eq!(file["grade"], "frozen", "{file}");
+        assert!(file["hook"]["problem"].is_string(), "{file}");
+        assert!(event_kinds(&server, pod).await.contains(&"snapshot.hook-failed".to_owned()));
+        assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
+    }
+}
+
+#[tokio::test]
+async fn sim_p21_a_hook_after_that_fails_is_told_and_the_snapshot_stays_good() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["exit", "5", "locked"]))).await;
+    let (operation, row) = taken(&server, pod).await;
+    assert_eq!(operation.state, OperationState::Succeeded);
+    assert_eq!((row.state, row.grade), (SnapshotState::Verified, Some(Grade::Hooked)));
+    let problem = report(&row).after.as_ref().unwrap().problem.clone().unwrap();
+    assert!(problem.contains("status 5") && problem.contains("locked"), "{problem}");
+    assert!(has_condition(&server, pod, ConditionKind::HookFailed).await);
+    assert!(event_kinds(&server, pod).await.contains(&"pod.hook-failed".to_owned()));
+    // It is not run again and again, and the next one that succeeds ends the warning. No restart is needed for another hook.
+    assert_eq!(world.engine.programs(pod).len(), 2);
+    let generation = server.pod(pod).await.spec_generation;
+    let mended = hooks(&["quiesce"], &["resume"]);
+    let change = |spec: &PodSpec| Ok(PodSpec { hooks: mended.clone(), ..spec.clone() });
+    server.app.patch(&Caller::admin(), pod, None, change).await.unwrap();
+    server.succeed(server.snapshot(pod).await).await;
+    assert!(!has_condition(&server, pod, ConditionKind::HookFailed).await);
+    assert!(!world.engine.is_quiesced(pod));
+    assert_eq!(server.pod(pod).await.spec_generation, generation);
+}
+
+#[tokio::test]
+async fn sim_p21_a_container_that_dies_in_its_hook_comes_back_and_gets_the_other() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["die"], &["resume"]))).await;
+    let (operation, row) = taken(&server, pod).await;
+    assert_eq!((operation.state, row.state), (OperationState::Failed, SnapshotState::Failed), "{operation:?}");
+    server.settle(pod).await;
+    assert_eq!(server.pod(pod).await.phase, Phase::Running);
+    assert_eq!(world.engine.programs(pod), [["die"], ["resume"]]);
+    assert_eq!(server.pod(pod).await.hook, None);
+}
+
+#[tokio::test]
+async fn sim_p21_no_hook_runs_where_nothing_is_frozen() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["resume"]))).await;
+    server.succeed(server.stop(pod).await).await;
+    let last = server.snapshots(pod).await.into_iter().next().unwrap();
+    assert_eq!((last.grade, last.hooks), (Some(Grade::Stopped), None));
+    server.succeed(server.start(pod).await).await;
+    server.succeed(server.pause(pod).await).await;
+    let (_, row) = taken(&server, pod).await;
+    assert_eq!((row.grade, row.hooks), (Some(Grade::Stopped), None));
+    assert_eq!(world.engine.programs(pod), [] as [Vec<String>; 0]);
+}
+
+/// A pod whose server died while its hook ran, and the snapshot that was being taken.
+async fn quiesced_by_a_dead_server(world: &World) -> (PodId, Outcome) {
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["resume"]))).await;
+    let counting = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
+    let server = world.server_with(Arc::clone(&counting) as _).await;
+    server.succeed(server.snapshot(pod).await).await;
+    let first = counting.passed().iter().position(|s| s == "engine.container_run").unwrap();
+    for at in first..first + 40 {
+        let striker = Arc::new(Striker::new(Blow::KillAfter, at));
+        let server = world.server_with(Arc::clone(&striker) as _).await;
+        let asked = server.snapshot(pod).await.unwrap();
+        tokio::select! {
+            () = async { server.settle(pod).await; } => {}
+            () = striker.death() => {}
+        }
+        if world.engine.is_quiesced(pod) && striker.passed().last().unwrap() == "engine.container_run" {
+            return (pod, asked);
+        }
+        world.server().await.settle(pod).await;
+    }
+    panic!("no server died in a hook");
+}
+
+#[tokio::test]
+async fn sim_p21_a_cancelled_snapshot_gets_its_hook_after() {
+    let world = World::new(1);
+    let (pod, asked) = quiesced_by_a_dead_server(&world).await;
+    let server = world.server().await;
+    server.app.cancel(Request::new(&Caller::admin()), asked.operation.id).await.unwrap();
+    server.settle(pod).await;
+    assert!(!world.engine.is_quiesced(pod));
+    assert_eq!(server.pod(pod).await.hook, None);
+    let row = server.app.store.snapshot_fetch(asked.snapshot.unwrap().id).await.unwrap().unwrap();
+    assert_eq!(row.state, SnapshotState::Failed);
+    assert_eq!(report(&row).after.as_ref().unwrap().exit, Some(0), "the row tells it");
+}
+
+#[tokio::test]
+async fn sim_p21_a_stop_that_comes_between_waits_for_the_hook_after() {
+    let world = World::new(1);
+    let (pod, asked) = quiesced_by_a_dead_server(&world).await;
+    let server = world.server().await;
+    server.app.cancel(Request::new(&Caller::admin()), asked.operation.id).await.unwrap();
+    let ran = world.engine.programs(pod).len();
+    server.succeed(server.stop(pod).await).await;
+    assert_eq!(world.engine.programs(pod)[ran..], [["resume"]]);
+    assert!(!world.engine.is_quiesced(pod));
+}
