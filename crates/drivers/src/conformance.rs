@@ -13,6 +13,7 @@
 //! | `images` | resolving, exporting, declared volumes |
 //! | `sets` | preparing, completing, deleting volume sets |
 //! | `containers` | making, starting, stopping, freezing, removing |
+//! | `programs` | what is run in them beside their own program |
 //! | `data` | bytes that have to survive |
 //! | `outside` | what others do behind Perennial's back, and how it is seen |
 
@@ -20,6 +21,7 @@ mod containers;
 mod data;
 mod images;
 mod outside;
+mod programs;
 mod sets;
 mod subject;
 
@@ -124,6 +126,8 @@ pub struct Fixture {
     pub stubborn: Vec<String>,
     /// A file which that command makes once it is deaf; `None` where it is deaf from its first instant.
     pub stubborn_sign: Option<String>,
+    /// What is run in a container beside its own program.
+    pub programs: Programs,
     /// A file of the image in a standard volume.
     pub seeded_file: String,
     /// Every file of some directory of the image in a standard volume.
@@ -132,6 +136,23 @@ pub struct Fixture {
     pub scratch: PathBuf,
     /// Pods made so far.
     pub tracked: Tracked,
+}
+
+/// Programs that the suite runs in a container.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Writes `yes` to `/srv/ran`.
+    pub writes: Vec<String>,
+    /// Says more than is kept, then `the last words`, and ends with status 3.
+    pub fails: Vec<String>,
+    /// Never ends, does not listen to SIGTERM, and has a child that does not either.
+    pub hangs: Vec<String>,
+    /// Ends with status 0 when nothing of the one that hangs is left.
+    pub is_gone: Vec<String>,
+    /// Ends at once, and leaves one behind that keeps its output open.
+    pub leaves: Vec<String>,
+    /// Is not there.
+    pub absent: Vec<String>,
 }
 
 /// An image that declares a volume.
@@ -228,6 +249,14 @@ macro_rules! for_each_case {
                 stale_permit_does_not_remove_a_running_container
                 generation_is_written_beside_the_data
                 older_generation_does_not_start;
+            programs:
+                program_does_its_work_in_the_container
+                program_that_fails_tells_its_status_and_its_last_words
+                program_is_ended_when_its_time_is_over
+                program_is_ended_when_it_is_cancelled
+                program_that_leaves_others_behind_has_ended
+                program_that_cannot_be_started_is_rejected
+                program_needs_a_container_that_runs;
             data:
                 every_volume_keeps_its_bytes
                 written_bytes_are_where_access_says

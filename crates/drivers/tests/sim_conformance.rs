@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use perennial_core::engine::SetSpec;
 use perennial_core::id::PodId;
 use perennial_core::spec::Backend;
-use perennial_drivers::conformance::{self, Checked, Declaring, Failure, Fixture, Hands, Tracked};
+use perennial_drivers::conformance::{self, Checked, Declaring, Failure, Fixture, Hands, Programs, Tracked};
 use perennial_drivers::for_each_case;
 use perennial_drivers::sim::{Cause, SimEngine, SimImage, SimMover, SimOptions, VirtualClock};
 
@@ -108,6 +108,14 @@ async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, 
         command: words(&["sleep", "infinity"]),
         stubborn: words(&["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]),
         stubborn_sign: None,
+        programs: Programs {
+            writes: words(&["write", "/srv/ran", "yes"]),
+            fails: words(&["exit", "3", &"x".repeat(5000), "the last words"]),
+            hangs: words(&["hang"]),
+            is_gone: words(&["true"]),
+            leaves: words(&["true"]),
+            absent: words(&["missing"]),
+        },
         seeded_file: "/etc/motd".to_owned(),
         seeded_directory: words(&["/var/lib/seed/a", "/var/lib/seed/b"]),
         scratch: root.path().to_owned(),

@@ -15,7 +15,7 @@ use perennial_core::clock::Clock;
 use perennial_core::engine::SetSpec;
 use perennial_core::spec::Backend;
 use perennial_core::volume::engine_name;
-use perennial_drivers::conformance::{Checked, Declaring, Failure, Fixture, Hands, Tracked, run};
+use perennial_drivers::conformance::{Checked, Declaring, Failure, Fixture, Hands, Programs, Tracked, run};
 use perennial_drivers::docker::{DockerConfig, DockerEngine};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -204,6 +204,15 @@ pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerCo
         command: shell("trap 'exit 0' TERM; while :; do sleep 0.1; done"),
         stubborn: shell("trap '' TERM; echo deaf >/srv/deaf; while :; do sleep 0.1; done"),
         stubborn_sign: Some("/srv/deaf".to_owned()),
+        programs: Programs {
+            writes: shell("printf yes > /srv/ran"),
+            fails: shell("{ seq 10000; echo the last words; } >&2; exit 3"),
+            hangs: shell("trap '' TERM; sh -c 'sleep 3600; :'; :"),
+            // Its own words must not be those it looks for.
+            is_gone: shell("! cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep [3]600'"),
+            leaves: shell("sleep 30 & :"),
+            absent: vec!["/no/such/program".to_owned()],
+        },
         seeded_file: "/opt/kept".to_owned(),
         seeded_directory: vec!["/srv/opaque/shown".to_owned()],
         scratch: storage.join("scratch"),
