@@ -5,6 +5,7 @@
 mod access;
 mod actions;
 mod contract;
+mod hooks;
 mod input;
 mod retention;
 mod server;

@@ -11,5 +11,6 @@ mod exits;
 mod fake;
 mod follow;
 mod live;
+mod hooks;
 mod retention;
 mod show;

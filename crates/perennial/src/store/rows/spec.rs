@@ -101,7 +101,7 @@ stored_struct!(SpecRow = PodSpec {
     privilege_escalation: PrivilegeEscalation,
     #[serde(default = "no_rules")]
     snapshots: SnapshotRules,
-    /// Missing from rows of before migration 6.
+    /// Missing from rows of before migration 7.
     #[serde(default = "no_hooks")]
     hooks: Hooks,
 });
