@@ -9,11 +9,16 @@ use installation::{Installation, POSTGRES, Pod, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-/// A database that acknowledges what it holds in memory only, for as long as it can.
+/// A database that acknowledges what it holds in memory only, and in which nobody writes that down unasked once
+/// [`ASLEEP`] ran.
 const LAZY: &str = "D=/var/lib/postgresql/perennial; PATH=$PATH:/usr/lib/postgresql/15/bin
     install -d -o postgres -m 700 $D; [ -e $D/PG_VERSION ] || runuser -u postgres -- initdb -A trust -D $D
     exec runuser -u postgres -- postgres -D $D -c listen_addresses= -c unix_socket_directories=/tmp \
-        -c synchronous_commit=off -c wal_writer_delay=10s -c wal_buffers=64MB -c wal_writer_flush_after=0";
+        -c synchronous_commit=off -c wal_writer_delay=10s -c wal_buffers=64MB -c wal_level=minimal -c max_wal_senders=0 \
+        -c autovacuum=off -c checkpoint_timeout=1h -c bgwriter_lru_maxpages=0";
+/// Stops the process that would write it after ten seconds.
+const ASLEEP: &str = "kill -STOP $(psql -qAt -h /tmp -U postgres \
+    -c \"select pid from pg_stat_activity where backend_type = 'walwriter'\")";
 const PSQL: [&str; 5] = ["psql", "-qAt", "-h", "/tmp", "-U"];
 const ROWS: u32 = 500;
 
@@ -47,9 +52,8 @@ fn failing(installation: &Installation, pod: &Pod) -> (Value, Value) {
 fn the_whole_story(runtime: &str) {
     let mut installation = Installation::new();
     let undone = json!({"command": ["sh", "-c", "echo undone >> /srv/undone"]});
-    let hooks = json!({"before": {"command": psql("checkpoint"), "timeout": 60}, "after": undone});
-    let more = json!({"command": ["sh", "-c", LAZY], "stopSignal": "SIGINT", "hooks": hooks});
-    let pod = installation.pod_with("db", POSTGRES, runtime, more);
+    let more = json!({"command": ["sh", "-c", LAZY], "stopSignal": "SIGINT"});
+    let pod = installation.pod_with("db", POSTGRES, runtime, more.clone());
     let times_undone = |installation: &Installation| {
         installation.try_sh(&pod, "cat /srv/undone").0.lines().filter(|line| *line == "undone").count()
     };
@@ -58,7 +62,22 @@ fn the_whole_story(runtime: &str) {
 
     // Acknowledged, and nowhere but in the database's memory.
     let insert = "sed 's/.*/insert into numbers values (&);/' | psql -qAt -v ON_ERROR_STOP=1 -h /tmp -U postgres";
-    installation.sh(&pod, &format!("seq {ROWS} | {insert} && echo acknowledged"));
+    installation.sh(&pod, ASLEEP);
+    installation.sh(&pod, &format!("seq {ROWS} | {insert}"));
+    let count = "select count(*) from numbers";
+    assert_eq!(query(&installation, &pod, count), ROWS.to_string());
+    // An instant of the disk alone, even a perfect one, is not enough.
+    let frozen = installation.snapshot(&pod);
+    assert_eq!(frozen["consistency"]["grade"], "frozen", "{frozen}");
+    let mut more = more;
+    more["fromSnapshot"] = frozen["id"].clone();
+    let copy = installation.pod_with("copy", POSTGRES, runtime, more);
+    let there: u32 = query(&installation, &copy, count).parse().unwrap();
+    assert!(there < ROWS, "nothing was held in memory only");
+    installation.do_with(&copy, "purge", &json!({"confirm": copy.name}));
+
+    let hooks = json!({"before": {"command": psql("checkpoint"), "timeout": 60}, "after": undone});
+    set_hooks(&installation, &pod, &hooks);
     let taken = installation.snapshot(&pod);
     let consistency = &taken["consistency"];
     assert_eq!((&taken["state"], &consistency["grade"]), (&json!("verified"), &json!("hooked")), "{taken}");

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod hooks;
+
 use super::*;
 use crate::engine::{ObservedContainer, ObservedSet, SetLimit};
 use crate::id::{OperationId, PodId};
