@@ -10,7 +10,7 @@ mod confirm;
 mod exits;
 mod fake;
 mod follow;
-mod live;
 mod hooks;
+mod live;
 mod retention;
 mod show;
