@@ -22,8 +22,10 @@ use super::client::{blocking, conflict, fail, found, look, rejected, unknown};
 const LOOK: Duration = Duration::from_millis(200);
 /// How long one that was asked to end gets before it is killed, and how long that may take to show.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often a shell of the pod is asked to end a program.
+const KILLS: u32 = 3;
 /// How long the shell that ends a program may take.
-const SHELL: Duration = Duration::from_secs(10);
+const SHELL: Duration = Duration::from_secs(5);
 /// How long the rest of the output of one that has ended is waited for.
 const REST: Duration = Duration::from_millis(500);
 /// The mark, in the environment.
@@ -158,8 +160,12 @@ impl DockerEngine {
             };
             // What never stops talking must not keep its time from being over.
             if look_now || Instant::now() >= until {
-                if let Some(ended) = self.exec_ended(exec).await? {
-                    return Ok(Waited::Ended(ended.exit_code));
+                match self.exec_ended(exec).await {
+                    Ok(Some(ended)) => return Ok(Waited::Ended(ended.exit_code)),
+                    Ok(None) => {}
+                    // An engine that does not answer for a moment does not end what it runs.
+                    Err(error) if Instant::now() >= until => return Err(error),
+                    Err(error) => tracing::debug!(%error, "look at a program again"),
                 }
                 if progress.check().is_err() {
                     return Ok(Waited::Cancelled);
@@ -213,10 +219,16 @@ impl DockerEngine {
                 return Remains::Nothing;
             }
         }
-        if let Err(error) = self.kill_inside(container, program, mark).await {
-            tracing::warn!(container, %error, "end a program in the container");
+        // One that was only just begun may not be there yet when the shell looks.
+        for _ in 0..KILLS {
+            if let Err(error) = self.kill_inside(container, program, mark).await {
+                tracing::warn!(container, %error, "end a program in the container");
+            }
+            if self.ends_within(exec, GRACE).await {
+                return Remains::Nothing;
+            }
         }
-        if self.ends_within(exec, GRACE).await { Remains::Nothing } else { Remains::Perhaps }
+        Remains::Perhaps
     }
 
     async fn kill_inside(&self, container: &str, program: &Program, mark: &str) -> Result<(), EngineError> {
