@@ -168,6 +168,43 @@ async fn sim_p21_a_container_that_dies_in_its_hook_comes_back_and_gets_the_other
     assert_eq!(server.pod(pod).await.hook, None);
 }
 
+/// A paused pod whose container died in the hook before its snapshot.
+async fn paused_after_its_hook_died(world: &World) -> (Server, PodId) {
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["die"], &["resume"]))).await;
+    server.snapshot(pod).await.unwrap();
+    while world.engine.programs(pod).is_empty() {
+        server.reconciler.pass(pod).await;
+    }
+    server.succeed(server.pause(pod).await).await;
+    assert!(server.pod(pod).await.hook.is_some());
+    (server, pod)
+}
+
+#[tokio::test]
+async fn sim_p21_a_snapshot_of_a_stopped_container_takes_no_hook_back() {
+    let world = World::new(1);
+    let (server, pod) = paused_after_its_hook_died(&world).await;
+    let (_, row) = taken(&server, pod).await;
+    assert_eq!((row.state, row.grade, &row.hooks), (SnapshotState::Verified, Some(Grade::Stopped), &None));
+    assert!(server.pod(pod).await.hook.is_some(), "nobody ran it");
+    server.succeed(server.start(pod).await).await;
+    server.settle(pod).await;
+    assert_eq!(world.engine.programs(pod), [["die"], ["resume"]]);
+    assert_eq!(server.pod(pod).await.hook, None);
+}
+
+#[tokio::test]
+async fn sim_p21_a_stop_that_leaves_a_hook_owed_says_so() {
+    let world = World::new(1);
+    let (server, pod) = paused_after_its_hook_died(&world).await;
+    server.succeed(server.stop(pod).await).await;
+    server.settle(pod).await;
+    assert!(has_condition(&server, pod, ConditionKind::HookFailed).await);
+    assert_eq!(server.pod(pod).await.hook, None);
+    assert_eq!(world.engine.programs(pod), [["die"]]);
+}
+
 #[tokio::test]
 async fn sim_p21_no_hook_runs_where_nothing_is_frozen() {
     let world = World::new(1);

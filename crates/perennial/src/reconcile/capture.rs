@@ -102,9 +102,9 @@ impl Reconciler {
         // A mover takes a while to come up: the pod is not frozen meanwhile.
         let (volumes, missing) = self.reach_with_losses(view, &set, accepted).await?;
         let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec() };
-        let (stamp, live, told) = ((grade, writer.as_ref()), live.as_deref(), Arc::default());
+        let (stamp, live, told) = ((grade, writer.as_ref()), live.as_deref(), Arc::<Told>::default());
         if live.is_some() {
-            self.owe_hook(view, id, number).await?;
+            self.owe_hook(view, (id, number), &told).await?;
         }
         let uploaded = self.upload(view, (&set, &row), stamp, (live, &told), sources, progress).await;
         if matches!(&uploaded, Err(StepError::Definite(problem)) if problem.code == freeze::TOO_LONG) {

@@ -40,6 +40,8 @@ pub(super) struct Told(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     report: HookReport,
+    /// Whether this capture committed that `after` is owed. One of a stopped container did not: what is owed then is another's.
+    owes: bool,
     /// Whether `before` may have been started, and `after` has not ended since.
     begun: bool,
     /// Why the last `after` failed.
@@ -60,11 +62,11 @@ impl Told {
         self.state().report.before.as_ref().is_some_and(|run| run.problem.is_none())
     }
 
-    /// Why `after` is owed no more; `None` while it is.
+    /// Why the `after` of this capture is owed no more; `None` while it is, and when none was.
     fn end(&self) -> Option<HookEnd> {
         let state = self.state();
         match (&state.report.after, &state.failed) {
-            _ if state.begun => None,
+            _ if state.begun || !state.owes => None,
             (None, _) => Some(HookEnd::NotNeeded),
             (Some(_), None) => Some(HookEnd::Done),
             (Some(_), Some(problem)) => Some(HookEnd::Failed(problem.clone())),
@@ -85,7 +87,10 @@ impl Around<'_> {
     /// Makes the pod ready for the freeze; an error when there is to be none.
     pub(super) async fn before(&self) -> Result<(), StepError> {
         let Some(hook) = &self.hooks.before else { return Ok(()) };
-        *self.told.state() = State { begun: true, ..State::default() };
+        {
+            let mut state = self.told.state();
+            *state = State { begun: true, owes: state.owes, ..State::default() };
+        }
         let (run, ended) = run(self.engine, self.container, ("before", hook), self.progress).await?;
         let found = run.problem.clone();
         self.told.state().report.before = Some(run);
@@ -131,6 +136,11 @@ fn failed(code: &str, message: String) -> StepError {
         message,
         "mend the hook, or let snapshots go on without it: perennial pod set --hook-on-failure continue",
     )
+}
+
+/// Whether what the pod owes was begun for this snapshot.
+fn owed_by(pod: &Pod, snapshot: SnapshotId) -> bool {
+    pod.hook.as_ref().is_some_and(|owed| owed.snapshot == snapshot)
 }
 
 /// How a hook ended, as far as it matters for what is done next.
@@ -206,13 +216,15 @@ impl Reconciler {
     pub(super) async fn owe_hook(
         &self,
         view: &mut View,
-        snapshot: SnapshotId,
-        set: SetNumber,
+        (snapshot, set): (SnapshotId, SetNumber),
+        told: &Told,
     ) -> Result<(), StepError> {
         match &view.pod.spec.hooks {
             Hooks { before: Some(_), after: Some(after), .. } => {
                 let owed = OwedHook { snapshot, set, after: after.clone(), tries: 0 };
-                self.record(view, Record::HookOwed(owed)).await
+                self.record(view, Record::HookOwed(owed)).await?;
+                told.state().owes = true;
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -232,10 +244,10 @@ impl Reconciler {
             let operation = super::worker::current_operation(&view.pod);
             change.events.push(self.event(&view.pod, operation, "snapshot.hook-failed", problem));
         }
-        let ran = report.before.is_some();
+        let (ran, id) = (report.before.is_some(), row.id);
         change.snapshots.push(Snapshot { hooks: ran.then_some(report), ..row });
         match told.end() {
-            Some(end) if view.pod.hook.is_some() => self.record_with(view, Record::HookSettled(end), change).await,
+            Some(end) if owed_by(&view.pod, id) => self.record_with(view, Record::HookSettled(end), change).await,
             _ => {
                 change.pod = Some(view.pod.clone());
                 change.lease.clone_from(&view.lease);
@@ -263,7 +275,7 @@ impl Reconciler {
         let with_report = |row: Snapshot| Snapshot { hooks: Some(report.clone()), ..row };
         let mut change = Change { lease: view.lease.clone(), ..Change::default() };
         change.snapshots = rows.into_iter().filter(|_| report.before.is_some()).map(with_report).collect();
-        if let Some(end) = told.end().filter(|_| pod.hook.as_ref().is_some_and(|owed| owed.snapshot == snapshot)) {
+        if let Some(end) = told.end().filter(|_| owed_by(&pod, snapshot)) {
             change.events = self.settled(&mut pod, end);
         }
         change.pod = Some(pod);
