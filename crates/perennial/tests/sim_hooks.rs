@@ -6,8 +6,11 @@
 mod world;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use perennial::reconcile::worker::Passed;
 use perennial::service::{Caller, Outcome, Request};
+use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::hook::{HookReport, Hooks, OnHookFailure};
 use perennial_core::id::PodId;
 use perennial_core::operation::{Operation, OperationState};
@@ -203,6 +206,44 @@ async fn sim_p21_a_stop_that_leaves_a_hook_owed_says_so() {
     assert!(has_condition(&server, pod, ConditionKind::HookFailed).await);
     assert_eq!(server.pod(pod).await.hook, None);
     assert_eq!(world.engine.programs(pod), [["die"]]);
+}
+
+/// An engine that starts nothing, and counts how often it was asked.
+#[derive(Debug, Default)]
+struct StartsNothing(AtomicUsize);
+
+impl Tap for StartsNothing {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        if site != "engine.container_start" || moment != Moment::Before {
+            return Verdict::Go;
+        }
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Verdict::Fail
+    }
+}
+
+#[tokio::test]
+async fn sim_p21_an_owed_hook_hurries_nothing_else() {
+    let world = World::new(1);
+    let (_, pod) = paused_after_its_hook_died(&world).await;
+    let nothing = Arc::new(StartsNothing::default());
+    let server = world.server_with(Arc::clone(&nothing) as _).await;
+    server.start(pod).await.unwrap();
+    while server.pod(pod).await.retry.count == 0 {
+        server.reconciler.pass(pod).await;
+    }
+    let (asked, due) = (nothing.0.load(Ordering::SeqCst), server.pod(pod).await.retry.not_before);
+    // As it is when a start that fails makes the engine tell of it, again and again.
+    for _ in 0..5 {
+        assert_eq!(server.reconciler.pass(pod).await, Passed::Wait(due));
+    }
+    world.engine.node_vanishes();
+    assert_eq!(server.reconciler.pass(pod).await, Passed::Wait(due));
+    world.engine.node_returns();
+    assert_eq!(nothing.0.load(Ordering::SeqCst), asked, "it was not left in peace");
+    let server = world.server().await;
+    server.settle(pod).await;
+    assert_eq!(world.engine.programs(pod), [["die"], ["resume"]]);
 }
 
 #[tokio::test]

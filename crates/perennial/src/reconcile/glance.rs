@@ -14,7 +14,7 @@ use perennial_core::pod::{Pod, Retry};
 use perennial_core::snapshot::Snapshot;
 
 use super::controller::{GLANCES, Waker};
-use super::worker::{Reconciler, apply_status};
+use super::worker::{Reconciler, apply_status, has_untried_hook, is_urgent};
 use crate::store::{Page, PodFilter, StoreError, Visibility};
 
 /// Pods that are read at once: few enough that a request that comes meanwhile hardly waits.
@@ -74,16 +74,19 @@ impl Reconciler {
 
     /// When a pod at rest wants to be looked at; `None` when it has to be looked at now.
     async fn glance(&self, pod: Pod, snapshots: &[Snapshot]) -> Option<Option<Timestamp>> {
-        let owed = pod.hook.as_ref().is_some_and(|owed| owed.tries == 0);
-        let rests = !owed && pod.retry.not_before.is_some_and(|at| at > self.now());
-        if rests && self.memory().thawed.contains(&pod.id) {
-            return Some(pod.retry.not_before);
+        let not_before = pod.retry.not_before;
+        let rests = not_before.is_some_and(|at| at > self.now());
+        if rests && !has_untried_hook(&pod) && self.memory().thawed.contains(&pod.id) {
+            return Some(not_before);
         }
         let wanted = plan::referenced_snapshots(&pod);
         let rows = snapshots.iter().filter(|s| wanted.contains(&s.id)).cloned().collect();
         // What goes wrong is for the pass to report.
         let view = self.look_with(pod, rows).await.ok()?;
         let plan = self.plan(&view);
+        if rests && !is_urgent(&plan.next) {
+            return Some(not_before);
+        }
         let Next::Settled { wake } = plan.next else { return None };
         let mut shown = view.pod.clone();
         let stale = apply_status(&mut shown, &plan, self.now()) || self.should_record_seen(&view.pod, &view);

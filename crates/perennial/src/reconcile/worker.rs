@@ -142,13 +142,11 @@ impl Reconciler {
                 return Passed::Wait(self.after(RETRY_FIRST));
             }
         };
-        // A hook that is owed does not wait for what failed before.
-        let owed = pod.hook.as_ref().is_some_and(|owed| owed.tries == 0);
-        let rests = !owed && pod.retry.not_before.is_some_and(|at| at > self.now());
-        if rests && !self.was_left_frozen(id).await {
+        let rests = pod.retry.not_before.is_some_and(|at| at > self.now());
+        if rests && !has_untried_hook(&pod) && !self.was_left_frozen(id).await {
             return Passed::Wait(pod.retry.not_before);
         }
-        match self.step(pod).await {
+        match self.step(pod, rests).await {
             Ok(passed) => passed,
             Err(StepError::Overtaken | StepError::Cancelled) => Passed::Again,
             Err(StepError::Retry(problem)) => self.failed(id, problem, Failure::MayPass).await,
@@ -177,9 +175,19 @@ impl Reconciler {
         Passed::Wait(self.after(RETRY_MAX))
     }
 
-    async fn step(&self, pod: Pod) -> Result<Passed, StepError> {
-        let mut view = self.look(pod).await?;
+    /// Carries out the next step; while the pod rests after a failure, only one that does not wait for that.
+    async fn step(&self, pod: Pod, rests: bool) -> Result<Passed, StepError> {
+        let not_before = pod.retry.not_before;
+        let looked = self.look(pod).await;
+        if rests && looked.is_err() {
+            // What waits for the end of a rest does not make it longer.
+            return Ok(Passed::Wait(not_before));
+        }
+        let mut view = looked?;
         let mut plan = self.plan(&view);
+        if rests && !is_urgent(&plan.next) {
+            return Ok(Passed::Wait(not_before));
+        }
         if matches!(plan.next, Next::Settled { .. } | Next::Wait { .. }) && view.pod.retry != Retry::default() {
             // What failed was done all the same, or is no longer wanted: nothing is being retried.
             view.pod.retry = Retry::default();
@@ -278,6 +286,16 @@ impl Reconciler {
     pub(super) fn after(&self, delay: SignedDuration) -> Option<Timestamp> {
         self.now().checked_add(delay).ok()
     }
+}
+
+/// Whether an owed hook has to be run that nobody tried yet: it does not wait for what failed before, if that is the next step.
+pub(super) fn has_untried_hook(pod: &Pod) -> bool {
+    pod.hook.as_ref().is_some_and(|owed| owed.tries == 0)
+}
+
+/// Whether a step ends what the pod itself waits for: it is taken although something failed before.
+pub(super) const fn is_urgent(next: &Next) -> bool {
+    matches!(next, Next::Act(Action::RunHook { .. } | Action::Unfreeze { .. }))
 }
 
 /// The operation that is being worked on.
