@@ -322,6 +322,8 @@ pub struct MoverChannel {
 /// A program that is run in a pod's container beside the pod's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
+    /// What it is known by in its container, to a later server too: ASCII letters, digits, `-` and `.`.
+    pub mark: String,
     /// The program and its arguments; no shell is involved.
     pub command: Vec<String>,
     /// Who runs it; `None` for the user of the container.
@@ -355,6 +357,14 @@ pub enum ProgramEnd {
     Cancelled(Remains),
     /// The container ended while it ran.
     ContainerEnded,
+}
+
+impl ProgramEnd {
+    /// Whether nothing proves that the program has ended.
+    #[must_use]
+    pub const fn may_go_on(self) -> bool {
+        matches!(self, Self::TimedOut(Remains::Perhaps) | Self::Cancelled(Remains::Perhaps))
+    }
 }
 
 /// Whether something of a program goes on that was ended before its time.
@@ -472,6 +482,18 @@ pub trait Engine: Send + Sync {
     /// A program that cannot be started (there is none of this name, or no such user) is [`EngineError::Rejected`]; a container
     /// that does not run, or is frozen, is a [`EngineError::Conflict`].
     async fn container_run(&self, id: &str, program: &Program, progress: &Progress) -> Result<Ran, EngineError>;
+
+    /// Waits for a program that [`container_run`](Self::container_run) began and whose end nobody saw: at most as long as the
+    /// program may take, from now, then it is ended as there. What it said before is not known any more. `None`: none of it
+    /// goes on in the container, because it has ended or was never started.
+    ///
+    /// A container that does not run, or is frozen, is a [`EngineError::Conflict`].
+    async fn container_rejoin(
+        &self,
+        id: &str,
+        program: &Program,
+        progress: &Progress,
+    ) -> Result<Option<Ran>, EngineError>;
 
     /// Tells how the container's system layer is reached, for reading, and before its first start for writing.
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError>;

@@ -57,6 +57,8 @@ pub struct OwedHook {
     pub snapshot: SnapshotId,
     /// The set whose container it runs in.
     pub set: SetNumber,
+    /// The hook that it ends: nothing of it may go on when it is run.
+    pub before: Hook,
     /// The hook as it was when `before` began.
     pub after: Hook,
     /// How often it was begun by a step of its own.

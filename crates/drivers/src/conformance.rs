@@ -254,6 +254,7 @@ macro_rules! for_each_case {
                 program_that_fails_tells_its_status_and_its_last_words
                 program_is_ended_when_its_time_is_over
                 program_is_ended_when_it_is_cancelled
+                program_that_nobody_waits_for_is_found_again
                 program_that_leaves_others_behind_has_ended
                 program_that_cannot_be_started_is_rejected
                 program_needs_a_container_that_runs;

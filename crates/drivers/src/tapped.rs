@@ -147,6 +147,15 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
         self.through("engine.container_run", self.inner.container_run(id, program, progress)).await
     }
 
+    async fn container_rejoin(
+        &self,
+        id: &str,
+        program: &Program,
+        progress: &Progress,
+    ) -> Result<Option<Ran>, EngineError> {
+        self.through("engine.container_rejoin", self.inner.container_rejoin(id, program, progress)).await
+    }
+
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {
         self.through("engine.layer_access", self.inner.layer_access(id)).await
     }

@@ -8,6 +8,7 @@ mod world;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use jiff::SignedDuration;
 use perennial::reconcile::worker::Passed;
 use perennial::service::{Caller, Outcome, Request};
 use perennial_core::fault::{Moment, Tap, Verdict};
@@ -206,6 +207,81 @@ async fn sim_p21_a_stop_that_leaves_a_hook_owed_says_so() {
     assert!(has_condition(&server, pod, ConditionKind::HookFailed).await);
     assert_eq!(server.pod(pod).await.hook, None);
     assert_eq!(world.engine.programs(pod), [["die"]]);
+}
+
+/// Ends once a program of the pod goes on that the clock has to end.
+async fn a_program_goes_on(world: &World, pod: PodId) {
+    while world.engine.program_due(pod).is_none() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A pod whose server died while the hook before its snapshot went on.
+async fn died_in_its_hook(world: &World, before: &[&str]) -> (PodId, Outcome) {
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(before, &["resume"]))).await;
+    let asked = server.snapshot(pod).await.unwrap();
+    tokio::select! {
+        _ = server.settle(pod) => panic!("it ended"),
+        () = a_program_goes_on(world, pod) => {}
+    }
+    (pod, asked)
+}
+
+#[tokio::test]
+async fn sim_p21_what_a_dead_server_began_does_not_outlive_the_hook_that_ends_it() {
+    let world = World::new(1);
+    let (pod, asked) = died_in_its_hook(&world, &["slow", "20", "quiesce"]).await;
+    let server = world.server().await;
+    server.app.cancel(Request::new(&Caller::admin()), asked.operation.id).await.unwrap();
+    server.settle(pod).await;
+    assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
+    world.clock.advance(SignedDuration::from_secs(60));
+    assert!(!world.engine.is_quiesced(pod), "it was ended after the hook that ends it");
+    let record = server.pod(pod).await;
+    assert_eq!((record.hook, record.hook_failed), (None, None));
+}
+
+#[tokio::test]
+async fn sim_p21_what_cannot_be_ended_is_told_although_the_other_hook_succeeds() {
+    let world = World::new(1);
+    let (pod, asked) = died_in_its_hook(&world, &["stubborn", "20", "quiesce"]).await;
+    let server = world.server().await;
+    server.app.cancel(Request::new(&Caller::admin()), asked.operation.id).await.unwrap();
+    server.settle(pod).await;
+    assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
+    let failed = server.pod(pod).await.hook_failed.unwrap();
+    assert!(failed.message.contains("may go on in the pod"), "{}", failed.message);
+    assert!(has_condition(&server, pod, ConditionKind::HookFailed).await);
+    // The same without a dead server in between.
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["hang", "for", "ever"], &["resume"]))).await;
+    let (operation, _) = taken(&server, pod).await;
+    assert_eq!(operation.state, OperationState::Failed);
+    assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
+    assert!(has_condition(&server, pod, ConditionKind::HookFailed).await);
+}
+
+#[tokio::test]
+async fn sim_p21_an_engine_that_vanishes_in_a_hook_leaves_it_owed() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["slow", "20", "quiesce"], &["resume"]))).await;
+    let asked = server.snapshot(pod).await.unwrap();
+    let vanishes = async {
+        a_program_goes_on(&world, pod).await;
+        world.engine.node_vanishes();
+    };
+    let passes = async { while server.reconciler.pass(pod).await == Passed::Again {} };
+    tokio::join!(passes, vanishes);
+    assert_eq!(world.engine.programs(pod).len(), 1, "nobody knows whether the first has ended");
+    server.app.cancel(Request::new(&Caller::admin()), asked.operation.id).await.unwrap();
+    world.engine.node_returns();
+    server.settle(pod).await;
+    world.clock.advance(SignedDuration::from_secs(60));
+    assert!(!world.engine.is_quiesced(pod));
+    assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
 }
 
 /// An engine that starts nothing, and counts how often it was asked.

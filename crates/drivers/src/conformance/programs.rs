@@ -12,7 +12,7 @@ use super::{Checked, Fixture, check, check_refused};
 const LONG: Duration = Duration::from_secs(60);
 
 fn program(command: &[String], within: Duration) -> Program {
-    Program { command: command.to_vec(), user: None, within }
+    Program { mark: "conformance".to_owned(), command: command.to_vec(), user: None, within }
 }
 
 async fn ran(subject: &Subject<'_>, id: &str, command: &[String]) -> Checked<Ran> {
@@ -53,6 +53,33 @@ pub(super) async fn program_is_ended_when_it_is_cancelled(fixture: &Fixture) -> 
     let ended = subject.engine().container_run(&id, &program(&fixture.programs.hangs, LONG), &progress).await?;
     check!(ended.end == ProgramEnd::Cancelled(Remains::Nothing), "it ended so: {ended:?}");
     check!(ended.lasted < LONG, "it took {:?}", ended.lasted);
+    Ok(())
+}
+
+pub(super) async fn program_that_nobody_waits_for_is_found_again(fixture: &Fixture) -> Checked {
+    let (subject, id) = Subject::running(fixture).await?;
+    let (engine, progress) = (subject.engine(), Progress::default());
+    let hanging = program(&fixture.programs.hangs, LONG);
+    check!(engine.container_rejoin(&id, &hanging, &progress).await?.is_none(), "it goes on and was never begun");
+    // As when the server dies: nobody waits for it any more.
+    let begun = async {
+        let gone = program(&fixture.programs.is_gone, LONG);
+        while engine.container_run(&id, &gone, &progress).await?.end == ProgramEnd::Exited(0) {
+            tokio::task::yield_now().await;
+        }
+        Ok::<_, EngineError>(())
+    };
+    tokio::select! {
+        ended = engine.container_run(&id, &hanging, &progress) => check!(false, "it ended by itself: {ended:?}"),
+        begun = begun => begun?,
+    }
+    let at_once = program(&fixture.programs.hangs, Duration::ZERO);
+    let ended = engine.container_rejoin(&id, &at_once, &progress).await?;
+    let end = ended.map(|ran| ran.end);
+    check!(end == Some(ProgramEnd::TimedOut(Remains::Nothing)), "it ended so: {end:?}");
+    let gone = ran(&subject, &id, &fixture.programs.is_gone).await?;
+    check!(gone.end == ProgramEnd::Exited(0), "it is still there: {gone:?}");
+    check!(engine.container_rejoin(&id, &hanging, &progress).await?.is_none(), "it goes on after its end");
     Ok(())
 }
 

@@ -393,6 +393,15 @@ impl Engine for DockerEngine {
         self.run_program(id, program, progress).await
     }
 
+    async fn container_rejoin(
+        &self,
+        id: &str,
+        program: &Program,
+        progress: &Progress,
+    ) -> Result<Option<Ran>, EngineError> {
+        self.rejoin_program(id, program, progress).await
+    }
+
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {
         self.layer(id).await
     }

@@ -4,6 +4,9 @@
 //! says that it is of the container, and else from inside: what was started carries a mark in its environment, and a shell
 //! of the pod, if it has one, kills what carries it. gVisor's processes are ended only in the second way: the one on the host is
 //! a stand-in, whose end ends nothing. Whether it worked is what the engine says afterwards, never an assumption.
+//!
+//! A server that died while one ran finds it again by its words: the engine lists what goes on in a container, and does not tell an
+//! environment. Somebody's own `exec` of the very same words is taken for it, and is waited for or ended with it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::DockerEngine;
 use super::client::{blocking, conflict, fail, found, look, rejected, unknown};
+use super::container::Seen;
 
 /// How often it is looked at whether a program has ended, or has to be.
 const LOOK: Duration = Duration::from_millis(200);
@@ -71,35 +75,76 @@ impl DockerEngine {
         program: &Program,
         progress: &Progress,
     ) -> Result<Ran, EngineError> {
-        let seen = self.ours(id).await?;
-        if seen.status != ContainerStateStatusEnum::RUNNING {
-            return Err(conflict(format!("container {id} does not run, or is frozen")));
-        }
-        let mark = format!("{MARK}={}", hex::encode(rand::random::<[u8; 16]>()));
+        let seen = self.running(id).await?;
+        let mark = format!("{MARK}={}", program.mark);
         let began = Instant::now();
         let exec = self.exec_create(&seen.id, &program.command, program.user.as_deref(), Some(&mark)).await?;
         let mut output = self.exec_start(&exec).await?;
         let mut tail = Tail::default();
         let waited = self.wait_for(&exec, &mut output, &mut tail, (began + program.within, progress)).await?;
         let lasted = began.elapsed();
-        let end = match waited {
-            Waited::Ended(code) => {
-                self.drain(&mut output, &mut tail).await;
-                if !self.still_runs(&seen.id).await? {
-                    ProgramEnd::ContainerEnded
-                } else {
-                    ProgramEnd::Exited(code.ok_or_else(|| unknown("the engine does not know how the program ended"))?)
-                }
-            }
-            Waited::TimeIsOver => ProgramEnd::TimedOut(self.end_program(&seen.id, &exec, program, &mark).await),
-            Waited::Cancelled => ProgramEnd::Cancelled(self.end_program(&seen.id, &exec, program, &mark).await),
-        };
+        if matches!(waited, Waited::Ended(_)) {
+            self.drain(&mut output, &mut tail).await;
+        }
+        let end = self.end_of(waited, (&seen, &exec), program).await?;
         let output = tail.text();
         // Some engines answer to a program that is not there with a status and these words in its output.
         if matches!(end, ProgramEnd::Exited(126 | 127)) && output.starts_with("OCI runtime exec failed") {
             return Err(rejected(output.trim().to_owned()));
         }
         Ok(Ran { end, output, lasted })
+    }
+
+    /// Waits for what an earlier call began in the container, and ends it when its time is over.
+    pub(super) async fn rejoin_program(
+        &self,
+        id: &str,
+        program: &Program,
+        progress: &Progress,
+    ) -> Result<Option<Ran>, EngineError> {
+        let seen = self.running(id).await?;
+        let began = Instant::now();
+        let mut last = None;
+        for exec in seen.inspected.exec_ids.iter().flatten() {
+            let found = found("look at a program of the container", self.docker.inspect_exec(exec).await)?;
+            if !found.is_some_and(|found| goes_on(&found, program)) {
+                continue;
+            }
+            let mut silent = futures::stream::empty();
+            let until = (began + program.within, progress);
+            let waited = self.wait_for(exec, &mut silent, &mut Tail::default(), until).await?;
+            let end = self.end_of(waited, (&seen, exec), program).await?;
+            // Of several, one that may go on counts.
+            if !last.is_some_and(ProgramEnd::may_go_on) {
+                last = Some(end);
+            }
+        }
+        Ok(last.map(|end| Ran { end, output: String::new(), lasted: began.elapsed() }))
+    }
+
+    async fn running(&self, id: &str) -> Result<Seen, EngineError> {
+        let seen = self.ours(id).await?;
+        if seen.status == ContainerStateStatusEnum::RUNNING {
+            return Ok(seen);
+        }
+        Err(conflict(format!("container {id} does not run, or is frozen")))
+    }
+
+    /// How a program ended that is waited for no longer; ends it when it has not.
+    async fn end_of(
+        &self,
+        waited: Waited,
+        (seen, exec): (&Seen, &str),
+        program: &Program,
+    ) -> Result<ProgramEnd, EngineError> {
+        Ok(match waited {
+            Waited::Ended(_) if !self.still_runs(&seen.id).await? => ProgramEnd::ContainerEnded,
+            Waited::Ended(code) => {
+                ProgramEnd::Exited(code.ok_or_else(|| unknown("the engine does not know how the program ended"))?)
+            }
+            Waited::TimeIsOver => ProgramEnd::TimedOut(self.end_program(&seen.id, exec, program).await),
+            Waited::Cancelled => ProgramEnd::Cancelled(self.end_program(&seen.id, exec, program).await),
+        })
     }
 
     async fn exec_create(
@@ -163,8 +208,8 @@ impl DockerEngine {
                 match self.exec_ended(exec).await {
                     Ok(Some(ended)) => return Ok(Waited::Ended(ended.exit_code)),
                     Ok(None) => {}
-                    // An engine that does not answer for a moment does not end what it runs.
-                    Err(error) if Instant::now() >= until => return Err(error),
+                    // An engine that does not answer for a moment does not end what it runs. When its time is over it has to be
+                    // ended all the same: the one that is asked to may answer by then, and whether it ended is asked again.
                     Err(error) => tracing::debug!(%error, "look at a program again"),
                 }
                 if progress.check().is_err() {
@@ -209,7 +254,7 @@ impl DockerEngine {
     }
 
     /// Ends a program whose time is over, as far as that can be done, and tells what the engine says then.
-    async fn end_program(&self, container: &str, exec: &str, program: &Program, mark: &str) -> Remains {
+    async fn end_program(&self, container: &str, exec: &str, program: &Program) -> Remains {
         for signal in [Signal::TERM, Signal::KILL] {
             match self.docker.inspect_exec(exec).await.map(|seen| seen.pid) {
                 Ok(Some(pid)) if signal_group(container, pid, signal).await => {}
@@ -221,7 +266,7 @@ impl DockerEngine {
         }
         // One that was only just begun may not be there yet when the shell looks.
         for _ in 0..KILLS {
-            if let Err(error) = self.kill_inside(container, program, mark).await {
+            if let Err(error) = self.kill_inside(container, program).await {
                 tracing::warn!(container, %error, "end a program in the container");
             }
             if self.ends_within(exec, GRACE).await {
@@ -231,8 +276,9 @@ impl DockerEngine {
         Remains::Perhaps
     }
 
-    async fn kill_inside(&self, container: &str, program: &Program, mark: &str) -> Result<(), EngineError> {
-        let command = ["sh", "-c", KILL, mark].map(str::to_owned);
+    async fn kill_inside(&self, container: &str, program: &Program) -> Result<(), EngineError> {
+        let mark = format!("{MARK}={}", program.mark);
+        let command = ["sh", "-c", KILL, &mark].map(str::to_owned);
         let exec = self.exec_create(container, &command, program.user.as_deref(), None).await?;
         let mut output = self.exec_start(&exec).await?;
         let until = Instant::now() + SHELL;
@@ -252,6 +298,16 @@ impl DockerEngine {
             tokio::time::sleep(LOOK / 4).await;
         }
     }
+}
+
+/// Whether this is the program, and it has not ended.
+fn goes_on(seen: &ExecInspectResponse, program: &Program) -> bool {
+    let words = seen.process_config.as_ref().is_some_and(|config| {
+        let first = config.entrypoint.iter();
+        first.chain(config.arguments.iter().flatten()).eq(&program.command)
+    });
+    // One that was made and never started does not run either: whoever made it is dead.
+    seen.running == Some(true) && words
 }
 
 /// Signals the group of a process of this host that is the container's own; answers whether it was one.
@@ -283,6 +339,28 @@ fn not_started(error: bollard::errors::Error) -> EngineError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_is_known_by_its_words_while_it_goes_on() {
+        let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let (command, within) = (words(&["sh", "-c", "a b"]), Duration::from_secs(1));
+        let program = Program { mark: "m".into(), command, user: None, within };
+        let seen = |running, entrypoint: &str, arguments: &[&str]| ExecInspectResponse {
+            running,
+            process_config: Some(bollard::models::ProcessConfig {
+                entrypoint: Some(entrypoint.into()),
+                arguments: Some(words(arguments)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert!(goes_on(&seen(Some(true), "sh", &["-c", "a b"]), &program));
+        assert!(!goes_on(&seen(Some(false), "sh", &["-c", "a b"]), &program));
+        assert!(!goes_on(&seen(None, "sh", &["-c", "a b"]), &program));
+        assert!(!goes_on(&seen(Some(true), "sh", &["-c", "a"]), &program));
+        assert!(!goes_on(&seen(Some(true), "sh", &["-c", "a b", "c"]), &program));
+        assert!(!goes_on(&ExecInspectResponse { running: Some(true), ..Default::default() }, &program));
+    }
 
     #[test]
     fn only_the_end_of_what_a_program_says_is_kept() {

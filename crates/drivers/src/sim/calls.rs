@@ -124,7 +124,16 @@ impl Engine for SimEngine {
     }
 
     async fn container_run(&self, id: &str, program: &Program, progress: &Progress) -> Result<Ran, EngineError> {
-        self.call("container_run", |state, _| self.shared.container_run(state, id, program, progress)).await
+        self.program_run(id, program, progress).await
+    }
+
+    async fn container_rejoin(
+        &self,
+        id: &str,
+        program: &Program,
+        progress: &Progress,
+    ) -> Result<Option<Ran>, EngineError> {
+        self.program_rejoin(id, program, progress).await
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

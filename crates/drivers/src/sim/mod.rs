@@ -133,6 +133,8 @@ struct State {
     limits: BTreeMap<(PodId, SetNumber), u64>,
     movers: Vec<mover::Running>,
     programs: Vec<(PodId, Vec<String>)>,
+    going: Vec<programs::Going>,
+    begun: u64,
     quiesced: BTreeSet<PodId>,
     watchers: Vec<UnboundedSender<PodId>>,
     faults: Faults,
@@ -180,7 +182,10 @@ impl SimEngine {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held is a failed test's; the others go on.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever looks sees what happened by itself meanwhile.
+        self.programs_go_on(&mut state);
+        state
     }
 }
 

@@ -173,7 +173,7 @@ impl Reconciler {
                 // Should the thaw fail, the next pass looks at once.
                 self.memory().thawed.remove(&view.pod.id);
                 let (engine, hooks, told) = (&*self.engine, &view.pod.spec.hooks, Arc::clone(told));
-                let around = Around { engine, container: id, hooks, progress, told };
+                let around = Around { engine, container: id, snapshot: row.id, hooks, progress, told };
                 let container = Container { engine, id, around };
                 while_frozen(&container, limit, move |writers| work(Some(writers))).await?
             }

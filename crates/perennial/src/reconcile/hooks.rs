@@ -4,6 +4,9 @@
 //! while the work that read it still stores what it read; only then is it owed no more. Whatever keeps it from that (the server
 //! died, the engine did not answer) leaves it owed, and the next pass over the pod runs it before it does anything else. So it
 //! is run at least once, and perhaps twice.
+//!
+//! It is of no use while the first one goes on, which would leave the pod ready for a freeze for good. So where nobody saw the end of
+//! that one, it is looked for and ended first; where even that is not proven, the hook is run and its failure is told all the same.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,6 +35,9 @@ const COMMITS: u32 = 4;
 const FAILED: &str = "hook-failed";
 /// The code of the problem of a hook that was ended because its time was over.
 const TIMED_OUT: &str = "hook-timed-out";
+/// What is told of an `after` that succeeded while its `before` may go on.
+const GOES_ON: &str = "the after hook was run, but the before hook could not be ended and may go on in the pod, \
+                       which it then makes ready for a freeze once more";
 
 /// What is known of the hooks of one capture, shared with what writes its `pod.json`.
 #[derive(Debug, Default)]
@@ -44,6 +50,8 @@ struct State {
     owes: bool,
     /// Whether `before` may have been started, and `after` has not ended since.
     begun: bool,
+    /// Whether nobody saw the end of that `before`.
+    unseen: bool,
     /// Why the last `after` failed.
     failed: Option<Problem>,
 }
@@ -78,6 +86,7 @@ impl Told {
 pub(super) struct Around<'a> {
     pub(super) engine: &'a dyn Engine,
     pub(super) container: &'a str,
+    pub(super) snapshot: SnapshotId,
     pub(super) hooks: &'a Hooks,
     pub(super) progress: &'a Progress,
     pub(super) told: Arc<Told>,
@@ -89,18 +98,23 @@ impl Around<'_> {
         let Some(hook) = &self.hooks.before else { return Ok(()) };
         {
             let mut state = self.told.state();
-            *state = State { begun: true, owes: state.owes, ..State::default() };
+            *state = State { begun: true, unseen: true, owes: state.owes, ..State::default() };
         }
-        let (run, ended) = run(self.engine, self.container, ("before", hook), self.progress).await?;
+        let which = Which::Before(self.snapshot);
+        let (run, ended) = run(self.engine, self.container, (which, hook), self.progress).await?;
         let found = run.problem.clone();
-        self.told.state().report.before = Some(run);
+        {
+            let mut state = self.told.state();
+            state.report.before = Some(run);
+            state.unseen = ended.may_go_on;
+        }
         let Some(found) = found else { return Ok(()) };
-        match ended {
-            Ended::Cancelled => Err(StepError::Cancelled),
+        match ended.how {
+            How::Cancelled => Err(StepError::Cancelled),
             // There is nothing left that could be frozen.
-            Ended::ContainerGone => Err(failed(FAILED, found)),
-            Ended::Badly(code) if self.hooks.on_failure == OnHookFailure::Fail => Err(failed(code, found)),
-            Ended::Badly(_) | Ended::Well => {
+            How::ContainerGone => Err(failed(FAILED, found)),
+            How::Badly(code) if self.hooks.on_failure == OnHookFailure::Fail => Err(failed(code, found)),
+            How::Badly(_) | How::Well => {
                 tracing::warn!(problem = found, "the snapshot is taken without its hook");
                 Ok(())
             }
@@ -112,17 +126,29 @@ impl Around<'_> {
         if !self.told.state().begun {
             return;
         }
+        let unseen = self.told.state().unseen;
+        let proven = match &self.hooks.before {
+            Some(before) if unseen => end_of_before(self.engine, self.container, (self.snapshot, before)).await,
+            _ => Ok(true),
+        };
+        let proven = match proven {
+            Ok(proven) => proven,
+            Err(error) => {
+                return tracing::warn!(%error, "look for what goes on of the before hook; the after hook stays owed");
+            }
+        };
         let Some(hook) = &self.hooks.after else {
             self.told.state().begun = false;
             return;
         };
         // Not cancelled with the snapshot: the pod waits for it.
-        match run(self.engine, self.container, ("after", hook), &Progress::default()).await {
+        let which = Which::After(self.snapshot);
+        match run(self.engine, self.container, (which, hook), &Progress::default()).await {
             Ok((run, ended)) => {
                 let mut state = self.told.state();
                 // A container that is gone did not get what it was owed: its next run does.
-                state.begun = matches!(ended, Ended::ContainerGone);
-                state.failed = run.problem.clone().map(|message| problem(ended.code(), message, ""));
+                state.begun = matches!(ended.how, How::ContainerGone);
+                state.failed = ended.failure(&run, proven);
                 state.report.after = Some(run);
             }
             Err(error) => tracing::warn!(%error, "run the after hook; it stays owed"),
@@ -143,8 +169,40 @@ fn owed_by(pod: &Pod, snapshot: SnapshotId) -> bool {
     pod.hook.as_ref().is_some_and(|owed| owed.snapshot == snapshot)
 }
 
+/// Which hook of which snapshot.
+#[derive(Debug, Clone, Copy)]
+enum Which {
+    Before(SnapshotId),
+    After(SnapshotId),
+}
+
+impl Which {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Before(_) => "before",
+            Self::After(_) => "after",
+        }
+    }
+
+    fn program(self, hook: &Hook) -> Program {
+        let (Self::Before(snapshot) | Self::After(snapshot)) = self;
+        Program {
+            mark: format!("{snapshot}.{}", self.name()),
+            command: hook.command.clone(),
+            user: hook.user.clone(),
+            within: Duration::from_secs(hook.timeout.into()),
+        }
+    }
+}
+
 /// How a hook ended, as far as it matters for what is done next.
-enum Ended {
+struct Ended {
+    how: How,
+    /// Whether nothing proves that it has ended.
+    may_go_on: bool,
+}
+
+enum How {
     Well,
     Badly(&'static str),
     Cancelled,
@@ -152,33 +210,55 @@ enum Ended {
 }
 
 impl Ended {
-    const fn code(&self) -> &'static str {
-        match self {
-            Self::Badly(code) => code,
-            Self::Well | Self::Cancelled | Self::ContainerGone => FAILED,
+    /// Why an `after` that ended so leaves the pod in doubt; `proven` says that its `before` is known to have ended.
+    fn failure(&self, run: &HookRun, proven: bool) -> Option<Problem> {
+        let code = if let How::Badly(code) = self.how { code } else { FAILED };
+        match &run.problem {
+            Some(message) => Some(problem(code, message.clone(), "")),
+            None if proven => None,
+            None => Some(problem(FAILED, GOES_ON, "")),
         }
     }
+}
+
+/// Ends what goes on of a `before` whose end nobody saw; answers whether its end is proven.
+async fn end_of_before(
+    engine: &dyn Engine,
+    container: &str,
+    (snapshot, hook): (SnapshotId, &Hook),
+) -> Result<bool, EngineError> {
+    let program = Program { within: Duration::ZERO, ..Which::Before(snapshot).program(hook) };
+    let found = answered(ANSWER, engine.container_rejoin(container, &program, &Progress::default())).await?;
+    if let Some(ran) = &found {
+        tracing::info!(%snapshot, end = ?ran.end, "a before hook went on whose snapshot nobody takes any more");
+    }
+    Ok(!found.is_some_and(|ran| ran.end.may_go_on()))
 }
 
 /// Runs one hook; an error when the engine does not say what became of it.
 async fn run(
     engine: &dyn Engine,
     container: &str,
-    (name, hook): (&str, &Hook),
+    (which, hook): (Which, &Hook),
     progress: &Progress,
 ) -> Result<(HookRun, Ended), EngineError> {
-    let within = Duration::from_secs(hook.timeout.into());
-    let program = Program { command: hook.command.clone(), user: hook.user.clone(), within };
-    let late = || EngineError::OutcomeUnknown { problem: format!("the engine does not say how the {name} hook ended") };
-    let answered = tokio::time::timeout(within + ANSWER, engine.container_run(container, &program, progress)).await;
-    match answered.unwrap_or_else(|_| Err(late())) {
+    let (name, program) = (which.name(), which.program(hook));
+    let ran = answered(program.within + ANSWER, engine.container_run(container, &program, progress)).await;
+    match ran {
         Ok(ran) => Ok(described(name, hook, &ran)),
         Err(EngineError::Rejected { problem }) => {
             let message = format!("the {name} hook could not be started: {}", shown(&problem));
-            Ok((HookRun { exit: None, millis: 0, problem: Some(message) }, Ended::Badly(FAILED)))
+            let ended = Ended { how: How::Badly(FAILED), may_go_on: false };
+            Ok((HookRun { exit: None, millis: 0, problem: Some(message) }, ended))
         }
         Err(other) => Err(other),
     }
+}
+
+/// An engine that does not answer in time has not said what became of it.
+async fn answered<T>(limit: Duration, call: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
+    let late = || EngineError::OutcomeUnknown { problem: "the engine does not say how the hook ended".to_owned() };
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(late()))
 }
 
 fn described(name: &str, hook: &Hook, ran: &Ran) -> (HookRun, Ended) {
@@ -188,18 +268,22 @@ fn described(name: &str, hook: &Hook, ran: &Ran) -> (HookRun, Ended) {
         Remains::Nothing => "",
         Remains::Perhaps => "; it could not be ended and may go on in the pod",
     };
-    let (what, ended) = match ran.end {
-        ProgramEnd::Exited(0) => return (HookRun { exit, millis, problem: None }, Ended::Well),
-        ProgramEnd::Exited(code) => (format!("ended with status {code} after {millis} ms"), Ended::Badly(FAILED)),
-        ProgramEnd::TimedOut(remains) => {
-            (format!("took longer than {} s{}", hook.timeout, goes_on(remains)), Ended::Badly(TIMED_OUT))
+    let may_go_on = ran.end.may_go_on();
+    let (what, how) = match ran.end {
+        ProgramEnd::Exited(0) => {
+            return (HookRun { exit, millis, problem: None }, Ended { how: How::Well, may_go_on });
         }
-        ProgramEnd::Cancelled(remains) => (format!("was cancelled{}", goes_on(remains)), Ended::Cancelled),
-        ProgramEnd::ContainerEnded => ("was running when the container ended".to_owned(), Ended::ContainerGone),
+        ProgramEnd::Exited(code) => (format!("ended with status {code} after {millis} ms"), How::Badly(FAILED)),
+        ProgramEnd::TimedOut(remains) => {
+            (format!("took longer than {} s{}", hook.timeout, goes_on(remains)), How::Badly(TIMED_OUT))
+        }
+        ProgramEnd::Cancelled(remains) => (format!("was cancelled{}", goes_on(remains)), How::Cancelled),
+        ProgramEnd::ContainerEnded => ("was running when the container ended".to_owned(), How::ContainerGone),
     };
     let output = shown(&ran.output);
     let said = if output.is_empty() { String::new() } else { format!("; it said: {output}") };
-    (HookRun { exit, millis, problem: Some(format!("the {name} hook {what}{said}")) }, ended)
+    let problem = Some(format!("the {name} hook {what}{said}"));
+    (HookRun { exit, millis, problem }, Ended { how, may_go_on })
 }
 
 /// The end of a text in one line without control characters.
@@ -220,8 +304,8 @@ impl Reconciler {
         told: &Told,
     ) -> Result<(), StepError> {
         match &view.pod.spec.hooks {
-            Hooks { before: Some(_), after: Some(after), .. } => {
-                let owed = OwedHook { snapshot, set, after: after.clone(), tries: 0 };
+            Hooks { before: Some(before), after: Some(after), .. } => {
+                let owed = OwedHook { snapshot, set, before: before.clone(), after: after.clone(), tries: 0 };
                 self.record(view, Record::HookOwed(owed)).await?;
                 told.state().owes = true;
                 Ok(())
@@ -291,15 +375,13 @@ impl Reconciler {
     pub(super) async fn run_hook(&self, view: &mut View, container: &str) -> Result<(), StepError> {
         self.record(view, Record::HookTried).await?;
         let owed = view.pod.hook.clone().ok_or(StepError::Overtaken)?;
-        let (run, ended) = run(&*self.engine, container, ("after", &owed.after), &Progress::default()).await?;
-        if matches!(ended, Ended::ContainerGone) {
+        let proven = end_of_before(&*self.engine, container, (owed.snapshot, &owed.before)).await?;
+        let (run, ended) = self.run_after(container, &owed).await?;
+        if matches!(ended.how, How::ContainerGone) {
             // The next run of the container gets it.
             return Ok(());
         }
-        let end = match &run.problem {
-            None => HookEnd::Done,
-            Some(message) => HookEnd::Failed(problem(ended.code(), message.clone(), "")),
-        };
+        let end = ended.failure(&run, proven).map_or(HookEnd::Done, HookEnd::Failed);
         let row = view.snapshot(owed.snapshot).cloned();
         let with_run = |row: Snapshot| {
             let report = HookReport { after: Some(run), ..row.hooks.unwrap_or_default() };
@@ -307,5 +389,16 @@ impl Reconciler {
         };
         let change = Change { snapshots: row.map(with_run).into_iter().collect(), ..Change::default() };
         self.record_with(view, Record::HookSettled(end), change).await
+    }
+
+    /// Runs an owed `after`, or waits for one that was begun and goes on.
+    async fn run_after(&self, container: &str, owed: &OwedHook) -> Result<(HookRun, Ended), EngineError> {
+        let (which, progress) = (Which::After(owed.snapshot), Progress::default());
+        let program = which.program(&owed.after);
+        let call = self.engine.container_rejoin(container, &program, &progress);
+        match answered(program.within + ANSWER, call).await? {
+            Some(ran) => Ok(described(which.name(), &owed.after, &ran)),
+            None => run(&*self.engine, container, (which, &owed.after), &progress).await,
+        }
     }
 }

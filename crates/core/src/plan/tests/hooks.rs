@@ -5,8 +5,12 @@ use crate::hook::{Hook, OwedHook};
 use crate::record::HookEnd;
 
 fn owing(pod: Pod) -> Pod {
-    let after = Hook { command: vec!["resume".into()], user: None, timeout: 30 };
-    Pod { hook: Some(OwedHook { snapshot: SnapshotId::from_parts(3, [3; 10]), set: 1, after, tries: 0 }), ..pod }
+    let hook = |word: &str| Hook { command: vec![word.into()], user: None, timeout: 30 };
+    let (before, after) = (hook("quiesce"), hook("resume"));
+    Pod {
+        hook: Some(OwedHook { snapshot: SnapshotId::from_parts(3, [3; 10]), set: 1, before, after, tries: 0 }),
+        ..pod
+    }
 }
 
 fn is_run(next: &Next) -> bool {
