@@ -6,6 +6,7 @@
 
 use crate::error::Error;
 use crate::id::SnapshotId;
+use crate::snapshot::WriterStamp;
 use crate::spec::check_user;
 use crate::volume::SetNumber;
 
@@ -13,6 +14,9 @@ use crate::volume::SetNumber;
 pub const TIMEOUT_DEFAULT: u32 = 30;
 /// Longest time a hook may ask for, in seconds: one hour.
 pub const TIMEOUT_MAX: u32 = 3600;
+/// Steps of its own that an owed hook gets while the engine does not say what became of it, or while a container that was only
+/// just started is not ready for it: with the delays between them about a minute.
+pub const TRIES_MAX: u32 = 8;
 /// Most words of a command.
 const WORDS_MAX: usize = 100;
 /// Longest command, in bytes of all its words.
@@ -57,6 +61,8 @@ pub struct OwedHook {
     pub snapshot: SnapshotId,
     /// The set whose container it runs in.
     pub set: SetNumber,
+    /// The run of the container in which `before` was begun.
+    pub run: WriterStamp,
     /// The hook that it ends: nothing of it may go on when it is run.
     pub before: Hook,
     /// The hook as it was when `before` began.

@@ -12,7 +12,7 @@ use jiff::SignedDuration;
 use perennial::reconcile::worker::Passed;
 use perennial::service::{Caller, Outcome, Request};
 use perennial_core::fault::{Moment, Tap, Verdict};
-use perennial_core::hook::{HookReport, Hooks, OnHookFailure};
+use perennial_core::hook::{HookReport, Hooks, OnHookFailure, TRIES_MAX};
 use perennial_core::id::PodId;
 use perennial_core::operation::{Operation, OperationState};
 use perennial_core::pod::{ConditionKind, Phase};
@@ -320,6 +320,31 @@ async fn sim_p21_an_owed_hook_hurries_nothing_else() {
     let server = world.server().await;
     server.settle(pod).await;
     assert_eq!(world.engine.programs(pod), [["die"], ["resume"]]);
+}
+
+#[tokio::test]
+async fn sim_p21_an_owed_hook_waits_for_what_still_starts_in_a_fresh_container() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let after = ["late", "20", "resume"];
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["die"], &after))).await;
+    let (operation, _) = taken(&server, pod).await;
+    assert_eq!(operation.state, OperationState::Failed);
+    server.settle(pod).await;
+    let record = server.pod(pod).await;
+    assert_eq!((record.hook, record.hook_failed, record.phase), (None, None, Phase::Running));
+    assert!(world.engine.programs(pod).len() > 3, "it was never too early");
+    // What never becomes ready is given up, with its own words.
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["die"], &["exit", "5", "locked"]))).await;
+    taken(&server, pod).await;
+    server.settle(pod).await;
+    let record = server.pod(pod).await;
+    assert_eq!((record.hook, record.phase), (None, Phase::Running));
+    let problem = record.hook_failed.unwrap();
+    assert!(problem.message.contains("status 5"), "{}", problem.message);
+    assert_eq!(world.engine.programs(pod).len(), 1 + TRIES_MAX as usize);
 }
 
 #[tokio::test]

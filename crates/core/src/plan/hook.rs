@@ -2,10 +2,8 @@
 
 use super::{Action, Input, Next, problem};
 use crate::engine::ContainerState;
+use crate::hook::TRIES_MAX;
 use crate::record::{HookEnd, Record};
-
-/// Steps of its own that an owed hook gets while the engine does not say what became of them.
-const TRIES_MAX: u32 = 5;
 
 /// The step that an owed hook needs; `None` when none is owed, and while there is nothing that it could run in.
 pub(super) fn owed(input: &Input<'_>) -> Option<Next> {

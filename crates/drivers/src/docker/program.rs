@@ -79,7 +79,13 @@ impl DockerEngine {
         let mark = format!("{MARK}={}", program.mark);
         let began = Instant::now();
         let exec = self.exec_create(&seen.id, &program.command, program.user.as_deref(), Some(&mark)).await?;
-        let mut output = self.exec_start(&exec).await?;
+        let mut output = match self.exec_start(&exec).await {
+            // A container that is just ending answers as one in which there is no such program.
+            Err(EngineError::Rejected { .. }) if !self.still_runs(&seen).await? => {
+                return Ok(Ran { end: ProgramEnd::ContainerEnded, output: String::new(), lasted: began.elapsed() });
+            }
+            started => started?,
+        };
         let mut tail = Tail::default();
         let waited = self.wait_for(&exec, &mut output, &mut tail, (began + program.within, progress)).await?;
         let lasted = began.elapsed();
@@ -138,7 +144,7 @@ impl DockerEngine {
         program: &Program,
     ) -> Result<ProgramEnd, EngineError> {
         Ok(match waited {
-            Waited::Ended(_) if !self.still_runs(&seen.id).await? => ProgramEnd::ContainerEnded,
+            Waited::Ended(_) if !self.still_runs(seen).await? => ProgramEnd::ContainerEnded,
             Waited::Ended(code) => {
                 ProgramEnd::Exited(code.ok_or_else(|| unknown("the engine does not know how the program ended"))?)
             }
@@ -232,10 +238,10 @@ impl DockerEngine {
         }
     }
 
-    async fn still_runs(&self, container: &str) -> Result<bool, EngineError> {
-        let seen = self.look_at(container).await.map_err(|e| unknown(e.to_string()))?;
-        let live = [ContainerStateStatusEnum::RUNNING, ContainerStateStatusEnum::PAUSED];
-        Ok(seen.is_some_and(|seen| live.contains(&seen.status)))
+    /// Whether the container is in the very run in which it was seen.
+    async fn still_runs(&self, before: &Seen) -> Result<bool, EngineError> {
+        let seen = self.look_at(&before.id).await.map_err(|e| unknown(e.to_string()))?;
+        Ok(seen.is_some_and(|seen| is_same_run(before, &seen)))
     }
 
     /// Reads what is left of the output of a program that has ended.
@@ -300,6 +306,12 @@ impl DockerEngine {
     }
 }
 
+fn is_same_run(before: &Seen, now: &Seen) -> bool {
+    let live = [ContainerStateStatusEnum::RUNNING, ContainerStateStatusEnum::PAUSED];
+    let began = |seen: &Seen| seen.inspected.state.as_ref().and_then(|state| state.started_at.clone());
+    live.contains(&now.status) && began(before) == began(now)
+}
+
 /// Whether this is the program, and it has not ended.
 fn goes_on(seen: &ExecInspectResponse, program: &Program) -> bool {
     let words = seen.process_config.as_ref().is_some_and(|config| {
@@ -339,6 +351,25 @@ fn not_started(error: bollard::errors::Error) -> EngineError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_that_was_started_again_is_another_run() {
+        let seen = |status, started: &str| Seen {
+            id: "c".into(),
+            labels: Default::default(),
+            status,
+            inspected: bollard::models::ContainerInspectResponse {
+                state: Some(bollard::models::ContainerState { started_at: Some(started.into()), ..Default::default() }),
+                ..Default::default()
+            },
+        };
+        let (running, paused) = (ContainerStateStatusEnum::RUNNING, ContainerStateStatusEnum::PAUSED);
+        let before = seen(running, "2026-01-01T00:00:00Z");
+        assert!(is_same_run(&before, &seen(running, "2026-01-01T00:00:00Z")));
+        assert!(is_same_run(&before, &seen(paused, "2026-01-01T00:00:00Z")));
+        assert!(!is_same_run(&before, &seen(running, "2026-01-01T00:00:09Z")));
+        assert!(!is_same_run(&before, &seen(ContainerStateStatusEnum::EXITED, "2026-01-01T00:00:00Z")));
+    }
 
     #[test]
     fn a_program_is_known_by_its_words_while_it_goes_on() {

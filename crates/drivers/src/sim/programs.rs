@@ -5,6 +5,7 @@
 //! | `write PATH TEXT` | writes a file as the pod would |
 //! | `quiesce`, `resume` | the pod waits for the second from the first on: see [`SimEngine::is_quiesced`] |
 //! | `exit N [TEXT…]` | says the text and ends with that status |
+//! | `late N WORDS…` | ends with 1 in the first N seconds of its container's run, and does the rest from then on |
 //! | `slow N WORDS…` | does the rest once the clock went on by N seconds, whether or not somebody waits for it |
 //! | `stubborn N WORDS…` | the same, and nothing ends it before |
 //! | `hang` | goes on until it is ended; whoever waits for it does so for no longer than others have something to do |
@@ -89,6 +90,15 @@ impl Shared {
         words: &[&str],
     ) -> Result<(ProgramEnd, String), EngineError> {
         let end = match words {
+            ["late", seconds, rest @ ..] => {
+                let seconds = seconds.parse().map_err(|_| rejected("how many seconds?"))?;
+                let ready =
+                    |at: Timestamp| at.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+                if state.container(id)?.started_at.is_some_and(|at| self.clock.now() < ready(at)) {
+                    return Ok((ProgramEnd::Exited(1), "it still starts".to_owned()));
+                }
+                return self.program_act(state, (id, pod), rest);
+            }
             ["missing", ..] => return Err(rejected("there is no program missing")),
             ["write", path, text] => {
                 write_as_pod(self, state, pod, path, text.as_bytes()).map_err(|e| rejected(e.to_string()))?;

@@ -104,7 +104,7 @@ impl Reconciler {
         let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec() };
         let (stamp, live, told) = ((grade, writer.as_ref()), live.as_deref(), Arc::<Told>::default());
         if live.is_some() {
-            self.owe_hook(view, (id, number), &told).await?;
+            self.owe_hook(view, (id, number), writer.as_ref(), &told).await?;
         }
         let uploaded = self.upload(view, (&set, &row), stamp, (live, &told), sources, progress).await;
         if matches!(&uploaded, Err(StepError::Definite(problem)) if problem.code == freeze::TOO_LONG) {

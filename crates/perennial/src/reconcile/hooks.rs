@@ -12,16 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use perennial_core::engine::{Engine, EngineError, Program, ProgramEnd, Ran, Remains};
-use perennial_core::hook::{Hook, HookReport, HookRun, Hooks, OnHookFailure, OwedHook};
+use perennial_core::hook::{Hook, HookReport, HookRun, Hooks, OnHookFailure, OwedHook, TRIES_MAX};
 use perennial_core::id::SnapshotId;
 use perennial_core::operation::Problem;
 use perennial_core::pod::Pod;
 use perennial_core::progress::Progress;
 use perennial_core::record::{self, HookEnd, Record};
-use perennial_core::snapshot::Snapshot;
+use perennial_core::snapshot::{Snapshot, WriterStamp};
 use perennial_core::volume::SetNumber;
 
-use super::step::{StepError, definite, problem};
+use super::step::{StepError, definite, problem, retry};
 use super::worker::{Reconciler, View};
 use crate::store::{Change, StoreError};
 
@@ -301,11 +301,13 @@ impl Reconciler {
         &self,
         view: &mut View,
         (snapshot, set): (SnapshotId, SetNumber),
+        run: Option<&WriterStamp>,
         told: &Told,
     ) -> Result<(), StepError> {
-        match &view.pod.spec.hooks {
-            Hooks { before: Some(before), after: Some(after), .. } => {
-                let owed = OwedHook { snapshot, set, before: before.clone(), after: after.clone(), tries: 0 };
+        match (&view.pod.spec.hooks, run.cloned()) {
+            (Hooks { before: Some(before), after: Some(after), .. }, Some(run)) => {
+                let (before, after) = (before.clone(), after.clone());
+                let owed = OwedHook { snapshot, set, run, before, after, tries: 0 };
                 self.record(view, Record::HookOwed(owed)).await?;
                 told.state().owes = true;
                 Ok(())
@@ -380,6 +382,14 @@ impl Reconciler {
         if matches!(ended.how, How::ContainerGone) {
             // The next run of the container gets it.
             return Ok(());
+        }
+        let fresh = view.observed.container.as_ref().is_some_and(|c| c.stamp() != owed.run);
+        if let (How::Badly(code), Some(message)) = (&ended.how, &run.problem)
+            && fresh
+            && owed.tries < TRIES_MAX
+        {
+            // What it speaks to may still be starting.
+            return Err(retry(code, message.clone()));
         }
         let end = ended.failure(&run, proven).map_or(HookEnd::Done, HookEnd::Failed);
         let row = view.snapshot(owed.snapshot).cloned();

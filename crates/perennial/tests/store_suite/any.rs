@@ -371,6 +371,7 @@ impl Any {
             hook: self.option(|a| OwedHook {
                 snapshot: a.snapshot_id(),
                 set: a.u32(),
+                run: a.stamp(),
                 before: a.hook(),
                 after: a.hook(),
                 tries: a.u32(),

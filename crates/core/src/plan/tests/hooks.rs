@@ -7,8 +7,9 @@ use crate::record::HookEnd;
 fn owing(pod: Pod) -> Pod {
     let hook = |word: &str| Hook { command: vec![word.into()], user: None, timeout: 30 };
     let (before, after) = (hook("quiesce"), hook("resume"));
+    let run = WriterStamp { container: "c1".into(), started_at: None };
     Pod {
-        hook: Some(OwedHook { snapshot: SnapshotId::from_parts(3, [3; 10]), set: 1, before, after, tries: 0 }),
+        hook: Some(OwedHook { snapshot: SnapshotId::from_parts(3, [3; 10]), set: 1, run, before, after, tries: 0 }),
         ..pod
     }
 }

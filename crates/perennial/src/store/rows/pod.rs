@@ -115,7 +115,9 @@ stored_struct!(ComposedRow = Composed { snapshot: SnapshotId, base: SnapshotId }
 stored_struct!(ForkRow = Fork { identity: Identity, composed: Option<Composed> });
 stored_struct!(TaskRow = Task { operation: OperationId, work: Work });
 stored_struct!(ConditionRow = Condition { kind: ConditionKind, reason: String, message: String, since: Timestamp });
-stored_struct!(OwedHookRow = OwedHook { snapshot: SnapshotId, set: u32, before: Hook, after: Hook, tries: u32 });
+stored_struct!(
+    OwedHookRow = OwedHook { snapshot: SnapshotId, set: u32, run: WriterStamp, before: Hook, after: Hook, tries: u32 }
+);
 stored_struct!(RetryRow = Retry { count: u32, not_before: Option<Timestamp>, problem: Option<Problem> });
 
 /// Where a set's content comes from.
