@@ -7,6 +7,7 @@ mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use perennial::reconcile::worker::Passed;
@@ -282,6 +283,58 @@ async fn sim_p21_an_engine_that_vanishes_in_a_hook_leaves_it_owed() {
     world.clock.advance(SignedDuration::from_secs(60));
     assert!(!world.engine.is_quiesced(pod));
     assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
+}
+
+/// Asks for something while the n-th program of the pod goes on, which the clock never ends; the pod comes to rest all the same.
+async fn asked_in_a_hook(server: &Server, world: &World, pod: PodId, n: usize, ask: impl Future<Output = ()>) {
+    let asks = async {
+        while world.engine.programs(pod).len() < n || world.engine.program_due(pod).is_none() {
+            tokio::task::yield_now().await;
+        }
+        ask.await;
+    };
+    let settles = async {
+        server.settle(pod).await;
+    };
+    let both = async { tokio::join!(settles, asks) };
+    tokio::time::timeout(Duration::from_secs(60), both).await.expect("it waits for the hook");
+}
+
+#[tokio::test]
+async fn sim_p21_whoever_wants_the_pod_does_not_wait_for_the_hook_before() {
+    for (phase, last) in [(Phase::Paused, "resume"), (Phase::Stopped, "resume"), (Phase::Deleted, "resume")] {
+        let world = World::new(1);
+        let server = world.server().await;
+        let slow = hooks(&["slow", "20", "quiesce"], &["resume"]);
+        let pod = server.running("dev", hooked(Backend::Overlay, slow)).await;
+        let began = world.clock_now();
+        server.snapshot(pod).await.unwrap();
+        asked_in_a_hook(&server, &world, pod, 1, async {
+            let asked = match phase {
+                Phase::Paused => server.pause(pod).await,
+                Phase::Stopped => server.stop(pod).await,
+                _ => server.delete(pod).await,
+            };
+            asked.unwrap();
+        })
+        .await;
+        assert_eq!(server.pod(pod).await.phase, phase);
+        assert_eq!(world.engine.programs(pod)[1..], [[last]]);
+        assert!(world.clock_now().duration_since(began) < SignedDuration::from_secs(20), "{phase:?}");
+    }
+}
+
+#[tokio::test]
+async fn sim_p21_only_a_purge_cuts_the_hook_after_short() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["slow", "20", "resume"]))).await;
+    server.snapshot(pod).await.unwrap();
+    asked_in_a_hook(&server, &world, pod, 2, async {
+        server.purge(pod).await.unwrap();
+    })
+    .await;
+    assert!(server.app.store.pod_fetch(pod).await.unwrap().is_none());
 }
 
 /// An engine that starts nothing, and counts how often it was asked.

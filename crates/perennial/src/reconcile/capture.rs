@@ -172,9 +172,9 @@ impl Reconciler {
                 let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
                 // Should the thaw fail, the next pass looks at once.
                 self.memory().thawed.remove(&view.pod.id);
-                let (engine, hooks, told) = (&*self.engine, &view.pod.spec.hooks, Arc::clone(told));
-                let around = Around { engine, container: id, snapshot: row.id, hooks, progress, told };
-                let container = Container { engine, id, around };
+                let (pod, snapshot, told) = (&view.pod, row.id, Arc::clone(told));
+                let around = Around { reconciler: self, pod, container: id, snapshot, progress, told };
+                let container = Container { engine: &*self.engine, id, around };
                 while_frozen(&container, limit, move |writers| work(Some(writers))).await?
             }
         };

@@ -21,6 +21,7 @@ use perennial_core::record::{self, HookEnd, Record};
 use perennial_core::snapshot::{Snapshot, WriterStamp};
 use perennial_core::volume::SetNumber;
 
+use super::hooking::Until;
 use super::step::{StepError, definite, problem, retry};
 use super::worker::{Reconciler, View};
 use crate::store::{Change, StoreError};
@@ -84,10 +85,11 @@ impl Told {
 
 /// The hooks of one capture of a running pod.
 pub(super) struct Around<'a> {
-    pub(super) engine: &'a dyn Engine,
+    pub(super) reconciler: &'a Reconciler,
+    /// The pod, as it has to stay for the capture to be recorded.
+    pub(super) pod: &'a Pod,
     pub(super) container: &'a str,
     pub(super) snapshot: SnapshotId,
-    pub(super) hooks: &'a Hooks,
     pub(super) progress: &'a Progress,
     pub(super) told: Arc<Told>,
 }
@@ -95,13 +97,15 @@ pub(super) struct Around<'a> {
 impl Around<'_> {
     /// Makes the pod ready for the freeze; an error when there is to be none.
     pub(super) async fn before(&self) -> Result<(), StepError> {
-        let Some(hook) = &self.hooks.before else { return Ok(()) };
+        let Some(hook) = &self.pod.spec.hooks.before else { return Ok(()) };
         {
             let mut state = self.told.state();
             *state = State { begun: true, unseen: true, owes: state.owes, ..State::default() };
         }
         let which = Which::Before(self.snapshot);
-        let (run, ended) = run(self.engine, self.container, (which, hook), self.progress).await?;
+        let running = run(&*self.reconciler.engine, self.container, (which, hook), self.progress);
+        let until = Until::Changed(self.pod.version);
+        let (run, ended) = self.reconciler.while_wanted((self.pod.id, until), self.progress, running).await?;
         let found = run.problem.clone();
         {
             let mut state = self.told.state();
@@ -113,7 +117,7 @@ impl Around<'_> {
             How::Cancelled => Err(StepError::Cancelled),
             // There is nothing left that could be frozen.
             How::ContainerGone => Err(failed(FAILED, found)),
-            How::Badly(code) if self.hooks.on_failure == OnHookFailure::Fail => Err(failed(code, found)),
+            How::Badly(code) if self.pod.spec.hooks.on_failure == OnHookFailure::Fail => Err(failed(code, found)),
             How::Badly(_) | How::Well => {
                 tracing::warn!(problem = found, "the snapshot is taken without its hook");
                 Ok(())
@@ -127,8 +131,10 @@ impl Around<'_> {
             return;
         }
         let unseen = self.told.state().unseen;
-        let proven = match &self.hooks.before {
-            Some(before) if unseen => end_of_before(self.engine, self.container, (self.snapshot, before)).await,
+        let proven = match &self.pod.spec.hooks.before {
+            Some(before) if unseen => {
+                end_of_before(&*self.reconciler.engine, self.container, (self.snapshot, before)).await
+            }
             _ => Ok(true),
         };
         let proven = match proven {
@@ -137,13 +143,14 @@ impl Around<'_> {
                 return tracing::warn!(%error, "look for what goes on of the before hook; the after hook stays owed");
             }
         };
-        let Some(hook) = &self.hooks.after else {
+        let Some(hook) = &self.pod.spec.hooks.after else {
             self.told.state().begun = false;
             return;
         };
         // Not cancelled with the snapshot: the pod waits for it.
-        let which = Which::After(self.snapshot);
-        match run(self.engine, self.container, (which, hook), &Progress::default()).await {
+        let (which, progress) = (Which::After(self.snapshot), Progress::default());
+        let running = run(&*self.reconciler.engine, self.container, (which, hook), &progress);
+        match self.reconciler.while_wanted((self.pod.id, Until::Purged), &progress, running).await {
             Ok((run, ended)) => {
                 let mut state = self.told.state();
                 // A container that is gone did not get what it was owed: its next run does.
@@ -378,7 +385,9 @@ impl Reconciler {
         self.record(view, Record::HookTried).await?;
         let owed = view.pod.hook.clone().ok_or(StepError::Overtaken)?;
         let proven = end_of_before(&*self.engine, container, (owed.snapshot, &owed.before)).await?;
-        let (run, ended) = self.run_after(container, &owed).await?;
+        let progress = Progress::default();
+        let running = self.run_after(container, &owed, &progress);
+        let (run, ended) = self.while_wanted((view.pod.id, Until::Purged), &progress, running).await?;
         if matches!(ended.how, How::ContainerGone) {
             // The next run of the container gets it.
             return Ok(());
@@ -402,13 +411,18 @@ impl Reconciler {
     }
 
     /// Runs an owed `after`, or waits for one that was begun and goes on.
-    async fn run_after(&self, container: &str, owed: &OwedHook) -> Result<(HookRun, Ended), EngineError> {
-        let (which, progress) = (Which::After(owed.snapshot), Progress::default());
+    async fn run_after(
+        &self,
+        container: &str,
+        owed: &OwedHook,
+        progress: &Progress,
+    ) -> Result<(HookRun, Ended), EngineError> {
+        let which = Which::After(owed.snapshot);
         let program = which.program(&owed.after);
-        let call = self.engine.container_rejoin(container, &program, &progress);
+        let call = self.engine.container_rejoin(container, &program, progress);
         match answered(program.within + ANSWER, call).await? {
             Some(ran) => Ok(described(which.name(), &owed.after, &ran)),
-            None => run(&*self.engine, container, (which, &owed.after), &progress).await,
+            None => run(&*self.engine, container, (which, &owed.after), progress).await,
         }
     }
 }

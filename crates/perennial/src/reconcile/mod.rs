@@ -26,6 +26,7 @@ mod fill;
 mod forget;
 mod freeze;
 mod glance;
+mod hooking;
 mod hooks;
 mod images;
 mod import;
