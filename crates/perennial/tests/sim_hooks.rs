@@ -335,6 +335,74 @@ async fn sim_p21_only_a_purge_cuts_the_hook_after_short() {
     })
     .await;
     assert!(server.app.store.pod_fetch(pod).await.unwrap().is_none());
+    // A stop waits for it.
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["slow", "20", "resume"]))).await;
+    server.snapshot(pod).await.unwrap();
+    asked_in_a_hook(&server, &world, pod, 2, async {
+        server.stop(pod).await.unwrap();
+        let due = world.engine.program_due(pod).unwrap();
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.engine.program_due(pod), Some(due), "it was ended");
+        world.clock.set(due);
+    })
+    .await;
+    assert!(!world.engine.is_quiesced(pod));
+    assert_eq!(server.pod(pod).await.phase, Phase::Stopped);
+    assert_eq!(world.engine.programs(pod).len(), 2);
+}
+
+#[tokio::test]
+async fn sim_p21_a_hook_that_ended_is_not_run_again_because_the_pod_was_changed_meanwhile() {
+    let world = World::new(1);
+    let (pod, asked) = {
+        let server = world.server().await;
+        let slow = hooks(&["slow", "20", "quiesce"], &["slow", "20", "resume"]);
+        let pod = server.running("dev", hooked(Backend::Overlay, slow)).await;
+        let asked = server.snapshot(pod).await.unwrap();
+        tokio::select! {
+            _ = server.settle(pod) => panic!("it ended"),
+            () = a_program_goes_on(&world, pod) => {}
+        }
+        (pod, asked)
+    };
+    let server = world.server().await;
+    server.app.cancel(Request::new(&Caller::admin()), asked.operation.id).await.unwrap();
+    asked_in_a_hook(&server, &world, pod, 2, async {
+        server.stop(pod).await.unwrap();
+        world.clock.set(world.engine.program_due(pod).unwrap());
+    })
+    .await;
+    assert_eq!(world.engine.programs(pod).len(), 2, "{:?}", world.engine.programs(pod));
+    assert_eq!(server.pod(pod).await.phase, Phase::Stopped);
+    assert!(!world.engine.is_quiesced(pod));
+}
+
+/// An engine that freezes nothing.
+#[derive(Debug)]
+struct FreezesNothing;
+
+impl Tap for FreezesNothing {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        let asked = site == "engine.container_freeze" && moment == Moment::Before;
+        if asked { Verdict::Fail } else { Verdict::Go }
+    }
+}
+
+#[tokio::test]
+async fn sim_p21_what_goes_wrong_again_and_again_ends_the_snapshot_and_not_the_pods_peace() {
+    let world = World::new(1);
+    let server = world.server_with(Arc::new(FreezesNothing)).await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["resume"]))).await;
+    let (operation, row) = taken(&server, pod).await;
+    let problem = operation.error.unwrap();
+    assert_eq!((operation.state, row.state), (OperationState::Failed, SnapshotState::Failed), "{problem:?}");
+    assert!(problem.code == "engine-unavailable" && problem.message.contains("5 times"), "{problem:?}");
+    assert_eq!(world.engine.programs(pod).len(), 10);
+    assert!(!world.engine.is_quiesced(pod));
 }
 
 /// An engine that starts nothing, and counts how often it was asked.

@@ -36,6 +36,8 @@ pub(super) fn snapshot_tag(id: SnapshotId) -> String {
 const SPOOL_MEMORY: usize = 64 << 20;
 /// How often a capture is tried again for losses that were accepted.
 const LOSSES_COME_UP: u32 = 2;
+/// How often a capture is tried that runs hooks of the pod each time.
+const HOOKED_TRIES: u32 = 5;
 /// Where a snapshot says what it is.
 const POD_FILE: &str = "/pod.json";
 /// How engines call a set's missing marker among its missing volumes.
@@ -115,11 +117,16 @@ impl Reconciler {
             Ok(uploaded) => uploaded,
             Err(error) => {
                 self.settle_hooks(view, id, &told).await;
-                return Err(error);
+                return Err(once_too_often(error, &told, view.pod.retry.count));
             }
         };
         let grade = if told.is_hooked() { Grade::Hooked } else { grade };
-        self.record_uploaded(view, row, (&set, grade, writer), uploaded, &told).await
+        let recorded = self.record_uploaded(view, row, (&set, grade, writer), uploaded, &told).await;
+        if recorded.is_err() {
+            // Whatever becomes of the snapshot: what its hooks did is done.
+            self.settle_hooks(view, id, &told).await;
+        }
+        recorded
     }
 
     async fn upload(
@@ -442,6 +449,18 @@ impl Reconciler {
             format!("these could not be captured: {}", refused.join("; ")),
             "bring them back, or accept exactly these paths with acceptLoss",
         ))
+    }
+}
+
+/// A pod is not made ready for a freeze again and again: what fails so often ends the snapshot.
+fn once_too_often(error: StepError, told: &Told, failed_before: u32) -> StepError {
+    match error {
+        StepError::Retry(found) if told.has_run() && failed_before + 1 >= HOOKED_TRIES => definite(
+            &found.code,
+            format!("{}; the snapshot was tried {HOOKED_TRIES} times, each time with the pod's hooks", found.message),
+            "mend the cause and take another",
+        ),
+        other => other,
     }
 }
 

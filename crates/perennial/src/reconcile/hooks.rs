@@ -66,6 +66,12 @@ impl Told {
         self.state().report.clone()
     }
 
+    /// Whether `before` may have been started.
+    pub(super) fn has_run(&self) -> bool {
+        let state = self.state();
+        state.begun || state.report.before.is_some()
+    }
+
     /// Whether the pod was made ready for the freeze that followed.
     pub(super) fn is_hooked(&self) -> bool {
         self.state().report.before.as_ref().is_some_and(|run| run.problem.is_none())
@@ -169,6 +175,11 @@ fn failed(code: &str, message: String) -> StepError {
         message,
         "mend the hook, or let snapshots go on without it: perennial pod set --hook-on-failure continue",
     )
+}
+
+fn with_report(row: Snapshot, change: impl Fn(HookReport) -> HookReport) -> Snapshot {
+    let report = change(row.hooks.clone().unwrap_or_default());
+    Snapshot { hooks: Some(report), ..row }
 }
 
 /// Whether what the pod owes was begun for this snapshot.
@@ -349,26 +360,47 @@ impl Reconciler {
         }
     }
 
-    /// Records what became of the hooks of a capture that failed; what cannot be recorded stays owed.
+    /// Records what became of the hooks of a capture that failed, or could not be recorded; what cannot be recorded stays owed.
     pub(super) async fn settle_hooks(&self, view: &View, snapshot: SnapshotId, told: &Told) {
-        for _ in 0..COMMITS {
-            match self.try_to_settle(view, snapshot, told).await {
-                // Somebody changed the pod, perhaps because the snapshot was cancelled.
-                Err(StoreError::Stale) => {}
-                Err(error) => return tracing::warn!(error = %crate::causes::describe(&error), "record what hooks did"),
-                Ok(()) => return,
-            }
+        let report = told.report();
+        let told_so = |_| report.clone();
+        let change = |row| if report.before.is_some() { with_report(row, told_so) } else { row };
+        if let Err(error) = self.settle(view, snapshot, change, told.end()).await {
+            tracing::warn!(error = %crate::causes::describe(&error), "record what hooks did");
         }
     }
 
-    async fn try_to_settle(&self, view: &View, snapshot: SnapshotId, told: &Told) -> Result<(), StoreError> {
+    /// Commits what hooks of a snapshot did, whatever else of the pod was changed meanwhile: the snapshot may have been cancelled, or
+    /// a stop asked for, and nothing of that makes them undone.
+    async fn settle(
+        &self,
+        view: &View,
+        snapshot: SnapshotId,
+        change: impl Fn(Snapshot) -> Snapshot,
+        end: Option<HookEnd>,
+    ) -> Result<(), StoreError> {
+        let mut last = Ok(());
+        for _ in 0..COMMITS {
+            last = self.try_to_settle(view, snapshot, &change, end.clone()).await;
+            if !matches!(last, Err(StoreError::Stale)) {
+                break;
+            }
+        }
+        last
+    }
+
+    async fn try_to_settle(
+        &self,
+        view: &View,
+        snapshot: SnapshotId,
+        change_row: &impl Fn(Snapshot) -> Snapshot,
+        end: Option<HookEnd>,
+    ) -> Result<(), StoreError> {
         let Some(mut pod) = self.store.pod_fetch(view.pod.id).await? else { return Ok(()) };
-        let report = told.report();
         let rows = self.store.snapshots_fetch(&[snapshot]).await?;
-        let with_report = |row: Snapshot| Snapshot { hooks: Some(report.clone()), ..row };
         let mut change = Change { lease: view.lease.clone(), ..Change::default() };
-        change.snapshots = rows.into_iter().filter(|_| report.before.is_some()).map(with_report).collect();
-        if let Some(end) = told.end().filter(|_| owed_by(&pod, snapshot)) {
+        change.snapshots = rows.into_iter().map(change_row).collect();
+        if let Some(end) = end.filter(|_| owed_by(&pod, snapshot)) {
             change.events = self.settled(&mut pod, end);
         }
         change.pod = Some(pod);
@@ -401,13 +433,8 @@ impl Reconciler {
             return Err(retry(code, message.clone()));
         }
         let end = ended.failure(&run, proven).map_or(HookEnd::Done, HookEnd::Failed);
-        let row = view.snapshot(owed.snapshot).cloned();
-        let with_run = |row: Snapshot| {
-            let report = HookReport { after: Some(run), ..row.hooks.unwrap_or_default() };
-            Snapshot { hooks: Some(report), ..row }
-        };
-        let change = Change { snapshots: row.map(with_run).into_iter().collect(), ..Change::default() };
-        self.record_with(view, Record::HookSettled(end), change).await
+        let change = |row| with_report(row, |report| HookReport { after: Some(run.clone()), ..report });
+        Ok(self.settle(view, owed.snapshot, change, Some(end)).await?)
     }
 
     /// Runs an owed `after`, or waits for one that was begun and goes on.
