@@ -12,8 +12,8 @@ use crate::volume::SetNumber;
 
 /// Seconds a hook may take when nobody says.
 pub const TIMEOUT_DEFAULT: u32 = 30;
-/// Longest time a hook may ask for, in seconds: one hour.
-pub const TIMEOUT_MAX: u32 = 3600;
+/// Longest time a hook may ask for, in seconds: ten minutes. The pod's next actions wait for an `after`.
+pub const TIMEOUT_MAX: u32 = 600;
 /// Steps of its own that an owed hook gets while the engine does not say what became of it, or while a container that was only
 /// just started is not ready for it: with the delays between them about a minute.
 pub const TRIES_MAX: u32 = 8;

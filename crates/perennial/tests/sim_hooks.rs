@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use perennial::reconcile::controller::{Controller, Waker};
 use perennial::reconcile::worker::Passed;
-use perennial::service::{Caller, Outcome, Request};
+use perennial::service::{Caller, CreateRequest, Outcome, Request};
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::hook::{HookReport, Hooks, OnHookFailure, TRIES_MAX};
 use perennial_core::id::PodId;
 use perennial_core::operation::{Operation, OperationState};
 use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::snapshot::{Grade, Snapshot, SnapshotState};
-use perennial_core::spec::{Backend, PodSpec};
+use perennial_core::spec::{Backend, PodName, PodSpec, TenantId};
 use world::taps::{Blow, Striker};
 use world::{Server, World, files, hooks, small_spec};
 
@@ -285,6 +286,13 @@ async fn sim_p21_an_engine_that_vanishes_in_a_hook_leaves_it_owed() {
     assert_eq!(world.engine.programs(pod).last().unwrap(), &["resume"]);
 }
 
+/// Ends once an owed hook is waited for that was begun before: what goes on of the one before it was looked for first.
+async fn it_is_waited_for(seen: &Striker) {
+    while seen.passed().iter().filter(|site| *site == "engine.container_rejoin").count() < 2 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Asks for something while the n-th program of the pod goes on, which the clock never ends; the pod comes to rest all the same.
 async fn asked_in_a_hook(server: &Server, world: &World, pod: PodId, n: usize, ask: impl Future<Output = ()>) {
     let asks = async {
@@ -403,6 +411,82 @@ async fn sim_p21_what_goes_wrong_again_and_again_ends_the_snapshot_and_not_the_p
     assert!(problem.code == "engine-unavailable" && problem.message.contains("5 times"), "{problem:?}");
     assert_eq!(world.engine.programs(pod).len(), 10);
     assert!(!world.engine.is_quiesced(pod));
+}
+
+/// A running pod of a tenant.
+async fn running_of(server: &Server, tenant: &str, number: usize, spec: PodSpec) -> PodId {
+    let (name, tenant) = (PodName::parse(&format!("{tenant}-{number}")).unwrap(), TenantId::parse(tenant).unwrap());
+    let create = CreateRequest { name, tenant: Some(tenant), from_snapshot: None };
+    let outcome = server.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await.unwrap();
+    let pod = outcome.pod.id;
+    server.succeed(Ok(outcome)).await;
+    pod
+}
+
+async fn soon(what: &str, is_so: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !is_so().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), waits).await.expect(what);
+}
+
+#[tokio::test]
+async fn sim_p21_hooks_that_hang_stop_nobody_else_and_no_server() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let slow = hooked(Backend::Overlay, hooks(&["slow", "20", "quiesce"], &["resume"]));
+    let began = world.clock_now();
+    let mut pods = Vec::new();
+    for (tenant, count) in [("few-a", 3), ("few-b", 3), ("few-c", 3), ("many", 6)] {
+        for number in 0..count {
+            pods.push(running_of(&server, tenant, number, slow.clone()).await);
+        }
+    }
+    let other = running_of(&server, "other", 0, small_spec(Backend::Overlay)).await;
+    for pod in &pods {
+        server.snapshot(*pod).await.unwrap();
+    }
+    let (waker, hanging) = (Waker::default(), |pods: &[PodId]| {
+        pods.iter().filter(|pod| world.engine.program_due(**pod).is_some()).count()
+    });
+    let controller = Controller::start(Arc::clone(&server.reconciler), waker.clone());
+    // More than passes are bounded to, and no more of one tenant than it may have.
+    soon("hooks go on", async || hanging(&pods) == 13).await;
+    let asked = server.snapshot(other).await.unwrap().operation.id;
+    waker.wake(other);
+    soon("the other goes on", async || server.operation(asked).await.state == OperationState::Succeeded).await;
+    assert_eq!((hanging(&pods), hanging(&pods[9..])), (13, 4));
+    // A server that stops cancels them, and lets their pods go on.
+    tokio::time::timeout(Duration::from_secs(120), controller.shutdown()).await.expect("it stops");
+    assert_eq!(hanging(&pods), 0);
+    for pod in pods {
+        assert_eq!(server.pod(pod).await.hook, None);
+        assert!(!world.engine.is_quiesced(pod));
+    }
+    assert!(world.clock_now().duration_since(began) < SignedDuration::from_secs(20));
+}
+
+#[tokio::test]
+async fn sim_p21_a_server_that_stops_leaves_a_long_hook_after_to_the_next() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["slow", "20", "resume"]))).await;
+    server.snapshot(pod).await.unwrap();
+    let controller = Controller::start(Arc::clone(&server.reconciler), Waker::default());
+    soon("it goes on", async || world.engine.program_due(pod).is_some()).await;
+    tokio::time::timeout(Duration::from_secs(60), controller.shutdown()).await.expect("it stops");
+    assert!(server.pod(pod).await.hook.is_some());
+    let seen = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
+    let server = world.server_with(Arc::clone(&seen) as _).await;
+    asked_in_a_hook(&server, &world, pod, 2, async {
+        it_is_waited_for(&seen).await;
+        world.clock.set(world.engine.program_due(pod).unwrap());
+    })
+    .await;
+    assert_eq!((server.pod(pod).await.hook, world.engine.is_quiesced(pod)), (None, false));
+    assert_eq!(world.engine.programs(pod).len(), 2, "it was waited for");
 }
 
 /// An engine that starts nothing, and counts how often it was asked.

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::glance::Pace;
+use super::hooking::apart;
 use super::worker::{Passed, Reconciler};
 
 /// Pods that are glanced at at the same time.
@@ -152,7 +153,8 @@ impl Controller {
 }
 
 impl ControllerHandle {
-    /// Finishes the passes in work, starts no other, and gives the leases back.
+    /// Finishes the passes in work, starts no other, and gives the leases back. A hook before a snapshot is cancelled, one after it
+    /// left to the next server when it does not end soon.
     pub async fn shutdown(mut self) {
         let _ = self.stop.send(true);
         while self.tasks.join_next().await.is_some() {}
@@ -161,9 +163,11 @@ impl ControllerHandle {
 
 async fn work(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Receiver<bool>) {
     let mut passes: JoinSet<(PodId, Passed)> = JoinSet::new();
+    let mut waiting = reconciler.hooking.waiting();
     while !*stopped.borrow() {
         let next_due = waker.with(|queue| queue.wake_due(reconciler.now()));
-        while passes.len() < reconciler.settings.pods_at_once
+        let most = reconciler.settings.pods_at_once + apart(*waiting.borrow_and_update());
+        while passes.len() < most
             && let Some(pod) = waker.with(Queue::pop)
         {
             let reconciler = Arc::clone(&reconciler);
@@ -185,9 +189,11 @@ async fn work(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Rec
             Some(joined) = passes.join_next() => finish(&waker, joined),
             () = waker.notify.notified() => {}
             () = due => {}
+            _ = waiting.changed() => {}
             _ = stopped.changed() => {}
         }
     }
+    reconciler.hooking.stop();
     while let Some(joined) = passes.join_next().await {
         finish(&waker, joined);
     }

@@ -111,7 +111,8 @@ impl Around<'_> {
         let which = Which::Before(self.snapshot);
         let running = run(&*self.reconciler.engine, self.container, (which, hook), self.progress);
         let until = Until::Changed(self.pod.version);
-        let (run, ended) = self.reconciler.while_wanted((self.pod.id, until), self.progress, running).await?;
+        let ran = self.reconciler.while_wanted((self.pod.id, until), self.progress, running).await;
+        let (run, ended) = ran.ok_or(StepError::Cancelled)??;
         let found = run.problem.clone();
         {
             let mut state = self.told.state();
@@ -157,14 +158,15 @@ impl Around<'_> {
         let (which, progress) = (Which::After(self.snapshot), Progress::default());
         let running = run(&*self.reconciler.engine, self.container, (which, hook), &progress);
         match self.reconciler.while_wanted((self.pod.id, Until::Purged), &progress, running).await {
-            Ok((run, ended)) => {
+            None => tracing::info!("the after hook stays owed: the server stops"),
+            Some(Ok((run, ended))) => {
                 let mut state = self.told.state();
                 // A container that is gone did not get what it was owed: its next run does.
                 state.begun = matches!(ended.how, How::ContainerGone);
                 state.failed = ended.failure(&run, proven);
                 state.report.after = Some(run);
             }
-            Err(error) => tracing::warn!(%error, "run the after hook; it stays owed"),
+            Some(Err(error)) => tracing::warn!(%error, "run the after hook; it stays owed"),
         }
     }
 }
@@ -419,7 +421,9 @@ impl Reconciler {
         let proven = end_of_before(&*self.engine, container, (owed.snapshot, &owed.before)).await?;
         let progress = Progress::default();
         let running = self.run_after(container, &owed, &progress);
-        let (run, ended) = self.while_wanted((view.pod.id, Until::Purged), &progress, running).await?;
+        let ran = self.while_wanted((view.pod.id, Until::Purged), &progress, running).await;
+        // The next server waits for it.
+        let (run, ended) = ran.ok_or(StepError::Cancelled)??;
         if matches!(ended.how, How::ContainerGone) {
             // The next run of the container gets it.
             return Ok(());

@@ -15,6 +15,7 @@ use perennial_core::snapshot::Snapshot;
 use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
 
+use super::hooking::Hooking;
 use super::leases::LEASE;
 use super::progress::ProgressBoard;
 use super::records::{Failure, RETRY_FIRST, RETRY_MAX};
@@ -25,6 +26,8 @@ use crate::store::{Change, Lease, Store};
 
 /// How often a blocked pod is looked at.
 const BLOCKED_EVERY: SignedDuration = SignedDuration::from_secs(10);
+/// How long a snapshot with hooks waits before it is looked whether its tenant has few enough of them in work.
+const SEAT_AGAIN: SignedDuration = SignedDuration::from_secs(2);
 /// How often the time at which data was last seen whole is recorded.
 const SEEN_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
@@ -67,6 +70,7 @@ pub struct Reconciler {
     pub(super) settings: Settings,
     /// When this server began: captures asked for later were tried by nobody before it.
     pub(super) started_at: Timestamp,
+    pub(super) hooking: Arc<Hooking>,
     memory: Mutex<Memory>,
 }
 
@@ -115,7 +119,8 @@ impl Reconciler {
         settings: Settings,
     ) -> Self {
         let started_at = clock.now();
-        Self { store, engine, repositories, clock, ids, board, settings, started_at, memory: Mutex::default() }
+        let (hooking, memory) = (Arc::default(), Mutex::default());
+        Self { store, engine, repositories, clock, ids, board, settings, started_at, hooking, memory }
     }
 
     /// Who this server is to others that share the database.
@@ -208,6 +213,9 @@ impl Reconciler {
                 Ok(Passed::Wait(self.after(BLOCKED_EVERY)))
             }
             Next::Act(action) => {
+                let Ok(_seat) = self.seat(&view, action) else {
+                    return Ok(Passed::Wait(self.after(SEAT_AGAIN)));
+                };
                 let Some(lease) = self.lease(view.pod.id).await? else {
                     return Ok(Passed::Wait(self.after(LEASE)));
                 };
