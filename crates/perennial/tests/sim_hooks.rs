@@ -413,6 +413,30 @@ async fn sim_p21_what_goes_wrong_again_and_again_ends_the_snapshot_and_not_the_p
     assert!(!world.engine.is_quiesced(pod));
 }
 
+#[tokio::test]
+async fn sim_p21_a_long_hook_after_keeps_no_snapshot_from_being_recorded() {
+    let world = World::new(1);
+    let seen = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
+    let server = world.server_with(Arc::clone(&seen) as _).await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["slow", "20", "resume"]))).await;
+    let asked = server.snapshot(pod).await.unwrap().snapshot.unwrap().id;
+    asked_in_a_hook(&server, &world, pod, 2, async {
+        let state = async || server.app.store.snapshot_fetch(asked).await.unwrap().unwrap().state;
+        while state().await == SnapshotState::Pending {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(state().await, SnapshotState::Uploaded);
+        it_is_waited_for(&seen).await;
+        world.clock.set(world.engine.program_due(pod).expect("it goes on"));
+    })
+    .await;
+    let row = server.app.store.snapshot_fetch(asked).await.unwrap().unwrap();
+    assert_eq!((row.state, row.grade), (SnapshotState::Verified, Some(Grade::Hooked)));
+    assert_eq!(report(&row).after.as_ref().unwrap().exit, Some(0));
+    assert_eq!(world.engine.programs(pod).len(), 2, "it was waited for");
+    assert_eq!(server.pod(pod).await.hook, None);
+}
+
 /// A running pod of a tenant.
 async fn running_of(server: &Server, tenant: &str, number: usize, spec: PodSpec) -> PodId {
     let (name, tenant) = (PodName::parse(&format!("{tenant}-{number}")).unwrap(), TenantId::parse(tenant).unwrap());

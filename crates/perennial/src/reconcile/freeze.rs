@@ -8,6 +8,8 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{Fuse, FusedFuture as _};
 use perennial_core::engine::{Effect, Engine, EngineError};
 use perennial_snapshots::{Error, Writers};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -25,6 +27,8 @@ const THAW_TRIES: u32 = 6;
 const THAW_WITHIN: Duration = Duration::from_secs(5);
 /// Delay before the second try; doubles with each.
 const THAW_AGAIN: Duration = Duration::from_millis(50);
+/// How long what makes the pod go on is waited for once everything is stored: after that the snapshot is recorded without it.
+const AFTER: Duration = Duration::from_secs(5);
 
 /// What the work wants of the one who freezes; answered when it is done.
 enum Ask {
@@ -67,7 +71,7 @@ trait Freezes {
     async fn thaw(&self) -> Result<Effect, EngineError>;
     /// Makes it ready; an error when it is not to be frozen.
     async fn before(&self) -> Result<(), StepError>;
-    /// Undoes that, once it goes on; does nothing when there is nothing to undo.
+    /// Undoes that, once it goes on; does nothing when there is nothing to undo. May be given up in the middle.
     async fn after(&self);
 }
 
@@ -120,10 +124,19 @@ fn millis(lasted: Duration) -> u64 {
     u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// The freeze.
+    freeze: Duration,
+    /// What undoes the preparation, once the work is done.
+    after: Duration,
+}
+
 /// What one side knows of the other.
 struct Session<'a, F> {
     what: &'a F,
-    limit: Duration,
+    limits: Limits,
     /// Since when it is frozen.
     since: Option<Instant>,
     /// How long it was, the last time.
@@ -139,15 +152,6 @@ impl<F: Freezes> Session<'_, F> {
         };
         // Who no longer waits has ended, which is noticed.
         let _ = answer.send(result);
-        // What was read is being stored meanwhile.
-        self.after_it().await;
-    }
-
-    /// Undoes what made it ready, unless it is frozen.
-    async fn after_it(&self) {
-        if self.since.is_none() {
-            self.what.after().await;
-        }
     }
 
     fn failed(&mut self, error: StepError, problem: &str) -> Error {
@@ -162,7 +166,7 @@ impl<F: Freezes> Session<'_, F> {
         let began = Instant::now();
         // Also when the call fails: nobody knows then whether it did anything.
         self.since = Some(began);
-        match within(self.limit, self.what.freeze()).await {
+        match within(self.limits.freeze, self.what.freeze()).await {
             Ok(_) => {
                 tracing::debug!(millis = millis(began.elapsed()), "the engine froze the container");
                 Ok(())
@@ -201,11 +205,10 @@ impl<F: Freezes> Session<'_, F> {
 
     async fn give_up(&mut self) {
         self.go_on().await;
-        self.after_it().await;
         self.failure.get_or_insert_with(|| {
             definite(
                 TOO_LONG,
-                format!("the pod was frozen for {} s and not everything was read", self.limit.as_secs_f32()),
+                format!("the pod was frozen for {} s and not everything was read", self.limits.freeze.as_secs_f32()),
                 "take the snapshot when less changes at once, or of a paused pod: perennial pod pause",
             )
         });
@@ -217,8 +220,11 @@ impl<F: Freezes> Session<'_, F> {
         work: impl Future<Output = Result<T, StepError>>,
     ) -> Result<T, StepError> {
         let mut work = std::pin::pin!(work);
+        // What was read is being stored meanwhile.
+        let what = self.what;
+        let mut after = std::pin::pin!(Fuse::terminated());
         let result = loop {
-            let until = self.since.map(|since| since + self.limit);
+            let until = self.since.map(|since| since + self.limits.freeze);
             let over = async {
                 match until {
                     Some(until) => tokio::time::sleep_until(until).await,
@@ -226,13 +232,31 @@ impl<F: Freezes> Session<'_, F> {
                 }
             };
             tokio::select! {
-                Some(ask) = asked.recv() => self.answer(ask).await,
-                () = over => self.give_up().await,
+                Some(ask) = asked.recv() => {
+                    if matches!(ask, Ask::Hold(_)) && !after.is_terminated() {
+                        // It is not made ready again while it is being let go on.
+                        after.as_mut().await;
+                    }
+                    self.answer(ask).await;
+                    if self.since.is_none() && after.is_terminated() {
+                        after.set(what.after().fuse());
+                    }
+                }
+                () = over => {
+                    self.give_up().await;
+                    after.set(what.after().fuse());
+                }
+                () = &mut after => {}
                 result = &mut work => break result,
             }
         };
-        self.go_on().await;
-        self.after_it().await;
+        if self.since.is_some() {
+            self.go_on().await;
+            after.set(what.after().fuse());
+        }
+        if !after.is_terminated() && tokio::time::timeout(self.limits.after, after).await.is_err() {
+            tracing::info!("what was read is stored; what the pod still needs is a step of its own");
+        }
         match self.failure.take() {
             Some(failure) => Err(failure),
             None => result,
@@ -246,17 +270,17 @@ pub(super) async fn while_frozen<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce(&dyn Writers) -> Result<T, StepError> + Send + 'static,
 ) -> Result<(T, Option<Duration>), StepError> {
-    freezing(container, limit, work).await
+    freezing(container, Limits { freeze: limit, after: AFTER }, work).await
 }
 
 async fn freezing<T: Send + 'static>(
     what: &impl Freezes,
-    limit: Duration,
+    limits: Limits,
     work: impl FnOnce(&dyn Writers) -> Result<T, StepError> + Send + 'static,
 ) -> Result<(T, Option<Duration>), StepError> {
     let (asks, asked) = unbounded_channel();
     let work = blocking(move || work(&Processes(asks)));
-    let mut session = Session { what, limit, since: None, lasted: None, failure: None };
+    let mut session = Session { what, limits, since: None, lasted: None, failure: None };
     let result = session.run(asked, work).await?;
     Ok((result, session.lasted))
 }
@@ -283,6 +307,8 @@ mod tests {
         unready: bool,
         ready: Mutex<bool>,
         thawed: Mutex<Option<mpsc::Sender<()>>>,
+        /// The second hook never ends.
+        endless: bool,
     }
 
     impl Fake {
@@ -330,11 +356,15 @@ mod tests {
         async fn after(&self) {
             if std::mem::take(&mut *self.ready.lock().expect("alone")) {
                 self.calls.lock().expect("alone").push("after");
+                if self.endless {
+                    std::future::pending::<()>().await;
+                }
             }
         }
     }
 
-    const LONG: Duration = Duration::from_secs(600);
+    const LONG: Limits = Limits { freeze: Duration::from_secs(600), after: Duration::from_secs(600) };
+    const SHORT: Limits = Limits { freeze: Duration::from_millis(5), ..LONG };
 
     fn read_all(writers: &dyn Writers) -> Result<(), StepError> {
         writers.hold()?;
@@ -380,7 +410,7 @@ mod tests {
         // A freeze that lasts too long.
         let (tell, thawed) = mpsc::channel();
         let fake = Arc::new(Fake { thawed: Mutex::new(Some(tell)), ..hooked() });
-        let result = freezing(&fake, Duration::from_millis(5), move |writers| {
+        let result = freezing(&fake, SHORT, move |writers| {
             writers.hold()?;
             thawed.recv().expect("it is thawed");
             Ok(())
@@ -391,6 +421,15 @@ mod tests {
         let fake = Arc::new(hooked());
         freezing(&fake, LONG, |_| Ok(())).await.expect("done");
         assert_eq!(fake.calls(), [] as [&str; 0]);
+    }
+
+    #[tokio::test]
+    async fn p21_a_hook_that_does_not_end_costs_no_snapshot() {
+        let fake = Arc::new(Fake { hooks: true, endless: true, ..Fake::default() });
+        let limits = Limits { after: Duration::from_millis(5), ..LONG };
+        let (read, lasted) = freezing(&fake, limits, |writers| read_all(writers).map(|()| 7)).await.expect("done");
+        assert_eq!((read, lasted.is_some()), (7, true));
+        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
     }
 
     #[tokio::test]
@@ -420,7 +459,7 @@ mod tests {
     async fn p12_a_freeze_has_an_end_whatever_the_work_waits_for() {
         let (tell, thawed) = mpsc::channel();
         let fake = Arc::new(Fake { thawed: Mutex::new(Some(tell)), ..Fake::default() });
-        let result = freezing(&fake, Duration::from_millis(5), move |writers| {
+        let result = freezing(&fake, SHORT, move |writers| {
             writers.hold()?;
             // As a reader or a store that hangs, until the container was thawed.
             thawed.recv().expect("it is thawed");
@@ -455,7 +494,7 @@ mod tests {
     #[tokio::test]
     async fn p12_an_engine_that_does_not_answer_to_the_freeze_is_told_to_thaw() {
         let fake = Arc::new(Fake { silent: true, ..Fake::default() });
-        let result = freezing(&fake, Duration::from_millis(5), read_all).await;
+        let result = freezing(&fake, SHORT, read_all).await;
         assert!(matches!(result, Err(StepError::Retry(problem)) if problem.code == "engine-outcome-unknown"));
         assert_eq!(fake.calls(), ["freeze", "thaw"]);
     }

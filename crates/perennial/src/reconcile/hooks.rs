@@ -51,6 +51,8 @@ struct State {
     owes: bool,
     /// Whether `before` may have been started, and `after` has not ended since.
     begun: bool,
+    /// Whether `after` was tried since; what did not come of it is a step of its own.
+    tried: bool,
     /// Whether nobody saw the end of that `before`.
     unseen: bool,
     /// Why the last `after` failed.
@@ -134,8 +136,11 @@ impl Around<'_> {
 
     /// Ends what [`before`](Self::before) began, if it did.
     pub(super) async fn after(&self) {
-        if !self.told.state().begun {
-            return;
+        {
+            let mut state = self.told.state();
+            if !state.begun || std::mem::replace(&mut state.tried, true) {
+                return;
+            }
         }
         let unseen = self.told.state().unseen;
         let proven = match &self.pod.spec.hooks.before {
