@@ -210,7 +210,7 @@ pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerCo
             hangs: shell("trap '' TERM; sh -c 'sleep 3600; :'; :"),
             // Its own words must not be those it looks for.
             is_gone: shell("! cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep [3]600'"),
-            leaves: shell("sleep 30 & :"),
+            leaves: shell("sleep 300 & :"),
             absent: vec!["/no/such/program".to_owned()],
         },
         seeded_file: "/opt/kept".to_owned(),
