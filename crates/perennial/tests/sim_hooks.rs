@@ -17,8 +17,9 @@ use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::hook::{HookReport, Hooks, OnHookFailure, TRIES_MAX};
 use perennial_core::id::PodId;
 use perennial_core::operation::{Operation, OperationState};
+use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{ConditionKind, Phase};
-use perennial_core::snapshot::{Grade, Snapshot, SnapshotState};
+use perennial_core::snapshot::{Grade, Snapshot, SnapshotKind, SnapshotState};
 use perennial_core::spec::{Backend, PodName, PodSpec, TenantId};
 use world::taps::{Blow, Striker};
 use world::{Server, World, files, hooks, small_spec};
@@ -435,6 +436,41 @@ async fn sim_p21_a_long_hook_after_keeps_no_snapshot_from_being_recorded() {
     assert_eq!(report(&row).after.as_ref().unwrap().exit, Some(0));
     assert_eq!(world.engine.programs(pod).len(), 2, "it was waited for");
     assert_eq!(server.pod(pod).await.hook, None);
+}
+
+#[tokio::test]
+async fn sim_p21_a_snapshot_is_of_the_moment_after_its_hook() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["slow", "20", "quiesce"], &["resume"]))).await;
+    let (began, asked) = (world.clock_now(), server.snapshot(pod).await.unwrap().snapshot.unwrap().id);
+    asked_in_a_hook(&server, &world, pod, 1, async {
+        world.clock.set(world.engine.program_due(pod).unwrap());
+    })
+    .await;
+    let row = server.app.store.snapshot_fetch(asked).await.unwrap().unwrap();
+    let captured_at = row.captured_at.unwrap();
+    assert_eq!((row.grade, captured_at.duration_since(began).as_secs()), (Some(Grade::Hooked), 20));
+    let file: serde_json::Value = serde_json::from_slice(&world.file_in_repository(asked, "/pod.json")).unwrap();
+    assert_eq!(file["capturedAt"], captured_at.to_string(), "{file}");
+}
+
+#[tokio::test]
+async fn sim_p21_a_snapshot_with_parts_of_another_is_not_hooked() {
+    let world = World::new(1);
+    let server = world.server().await;
+    let spec = hooked(Backend::Overlay, hooks(&["quiesce"], &["resume"]));
+    let pod = server.running("dev", spec).await;
+    world.engine.write(pod, "/srv/file", "1").unwrap();
+    let (wanted, base) = (server.snapshot_of(pod).await, server.snapshot_of(pod).await);
+    server.succeed(server.stop(pod).await).await;
+    server.succeed(server.restore(pod, base).await).await;
+    let parts = Parts::new(vec!["srv".to_owned()], Vec::new(), Extra::Keep).unwrap().unwrap();
+    server.succeed(server.restore_parts(pod, wanted, parts).await).await;
+    let composed = server.snapshots(pod).await.into_iter().find(|row| row.kind == SnapshotKind::Composed).unwrap();
+    assert_eq!(composed.grade, Some(Grade::Frozen));
+    let file: serde_json::Value = serde_json::from_slice(&world.file_in_repository(composed.id, "/pod.json")).unwrap();
+    assert_eq!((&file["grade"], &file["hook"]), (&"frozen".into(), &serde_json::Value::Null), "{file}");
 }
 
 /// A running pod of a tenant.

@@ -196,7 +196,8 @@ impl Reconciler {
         let repository_id = archived.snapshot.ok_or_else(|| retry("internal", "a commit pass made no snapshot"))?;
         Ok(Uploaded {
             repository_id,
-            captured_at,
+            // What the hook took is no part of the age of what was read after it.
+            captured_at: told.ready_at().unwrap_or(captured_at),
             frozen,
             volumes: summaries(&volumes, &archived),
             losses,
@@ -516,7 +517,9 @@ fn hooked_pod_file(hook: Option<Hook>, told: Arc<Told>) -> impl Fn(PodFile) -> R
         None => pod_file_root(&file),
         Some(hook) => {
             let told = Arc::clone(&told);
-            let data = Late::new(move || file.clone().hooked(&hook, told.report().before.as_ref()).to_bytes());
+            let data = Late::new(move || {
+                file.clone().hooked(&hook, told.report().before.as_ref(), told.ready_at()).to_bytes()
+            });
             Root { at: POD_FILE.to_owned(), source: Source::Late { data, mode: 0o600 } }
         }
     }

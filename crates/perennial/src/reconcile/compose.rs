@@ -205,6 +205,7 @@ impl Assembly {
             }
             _ => Vec::new(),
         };
+        let file = if of.parts.is_empty() { file } else { file.mixed() };
         let grade = grade_named(&file.grade);
         let file = file.composed(&self.pod, &self.row, self.request.time, of).with_losses(&losses);
         self.request.roots = self.roots(repository, (base, tree), &exchanges)?;

@@ -11,6 +11,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use perennial_core::engine::{Engine, EngineError, Program, ProgramEnd, Ran, Remains};
 use perennial_core::hook::{Hook, HookReport, HookRun, Hooks, OnHookFailure, OwedHook, TRIES_MAX};
 use perennial_core::id::SnapshotId;
@@ -53,6 +54,8 @@ struct State {
     begun: bool,
     /// Whether `after` was tried since; what did not come of it is a step of its own.
     tried: bool,
+    /// When that ended: right before the freeze.
+    ready_at: Option<Timestamp>,
     /// Whether nobody saw the end of that `before`.
     unseen: bool,
     /// Why the last `after` failed.
@@ -66,6 +69,11 @@ impl Told {
 
     pub(super) fn report(&self) -> HookReport {
         self.state().report.clone()
+    }
+
+    /// When the pod was ready for its freeze; `None` while it is not, and when it had no hook.
+    pub(super) fn ready_at(&self) -> Option<Timestamp> {
+        self.state().ready_at
     }
 
     /// Whether `before` may have been started.
@@ -120,6 +128,7 @@ impl Around<'_> {
             let mut state = self.told.state();
             state.report.before = Some(run);
             state.unseen = ended.may_go_on;
+            state.ready_at = Some(self.reconciler.now());
         }
         let Some(found) = found else { return Ok(()) };
         match ended.how {

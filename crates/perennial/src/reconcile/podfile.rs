@@ -236,9 +236,17 @@ impl PodFile {
         }
     }
 
-    /// The same after this hook did that before the freeze.
-    pub(super) fn hooked(self, hook: &Hook, run: Option<&HookRun>) -> Self {
+    /// The same with parts of another snapshot: nothing made those ready together with the rest, so it is not `hooked`.
+    pub(super) fn mixed(self) -> Self {
+        let was_hooked = self.grade == grade_name(Grade::Hooked);
+        let grade = if was_hooked { grade_name(Grade::Frozen).to_owned() } else { self.grade };
+        Self { grade, hook: None, ..self }
+    }
+
+    /// The same after this hook did that before the freeze, which was then.
+    pub(super) fn hooked(self, hook: &Hook, run: Option<&HookRun>, at: Option<Timestamp>) -> Self {
         let Some(run) = run else { return self };
+        let captured_at = at.unwrap_or(self.captured_at);
         let grade = if run.problem.is_none() { grade_name(Grade::Hooked).to_owned() } else { self.grade };
         let hook = BeforeHook {
             command: hook.command.clone(),
@@ -246,7 +254,7 @@ impl PodFile {
             millis: run.millis,
             problem: run.problem.clone(),
         };
-        Self { grade, hook: Some(hook), ..self }
+        Self { grade, captured_at, hook: Some(hook), ..self }
     }
 
     /// The same with these losses added.
