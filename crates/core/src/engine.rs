@@ -370,7 +370,7 @@ impl ProgramEnd {
 /// Whether something of a program goes on that was ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remains {
-    /// It is proven to have ended.
+    /// It is proven to have ended, but for what it started in a session of its own.
     Nothing,
     /// It may go on.
     Perhaps,

@@ -56,6 +56,8 @@ struct State {
     tried: bool,
     /// When that ended: right before the freeze.
     ready_at: Option<Timestamp>,
+    /// What went wrong with it, without its words.
+    wrong: Option<String>,
     /// Whether nobody saw the end of that `before`.
     unseen: bool,
     /// Why the last `after` failed.
@@ -123,14 +125,15 @@ impl Around<'_> {
         let until = Until::Changed(self.pod.version);
         let ran = self.reconciler.while_wanted((self.pod.id, until), self.progress, running).await;
         let (run, ended) = ran.ok_or(StepError::Cancelled)??;
-        let found = run.problem.clone();
         {
             let mut state = self.told.state();
             state.report.before = Some(run);
             state.unseen = ended.may_go_on;
+            state.wrong.clone_from(&ended.wrong);
             state.ready_at = Some(self.reconciler.now());
         }
-        let Some(found) = found else { return Ok(()) };
+        let Some(found) = ended.wrong else { return Ok(()) };
+        let found = format!("{found}; what it said is with the snapshot");
         match ended.how {
             How::Cancelled => Err(StepError::Cancelled),
             // There is nothing left that could be frozen.
@@ -177,7 +180,7 @@ impl Around<'_> {
                 let mut state = self.told.state();
                 // A container that is gone did not get what it was owed: its next run does.
                 state.begun = matches!(ended.how, How::ContainerGone);
-                state.failed = ended.failure(&run, proven);
+                state.failed = ended.failure(proven);
                 state.report.after = Some(run);
             }
             Some(Err(error)) => tracing::warn!(%error, "run the after hook; it stays owed"),
@@ -232,6 +235,9 @@ impl Which {
 /// How a hook ended, as far as it matters for what is done next.
 struct Ended {
     how: How,
+    /// What went wrong, without what the hook said: that may be anything, and belongs to the snapshot and goes with it, while
+    /// events, operations and conditions stay.
+    wrong: Option<String>,
     /// Whether nothing proves that it has ended.
     may_go_on: bool,
 }
@@ -245,9 +251,9 @@ enum How {
 
 impl Ended {
     /// Why an `after` that ended so leaves the pod in doubt; `proven` says that its `before` is known to have ended.
-    fn failure(&self, run: &HookRun, proven: bool) -> Option<Problem> {
+    fn failure(&self, proven: bool) -> Option<Problem> {
         let code = if let How::Badly(code) = self.how { code } else { FAILED };
-        match &run.problem {
+        match &self.wrong {
             Some(message) => Some(problem(code, message.clone(), "")),
             None if proven => None,
             None => Some(problem(FAILED, GOES_ON, "")),
@@ -282,7 +288,7 @@ async fn run(
         Ok(ran) => Ok(described(name, hook, &ran)),
         Err(EngineError::Rejected { problem }) => {
             let message = format!("the {name} hook could not be started: {}", shown(&problem));
-            let ended = Ended { how: How::Badly(FAILED), may_go_on: false };
+            let ended = Ended { how: How::Badly(FAILED), wrong: Some(message.clone()), may_go_on: false };
             Ok((HookRun { exit: None, millis: 0, problem: Some(message) }, ended))
         }
         Err(other) => Err(other),
@@ -305,7 +311,7 @@ fn described(name: &str, hook: &Hook, ran: &Ran) -> (HookRun, Ended) {
     let may_go_on = ran.end.may_go_on();
     let (what, how) = match ran.end {
         ProgramEnd::Exited(0) => {
-            return (HookRun { exit, millis, problem: None }, Ended { how: How::Well, may_go_on });
+            return (HookRun { exit, millis, problem: None }, Ended { how: How::Well, wrong: None, may_go_on });
         }
         ProgramEnd::Exited(code) => (format!("ended with status {code} after {millis} ms"), How::Badly(FAILED)),
         ProgramEnd::TimedOut(remains) => {
@@ -316,14 +322,20 @@ fn described(name: &str, hook: &Hook, ran: &Ran) -> (HookRun, Ended) {
     };
     let output = shown(&ran.output);
     let said = if output.is_empty() { String::new() } else { format!("; it said: {output}") };
-    let problem = Some(format!("the {name} hook {what}{said}"));
-    (HookRun { exit, millis, problem }, Ended { how, may_go_on })
+    let wrong = format!("the {name} hook {what}");
+    let problem = Some(format!("{wrong}{said}"));
+    (HookRun { exit, millis, problem }, Ended { how, wrong: Some(wrong), may_go_on })
 }
 
-/// The end of a text in one line without control characters.
+/// Characters that show nothing, or change the order in which others are shown.
+const fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// The end of a text in one line without control characters, and without those that are not seen.
 fn shown(text: &str) -> String {
     let words: Vec<&str> =
-        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
+        text.split(|c: char| c.is_whitespace() || c.is_control() || is_unseen(c)).filter(|w| !w.is_empty()).collect();
     let line = words.join(" ");
     let count = line.chars().count();
     if count <= SHOWN { line } else { format!("…{}", line.chars().skip(count - SHOWN).collect::<String>()) }
@@ -360,7 +372,7 @@ impl Reconciler {
     ) -> Result<(), StepError> {
         let report = told.report();
         let mut change = Change { events: vec![event], ..Change::default() };
-        if let Some(problem) = report.before.as_ref().and_then(|run| run.problem.clone()) {
+        if let Some(problem) = told.state().wrong.clone() {
             let operation = super::worker::current_operation(&view.pod);
             change.events.push(self.event(&view.pod, operation, "snapshot.hook-failed", problem));
         }
@@ -443,14 +455,14 @@ impl Reconciler {
             return Ok(());
         }
         let fresh = view.observed.container.as_ref().is_some_and(|c| c.stamp() != owed.run);
-        if let (How::Badly(code), Some(message)) = (&ended.how, &run.problem)
+        if let (How::Badly(code), Some(message)) = (&ended.how, &ended.wrong)
             && fresh
             && owed.tries < TRIES_MAX
         {
             // What it speaks to may still be starting.
             return Err(retry(code, message.clone()));
         }
-        let end = ended.failure(&run, proven).map_or(HookEnd::Done, HookEnd::Failed);
+        let end = ended.failure(proven).map_or(HookEnd::Done, HookEnd::Failed);
         let change = |row| with_report(row, |report| HookReport { after: Some(run.clone()), ..report });
         Ok(self.settle(view, owed.snapshot, change, Some(end)).await?)
     }
