@@ -209,7 +209,8 @@ impl<F: Freezes> Session<'_, F> {
             definite(
                 TOO_LONG,
                 format!("the pod was frozen for {} s and not everything was read", self.limits.freeze.as_secs_f32()),
-                "take the snapshot when less changes at once, or of a paused pod: perennial pod pause",
+                "take the snapshot when less changes at once (a hook before it that writes a dump may be what does), or of a paused \
+                 pod: perennial pod pause",
             )
         });
     }
