@@ -18,7 +18,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
