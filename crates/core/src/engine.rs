@@ -141,6 +141,17 @@ pub enum Fill {
     Empty,
 }
 
+/// What it costs to copy a set beside itself, where its bytes are on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copying {
+    /// The storage copies the whole set at one instant, whatever its size: [`Engine::set_snapshot`].
+    Instant,
+    /// File by file; contents are shared until one of the copies changes.
+    Shared,
+    /// Every byte.
+    Bytes,
+}
+
 /// A container as the engine has to make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
@@ -434,6 +445,15 @@ pub trait Engine: Send + Sync {
     ///
     /// Only for a set that is being prepared and never ran; a set that carries the complete marker is refused.
     async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError>;
+
+    /// Tells how a set can be copied beside itself; `None` where its bytes are not on this host.
+    async fn set_copying(&self, set: &SetSpec) -> Result<Option<Copying>, EngineError>;
+
+    /// Makes the prepared set `to` a copy of the set `from` at one instant, with the same volumes and of the same image.
+    ///
+    /// Only for [`Copying::Instant`]. Whoever writes into `from` has been stopped or frozen. `to` stays one that is being
+    /// prepared; when the call fails, it has to be prepared again.
+    async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError>;
 
     /// Marks a prepared set complete, durably.
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError>;

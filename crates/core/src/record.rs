@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 
 use crate::hook::OwedHook;
-use crate::id::{OperationId, SnapshotId};
+use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::pod::{
     Composed, CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Retry, Task, Work,
@@ -87,6 +87,8 @@ pub enum Record {
     ComposeBegun(Snapshot, Composed),
     /// A clone's source is its own from here on.
     Forked(Option<Origin>),
+    /// A clone that could not be copied on the host is made from this snapshot of its source.
+    ForkedElsewhere(SnapshotId),
     /// A released pod's next start uses another source.
     SourceReplaced(Origin),
     /// The system layer was captured.
@@ -190,6 +192,7 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::Switched
         | Record::ComposeBegun(..)
         | Record::Forked(_)
+        | Record::ForkedElsewhere(_)
         | Record::SourceReplaced(_) => apply_to_data(pod, record, now),
         Record::HookOwed(_) | Record::HookTried | Record::HookSettled(_) => apply_to_hook(pod, record),
         Record::RestartBegan(_)
@@ -245,6 +248,10 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
         Record::SetCompleted { set, layer } => {
             with_set(pod, *set, |s| s.state = SetState::Complete);
             pod.data_seen_at = Some(now);
+            let mut consequences = Consequences::default();
+            if let Some(Origin::Pod(source)) = pod.set(*set).map(|s| s.origin) {
+                consequences = copied(pod, *set, source);
+            }
             if let Some(Task { work: Work::Replace { new, layer: of_new, .. }, .. }) = pod.tasks.first_mut()
                 && *new == Some(*set)
             {
@@ -255,7 +262,7 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
                 pod.layer_gap = None;
                 pod.container = None;
             }
-            Consequences::default()
+            consequences
         }
         Record::SetAbandoned(set) => {
             with_set(pod, *set, |s| s.state = SetState::Retired);
@@ -304,6 +311,17 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
             Consequences::default()
         }
     }
+}
+
+/// A set that was copied on the host is data that no snapshot holds: from here on it counts as if a writer had had it, so
+/// that nothing but a capture lets it go, and nothing makes it anew.
+fn copied(pod: &mut Pod, set: SetNumber, source: PodId) -> Consequences {
+    pod.data_generation += 1;
+    let generation = pod.data_generation;
+    with_set(pod, set, |s| s.attached = Some(generation));
+    pod.source = None;
+    pod.fork = None;
+    event("pod.forked", format!("the clone has a data set of its own, copied from that of pod {source}"))
 }
 
 /// Ends what waited for the start: a running container, not a lasting one, is what was asked for.
@@ -454,6 +472,14 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
             pod.source = *source;
             pod.fork = None;
             event("pod.forked", "the clone has a snapshot of its own")
+        }
+        Record::ForkedElsewhere(snapshot) => {
+            pod.source = Some(Origin::Snapshot(*snapshot));
+            // What the copy had come to never ran and is nobody's data.
+            for set in pod.sets.iter_mut().filter(|s| s.state == SetState::Preparing) {
+                set.state = SetState::Retired;
+            }
+            event("pod.forked-elsewhere", format!("its source is not copied on the host, but by snapshot {snapshot}"))
         }
         Record::Switched => switch(pod),
         Record::SourceReplaced(origin) => {

@@ -9,7 +9,7 @@
 //! | pause | pause, or nothing to do | replaces the stop | refused | refused |
 //! | stop | stop | joins it | nothing to do | refused |
 //! | restart, snapshot | queued (restart: only running) | refused | refused | refused |
-//! | clone | from a new snapshot | refused | from its final one | refused (from a snapshot that is named: made) |
+//! | clone | from its data set, or a new snapshot | refused | from its final one | refused (from a snapshot that is named: made) |
 //! | reset, restore, import | queued | queued | queued | refused |
 //! | archive, delete | releases and hides | replaces the stop | hides | delete after archive only |
 //! | undelete | refused | refused | refused | to stopped |
@@ -20,7 +20,7 @@
 mod fork;
 mod restore;
 
-pub use fork::{ForkSource, fork, fork_source};
+pub use fork::{ForkSource, fork, fork_source, fork_source_elsewhere};
 pub use restore::{not_restorable, require_same_volumes, restore, select};
 
 use jiff::{SignedDuration, Timestamp};
@@ -521,7 +521,8 @@ pub fn cancel(pod: &Pod, target: &Operation, now: Timestamp) -> Result<Cancelled
         // The next start of a clone puts a new snapshot together.
         dropped.extend(next.fork.as_mut().and_then(|fork| fork.composed.take()).map(|c| c.snapshot));
         // A pod that never came to be leaves nothing behind (D5).
-        let never_made = goal.kind.makes_pod() && !pod.ever_ran();
+        let copied = goal.kind == OperationKind::Clone && pod.sets.iter().all(|set| set.marked.is_none());
+        let never_made = goal.kind.makes_pod() && (!pod.ever_ran() || copied);
         next.desired = if never_made { Desired::Stopped } else { goal.previous };
         if matches!(goal.kind, OperationKind::Archive | OperationKind::Delete) {
             next.trash = match (next.desired, next.trash.take()) {

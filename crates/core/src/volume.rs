@@ -40,6 +40,8 @@ pub enum Origin {
     Image,
     /// Restored from this snapshot.
     Snapshot(SnapshotId),
+    /// Copied from the data set that this pod has on the same host.
+    Pod(PodId),
 }
 
 /// How far a set has come.

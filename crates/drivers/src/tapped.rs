@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use perennial_core::engine::{
-    Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel,
+    ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
@@ -97,6 +97,14 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
 
     async fn set_prepare(&self, set: &SetSpec, fill: Fill) -> Result<Effect, EngineError> {
         self.through("engine.set_prepare", self.inner.set_prepare(set, fill)).await
+    }
+
+    async fn set_copying(&self, set: &SetSpec) -> Result<Option<Copying>, EngineError> {
+        self.through("engine.set_copying", self.inner.set_copying(set)).await
+    }
+
+    async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError> {
+        self.through("engine.set_snapshot", self.inner.set_snapshot(from, to)).await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use perennial::service::{Caller, CloneRequest, Request};
 use perennial_core::Error;
+use perennial_core::engine::{Copying, Engine};
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
 use perennial_core::operation::OperationState;
@@ -76,7 +77,8 @@ async fn p27_sim_a_clone_has_the_data_and_another_identity() {
         assert_eq!(read("/etc/ssh/ssh_host_rsa_key"), None, "a key that cannot be made has to go");
         let page = perennial::store::EventFilter { pod: Some(copy), ..Default::default() };
         let trail = server.app.store.event_list(0, &page, 1000).await.unwrap();
-        let said = trail.iter().find(|e| e.line.kind == "snapshot.composed").unwrap();
+        let made = if backend == Backend::Overlay { "pod.copied" } else { "snapshot.composed" };
+        let said = trail.iter().find(|e| e.line.kind == made).unwrap();
         assert!(said.line.message.contains("removed") && said.line.message.contains("ssh_host_rsa_key"), "{said:?}");
         world.check_repository().unwrap();
     }
@@ -158,8 +160,144 @@ async fn sim_a_clone_takes_the_specification_over_but_for_ports_of_the_host() {
     let ports = vec![PortSpec { container: 80, host: None }];
     assert_eq!(server.pod(copy).await.spec, PodSpec { ports, ..spec });
     assert_eq!(world.engine.read(copy, "/srv/a").unwrap().unwrap(), b"1");
+    // Nothing had to be taken for it.
+    assert_eq!((server.snapshots(copy).await.len(), server.snapshots(source).await.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn sim_a_clone_on_engine_volumes_is_put_together_in_the_repository() {
+    let world = World::new(271);
+    let server = world.server().await;
+    let source = server.running("source", declared_spec(Backend::Engine)).await;
+    world.engine.write(source, "/srv/a", "1").unwrap();
+    let copy = cloned(&server, "copy", source, None).await;
+    assert_eq!(world.engine.read(copy, "/srv/a").unwrap().unwrap(), b"1");
     let own = server.snapshots(copy).await;
     assert!(own.len() == 1 && own[0].kind == SnapshotKind::Composed, "{own:?}");
+}
+
+const WAYS: [Option<Copying>; 4] = [Some(Copying::Instant), Some(Copying::Shared), Some(Copying::Bytes), None];
+
+#[tokio::test]
+async fn p27_sim_a_clone_is_the_same_whichever_way_its_data_came() {
+    for copying in WAYS {
+        let world = World::with_copying(272, copying);
+        let server = world.server().await;
+        let source = machine(&world, &server, Backend::Overlay).await;
+        let expected = data(&world, source);
+        let copy = cloned(&server, "copy", source, None).await;
+        assert_eq!(data(&world, copy), expected, "{copying:?}");
+        assert_ne!(world.engine.read(copy, "/etc/machine-id").unwrap().unwrap(), MACHINE_ID.as_bytes());
+        assert_eq!(world.engine.read(copy, "/etc/ssh/ssh_host_rsa_key").unwrap(), None);
+        let taken = server.snapshots(source).await.len();
+        assert_eq!(taken, usize::from(copying.is_none()), "{copying:?}");
+        // What no snapshot holds is captured before it goes, and comes back.
+        server.succeed(server.stop(copy).await).await;
+        assert_eq!(server.settle(server.purge(source).await.unwrap().pod.id).await, world::Ended::Gone);
+        server.succeed(server.start(copy).await).await;
+        assert_eq!(data(&world, copy), expected, "{copying:?}");
+        world.check_repository().unwrap();
+        assert_eq!(world.engine.violations(), [] as [String; 0], "{copying:?}");
+    }
+}
+
+/// Does something to the source at the moment it is told to stand still.
+struct Meanwhile(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meanwhile")
+    }
+}
+
+impl Tap for Meanwhile {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        if site == "engine.container_freeze" && moment == Moment::Before {
+            (self.0)();
+        }
+        Verdict::Go
+    }
+}
+
+#[tokio::test]
+async fn sim_a_clone_is_of_the_instant_at_which_its_source_stood_still() {
+    for copying in WAYS {
+        let world = World::with_copying(273, copying);
+        let source = machine(&world, &world.server().await, Backend::Overlay).await;
+        let engine = world.engine.clone();
+        let change = move || {
+            engine.write(source, "/home/user/work", "2").unwrap();
+            engine.write(source, "/home/new/deep/file", "2").unwrap();
+            engine.write(source, "/tools/later", "2").unwrap();
+            engine.remove(source, "/usr/lib/more").unwrap();
+        };
+        let server = world.server_with(Arc::new(Meanwhile(Box::new(change)))).await;
+        let copy = cloned(&server, "copy", source, None).await;
+        assert_eq!(data(&world, copy), data(&world, source), "{copying:?}");
+        let read = |path: &str| world.engine.read(copy, path).unwrap();
+        assert_eq!(read("/home/user/work").unwrap(), b"2", "{copying:?}");
+        assert_eq!((read("/usr/lib/more"), read("/tools/later").unwrap()), (None, b"2".to_vec()), "{copying:?}");
+        assert_eq!(server.pod(source).await.phase, Phase::Running);
+    }
+}
+
+#[tokio::test]
+async fn sim_a_clone_outlives_whatever_becomes_of_its_source() {
+    for (seed, delete) in [(274, false), (275, true)] {
+        let world = World::new(seed);
+        let server = world.server().await;
+        let source = machine(&world, &server, Backend::Overlay).await;
+        let expected = data(&world, source);
+        let outcome = server.fork("copy", source, None).await.unwrap();
+        let copy = outcome.pod.id;
+        // Before anything was copied.
+        let gone = if delete { server.delete(source).await } else { server.stop(source).await };
+        server.succeed(gone).await;
+        server.settle(copy).await;
+        assert_eq!(server.operation(outcome.operation.id).await.state, OperationState::Succeeded);
+        assert_eq!(data(&world, copy), expected);
+        assert_ne!(world.engine.read(copy, "/etc/machine-id").unwrap().unwrap(), MACHINE_ID.as_bytes());
+        // And right after it.
+        let again = cloned(&server, "again", copy, None).await;
+        assert_eq!(server.settle(server.purge(copy).await.unwrap().pod.id).await, world::Ended::Gone);
+        assert_eq!(data(&world, again), expected);
+        assert_eq!(world.engine.violations(), [] as [String; 0]);
+    }
+}
+
+#[tokio::test]
+async fn sim_a_clone_of_a_pod_that_was_purged_meanwhile_fails_and_leaves_nothing() {
+    let world = World::new(276);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let outcome = server.fork("copy", source, None).await.unwrap();
+    assert_eq!(server.settle(server.purge(source).await.unwrap().pod.id).await, world::Ended::Gone);
+    server.settle(outcome.pod.id).await;
+    let operation = server.operation(outcome.operation.id).await;
+    assert_eq!(operation.error.map(|e| e.code), Some("clone-source-failed".to_owned()));
+    assert_eq!(world.engine.list_owned().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn sim_a_clone_without_room_leaves_nothing_and_its_source_goes_on() {
+    for copying in [Some(Copying::Instant), Some(Copying::Bytes)] {
+        let world = World::with_copying(277, copying);
+        let server = world.server().await;
+        let source = machine(&world, &server, Backend::Overlay).await;
+        let before = (files(&world, source), world.engine.list_owned().await.unwrap());
+        let outcome = server.fork("copy", source, None).await.unwrap();
+        world.engine.set_faults(perennial_drivers::sim::Faults { disk_full: 1.0, ..Default::default() });
+        server.settle(outcome.pod.id).await;
+        assert_eq!(server.operation(outcome.operation.id).await.state, OperationState::Failed, "{copying:?}");
+        world.engine.set_faults(perennial_drivers::sim::Faults::default());
+        server.settle_both(source, outcome.pod.id).await;
+        assert_eq!((files(&world, source), world.engine.list_owned().await.unwrap()), before, "{copying:?}");
+        let seen = world.engine.observe(source, &[]).await.unwrap().container.unwrap();
+        assert_eq!(seen.state, perennial_core::engine::ContainerState::Running, "{copying:?}");
+        // With room it is made by a later start.
+        server.succeed(server.start(outcome.pod.id).await).await;
+        assert_eq!(data(&world, outcome.pod.id), data(&world, source), "{copying:?}");
+    }
 }
 
 #[tokio::test]
@@ -189,7 +327,7 @@ async fn sim_clones_that_cannot_be_are_refused_and_leave_nothing() {
 async fn sim_a_clone_whose_snapshot_fails_says_so_and_never_starts() {
     let world = World::new(266);
     let server = world.server().await;
-    let source = machine(&world, &server, Backend::Overlay).await;
+    let source = machine(&world, &server, Backend::Engine).await;
     let outcome = server.fork("copy", source, None).await.unwrap();
     // The stop takes the place of the snapshot that the clone waits for.
     server.succeed(server.stop(source).await).await;

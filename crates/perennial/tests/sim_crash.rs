@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use perennial::service::Outcome;
 use perennial_core::Error;
-use perennial_core::engine::{Engine, Owned};
+use perennial_core::engine::{Copying, Engine, Owned};
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::Phase;
@@ -47,6 +47,7 @@ enum Scenario {
     RestoreParts,
     RestorePartsOfStopped,
     Clone,
+    CloneOfPaused,
     CloneOfSnapshot,
     /// Of a pod that has a machine-id.
     CloneOfMachine,
@@ -97,7 +98,7 @@ async fn prepare(world: &World, scenario: Scenario, backend: Backend) -> Before 
     world.engine.remove(pod, "/srv/kept").unwrap();
     let bytes = files(world, pod);
     match scenario {
-        Scenario::StartAfterPause => server.succeed(server.pause(pod).await).await,
+        Scenario::StartAfterPause | Scenario::CloneOfPaused => server.succeed(server.pause(pod).await).await,
         Scenario::StartAfterStop | Scenario::RestorePartsOfStopped => server.succeed(server.stop(pod).await).await,
         _ => {}
     }
@@ -118,7 +119,7 @@ async fn ask(server: &Server, scenario: Scenario, before: &Before, backend: Back
         Scenario::RestoreParts | Scenario::RestorePartsOfStopped => {
             server.restore_parts(pod, before.snapshot.unwrap(), parts()).await
         }
-        Scenario::Clone | Scenario::CloneOfMachine => server.fork("copy", pod, None).await,
+        Scenario::Clone | Scenario::CloneOfPaused | Scenario::CloneOfMachine => server.fork("copy", pod, None).await,
         Scenario::CloneOfSnapshot => server.fork("copy", pod, before.snapshot).await,
         Scenario::Delete => server.delete(pod).await,
         Scenario::Purge => server.purge(pod).await,
@@ -165,7 +166,7 @@ async fn converge(world: &World, scenario: Scenario, before: &Before, backend: B
     for pod in known.iter().chain(&known) {
         server.settle(*pod).await;
     }
-    if matches!(scenario, Scenario::Clone | Scenario::CloneOfSnapshot | Scenario::CloneOfMachine) {
+    if kind_of(scenario) == "clone" {
         return converge_clone(world, &server, scenario, before, backend).await;
     }
     let pod = match before.pod.or_else(|| known.first().copied()) {
@@ -205,7 +206,7 @@ fn kind_of(scenario: Scenario) -> &'static str {
         Scenario::Snapshot | Scenario::HookedSnapshot => "snapshot",
         Scenario::Reset => "reset",
         Scenario::Restore | Scenario::RestoreParts | Scenario::RestorePartsOfStopped => "restore",
-        Scenario::Clone | Scenario::CloneOfSnapshot | Scenario::CloneOfMachine => "clone",
+        Scenario::Clone | Scenario::CloneOfPaused | Scenario::CloneOfSnapshot | Scenario::CloneOfMachine => "clone",
         Scenario::Delete => "delete",
         Scenario::Purge => "purge",
     }
@@ -234,7 +235,9 @@ async fn converge_clone(
     for (pod, expected) in [(copy, expected), (source, &before.bytes)] {
         check_at_rest(world, server, pod).await?;
         let record = server.pod(pod).await;
-        ensure!(record.phase == Phase::Running, "phase {:?}: {record:?}", record.phase);
+        let paused = scenario == Scenario::CloneOfPaused && pod == source;
+        let phase = if paused { Phase::Paused } else { Phase::Running };
+        ensure!(record.phase == phase, "phase {:?}: {record:?}", record.phase);
         let mut now = files(world, pod);
         if let (Some(id), true) = (now.get_mut(MACHINE_ID), pod == copy) {
             let original = &before.bytes[MACHINE_ID];
@@ -342,12 +345,14 @@ enum Kind {
     Engine,
     /// The engine's own volumes, reached by a mover only.
     Mover,
+    /// Overlay volumes on a storage that copies no set at one instant.
+    Plain,
 }
 
 impl Kind {
     const fn backend(self) -> Backend {
         match self {
-            Self::Overlay => Backend::Overlay,
+            Self::Overlay | Self::Plain => Backend::Overlay,
             Self::Engine | Self::Mover => Backend::Engine,
         }
     }
@@ -356,6 +361,7 @@ impl Kind {
         match self {
             Self::Overlay | Self::Engine => World::new(1),
             Self::Mover => World::with_mover(1, perennial::mover::simulated()),
+            Self::Plain => World::with_copying(1, Some(Copying::Bytes)),
         }
     }
 }
@@ -416,9 +422,12 @@ sweeps! {
     sim_sweep_restore_of_parts_of_a_stopped_pod: RestorePartsOfStopped on Overlay;
     sim_sweep_restore_of_parts_on_engine_volumes: RestoreParts on Engine;
     sim_sweep_clone: Clone on Overlay;
+    sim_sweep_clone_file_by_file: Clone on Plain;
+    sim_sweep_clone_of_a_paused_pod: CloneOfPaused on Overlay;
     sim_sweep_clone_on_engine_volumes: Clone on Engine;
     sim_sweep_clone_of_a_snapshot: CloneOfSnapshot on Overlay;
     sim_sweep_clone_never_has_the_identity_of_its_source: CloneOfMachine on Overlay;
+    sim_sweep_clone_by_a_snapshot_never_has_the_identity_of_its_source: CloneOfMachine on Engine;
     sim_sweep_delete: Delete on Overlay;
     sim_sweep_purge: Purge on Overlay;
     sim_sweep_stop_on_engine_volumes: Stop on Engine;

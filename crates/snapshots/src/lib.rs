@@ -17,6 +17,7 @@
 //! | `restore` | from a snapshot to directories |
 //! | `drill` | a snapshot is proven by restoring it |
 //! | `browse` | looking into a snapshot without restoring it |
+//! | `duplicate`, `edit` | directory trees copied on this host, and single files in them replaced |
 //! | `copy` | snapshots into another repository |
 //! | `trees` | trees of what is no directory |
 //! | `maintenance` | forget, prune, check, repair |
@@ -35,6 +36,8 @@ mod chunker;
 mod copy;
 mod crypto;
 mod drill;
+mod duplicate;
+mod edit;
 mod effort;
 mod error;
 mod fsdir;
@@ -67,6 +70,8 @@ pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, Memor
 pub use browse::FileReader;
 pub use copy::{Copied, CopyOutcome};
 pub use drill::{DrillPart, Drilled, Room};
+pub use duplicate::{Duplicate, Duplicated, Tree, sync};
+pub use edit::{Replacement, file_names, read_file, replace_file};
 pub use effort::Effort;
 pub use error::{Error, Result};
 pub use graft::{Composition, Extra, Graft, Lower, With};

@@ -4,7 +4,7 @@ use super::{Action, Input, Next, compose, data_problem, leftovers, problem};
 use crate::engine::{ContainerState, ObservedContainer, Presence};
 use crate::pod::ReadyContainer;
 use crate::record::Record;
-use crate::volume::{SetState, VolumeSet};
+use crate::volume::{Origin, SetState, VolumeSet};
 
 pub(super) fn run(input: &Input<'_>) -> Next {
     let pod = input.pod;
@@ -31,7 +31,10 @@ fn make_set(input: &Input<'_>) -> Next {
     if let Some(step) = leftovers::remove(input, leftovers::Keep::Current) {
         return step;
     }
-    if let Some(fork) = pod.fork {
+    // A copy on the host gets its identity where it is made.
+    if let Some(fork) = pod.fork
+        && !matches!(pod.source, Some(Origin::Pod(_)))
+    {
         return compose::fork(input, fork);
     }
     let preparing = pod.sets.iter().find(|s| s.state == SetState::Preparing && Some(s.origin) == pod.source);

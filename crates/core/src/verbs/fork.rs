@@ -4,10 +4,10 @@ use super::{Decision, Order, is_released, not_restorable, operation, refuse_purg
 use crate::error::Error;
 use crate::id::{PodId, SnapshotId};
 use crate::operation::{Operation, OperationKind};
-use crate::pod::{Fork, Identity, Pod};
+use crate::pod::{Desired, Fork, Identity, Pod, Work};
 use crate::snapshot::Snapshot;
-use crate::spec::{PodName, PodSpec, PortSpec};
-use crate::volume::Origin;
+use crate::spec::{Backend, PodName, PodSpec, PortSpec};
+use crate::volume::{Origin, VolumeSet};
 
 /// Where a clone's data comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,19 +16,23 @@ pub enum ForkSource {
     Stored(SnapshotId),
     /// One that is taken for it: what this changes in the source.
     Taken(SnapshotId, Box<Decision>),
+    /// The data set of this pod on the host.
+    Host(PodId),
 }
 
 impl ForkSource {
-    /// The snapshot.
+    /// What the clone's first set is made from.
     #[must_use]
-    pub const fn snapshot(&self) -> SnapshotId {
+    pub const fn origin(&self) -> Origin {
         match self {
-            Self::Stored(id) | Self::Taken(id, _) => *id,
+            Self::Stored(id) | Self::Taken(id, _) => Origin::Snapshot(*id),
+            Self::Host(pod) => Origin::Pod(*pod),
         }
     }
 }
 
-/// Decides what a clone is made from: the named snapshot, the final one of a stopped pod, or a new one with this id.
+/// Decides what a clone is made from: the named snapshot, the final one of a stopped pod, the data set on the host where it
+/// can be copied, or a new snapshot with this id.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] for a snapshot of another pod; [`Error::Conflict`] when it cannot be restored, and when the pod
@@ -52,7 +56,35 @@ pub fn fork_source(source: &Pod, named: Option<&Snapshot>, id: SnapshotId, order
     if source.image.is_none() {
         return Err(no_data());
     }
+    if is_copied_on_host(source) {
+        return Ok(ForkSource::Host(source.id));
+    }
+    taken(source, id, order)
+}
+
+/// Decides for a clone whose source cannot be copied on the host after all: the final snapshot of a source that was released
+/// since, whatever became of it, or a new one with this id.
+///
+/// # Errors
+/// [`Error::Conflict`] when the source is being purged, or is on its way to being released.
+pub fn fork_source_elsewhere(source: &Pod, id: SnapshotId, order: &Order) -> Result<ForkSource, Error> {
+    refuse_purging(source)?;
+    match source.source {
+        Some(Origin::Snapshot(last)) if is_released(source) => Ok(ForkSource::Stored(last)),
+        _ => taken(source, id, order),
+    }
+}
+
+fn taken(source: &Pod, id: SnapshotId, order: &Order) -> Result<ForkSource, Error> {
     Ok(ForkSource::Taken(id, Box::new(snapshot(source, id, None, order)?)))
+}
+
+/// Whether the data is a whole overlay set on the host that nobody is about to replace. What is queued comes first.
+fn is_copied_on_host(source: &Pod) -> bool {
+    let ran = |set: &VolumeSet| set.backend == Backend::Overlay && set.attached.is_some();
+    let stays = matches!(source.desired, Desired::Running | Desired::Paused)
+        && source.tasks.iter().all(|task| matches!(task.work, Work::Snapshot { .. } | Work::Restart { .. }));
+    stays && source.current_set().is_some_and(ran)
 }
 
 fn no_data() -> Error {
@@ -68,7 +100,7 @@ fn no_data() -> Error {
 pub fn fork(
     (id, name): (PodId, PodName),
     source: &Pod,
-    from: SnapshotId,
+    from: Origin,
     identity: Identity,
     order: &Order,
 ) -> (Pod, Operation) {
@@ -78,10 +110,13 @@ pub fn fork(
     if let Some(goal) = &mut pod.goal {
         goal.kind = OperationKind::Clone;
     }
-    pod.source = Some(Origin::Snapshot(from));
+    pod.source = Some(from);
     pod.image.clone_from(&source.image);
     pod.fork = Some(Fork { identity, composed: None });
     let mut operation = operation(&pod, OperationKind::Clone, order);
-    operation.snapshot = Some(from);
+    operation.snapshot = match from {
+        Origin::Snapshot(id) => Some(id),
+        Origin::Image | Origin::Pod(_) => None,
+    };
     (pod, operation)
 }

@@ -9,6 +9,7 @@
 //! | `trees` | image trees that nobody needs any more |
 //! | `image` | resolve, pull, export, import, flatten |
 //! | `overlay`, `volumes` | the two backends of volume sets |
+//! | `copying` | overlay sets copied beside themselves |
 //! | `writers` | who else has a set |
 //! | `spec`, `container` | a pod's container |
 //! | `program` | what is run in it beside its own program |
@@ -19,6 +20,7 @@
 
 mod client;
 mod container;
+mod copying;
 mod firewall;
 mod image;
 mod labels;
@@ -52,8 +54,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bollard::Docker;
 use perennial_core::engine::{
-    Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel,
+    ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
@@ -309,6 +311,14 @@ impl Engine for DockerEngine {
             Backend::Overlay => self.overlay_prepare(set).await,
             Backend::Engine => self.volumes_prepare(set, fill).await,
         }
+    }
+
+    async fn set_copying(&self, set: &SetSpec) -> Result<Option<Copying>, EngineError> {
+        self.copying(set).await
+    }
+
+    async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError> {
+        self.snapshot(from, to).await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::client::{conflict, io, rejected, transient};
 use super::{posix, spare, tree};
 
-const MARKER: &str = "set.json";
+pub(super) const MARKER: &str = "set.json";
 /// How old scratch must be to be taken for left behind.
 const ABANDONED: std::time::Duration = std::time::Duration::from_secs(3600);
 const OWNER: &str = "installation";
@@ -365,7 +365,7 @@ pub(super) fn is_btrfs(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|s| s.f_type == BTRFS)
 }
 
-fn btrfs(words: &[&str], path: &Path) -> bool {
+pub(super) fn btrfs(words: &[&str], path: &Path) -> bool {
     let command = std::process::Command::new("btrfs").args(words).arg(path).output();
     command.is_ok_and(|out| out.status.success())
 }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use perennial_core::engine::{
-    Capabilities, ChangeSink, ContainerSpec, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel, ObservedPod,
-    Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel,
+    ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
 use perennial_core::progress::Progress;
+use perennial_core::spec::Backend;
 use tokio::sync::mpsc;
 
 use super::{Shared, SimEngine, broken};
@@ -69,6 +70,15 @@ impl Engine for SimEngine {
             self.shared.set_prepare(state, fate, set, fill)
         })
         .await
+    }
+
+    async fn set_copying(&self, set: &SetSpec) -> Result<Option<Copying>, EngineError> {
+        let copying = self.shared.options.copying.filter(|_| set.backend == Backend::Overlay);
+        self.call("set_copying", |_, _| Ok(copying)).await
+    }
+
+    async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError> {
+        self.call("set_snapshot", |state, fate| self.shared.set_snapshot(state, fate, from, to)).await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {

@@ -177,6 +177,11 @@ fn behaviour(spec: &ContainerSpec) -> Behaviour {
 }
 
 impl State {
+    /// Whether the pod's processes run, and are not frozen.
+    pub(super) fn is_written(&self, pod: PodId) -> bool {
+        self.containers.values().any(|c| c.pod == pod && c.life == Life::Running)
+    }
+
     /// Whether the pod's own container is attached to the set.
     pub(super) fn refers(&self, pod: PodId, set: SetNumber, backend: Backend) -> bool {
         let own = self.by_pod.get(&pod).and_then(|id| self.containers.get(id));

@@ -46,7 +46,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use perennial_core::clock::Clock;
-use perennial_core::engine::{EngineError, RuntimeInfo};
+use perennial_core::engine::{Copying, EngineError, RuntimeInfo};
 use perennial_core::id::PodId;
 use perennial_core::spec::Backend;
 use perennial_core::volume::SetNumber;
@@ -84,6 +84,8 @@ pub struct SimOptions {
     pub runtimes: Vec<RuntimeInfo>,
     /// Backends it offers, best first.
     pub backends: Vec<Backend>,
+    /// How overlay sets are copied beside themselves; `None`: only by a snapshot in a repository.
+    pub copying: Option<Copying>,
     /// What reaches engine volumes; `None` when the server does it itself.
     pub mover: Option<SimMover>,
 }
@@ -102,6 +104,7 @@ impl Default for SimOptions {
             // As gVisor does by default, the second keeps changes outside volumes where the host cannot see them.
             runtimes: vec![runtime("runc", true), runtime("runsc", false)],
             backends: vec![Backend::Overlay, Backend::Engine],
+            copying: Some(Copying::Instant),
             mover: None,
         }
     }

@@ -10,7 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use perennial_core::engine::{
-    Effect, EngineError, Fill, ObservedSet, Owned, Presence, SetAccess, SetLimit, SetSpec, VolumePath, VolumeUsage,
+    Copying, Effect, EngineError, Fill, ObservedSet, Owned, Presence, SetAccess, SetLimit, SetSpec, VolumePath,
+    VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::{DeletePermit, Ground};
@@ -19,7 +20,7 @@ use perennial_core::volume::{SetNumber, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::faults::Fate;
-use super::tree::{bytes, copy_content, look, remove_any, set_mtime};
+use super::tree::{bytes, copy_content, copy_layer, look, remove_any, set_mtime};
 use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected};
 
 /// No volume can be called so: names have no dots.
@@ -208,6 +209,49 @@ impl Shared {
             copy_content(&self.lower(state, &set.image, &volume.mount_path), &tree)?;
         }
         set_mtime(&tree, IMAGE_TIME, 0)
+    }
+
+    pub(super) fn set_snapshot(
+        &self,
+        state: &mut State,
+        fate: Fate,
+        from: &SetSpec,
+        to: &SetSpec,
+    ) -> Result<Effect, EngineError> {
+        let what = format!("set {} of pod {}", to.number, to.pod);
+        if self.options.copying != Some(Copying::Instant) || from.backend != Backend::Overlay {
+            return Err(state.violation(rejected(format!("the storage does not copy {what} at one instant"))));
+        }
+        let directory = self.set_directory(to.pod, to.backend, to.number);
+        if !Self::marker(&directory)?.is_some_and(|m| m.state == Progress::Preparing && m.generation.is_none()) {
+            return Err(state.violation(conflict(format!("{what} is not being prepared"))));
+        }
+        if self.observe_set(from)?.presence != Presence::Whole {
+            return Err(conflict(format!("set {} of pod {} is not whole", from.number, from.pod)));
+        }
+        if (&from.volumes, &from.image) != (&to.volumes, &to.image) {
+            return Err(state.violation(rejected(format!("{what} has other volumes than what it is copied from"))));
+        }
+        if state.is_written(from.pod) {
+            return Err(state.violation(conflict(format!("{what} would be of no instant: its source is written to"))));
+        }
+        let source = self.set_directory(from.pod, from.backend, from.number);
+        let stop_at = (fate.halfway || fate.disk_full).then_some(to.volumes.len() / 2);
+        for (i, volume) in to.volumes.iter().enumerate() {
+            if stop_at == Some(i) {
+                break;
+            }
+            let tree = |set: &Path| Self::tree_directory(set, to.backend, &volume.name);
+            let (source, target) = (tree(&source), tree(&directory));
+            copy_layer(&source, &target).map_err(|e| broken("copy volume", &e))?;
+        }
+        if fate.disk_full {
+            return Err(rejected(format!("no space left for {what}")));
+        }
+        if fate.halfway {
+            return Err(EngineError::OutcomeUnknown { problem: format!("the connection broke while copying {what}") });
+        }
+        Ok(Effect::Created)
     }
 
     pub(super) fn set_complete(&self, state: &mut State, set: &SetSpec) -> Result<Effect, EngineError> {

@@ -281,6 +281,32 @@ pub(super) fn copy_content(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Copies the changes of an overlay, with what they delete; `to` is there.
+pub(super) fn copy_layer(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let metadata = fs::symlink_metadata(&source)?;
+        if is_whiteout(&metadata) {
+            rustix::fs::mknodat(CWD, &target, FileType::CharacterDevice, Mode::empty(), 0)?;
+        } else if metadata.is_dir() {
+            fs::create_dir(&target)?;
+            copy_layer(&source, &target)?;
+        } else if metadata.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
+        } else {
+            fs::copy(&source, &target)?;
+        }
+        if !is_whiteout(&metadata) {
+            like(&metadata, &target)?;
+        }
+    }
+    if is_opaque(from) {
+        xattr::set(to, OPAQUE, b"y")?;
+    }
+    like(&fs::symlink_metadata(from)?, to)
+}
+
 /// Gives `path` the owner, mode and time of something else.
 pub(super) fn like(metadata: &Metadata, path: &Path) -> io::Result<()> {
     std::os::unix::fs::lchown(path, Some(metadata.uid()), Some(metadata.gid()))?;

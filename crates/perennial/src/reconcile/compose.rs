@@ -367,7 +367,7 @@ fn not_composable(why: &str) -> StepError {
     )
 }
 
-fn too_many_keys(last: &str) -> StepError {
+pub(super) fn too_many_keys(last: &str) -> StepError {
     definite(
         "identity-too-large",
         format!("there are more than {} files of ssh host keys, {last:?} among them", identity::HOST_KEYS_MAX),

@@ -46,6 +46,18 @@ impl Processes {
         self.0.send(ask(answer)).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
     }
+
+    /// Has them stand still, for work that waits and does not block.
+    pub(super) async fn hold_still(&self) -> Result<(), StepError> {
+        let asks = Self(self.0.clone());
+        blocking(move || Ok(asks.hold()?)).await
+    }
+
+    /// Lets them go on, as [`Processes::hold_still`].
+    pub(super) async fn go_on(&self) -> Result<(), StepError> {
+        let asks = Self(self.0.clone());
+        blocking(move || Ok(asks.release()?)).await
+    }
 }
 
 impl Writers for Processes {
@@ -272,6 +284,18 @@ pub(super) async fn while_frozen<T: Send + 'static>(
     work: impl FnOnce(&dyn Writers) -> Result<T, StepError> + Send + 'static,
 ) -> Result<(T, Option<Duration>), StepError> {
     freezing(container, Limits { freeze: limit, after: AFTER }, work).await
+}
+
+/// The same for work that waits and does not block.
+pub(super) async fn while_still<T, F: Future<Output = Result<T, StepError>>>(
+    container: &Container<'_>,
+    limit: Duration,
+    work: impl FnOnce(Processes) -> F,
+) -> Result<(T, Option<Duration>), StepError> {
+    let (asks, asked) = unbounded_channel();
+    let mut session = Session { what: container, limit, since: None, lasted: None, failure: None };
+    let result = session.run(asked, work(Processes(asks))).await?;
+    Ok((result, session.lasted))
 }
 
 async fn freezing<T: Send + 'static>(

@@ -31,7 +31,7 @@ pub(super) enum LayerSource {
     /// The container's own changes.
     Root(Root),
     /// The last capture, because the container is gone; unpacked for as long as this lives.
-    Unpacked(Root, #[expect(dead_code, reason = "holds the directory")] Scratch),
+    Unpacked(Root, Scratch),
 }
 
 impl LayerSource {
@@ -256,6 +256,23 @@ impl Reconciler {
         };
         let after_stop = row.grade == Some(Grade::Stopped);
         Ok(Some(LayerCapture { repository_id, captured_at, writer, after_stop }))
+    }
+
+    /// Archives a layer that was copied for this pod; `None` when there is nothing in it.
+    pub(super) async fn archive_copied_layer(
+        &self,
+        view: &View,
+        root: Root,
+        progress: &Progress,
+    ) -> Result<Option<String>, StepError> {
+        // Without a change outside volumes, no repository is asked for anything.
+        if is_empty(&root)? {
+            return Ok(None);
+        }
+        Ok(match self.archive_layer(view, From::Container(root), None, progress).await? {
+            Layer::New(id) => Some(id),
+            Layer::Same | Layer::Empty => None,
+        })
     }
 
     async fn archive_layer(

@@ -4,7 +4,9 @@
 //! * [`worker`]: one pass over one pod, under one of its [`leases`], written down by [`records`]; [`glance`]: which pods need one.
 //! * [`execute`]: carries out one action of the plan; has no opinion.
 //! * [`capture`], [`fill`], [`layer`], [`images`]: the actions that move bytes; [`forget`]: those that let them go.
-//! * [`freeze`]: a running pod that stands still while a capture reads; [`hooks`]: what it runs around that, [`hooking`]: for how long.
+//! * [`duplicate`]: a clone's data set, copied from its source's on the host.
+//! * [`freeze`]: a running pod that stands still while a capture reads or a copy is made; [`hooks`]: what it runs around that,
+//!   [`hooking`]: for how long.
 //! * [`drill`]: proofs that a snapshot can be restored.
 //! * [`replicate`]: copies into replicas.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
@@ -21,6 +23,7 @@ pub mod worker;
 mod capture;
 mod compose;
 mod drill;
+mod duplicate;
 mod execute;
 mod fill;
 mod forget;

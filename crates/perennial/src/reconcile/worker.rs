@@ -14,6 +14,7 @@ use perennial_core::record::{self, Record};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
+use tokio::sync::Notify;
 
 use super::hooking::Hooking;
 use super::leases::LEASE;
@@ -24,6 +25,8 @@ use super::step::{StepError, problem};
 use crate::import::Spool;
 use crate::store::{Change, Lease, Store};
 
+/// When a pod is looked at again that a clone is copied from right now.
+const OCCUPIED_FOR: SignedDuration = SignedDuration::from_millis(200);
 /// How often a blocked pod is looked at.
 const BLOCKED_EVERY: SignedDuration = SignedDuration::from_secs(10);
 /// How long a snapshot with hooks waits before it is looked whether its tenant has few enough of them in work.
@@ -72,6 +75,8 @@ pub struct Reconciler {
     pub(super) started_at: Timestamp,
     pub(super) hooking: Arc<Hooking>,
     memory: Mutex<Memory>,
+    /// Told when a pod is free again.
+    freed: Notify,
 }
 
 /// What only saves work and may be forgotten at any moment.
@@ -85,8 +90,23 @@ pub(super) struct Memory {
     /// When system layers were looked at.
     pub(super) layers: HashMap<PodId, Timestamp>,
     pub(super) leases: HashMap<PodId, (Lease, Timestamp)>,
+    /// Pods that this process works on: in a pass of their own, or in that of a clone that is copied from them.
+    pub(super) busy: HashSet<PodId>,
     /// Pods that are known not to have been left frozen by a server that died.
     pub(super) thawed: HashSet<PodId>,
+}
+
+/// While this lives, nothing else in this process works on the pod.
+pub(super) struct Alone<'a> {
+    reconciler: &'a Reconciler,
+    pod: PodId,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.reconciler.memory().busy.remove(&self.pod);
+        self.reconciler.freed.notify_waiters();
+    }
 }
 
 /// What one pass knows.
@@ -119,8 +139,8 @@ impl Reconciler {
         settings: Settings,
     ) -> Self {
         let started_at = clock.now();
-        let (hooking, memory) = (Arc::default(), Mutex::default());
-        Self { store, engine, repositories, clock, ids, board, settings, started_at, hooking, memory }
+        let (hooking, memory, freed) = (Arc::default(), Mutex::default(), Notify::new());
+        Self { store, engine, repositories, clock, ids, board, settings, started_at, hooking, memory, freed }
     }
 
     /// Who this server is to others that share the database.
@@ -137,8 +157,26 @@ impl Reconciler {
         self.clock.now()
     }
 
+    /// Has the pod to itself, unless something else in this process has.
+    fn take(&self, pod: PodId) -> Option<Alone<'_>> {
+        self.memory().busy.insert(pod).then_some(Alone { reconciler: self, pod })
+    }
+
+    /// Waits until nothing else in this process works on the pod, and keeps it so.
+    pub(super) async fn alone_with(&self, pod: PodId) -> Alone<'_> {
+        loop {
+            // Before the look, so that nobody is missed who ends after it.
+            let freed = self.freed.notified();
+            if let Some(alone) = self.take(pod) {
+                return alone;
+            }
+            freed.await;
+        }
+    }
+
     /// Looks at one pod and does at most one thing.
     pub async fn pass(&self, id: PodId) -> Passed {
+        let Some(_alone) = self.take(id) else { return Passed::Wait(self.after(OCCUPIED_FOR)) };
         let pod = match self.store.pod_fetch(id).await {
             Ok(Some(pod)) => pod,
             Ok(None) => return Passed::Gone,

@@ -25,8 +25,8 @@ pub struct CloneRequest {
 }
 
 impl App {
-    /// Makes a pod that is a copy of another and starts it. Without a snapshot one is taken of the source first, asked for
-    /// in the same transaction.
+    /// Makes a pod that is a copy of another and starts it. Without a snapshot its data set is copied on the host, where that
+    /// can be; elsewhere one is taken of the source first, asked for in the same transaction.
     ///
     /// # Errors
     /// See [`verbs::fork_source`]; [`Error::Conflict`] for a taken name and for a snapshot that is being deleted. Nothing is
@@ -43,10 +43,12 @@ impl App {
             let from = verbs::fork_source(&pod, named.as_ref(), self.snapshot_id(), &of_source)?;
             self.check_engine(&pod.spec).await?;
             let own = (self.pod_id(), clone.name.clone());
-            let (copy, operation) = verbs::fork(own, &pod, from.snapshot(), clone.identity, &order);
+            let (copy, operation) = verbs::fork(own, &pod, from.origin(), clone.identity, &order);
             let mut change = Change { pod: Some(copy.clone()), ..Change::default() };
             match from {
                 ForkSource::Stored(id) => change.uses.push(id),
+                // What becomes of the source until the copy is made is seen then.
+                ForkSource::Host(_) => {}
                 ForkSource::Taken(_, decision) => {
                     change.other_pod = Some(decision.pod);
                     change.snapshots.extend(decision.snapshot);

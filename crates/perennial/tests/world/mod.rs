@@ -27,7 +27,7 @@ use perennial::service::{
 use perennial::store::Store;
 use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
-use perennial_core::engine::Engine;
+use perennial_core::engine::{Copying, Engine};
 use perennial_core::fault::{NoTap, Tap};
 use perennial_core::hook::{Hook, Hooks, OnHookFailure};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
@@ -106,6 +106,11 @@ impl World {
 
     pub fn with(seed: u64, image: &SimImage) -> Self {
         Self::of(image, SimOptions { seed, ..SimOptions::default() })
+    }
+
+    /// The same, on a storage that copies sets so.
+    pub fn with_copying(seed: u64, copying: Option<Copying>) -> Self {
+        Self::of(&SimImage::standard(), SimOptions { seed, copying, ..SimOptions::default() })
     }
 
     /// The same, where only this mover reaches the engine's own volumes.

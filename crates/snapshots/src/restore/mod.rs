@@ -15,6 +15,9 @@ mod plan;
 mod remove;
 mod write;
 
+pub(crate) use meta::{Overlay, apply};
+pub(crate) use remove::{remove_entry, temporary_name};
+
 use std::path::PathBuf;
 
 use perennial_core::progress::Progress;

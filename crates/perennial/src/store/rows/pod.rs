@@ -128,6 +128,8 @@ pub(super) enum OriginRow {
     Image,
     /// From this snapshot.
     Snapshot(String),
+    /// From this pod's data set on the host.
+    Pod(String),
 }
 
 impl Stored for Origin {
@@ -136,12 +138,14 @@ impl Stored for Origin {
         match self {
             Self::Image => OriginRow::Image,
             Self::Snapshot(id) => OriginRow::Snapshot(id.to_row()),
+            Self::Pod(id) => OriginRow::Pod(id.to_string()),
         }
     }
     fn from_row(row: OriginRow) -> Result<Self, RowError> {
         Ok(match row {
             OriginRow::Image => Self::Image,
             OriginRow::Snapshot(id) => Self::Snapshot(Stored::from_row(id)?),
+            OriginRow::Pod(id) => Self::Pod(Stored::from_row(id)?),
         })
     }
 }
@@ -349,7 +353,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
 pub(in crate::store) fn source_snapshot(pod: &Pod) -> Option<String> {
     match pod.source {
         Some(Origin::Snapshot(id)) => Some(id.to_string()),
-        Some(Origin::Image) | None => None,
+        Some(Origin::Image | Origin::Pod(_)) | None => None,
     }
 }
 

@@ -1,0 +1,331 @@
+//! A clone's first data set, copied from its source's on the same host.
+//!
+//! All of it is one step of the clone, from nothing after any failure: until the set is marked complete and recorded it is
+//! nobody's data. Meanwhile nothing else is done to the source: its own passes wait, and its lease is held. Where the storage
+//! cannot copy a whole set at one instant, most is copied while the source runs, and in the freeze only what changed since.
+//! What cannot be copied here is made by a snapshot of the source instead.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use perennial_core::engine::{ContainerState, Copying, Fill, ObservedContainer, Presence, SetAccess, VolumePath};
+use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::pod::{Fork, Identity, LayerCapture, Pod};
+use perennial_core::progress::Progress;
+use perennial_core::record::Record;
+use perennial_core::spec::is_at_or_below;
+use perennial_core::verbs::{self, Answer, ForkSource, Order};
+use perennial_core::volume::VolumeSet;
+use perennial_snapshots::{
+    Duplicate, Duplicated, Replacement, Root, Source, Tree, file_names, read_file, replace_file,
+};
+
+use super::freeze::{Container, while_still};
+use super::images::{Scratch, blocking};
+use super::layer::{LayerSource, layer_root};
+use super::step::{StepError, definite, retry};
+use super::worker::{Reconciler, View, current_operation, set_spec};
+use crate::identity::{self, Known, Renewed};
+use crate::store::Change;
+
+/// The system layer as a clone gets it: where it was read from is no longer needed.
+enum Layer {
+    Nothing,
+    /// Its tree is in this directory.
+    There(Root, Scratch),
+}
+
+impl Reconciler {
+    /// Makes the clone's set a copy of its source's and records it, or that it has to be made in another way.
+    pub(super) async fn copy_set(
+        &self,
+        view: &mut View,
+        set: &VolumeSet,
+        source: PodId,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        let _alone = self.alone_with(source).await;
+        if self.lease(source).await?.is_none() {
+            return Err(retry("clone-source-busy", "another server works on the pod that is cloned"));
+        }
+        self.with_lease_kept(source, self.copy_from(view, set, source, progress)).await
+    }
+
+    async fn copy_from(
+        &self,
+        view: &mut View,
+        set: &VolumeSet,
+        source: PodId,
+        progress: &Progress,
+    ) -> Result<(), StepError> {
+        let Some(pod) = self.store.pod_fetch(source).await? else {
+            return Err(source_failed("the pod that is cloned was purged"));
+        };
+        let from = self.look(pod).await?;
+        let Some(there) = from.pod.current_set().filter(|there| is_alike(there, set)).cloned() else {
+            return self.fork_elsewhere(view, &from.pod).await;
+        };
+        let (of_source, of_clone) = (set_spec(&from.pod, &there), set_spec(&view.pod, set));
+        let seen = from.observed.set(there.number).map(|s| &s.presence);
+        if seen != Some(&Presence::Whole) || !from.observed.foreign.is_empty() || of_source.image != of_clone.image {
+            return Err(retry(
+                "clone-source-unsound",
+                "the data of the pod that is cloned is not whole, or others use it",
+            ));
+        }
+        let Some(copying) = self.engine.set_copying(&of_source).await? else {
+            return self.fork_elsewhere(view, &from.pod).await;
+        };
+        self.engine.set_prepare(&of_clone, Fill::Image).await?;
+        let (SetAccess::Local(sources), SetAccess::Local(targets)) =
+            (self.engine.set_access(&of_source).await?, self.engine.set_access(&of_clone).await?)
+        else {
+            return self.fork_elsewhere(view, &from.pod).await;
+        };
+        let mut trees = match copying {
+            Copying::Instant => Vec::new(),
+            Copying::Shared | Copying::Bytes => pairs(&sources, &targets)?,
+        };
+        let layer = match self.layer_source(&from, progress).await? {
+            LayerSource::Nothing => Layer::Nothing,
+            LayerSource::Unpacked(root, scratch) => Layer::There(root, scratch),
+            LayerSource::Root(root) => self.stage(root, &mut trees)?,
+        };
+        let copy = Copy { of: (of_source, of_clone), copying, sources, trees };
+        let captured_at = self.now();
+        let (done, frozen) = self.copy_at_one_instant(&from, copy, progress).await?;
+        let told = match view.pod.fork {
+            Some(Fork { identity: Identity::Renewed, .. }) => blocking(move || renew(&targets)).await?,
+            Some(Fork { identity: Identity::Kept, .. }) | None => None,
+        };
+        self.engine.set_complete(&set_spec(&view.pod, set)).await?;
+        let layer = match layer {
+            Layer::There(root, _scratch) => self.layer_of_copy(view, root.clone(), captured_at, progress).await?,
+            Layer::Nothing => None,
+        };
+        let message = words(source, copying, &done, frozen, told);
+        let event = self.event(&view.pod, current_operation(&view.pod), "pod.copied", message);
+        let change = Change { events: vec![event], ..Change::default() };
+        self.record_with(view, Record::SetCompleted { set: set.number, layer }, change).await
+    }
+
+    /// Has the layer copied together with the volumes.
+    fn stage(&self, root: Root, trees: &mut Vec<Tree>) -> Result<Layer, StepError> {
+        let Source::Directory { path, exclude, .. } = root.source else { return Ok(Layer::Nothing) };
+        let scratch = self.scratch()?;
+        trees.push(Tree { from: path, to: scratch.path().to_owned(), exclude });
+        Ok(Layer::There(layer_root(scratch.path().to_owned(), Vec::new()), scratch))
+    }
+
+    /// Copies while nothing writes: a running source stands still for it, at the end.
+    async fn copy_at_one_instant(
+        &self,
+        from: &View,
+        copy: Copy,
+        progress: &Progress,
+    ) -> Result<(Duplicated, Option<Duration>), StepError> {
+        let Copy { of: (of_source, of_clone), copying, sources, trees } = copy;
+        let mut duplicate = Duplicate::new(trees);
+        let container = from.observed.container.as_ref().filter(|c| c.set == of_source.number && c.is_live());
+        let finish = |mut duplicate: Duplicate| {
+            let progress = progress.clone();
+            async move {
+                if copying == Copying::Instant {
+                    self.engine.set_snapshot(&of_source, &of_clone).await?;
+                }
+                blocking(move || duplicate.finish(&progress).map_err(no_room)).await
+            }
+        };
+        let Some(container) = container else {
+            let done = finish(duplicate).await?;
+            // Nobody here starts it; somebody else may have.
+            let again = self.engine.observe(from.pod.id, &[]).await?;
+            let before = from.observed.container.as_ref().map(ObservedContainer::stamp);
+            let after = again.container.as_ref().filter(|c| !c.is_live()).map(ObservedContainer::stamp);
+            if after != before {
+                return Err(retry("clone-source-busy", "the pod that is cloned was started meanwhile"));
+            }
+            return Ok((done, None));
+        };
+        if container.state == ContainerState::Frozen {
+            // A server that died left it so.
+            self.engine.container_unfreeze(&container.id).await?;
+        }
+        let ahead = progress.clone();
+        let duplicate = blocking(move || {
+            // What is written back now is not written back in the freeze.
+            perennial_snapshots::sync(sources.iter().map(|v| v.path.as_path()))?;
+            duplicate.ahead(&ahead).map_err(no_room)?;
+            Ok(duplicate)
+        })
+        .await?;
+        let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
+        // Should the thaw fail, the next pass looks at once.
+        self.memory().thawed.remove(&from.pod.id);
+        let container = Container { engine: &*self.engine, id: &container.id };
+        while_still(&container, limit, |processes| async move {
+            processes.hold_still().await?;
+            let done = finish(duplicate).await?;
+            processes.go_on().await?;
+            Ok(done)
+        })
+        .await
+    }
+
+    /// The copied layer, as a capture of the clone's own.
+    async fn layer_of_copy(
+        &self,
+        view: &View,
+        root: Root,
+        captured_at: jiff::Timestamp,
+        progress: &Progress,
+    ) -> Result<Option<LayerCapture>, StepError> {
+        let repository_id = self.archive_copied_layer(view, root, progress).await?;
+        Ok(repository_id.map(|id| LayerCapture {
+            repository_id: Some(id),
+            captured_at,
+            writer: None,
+            after_stop: true,
+        }))
+    }
+
+    /// Records by which snapshot the clone is made instead; one that has to be taken of the source is asked for.
+    async fn fork_elsewhere(&self, view: &mut View, source: &Pod) -> Result<(), StepError> {
+        let now = self.now();
+        let millis = u64::try_from(now.as_millisecond()).unwrap_or_default();
+        let operation = OperationId::from_parts(millis, self.ids.random());
+        let of_clone = match current_operation(&view.pod) {
+            Some(id) => self.store.operation_fetch(id).await?,
+            None => None,
+        };
+        let actor = of_clone.map_or_else(|| "system".to_owned(), |o| o.actor);
+        let order = Order { operation, actor, now };
+        let id = SnapshotId::from_parts(millis, self.ids.random());
+        let from = verbs::fork_source_elsewhere(source, id, &order).map_err(|refused| match refused {
+            perennial_core::Error::Conflict { code: "pod-being-purged", .. } => {
+                source_failed("its source is being purged")
+            }
+            // A stop in work ends, and leaves a snapshot.
+            other => retry("clone-source-busy", other.to_string()),
+        })?;
+        let mut change = Change::default();
+        let snapshot = match from {
+            ForkSource::Stored(id) => {
+                change.uses.push(id);
+                id
+            }
+            ForkSource::Taken(id, decision) => {
+                change.snapshots.extend(decision.snapshot);
+                if let Answer::New(taking) = decision.answer {
+                    change.events.push(self.news(&decision.pod, &taking));
+                    change.operations.push(*taking);
+                }
+                change.other_pod = Some(decision.pod);
+                id
+            }
+            ForkSource::Host(_) => return Err(retry("internal", "a copy on the host was decided on elsewhere")),
+        };
+        self.record_with(view, Record::ForkedElsewhere(snapshot), change).await
+    }
+}
+
+/// Everything that one copy is made from.
+struct Copy {
+    of: (perennial_core::engine::SetSpec, perennial_core::engine::SetSpec),
+    copying: Copying,
+    sources: Vec<VolumePath>,
+    trees: Vec<Tree>,
+}
+
+/// Whether a set can be what the other is copied from.
+fn is_alike(source: &VolumeSet, clone: &VolumeSet) -> bool {
+    source.backend == clone.backend && source.volumes == clone.volumes
+}
+
+fn source_failed(why: &str) -> StepError {
+    definite("clone-source-failed", why, "delete this pod (perennial pod rm), and clone another")
+}
+
+/// A full disk is no outage that passes: the clone ends, and leaves nothing.
+fn no_room(error: perennial_snapshots::Error) -> StepError {
+    match error {
+        perennial_snapshots::Error::Io { source, path, .. }
+            if matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) =>
+        {
+            let message = format!("there is no room for a copy of the data: {source}, at {}", path.display());
+            definite("no-space", message, "make room in the storage root and clone again")
+        }
+        other => other.into(),
+    }
+}
+
+fn pairs(sources: &[VolumePath], targets: &[VolumePath]) -> Result<Vec<Tree>, StepError> {
+    let pair = |target: &VolumePath| {
+        let source = sources.iter().find(|source| source.name == target.name);
+        let source =
+            source.ok_or_else(|| retry("clone-source-unsound", format!("volume {} is missing", target.name)))?;
+        let exclude = source.exclude.iter().map(|p| PathBuf::from(p.trim_start_matches('/'))).collect();
+        Ok(Tree { from: source.path.clone(), to: target.path.clone(), exclude })
+    };
+    targets.iter().map(pair).collect()
+}
+
+fn words(source: PodId, copying: Copying, done: &Duplicated, frozen: Option<Duration>, told: Option<String>) -> String {
+    let how = match copying {
+        Copying::Instant => "at once".to_owned(),
+        Copying::Shared | Copying::Bytes => {
+            format!("in {} entries, {} bytes shared and {} written", done.entries, done.shared, done.written)
+        }
+    };
+    let still = frozen.map_or_else(String::new, |f| format!("; it stood still for {} ms", f.as_millis()));
+    let told = told.map_or_else(String::new, |told| format!("; {told}"));
+    format!("the data set of pod {source} was copied on the host, {how}{still}{told}")
+}
+
+/// The volume that holds a path, and the path in it.
+fn place<'a>(volumes: &'a [VolumePath], path: &str) -> Option<(&'a VolumePath, PathBuf)> {
+    let holds = |v: &&VolumePath| is_at_or_below(path, &v.mount_path);
+    let volume = volumes.iter().filter(holds).max_by_key(|v| v.mount_path.len())?;
+    Some((volume, PathBuf::from(path[volume.mount_path.len()..].trim_start_matches('/'))))
+}
+
+/// Gives the copy an identity of its own; tells what was done.
+fn renew(volumes: &[VolumePath]) -> Result<Option<String>, StepError> {
+    let mut paths: Vec<String> = identity::MACHINE_IDS.map(str::to_owned).to_vec();
+    if let Some((volume, directory)) = place(volumes, identity::SSH_DIRECTORY)
+        && let Some(names) = file_names(&volume.path, &directory)?
+    {
+        let names = names.into_iter().filter(|name| identity::is_host_key(name));
+        let keys = names.filter_map(|name| String::from_utf8(name).ok());
+        let keys: Vec<String> = keys.map(|name| format!("{}/{name}", identity::SSH_DIRECTORY)).collect();
+        if let Some(last) = keys.get(identity::HOST_KEYS_MAX) {
+            return Err(super::compose::too_many_keys(last));
+        }
+        paths.extend(keys);
+    }
+    let mut known = Vec::new();
+    for path in paths {
+        let Some((volume, within)) = place(volumes, &path) else { continue };
+        if let Some(content) = read_file(&volume.path, &within, identity::SIZE_MAX)? {
+            known.push(Known { path, content });
+        }
+    }
+    let renewed =
+        identity::renew(&known).map_err(|e| retry("identity-not-made", format!("make ssh host keys: {e}")))?;
+    for Renewed { path, content } in &renewed {
+        let Some((volume, within)) = place(volumes, path) else { continue };
+        let below = |lower: &PathBuf| is_below(lower, &within);
+        let with = match content {
+            Some(content) => Replacement::Content(content),
+            None if volume.lower.as_ref().is_some_and(below) => Replacement::Whiteout,
+            None => Replacement::Removed,
+        };
+        replace_file(&volume.path, &within, with).map_err(no_room)?;
+    }
+    Ok(identity::told(&renewed))
+}
+
+/// Whether the image has anything at this path; the image's tree is ours, and what it says is not followed.
+fn is_below(lower: &Path, within: &Path) -> bool {
+    lower.join(within).symlink_metadata().is_ok()
+}
