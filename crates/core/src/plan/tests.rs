@@ -472,6 +472,34 @@ fn a_set_that_was_filled_before_somebody_wrote_again_is_not_switched_to() {
     assert_eq!(decided(&pod, &rows, &seen), Next::Act(Action::AllocateSet { origin: Origin::Snapshot(own) }));
 }
 
+/// Law 1: what no snapshot holds is data from the moment it is whole, although nothing ever ran on it.
+#[test]
+fn law_1_a_copy_on_the_host_goes_only_when_it_is_captured() {
+    let source = crate::id::PodId::from_parts(9, [9; 10]);
+    let mut clone = pod();
+    (clone.sets, clone.current, clone.container, clone.data_generation) = (Vec::new(), None, None, 0);
+    (clone.source, clone.last_set) = (Some(Origin::Pod(source)), 0);
+    clone.fork = Some(crate::pod::Fork { identity: crate::pod::Identity::Renewed, composed: None });
+    let nothing = ObservedPod::default();
+    assert_eq!(decided(&clone, &[], &nothing), Next::Act(Action::AllocateSet { origin: Origin::Pod(source) }));
+    let preparing = VolumeSet { origin: Origin::Pod(source), state: SetState::Preparing, ..set(1, None) };
+    crate::record::apply(&mut clone, &Record::SetAllocated(preparing), at(11));
+    assert_eq!(decided(&clone, &[], &nothing), Next::Act(Action::FillSet { set: 1 }));
+    // Half of it is nobody's data.
+    assert!(DeletePermit::never_started_set(&clone, 1, &nothing).is_ok());
+    crate::record::apply(&mut clone, &Record::SetCompleted { set: 1, layer: None }, at(11));
+    assert_eq!((clone.source, clone.fork, clone.current), (None, None, Some(1)));
+    assert_eq!(DeletePermit::never_started_set(&clone, 1, &nothing), Err(Denied::EverStarted));
+    // Lost, it is not made anew from what its source has become since.
+    let lost = ObservedSet { number: 1, presence: Presence::Absent, generation: None, limit: None };
+    let seen = ObservedPod { sets: vec![lost], ..ObservedPod::default() };
+    assert!(matches!(decided(&clone, &[], &seen), Next::Act(Action::Record(Record::GoalFailed(_))) | Next::Blocked(_)));
+    // A stop captures it first.
+    clone.desired = Desired::Stopped;
+    let seen = ObservedPod { sets: vec![whole(1)], ..ObservedPod::default() };
+    assert_eq!(decided(&clone, &[], &seen), Next::Act(Action::BeginCapture { kind: SnapshotKind::Final }));
+}
+
 #[test]
 fn a_clone_waits_for_its_source_and_starts_from_nothing_but_its_own() {
     let source = row(5, SnapshotState::Verified).id;

@@ -481,12 +481,18 @@ fn a_clone_is_made_from_what_a_pod_has_in_every_state() {
                 assert_eq!(decision.snapshot.as_ref().map(|row| row.id), Some(id), "{state}");
                 "taken".to_owned()
             }
+            Ok(ForkSource::Host(of)) => {
+                assert_eq!(of, pod.id, "{state}");
+                "host".to_owned()
+            }
             Err(Error::Conflict { code, .. }) => code.to_owned(),
             Err(other) => panic!("{state}: {other:?}"),
         };
         let expected = match state {
             "creating" => "pod-never-ran",
-            "running" | "broken" | "pausing" | "paused" | "resuming" | "resetting" => "taken",
+            "running" | "broken" | "pausing" | "paused" | "resuming" => "host",
+            // What replaces the data comes first.
+            "resetting" => "taken",
             "stopping" => "pod-released",
             "released" | "stopped" => "stored true",
             // On its way: what it has on the host is being made.
