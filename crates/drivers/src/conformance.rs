@@ -225,6 +225,7 @@ macro_rules! for_each_case {
                 set_access_names_every_volume
                 set_access_leaves_out_what_is_missing
                 what_volumes_take_up_is_told
+                set_is_copied_at_one_instant
                 a_limit_is_shown_until_it_changes_or_the_pod_starts
                 empty_fill_holds_what_was_put_in
                 sets_of_a_pod_are_apart

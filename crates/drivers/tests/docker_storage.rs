@@ -11,7 +11,7 @@ use bollard::query_parameters::RemoveVolumeOptions;
 use docker_support::fuse::Fuse;
 use docker_support::hands::check;
 use docker_support::{BUSYBOX, Bench, LoopFs, shared_config};
-use perennial_core::engine::{Effect, Engine, EngineError, Fill, Presence, SetLimit};
+use perennial_core::engine::{Copying, Effect, Engine, EngineError, Fill, Presence, SetLimit};
 use perennial_core::spec::Backend;
 use perennial_drivers::docker::DockerEngine;
 
@@ -119,6 +119,7 @@ const CASES: [&str; 14] = [
     "set_access_leaves_out_what_is_missing",
     "what_volumes_take_up_is_told",
     "a_limit_is_shown_until_it_changes_or_the_pod_starts",
+    "set_is_copied_at_one_instant",
     "sets_of_a_pod_are_apart",
     "set_is_deleted_with_its_permit_only",
     "generation_is_written_beside_the_data",
@@ -162,6 +163,36 @@ async fn overlay_volumes_on_xfs_conform_on_runc() {
 #[tokio::test(flavor = "multi_thread")]
 async fn overlay_volumes_on_btrfs_conform_on_runsc() {
     conforms("btrfs", "runsc").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_storage_can_copy_is_seen_on_every_file_system() {
+    for (kind, can) in [("ext4", Copying::Bytes), ("xfs", Copying::Shared), ("btrfs", Copying::Instant)] {
+        let disk = LoopFs::mount(kind);
+        let bench = Bench::with(&["runc"], |c| c.storage_root.clone_from(&disk.0)).await;
+        let pod = bench.pod(BUSYBOX, Backend::Overlay).await;
+        bench.complete(&pod).await;
+        assert_eq!(bench.engine.set_copying(&pod.spec.set).await, Ok(Some(can)), "{kind}");
+        assert_eq!(entries(&bench.storage().join("scratch")), 0, "{kind}");
+        if kind == "btrfs" {
+            // A copy that ended half way is swept like all scratch, and is no set.
+            let place = bench.storage().join("scratch/copy-half");
+            std::fs::create_dir(&place).unwrap();
+            let set = bench.storage().join(format!("pods/{}/s1", pod.id()));
+            let made = std::process::Command::new("btrfs")
+                .args(["subvolume", "snapshot"])
+                .arg(set)
+                .arg(place.join("set"))
+                .output()
+                .unwrap();
+            assert!(made.status.success());
+            let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+            std::fs::File::open(&place).unwrap().set_modified(old).unwrap();
+            let _next = bench.reconnect(&["runc"]).await;
+            assert_eq!((subvolumes(&disk.0).len(), entries(&bench.storage().join("scratch"))), (1, 0));
+        }
+        bench.engine.set_delete(&pod.spec.set, &pod.set_permit()).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::time::Duration;
 
-use perennial_core::engine::{Effect, EngineError, Fill, MoverChannel, Owned, Presence, SetAccess};
+use perennial_core::engine::{Copying, Effect, EngineError, Fill, MoverChannel, Owned, Presence, SetAccess};
 use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
 
@@ -119,6 +119,50 @@ pub(super) async fn set_access_leaves_out_what_is_missing(fixture: &Fixture) -> 
     let answer = subject.engine().set_access(&set).await;
     check_refused!(answer, EngineError::NotFound { .. }, "reaching a deleted set");
     Ok(())
+}
+
+/// What was there when the copy was made is in it, and nothing later; until it is marked complete it is no data.
+pub(super) async fn set_is_copied_at_one_instant(fixture: &Fixture) -> Checked {
+    let (subject, id) = Subject::running(fixture).await?;
+    let mut copy = Subject::new(fixture).await?;
+    let (from, to) = (subject.set(1)?, copy.set(1)?);
+    let copying = subject.engine().set_copying(&from).await?;
+    if fixture.backend == Backend::Engine {
+        check!(copying.is_none(), "an engine volume is copied as {copying:?}");
+        return Ok(());
+    }
+    check!(copying.is_some(), "nothing is told of how an overlay set is copied");
+    if copying != Some(Copying::Instant) {
+        return Ok(());
+    }
+    subject.write(&id, "/srv/kept", "kept").await?;
+    fixture.hands.remove(&id, &fixture.seeded_file).await?;
+    let engine = subject.engine();
+    engine.container_freeze(&id).await?;
+    let answer = engine.set_snapshot(&from, &to).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "copying to a set that nobody prepared");
+    // Twice, as after a lost answer.
+    for _ in 0..2 {
+        engine.set_prepare(&to, Fill::Image).await?;
+        engine.set_snapshot(&from, &to).await?;
+    }
+    engine.container_unfreeze(&id).await?;
+    let presence = copy.presence(1).await?;
+    check!(matches!(presence, Presence::Partial { .. }), "a copy that is not complete is {presence:?}");
+    subject.write(&id, "/srv/later", "later").await?;
+    engine.set_complete(&to).await?;
+    let answer = engine.set_snapshot(&from, &to).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "copying over a complete set");
+    let seen = copy.observe().await?;
+    let generation = seen.set(1).and_then(|s| s.generation);
+    check!(generation.is_none(), "the copy carries the generation {generation:?} of another set");
+    let copied = copy.create().await?;
+    copy.start(&copied).await?;
+    copy.sees(&copied, "/srv/kept", "kept").await?;
+    copy.sees_nothing(&copied, "/srv/later").await?;
+    copy.sees_nothing(&copied, &fixture.seeded_file).await?;
+    copy.write(&copied, "/srv/kept", "of the copy").await?;
+    subject.sees(&id, "/srv/kept", "kept").await
 }
 
 pub(super) async fn what_volumes_take_up_is_told(fixture: &Fixture) -> Checked {

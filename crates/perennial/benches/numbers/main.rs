@@ -3,6 +3,7 @@
 //! * `docker`: a pod's life on a real engine against the same steps done with bare calls of its API;
 //! * `scale`: a server with ten thousand pods on the simulator;
 //! * `sizes`: what pods take on the host;
+//! * `clone`: how long a clone of a running pod takes on ext4, btrfs and XFS, beside `cp`;
 //! * `freeze`: how long a running pod stands still for a snapshot, on ext4, btrfs and XFS;
 //! * `stop-start`: stop and start of a pod of 100,000 files against `tar | gzip` in a helper container, restic and copying.
 //!
@@ -19,6 +20,7 @@ mod installation;
 mod data;
 
 mod bare;
+mod clone;
 mod docker;
 mod freeze;
 mod load;
@@ -31,11 +33,12 @@ mod table;
 /// Measures, prints, and answers which numbers are beyond their limits.
 type Part = fn() -> Vec<String>;
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 6] = [
     ("docker", docker::run),
     ("scale", scale::run),
     ("sizes", sizes::run),
     ("freeze", freeze::run),
+    ("clone", clone::run),
     ("stop-start", stop_start::run),
 ];
 

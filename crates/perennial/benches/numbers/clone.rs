@@ -1,0 +1,125 @@
+//! How long a clone of a running pod takes, on the file systems that the storage root may be on, beside `cp`.
+//!
+//! The source's data set is that of `./dev bench snapshots`. A clone's time ends when it runs; `cp` copies the set's directory on
+//! the same file system, and what it wrote is synced, because a clone is on the disk as well. They take turns.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::installation::{BUSYBOX, Docker, Installation, Pod};
+use super::table::{self, Limit, Samples};
+
+#[path = "../../../snapshots/benches/snapshots/data.rs"]
+#[allow(dead_code, reason = "the other bench uses the rest")]
+mod data;
+
+/// Seconds that a clone on btrfs may take.
+const AT_ONCE: f64 = 0.3;
+/// Beside `cp -a --reflink=always`.
+const SHARED: f64 = 1.2;
+/// Beside `cp -a`.
+const BYTES: f64 = 1.0;
+
+fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+    std::env::var(name).ok().map_or(default, |text| text.parse().ok().unwrap_or_else(|| panic!("{name}={text}")))
+}
+
+fn script() -> String {
+    std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env")
+}
+
+/// A file system of its own for the storage root; unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What stays mounted is seen by whoever cleans the directory up.
+        let _ = Command::new(script()).arg("umount").arg(&self.0).status();
+    }
+}
+
+/// Copies a directory; `None` where the file system cannot do it so.
+fn cp(reflink: &str, from: &Path, to: &Path) -> Option<std::time::Duration> {
+    let began = Instant::now();
+    let done = Command::new("cp").args(["-a", reflink]).arg(from).arg(to).output().unwrap();
+    if done.status.success() {
+        assert!(Command::new("sync").arg("-f").arg(to).status().unwrap().success());
+    }
+    let took = began.elapsed();
+    std::fs::remove_dir_all(to).unwrap();
+    done.status.success().then_some(took)
+}
+
+struct Measured {
+    clone: Samples,
+    whole: Samples,
+    shared: Option<Samples>,
+}
+
+fn measure(kind: &str, share: f64, rounds: usize) -> Measured {
+    let mut server = Installation::prepared(Docker::shared(), &[]);
+    let at = server.storage();
+    let made = Command::new(script()).args(["mount", kind]).arg(&at).arg("16G").status().unwrap();
+    assert!(made.success(), "a {kind} could not be mounted");
+    let disk = Disk(at);
+    server.start_server();
+    let pod = server.pod_with("source", BUSYBOX, "runc", json!({"backend": "overlay"}));
+    server.run(&pod, "pause");
+    data::generate(&server.set(&pod).join("workspace/upper/data"), share).unwrap();
+    server.run(&pod, "start");
+    let (mut clone, mut whole, mut shared) = (Samples::default(), Samples::default(), Some(Samples::default()));
+    let beside = disk.0.join("beside");
+    // The first round warms the caches up.
+    for round in 0..=rounds {
+        let counts = round > 0;
+        let began = Instant::now();
+        let answer = server.post(&format!("/api/v1/pods/{}/clone", pod.id), &json!({"name": format!("copy-{round}")}));
+        server.succeeded(answer["operation"]["id"].as_str().unwrap());
+        let took = began.elapsed();
+        let copy = Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: format!("copy-{round}") };
+        let (files, _) = data::files(&server.set(&copy).join("workspace/upper/data")).unwrap();
+        let (source, _) = data::files(&server.set(&pod).join("workspace/upper/data")).unwrap();
+        assert_eq!(files.len(), source.len(), "the clone is not whole");
+        server.do_with(&copy, "purge", &json!({"confirm": copy.name}));
+        let bytes = cp("--reflink=never", &server.set(&pod), &beside).unwrap();
+        let links = cp("--reflink=always", &server.set(&pod), &beside);
+        if counts {
+            clone.add(took);
+            whole.add(bytes);
+            shared = shared.zip(links).map(|(mut all, one)| {
+                all.add(one);
+                all
+            });
+        } else if links.is_none() {
+            shared = None;
+        }
+    }
+    server.stop_server();
+    // Nothing may use the disk when it is unmounted.
+    server.docker.remove_labelled(server.label());
+    drop(disk);
+    Measured { clone, whole, shared }
+}
+
+pub fn run() -> Vec<String> {
+    let share: f64 = setting("PERENNIAL_BENCH_SHARE", 1.0);
+    let rounds: usize = setting("PERENNIAL_BENCH_ROUNDS", 3);
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
+    for kind in ["ext4", "btrfs", "xfs"] {
+        let Measured { clone, whole, shared } = measure(kind, share, rounds);
+        let of = |samples: &Samples| samples.cells()[0].clone();
+        rows.push(vec![kind.to_owned(), of(&clone), of(&whole), shared.as_ref().map_or_else(|| "–".to_owned(), of)]);
+        let (what, value, most, unit) = match (kind, &shared) {
+            ("btrfs", _) => ("a clone", clone.median(), AT_ONCE, " s"),
+            (_, Some(shared)) => ("a clone × cp -a --reflink=always", clone.median() / shared.median(), SHARED, ""),
+            (_, None) => ("a clone × cp -a", clone.median() / whole.median(), BYTES, ""),
+        };
+        limits.push(Limit { what: format!("{kind}: {what}"), value, most, unit });
+    }
+    let head = ["storage root", "clone, running", "cp -a", "cp -a --reflink=always"];
+    table::print(&format!("Clone: milliseconds, medians of {rounds} rounds, {share} of the data set"), &head, &rows);
+    table::limits("Clone", &limits)
+}

@@ -1,0 +1,140 @@
+//! Clones of running pods on a real Docker Engine, on every file system that a storage root may be on: the same data, of one
+//! instant, on another machine, and the source goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod installation;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use installation::{DEBIAN, Docker, Installation, Pod, assert_same, fill, fill_xattrs, tree};
+use serde_json::{Value, json};
+
+const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
+
+/// A file system of its own for the storage root; unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(kind: &str, at: PathBuf) -> Self {
+        assert!(Command::new(script()).args(["mount", kind]).arg(&at).status().unwrap().success(), "mount a {kind}");
+        Self(at)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new(script()).arg("umount").arg(&self.0).status();
+    }
+}
+
+fn script() -> String {
+    std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env")
+}
+
+fn subvolumes(at: &Path) -> usize {
+    let output = Command::new("btrfs").args(["subvolume", "list"]).arg(at).output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8_lossy(&output.stdout).lines().count()
+}
+
+/// What the trail says of the copy.
+fn copied(installation: &Installation, pod: &Pod) -> String {
+    let trail = installation.get(&format!("/api/v1/events?pod={}&limit=200", pod.id));
+    let items = trail["items"].as_array().unwrap();
+    let line = items.iter().find(|e: &&Value| e["kind"] == "pod.copied");
+    line.unwrap_or_else(|| panic!("nothing was copied: {trail:#}"))["message"].as_str().unwrap().to_owned()
+}
+
+fn a_running_pod_is_cloned_on(kind: &str) {
+    let mut installation = Installation::prepared(Docker::shared(), &[]);
+    let disk = Disk::mount(kind, installation.storage());
+    installation.start_server();
+    let pod = installation.pod_with("dev", DEBIAN, "runc", json!({"backend": "overlay"}));
+    fill(&installation, &pod);
+    fill_xattrs(&installation, &pod);
+    installation.sh(
+        &pod,
+        &format!(
+            "set -e; echo {MACHINE_ID} >/etc/machine-id; mkdir -p /etc/ssh /data; echo old >/etc/ssh/ssh_host_rsa_key
+            rm -r /usr/share/doc; mkdir /usr/share/doc; rm /etc/debian_version; truncate -s 64M /srv/hole
+            echo layer >/data/layer; dd if=/dev/urandom of=/srv/large bs=1M count=20 2>/dev/null"
+        ),
+    );
+    let before = tree(&installation, &pod);
+    // Two volumes in step: whatever instant it is, one is at most one step ahead.
+    let steps = "i=0; while [ ! -e /srv/enough ]; do i=$((i+1)); echo $i >/srv/.a && mv /srv/.a /srv/step
+        echo $i >/home/.b && mv /home/.b /home/step; done";
+    let copy = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| installation.sh(&pod, steps));
+        installation::eventually("the pod writes", || installation.try_sh(&pod, "test -e /home/step").1.then_some(()));
+        let answer = installation.post(&format!("/api/v1/pods/{}/clone", pod.id), &json!({"name": "copy"}));
+        let ended = installation.ended(answer["operation"]["id"].as_str().unwrap());
+        let then: u64 = installation.sh(&pod, "cat /home/step").trim().parse().unwrap();
+        installation::eventually("the source goes on", || {
+            let now: u64 = installation.sh(&pod, "cat /home/step").trim().parse().ok()?;
+            (now > then).then_some(())
+        });
+        installation.sh(&pod, "touch /srv/enough");
+        writer.join().unwrap();
+        assert_eq!(ended["state"], "succeeded", "{ended:#}");
+        Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: "copy".to_owned() }
+    });
+    installation.assert_phase(&copy, "running");
+    let said = copied(&installation, &copy);
+    assert!(said.contains("it stood still for"), "{said}");
+    match kind {
+        "btrfs" => assert!(said.contains("at once") && subvolumes(&disk.0) == 2, "{said}"),
+        "xfs" => assert!(said.contains(" 0 written"), "{said}"),
+        _ => assert!(said.contains(" 0 bytes shared"), "{said}"),
+    }
+    let step = |path: &str| installation.sh(&copy, &format!("cat {path}")).trim().parse::<u64>().unwrap();
+    let (first, second) = (step("/srv/step"), step("/home/step"));
+    assert!(first == second || first == second + 1, "{first} and {second} are of no single instant");
+    let is_kept = |path: &String| {
+        let steps = ["/srv/step", "/home/step", "/srv/.a", "/home/.b", "/srv/enough", "/srv", "/home"];
+        path != "/etc/machine-id" && !path.starts_with("/etc/ssh") && !steps.contains(&path.as_str())
+    };
+    let without =
+        |tree: installation::Tree| -> installation::Tree { tree.into_iter().filter(|(p, _)| is_kept(p)).collect() };
+    assert_same(&without(before.clone()), &without(tree(&installation, &copy)));
+    assert_same(&without(before.clone()), &without(tree(&installation, &pod)));
+    let id = installation.sh(&copy, "cat /etc/machine-id");
+    assert!(id.trim().len() == 32 && id.trim() != MACHINE_ID, "{id}");
+    assert_eq!(
+        installation.sh(&copy, "test ! -e /etc/ssh/ssh_host_rsa_key; echo $?; ls -A /usr/share/doc").trim(),
+        "0"
+    );
+    // It is as much of a pod as any other: its data outlives its source, and a stop.
+    installation.run(&pod, "delete");
+    installation.run(&pod, "purge");
+    installation.run(&copy, "stop");
+    installation.assert_released(&copy);
+    installation.run(&copy, "start");
+    assert_same(&without(before), &without(tree(&installation, &copy)));
+    installation.run(&copy, "purge");
+    let left = std::fs::read_dir(disk.0.join("scratch")).unwrap().count();
+    assert_eq!((left, std::fs::read_dir(disk.0.join("trash")).unwrap().count()), (0, 0));
+    if kind == "btrfs" {
+        assert_eq!(subvolumes(&disk.0), 0);
+    }
+    installation.stop_server();
+    // Nothing may use the disk when it is unmounted.
+    installation.docker.remove_labelled(installation.label());
+}
+
+#[test]
+fn p27_runc_a_running_pod_is_cloned_on_ext4() {
+    a_running_pod_is_cloned_on("ext4");
+}
+
+#[test]
+fn p27_runc_a_running_pod_is_cloned_on_btrfs_at_once() {
+    a_running_pod_is_cloned_on("btrfs");
+}
+
+#[test]
+fn p27_runc_a_running_pod_is_cloned_on_xfs_sharing_its_blocks() {
+    a_running_pod_is_cloned_on("xfs");
+}
