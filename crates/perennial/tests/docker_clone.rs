@@ -29,6 +29,15 @@ impl Drop for Disk {
     }
 }
 
+/// Has the pod's writer end, also when the test does not get that far.
+struct Enough<'a>(&'a Installation, &'a Pod);
+
+impl Drop for Enough<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.try_sh(self.1, "touch /srv/enough");
+    }
+}
+
 fn script() -> String {
     std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env")
 }
@@ -58,7 +67,7 @@ fn a_running_pod_is_cloned_on(kind: &str) {
         &pod,
         &format!(
             "set -e; echo {MACHINE_ID} >/etc/machine-id; mkdir -p /etc/ssh /data; echo old >/etc/ssh/ssh_host_rsa_key
-            rm -r /usr/share/doc; mkdir /usr/share/doc; rm /etc/debian_version; truncate -s 64M /srv/hole
+            rm -r /usr/share/doc; mkdir /usr/share/doc; mv /etc/group /etc/moved; truncate -s 64M /srv/hole
             echo layer >/data/layer; dd if=/dev/urandom of=/srv/large bs=1M count=20 2>/dev/null"
         ),
     );
@@ -67,8 +76,9 @@ fn a_running_pod_is_cloned_on(kind: &str) {
     let steps = "i=0; while [ ! -e /srv/enough ]; do i=$((i+1)); echo $i >/srv/.a && mv /srv/.a /srv/step
         echo $i >/home/.b && mv /home/.b /home/step; done";
     let copy = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| installation.sh(&pod, steps));
+        scope.spawn(|| installation.sh(&pod, steps));
         installation::eventually("the pod writes", || installation.try_sh(&pod, "test -e /home/step").1.then_some(()));
+        let _enough = Enough(&installation, &pod);
         let answer = installation.post(&format!("/api/v1/pods/{}/clone", pod.id), &json!({"name": "copy"}));
         let ended = installation.ended(answer["operation"]["id"].as_str().unwrap());
         let then: u64 = installation.sh(&pod, "cat /home/step").trim().parse().unwrap();
@@ -76,8 +86,6 @@ fn a_running_pod_is_cloned_on(kind: &str) {
             let now: u64 = installation.sh(&pod, "cat /home/step").trim().parse().ok()?;
             (now > then).then_some(())
         });
-        installation.sh(&pod, "touch /srv/enough");
-        writer.join().unwrap();
         assert_eq!(ended["state"], "succeeded", "{ended:#}");
         Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: "copy".to_owned() }
     });

@@ -241,6 +241,34 @@ async fn sim_a_clone_is_of_the_instant_at_which_its_source_stood_still() {
     }
 }
 
+/// Looks at the source again and again, as whatever wakes it does, until the clone runs.
+#[tokio::test]
+async fn sim_a_source_is_left_alone_while_it_is_copied() {
+    for copying in [Copying::Instant, Copying::Bytes] {
+        let world = World::with_copying(278, Some(copying));
+        let server = world.server().await;
+        let source = machine(&world, &server, Backend::Overlay).await;
+        let outcome = server.fork("copy", source, None).await.unwrap();
+        let copy = outcome.pod.id;
+        let over = AtomicBool::new(false);
+        let look = async {
+            while !over.load(Ordering::SeqCst) {
+                server.reconciler.pass(source).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        let make = async {
+            server.settle(copy).await;
+            over.store(true, Ordering::SeqCst);
+        };
+        tokio::join!(look, make);
+        assert_eq!(server.operation(outcome.operation.id).await.state, OperationState::Succeeded, "{copying:?}");
+        assert_eq!(data(&world, copy), data(&world, source), "{copying:?}");
+        assert_eq!(server.pod(copy).await.retry.count, 0, "{copying:?}");
+        assert_eq!(world.engine.violations(), [] as [String; 0], "{copying:?}");
+    }
+}
+
 #[tokio::test]
 async fn sim_a_clone_outlives_whatever_becomes_of_its_source() {
     for (seed, delete) in [(274, false), (275, true)] {

@@ -159,7 +159,9 @@ impl Reconciler {
 
     /// Has the pod to itself, unless something else in this process has.
     fn take(&self, pod: PodId) -> Option<Alone<'_>> {
-        self.memory().busy.insert(pod).then_some(Alone { reconciler: self, pod })
+        let taken = self.memory().busy.insert(pod);
+        // Made only when it was taken: its end gives the pod back.
+        taken.then(|| Alone { reconciler: self, pod })
     }
 
     /// Waits until nothing else in this process works on the pod, and keeps it so.
