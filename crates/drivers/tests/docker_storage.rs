@@ -112,7 +112,7 @@ async fn a_storage_root_that_is_not_mounted_is_unknown_until_it_is_back() {
 }
 
 /// What of the suite depends on the file system below.
-const CASES: [&str; 14] = [
+const CASES: [&str; 15] = [
     "set_becomes_whole",
     "complete_set_is_not_prepared_again",
     "half_prepared_set_begins_from_nothing",
