@@ -270,6 +270,28 @@ async fn sim_a_source_is_left_alone_while_it_is_copied() {
 }
 
 #[tokio::test]
+async fn sim_a_paused_source_that_somebody_still_writes_into_is_not_copied() {
+    let world = World::new(279);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    server.succeed(server.pause(source).await).await;
+    let process = world.engine.lingering_process(source, 1);
+    let outcome = server.fork("copy", source, None).await.unwrap();
+    for _ in 0..5 {
+        server.reconciler.pass(outcome.pod.id).await;
+    }
+    assert_eq!(server.pod(outcome.pod.id).await.current, None);
+    world.engine.write_lingering(&process, source, Backend::Overlay, ("srv", "late"), "2").unwrap();
+    world.engine.foreign_remove(&process);
+    server.settle(outcome.pod.id).await;
+    assert_eq!(server.operation(outcome.operation.id).await.state, OperationState::Succeeded);
+    let expected = data(&world, outcome.pod.id);
+    assert!(expected.iter().any(|(path, _)| path == "/srv/late"), "{expected:?}");
+    server.succeed(server.start(source).await).await;
+    assert_eq!(data(&world, source), expected);
+}
+
+#[tokio::test]
 async fn sim_a_clone_outlives_whatever_becomes_of_its_source() {
     for (seed, delete) in [(274, false), (275, true)] {
         let world = World::new(seed);

@@ -106,7 +106,7 @@ impl Duplicate {
             live,
             seen: Mutex::default(),
             links: Mutex::default(),
-            shares: AtomicBool::new(true),
+            shares: self.trees.iter().map(|_| AtomicBool::new(true)).collect(),
             entries: AtomicU64::new(0),
             shared: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -166,8 +166,8 @@ struct Pass<'a> {
     live: Option<Time>,
     seen: Mutex<HashMap<(usize, Vec<u8>), Stat>>,
     links: Mutex<HashMap<(u64, u64), Linked>>,
-    /// Until a file system says that it cannot.
-    shares: AtomicBool,
+    /// Of each tree, until its file systems say that they cannot.
+    shares: Vec<AtomicBool>,
     entries: AtomicU64,
     shared: AtomicU64,
     written: AtomicU64,
@@ -436,7 +436,8 @@ impl Pass<'_> {
             return Ok(());
         }
         let from = fsdir::open_readable(inode).map_err(|e| at.error("open", e))?;
-        if self.shares.load(Ordering::Relaxed) {
+        let shares = &self.shares[at.tree];
+        if shares.load(Ordering::Relaxed) {
             match content::share(&from, to) {
                 content::Shared::Yes => {
                     self.shared.fetch_add(stat.size, Ordering::Relaxed);
@@ -444,7 +445,7 @@ impl Pass<'_> {
                     return Ok(());
                 }
                 content::Shared::NotThis => {}
-                content::Shared::Never => self.shares.store(false, Ordering::Relaxed),
+                content::Shared::Never => shares.store(false, Ordering::Relaxed),
                 content::Shared::Failed(e) => return Err(at.error("copy", e)),
             }
         }

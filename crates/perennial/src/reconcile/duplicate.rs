@@ -8,7 +8,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use perennial_core::engine::{ContainerState, Copying, Fill, ObservedContainer, Presence, SetAccess, VolumePath};
+use perennial_core::engine::{
+    ContainerState, Copying, Fill, ObservedContainer, Presence, SetAccess, SetSpec, VolumePath,
+};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::pod::{Fork, Identity, LayerCapture, Pod};
 use perennial_core::progress::Progress;
@@ -67,7 +69,8 @@ impl Reconciler {
         };
         let (of_source, of_clone) = (set_spec(&from.pod, &there), set_spec(&view.pod, set));
         let seen = from.observed.set(there.number).map(|s| &s.presence);
-        if seen != Some(&Presence::Whole) || !from.observed.foreign.is_empty() || of_source.image != of_clone.image {
+        let others = self.others_with(&from, &of_source).await?;
+        if seen != Some(&Presence::Whole) || others || of_source.image != of_clone.image {
             return Err(retry(
                 "clone-source-unsound",
                 "the data of the pod that is cloned is not whole, or others use it",
@@ -107,6 +110,14 @@ impl Reconciler {
         let event = self.event(&view.pod, current_operation(&view.pod), "pod.copied", message);
         let change = Change { events: vec![event], ..Change::default() };
         self.record_with(view, Record::SetCompleted { set: set.number, layer }, change).await
+    }
+
+    /// Whether anything but the pod's own container may write into the set.
+    async fn others_with(&self, from: &View, set: &SetSpec) -> Result<bool, StepError> {
+        let lives = from.observed.container.as_ref().is_some_and(ObservedContainer::is_live);
+        // A process can outlive its container; of one that runs, its engine knows.
+        let lingering = if lives { Vec::new() } else { self.engine.lingering(std::slice::from_ref(set)).await? };
+        Ok(!from.observed.foreign.is_empty() || !lingering.is_empty())
     }
 
     /// Has the layer copied together with the volumes.
@@ -231,7 +242,7 @@ impl Reconciler {
 
 /// Everything that one copy is made from.
 struct Copy {
-    of: (perennial_core::engine::SetSpec, perennial_core::engine::SetSpec),
+    of: (SetSpec, SetSpec),
     copying: Copying,
     sources: Vec<VolumePath>,
     trees: Vec<Tree>,
