@@ -22,6 +22,8 @@ use perennial_snapshots::{
     Duplicate, Duplicated, Replacement, Root, Source, Tree, file_names, read_file, replace_file,
 };
 
+use tokio::time::Instant;
+
 use super::freeze::{Container, while_still};
 use super::images::{Scratch, blocking};
 use super::layer::{LayerSource, layer_root};
@@ -76,6 +78,7 @@ impl Reconciler {
                 "the data of the pod that is cloned is not whole, or others use it",
             ));
         }
+        let began = Instant::now();
         let Some(copying) = self.engine.set_copying(&of_source).await? else {
             return self.fork_elsewhere(view, &from.pod).await;
         };
@@ -106,7 +109,8 @@ impl Reconciler {
             Layer::There(root, _scratch) => self.layer_of_copy(view, root.clone(), captured_at, progress).await?,
             Layer::Nothing => None,
         };
-        let message = words(source, copying, &done, frozen, told);
+        let times = Times { took: began.elapsed(), frozen };
+        let message = words(source, copying, &done, &times, told);
         let event = self.event(&view.pod, current_operation(&view.pod), "pod.copied", message);
         let change = Change { events: vec![event], ..Change::default() };
         self.record_with(view, Record::SetCompleted { set: set.number, layer }, change).await
@@ -281,16 +285,26 @@ fn pairs(sources: &[VolumePath], targets: &[VolumePath]) -> Result<Vec<Tree>, St
     targets.iter().map(pair).collect()
 }
 
-fn words(source: PodId, copying: Copying, done: &Duplicated, frozen: Option<Duration>, told: Option<String>) -> String {
+/// How long a copy took.
+struct Times {
+    /// Until its set was complete.
+    took: Duration,
+    /// How long of that the source stood still; `None` when nothing ran.
+    frozen: Option<Duration>,
+}
+
+/// What the trail says of a copy.
+fn words(source: PodId, copying: Copying, done: &Duplicated, times: &Times, told: Option<String>) -> String {
     let how = match copying {
         Copying::Instant => "at once".to_owned(),
         Copying::Shared | Copying::Bytes => {
             format!("in {} entries, {} bytes shared and {} written", done.entries, done.shared, done.written)
         }
     };
-    let still = frozen.map_or_else(String::new, |f| format!("; it stood still for {} ms", f.as_millis()));
+    let still = times.frozen.map_or_else(String::new, |f| format!("; it stood still for {} ms", f.as_millis()));
     let told = told.map_or_else(String::new, |told| format!("; {told}"));
-    format!("the data set of pod {source} was copied on the host, {how}{still}{told}")
+    let took = times.took.as_millis();
+    format!("the data set of pod {source} was copied on the host within {took} ms, {how}{still}{told}")
 }
 
 /// The volume that holds a path, and the path in it.
