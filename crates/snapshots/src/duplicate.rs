@@ -107,7 +107,7 @@ impl Duplicate {
             seen: Mutex::default(),
             links: Mutex::default(),
             shares: self.trees.iter().map(|_| AtomicBool::new(true)).collect(),
-            entries: AtomicU64::new(0),
+            made: AtomicU64::new(0),
             shared: AtomicU64::new(0),
             written: AtomicU64::new(0),
             progress,
@@ -120,7 +120,7 @@ impl Duplicate {
         }
         pool.run(|job| pass.directory(&pool, job))?;
         let add = |total: &mut u64, more: &AtomicU64| *total += more.load(Ordering::Relaxed);
-        add(&mut self.done.entries, &pass.entries);
+        add(&mut self.done.entries, &pass.made);
         add(&mut self.done.shared, &pass.shared);
         add(&mut self.done.written, &pass.written);
         Ok(pass.seen.into_inner().unwrap_or_else(PoisonError::into_inner))
@@ -168,7 +168,7 @@ struct Pass<'a> {
     links: Mutex<HashMap<(u64, u64), Linked>>,
     /// Of each tree, until its file systems say that they cannot.
     shares: Vec<AtomicBool>,
-    entries: AtomicU64,
+    made: AtomicU64,
     shared: AtomicU64,
     written: AtomicU64,
     progress: &'a Progress,
@@ -220,35 +220,50 @@ impl Pass<'_> {
             (Err(e), _) | (_, Err(e)) => return Err(here.error("open", e)),
         };
         let to = Arc::new(to);
+        let done = self.entries(pool, &here, (&from, &source), (&to, &target), fresh);
+        // Whoever remembers it as the place of a file with several names finds it again by its path.
+        to.release();
+        done
+    }
+
+    fn entries(
+        &self,
+        pool: &Pool,
+        here: &At<'_>,
+        (from, source): (&Dir, &OwnedFd),
+        (to, target): (&Arc<Dir>, &OwnedFd),
+        fresh: bool,
+    ) -> Result<()> {
+        let tree = here.tree;
         let look = || {
-            let (stat, names) = (stat_fd(&source)?, list_names(&source)?);
+            let (stat, names) = (stat_fd(source)?, list_names(source)?);
             Ok((stat, names))
         };
         let (stat, names) = look().map_err(|e: Errno| here.error("list", e))?;
         let mut extra: HashSet<Vec<u8>> = if self.again && !fresh {
-            list_names(&target).map_err(|e| here.error("list the copy of", e))?.into_iter().collect()
+            list_names(target).map_err(|e| here.error("list the copy of", e))?.into_iter().collect()
         } else {
             HashSet::new()
         };
         for name in names {
             self.progress.check()?;
-            let at = self.at(tree, &from, &name);
+            let at = self.at(tree, from, &name);
             if self.trees[tree].exclude.iter().any(|path| path.as_os_str().as_bytes() == at.path) {
                 continue;
             }
             let there = extra.remove(&name);
-            self.entry(pool, &at, (&from, &source), (&to, &target), (&name, there))?;
+            self.entry(pool, &at, (from, source), (to, target), (&name, there))?;
         }
         for name in extra {
-            remove_entry(&to, &target, &name).map_err(|e| here.error("remove from the copy of", e))?;
+            remove_entry(to, target, &name).map_err(|e| here.error("remove from the copy of", e))?;
         }
-        let node = self.node(&here, &source, &stat, NodeKind::Dir)?;
-        let now = stat_fd(&target).map_err(|e| here.error("look at the copy of", e))?;
-        apply(&target, &now, &node.0, node.1).map_err(|e| here.error("copy the attributes of", e))?;
+        let node = self.node(here, source, &stat, NodeKind::Dir)?;
+        let now = stat_fd(target).map_err(|e| here.error("look at the copy of", e))?;
+        apply(target, &now, &node.0, node.1).map_err(|e| here.error("copy the attributes of", e))?;
         if self.live.is_none() {
-            let after = stat_fd(&source).map_err(|e| here.error("look at", e))?;
+            let after = stat_fd(source).map_err(|e| here.error("look at", e))?;
             if !after.same_state(&stat) {
-                return self.changed(&here);
+                return self.changed(here);
             }
         }
         Ok(())
@@ -301,7 +316,7 @@ impl Pass<'_> {
         let node = self.node(at, &inode, &stat, kind)?;
         let now = stat_fd(&made).map_err(|e| at.error("look at the copy of", e))?;
         apply(&made, &now, &node.0, node.1).map_err(|e| at.error("copy the attributes of", e))?;
-        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.made.fetch_add(1, Ordering::Relaxed);
         self.progress.add_files(1);
         let after = stat_fd(&inode).map_err(|e| at.error("look at", e))?;
         if !after.same_state(&stat) {
@@ -333,7 +348,7 @@ impl Pass<'_> {
         }
         if !is_dir {
             mkdirat(target, name, Mode::RWXU).map_err(|e| at.error("make the copy of", e))?;
-            self.entries.fetch_add(1, Ordering::Relaxed);
+            self.made.fetch_add(1, Ordering::Relaxed);
         }
         let copy = to.open_dir(name).map_err(|e| at.error("open the copy of", e))?;
         pool.give(Job { tree: at.tree, from: below, to: copy, fresh: !is_dir });
@@ -355,7 +370,7 @@ impl Pass<'_> {
             let dir = first.dir.fd_once().map_err(|e| at.error("open the copy of", e))?;
             linkat(&*dir, first.name.as_slice(), target, name, AtFlags::empty())
                 .map_err(|e| at.error("link the copy of", e))?;
-            self.entries.fetch_add(1, Ordering::Relaxed);
+            self.made.fetch_add(1, Ordering::Relaxed);
             return Ok(Some(Begun::Linked));
         }
         let made = self.begin(at, inode, kind, target, name)?;

@@ -120,6 +120,28 @@ fn what_did_not_change_is_not_copied_again() {
     assert_eq!(fs::metadata(to.join("old")).unwrap().ino(), inode);
 }
 
+/// Places of files with several names take no descriptors, however many there are.
+#[test]
+fn directories_with_files_of_several_names_do_not_stay_open() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let temp = scratch();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    for n in 0..1000 {
+        let dir = from.join(format!("{n}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("one"), format!("{n}")).unwrap();
+        fs::hard_link(dir.join("one"), dir.join("other")).unwrap();
+    }
+    let trees = trees(&from, &to);
+    // Beside what waits to be copied (`pool::OPEN_MAX`, twice) and what the threads have open.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(512), ..limit }).unwrap();
+    let done = Duplicate::new(trees).finish(&Progress::default());
+    setrlimit(Resource::Nofile, limit).unwrap();
+    done.unwrap();
+    compare::assert_same(&seen(&from), &seen(&to));
+}
+
 #[test]
 fn what_is_left_out_is_not_there_and_nothing_outside_is_touched() {
     let temp = scratch();
