@@ -8,14 +8,29 @@ use std::time::Duration;
 
 /// Counts what a piece of long work has done so far; cheap to clone and to update from many threads.
 #[derive(Debug, Clone, Default)]
-pub struct Progress(Arc<Counters>);
+pub struct Progress {
+    counters: Arc<Counters>,
+    wanted: Arc<Wanted>,
+}
 
 #[derive(Debug, Default)]
 struct Counters {
     bytes_done: AtomicU64,
     bytes_total: AtomicU64,
     files_done: AtomicU64,
+}
+
+/// Whether work is wanted still: a part's is no longer when the whole's is not.
+#[derive(Debug, Default)]
+struct Wanted {
     cancelled: AtomicBool,
+    whole: Option<Arc<Wanted>>,
+}
+
+impl Wanted {
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) || self.whole.as_ref().is_some_and(|whole| whole.is_cancelled())
+    }
 }
 
 /// What [`Progress`] showed at one moment.
@@ -58,17 +73,17 @@ pub struct Cancelled;
 impl Progress {
     /// Adds finished bytes.
     pub fn add_bytes(&self, bytes: u64) {
-        self.0.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.bytes_done.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Adds finished files.
     pub fn add_files(&self, files: u64) {
-        self.0.files_done.fetch_add(files, Ordering::Relaxed);
+        self.counters.files_done.fetch_add(files, Ordering::Relaxed);
     }
 
     /// Sets the expected total in bytes.
     pub fn set_total(&self, bytes: u64) {
-        self.0.bytes_total.store(bytes, Ordering::Relaxed);
+        self.counters.bytes_total.store(bytes, Ordering::Relaxed);
     }
 
     /// Expects so many bytes beyond those that are done: what comes next in work that has several parts.
@@ -76,19 +91,26 @@ impl Progress {
         self.set_total(self.read().bytes_done.saturating_add(bytes));
     }
 
+    /// Progress of a part: it counts for the whole, and can be cancelled alone.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        let wanted = Wanted { whole: Some(Arc::clone(&self.wanted)), ..Wanted::default() };
+        Self { counters: Arc::clone(&self.counters), wanted: Arc::new(wanted) }
+    }
+
     /// Reads the counters.
     #[must_use]
     pub fn read(&self) -> ProgressReading {
         ProgressReading {
-            bytes_done: self.0.bytes_done.load(Ordering::Relaxed),
-            bytes_total: self.0.bytes_total.load(Ordering::Relaxed),
-            files_done: self.0.files_done.load(Ordering::Relaxed),
+            bytes_done: self.counters.bytes_done.load(Ordering::Relaxed),
+            bytes_total: self.counters.bytes_total.load(Ordering::Relaxed),
+            files_done: self.counters.files_done.load(Ordering::Relaxed),
         }
     }
 
     /// Asks the work to stop at its next safe point.
     pub fn cancel(&self) {
-        self.0.cancelled.store(true, Ordering::Relaxed);
+        self.wanted.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Reports whether somebody asked for the end; workers call this between pieces.
@@ -96,13 +118,25 @@ impl Progress {
     /// # Errors
     /// [`Cancelled`] once [`Progress::cancel`] was called.
     pub fn check(&self) -> Result<(), Cancelled> {
-        if self.0.cancelled.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
+        if self.wanted.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_cancelled_alone_and_with_the_whole() {
+        let whole = Progress::default();
+        let (one, other) = (whole.part(), whole.part());
+        one.add_files(1);
+        one.cancel();
+        assert_eq!((one.check(), other.check(), whole.check()), (Err(Cancelled), Ok(()), Ok(())));
+        assert_eq!((whole.read().files_done, other.read().files_done), (1, 1));
+        whole.cancel();
+        assert_eq!((other.check(), other.part().check()), (Err(Cancelled), Err(Cancelled)));
+    }
 
     #[test]
     fn rate_and_time_left_are_told_once_they_mean_something() {

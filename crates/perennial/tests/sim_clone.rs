@@ -16,6 +16,7 @@ use perennial_core::operation::OperationState;
 use perennial_core::pod::{Identity, Phase};
 use perennial_core::snapshot::{SnapshotKind, SnapshotState};
 use perennial_core::spec::{Backend, PodName, PodSpec, PortSpec};
+use perennial_core::volume::Origin;
 use world::{Server, World, declared_spec, files, universal_spec};
 
 const BACKENDS: [Backend; 2] = [Backend::Overlay, Backend::Engine];
@@ -239,6 +240,27 @@ async fn sim_a_clone_is_of_the_instant_at_which_its_source_stood_still() {
         assert_eq!((read("/usr/lib/more"), read("/tools/later").unwrap()), (None, b"2".to_vec()), "{copying:?}");
         assert_eq!(server.pod(source).await.phase, Phase::Running);
     }
+}
+
+#[tokio::test]
+async fn p12_sim_a_clone_whose_source_would_stand_still_for_too_long_is_made_by_a_snapshot() {
+    let mut world = World::with_copying(280, Some(Copying::Bytes));
+    let limit = std::mem::take(&mut world.policy.freeze_limit);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let outcome = server.fork("copy", source, None).await.unwrap();
+    let copy = outcome.pod.id;
+    server.settle(copy).await;
+    assert!(matches!(server.pod(copy).await.source, Some(Origin::Snapshot(_))), "{:?}", server.pod(copy).await.failed);
+    let seen = world.engine.observe(source, &[]).await.unwrap().container.unwrap();
+    assert_eq!(seen.state, perennial_core::engine::ContainerState::Running);
+    // It reads less in the freeze than the copy, and is given the time here.
+    world.policy.freeze_limit = limit;
+    let server = world.server().await;
+    server.settle_both(source, copy).await;
+    assert_eq!(server.operation(outcome.operation.id).await.state, OperationState::Succeeded);
+    assert_eq!(data(&world, copy), data(&world, source));
+    assert_eq!(world.engine.violations(), [] as [String; 0]);
 }
 
 /// Looks at the source again and again, as whatever wakes it does, until the clone runs.

@@ -7,8 +7,8 @@
 //!
 //! A copy is of one instant when nothing writes during [`Duplicate::finish`]. Where that takes long, [`Duplicate::ahead`]
 //! copies while writers go on, and `finish` looks at every entry and copies what changed since. What vouches for a file is
-//! its change time, as in a snapshot: one that is not older than the moment before a sync of the file system counts as changed,
-//! and so do all names of an inode that has several.
+//! its change time, as in a snapshot: one that is not older than the moment before a sync of the file system counts as changed.
+//! A name more or less is a change too, so a file with several that did not change has the names that it had.
 
 mod content;
 mod pool;
@@ -153,6 +153,10 @@ fn barrier(before: Option<std::time::SystemTime>) -> Time {
 struct Linked {
     dir: Arc<Dir>,
     name: Vec<u8>,
+    /// The copy's inode number.
+    copy: u64,
+    /// The original as it was copied.
+    state: Stat,
 }
 
 /// Several threads' way through all trees.
@@ -288,7 +292,14 @@ impl Pass<'_> {
         if kind == NodeKind::Dir {
             return self.descend(pool, at, from, (to, target), (name, there));
         }
-        if known.is_some_and(|known| known.same_state(&stat) && stat.nlink == 1) {
+        let copied = || stat_at(target, name).map_err(|e| at.error("look at the copy of", e));
+        if there && is_whiteout(&stat) && is_whiteout(&copied()?) {
+            // Its inode is that of others, whose change time says nothing of this one.
+            return Ok(());
+        }
+        let several = stat.nlink > 1;
+        let unchanged = known.is_some_and(|known| known.same_state(&stat));
+        if unchanged && (!several || self.is_linked(to, name, &stat, copied()?.ino)) {
             return Ok(());
         }
         if there {
@@ -303,7 +314,7 @@ impl Pass<'_> {
         if stat.kind() != Some(kind) {
             return self.changed(at);
         }
-        let several = stat.nlink > 1 && !is_whiteout(kind, &stat);
+        let several = stat.nlink > 1 && !is_whiteout(&stat);
         let begun = if several { self.link_or_begin(at, (&inode, &stat), kind, (to, target), name)? } else { None };
         let made = match begun {
             Some(Begun::Linked) => return Ok(()),
@@ -322,11 +333,23 @@ impl Pass<'_> {
         if !after.same_state(&stat) {
             return self.changed(at);
         }
+        self.vouch(at, stat);
+        Ok(())
+    }
+
+    /// Remembers an entry whose copy is as it is now, when a later change would be seen.
+    fn vouch(&self, at: &At<'_>, stat: Stat) {
         if self.live.is_some_and(|barrier| stat.ctime < barrier) {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             seen.insert((at.tree, at.path.clone()), stat);
         }
-        Ok(())
+    }
+
+    /// Whether this name's copy, which is as the original still is, is the one that the original's other names have, too.
+    fn is_linked(&self, to: &Arc<Dir>, name: &[u8], stat: &Stat, copy: u64) -> bool {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = || Linked { dir: Arc::clone(to), name: name.to_vec(), copy, state: *stat };
+        links.entry((stat.dev, stat.ino)).or_insert_with(first).copy == copy
     }
 
     fn descend(
@@ -371,10 +394,17 @@ impl Pass<'_> {
             linkat(&*dir, first.name.as_slice(), target, name, AtFlags::empty())
                 .map_err(|e| at.error("link the copy of", e))?;
             self.made.fetch_add(1, Ordering::Relaxed);
+            if first.state.same_state(inode.1) {
+                // Should its content be of later, its change time is so, too.
+                self.vouch(at, *inode.1);
+            } else {
+                self.changed(at)?;
+            }
             return Ok(Some(Begun::Linked));
         }
         let made = self.begin(at, inode, kind, target, name)?;
-        links.insert(key, Linked { dir: Arc::clone(to), name: name.to_vec() });
+        let copy = stat_fd(&made).map_err(|e| at.error("look at the copy of", e))?.ino;
+        links.insert(key, Linked { dir: Arc::clone(to), name: name.to_vec(), copy, state: *inode.1 });
         Ok(Some(Begun::Made(made)))
     }
 
@@ -441,8 +471,8 @@ enum Begun {
 }
 
 /// Overlayfs gives one inode the names of all its whiteouts, which says nothing.
-fn is_whiteout(kind: NodeKind, stat: &Stat) -> bool {
-    kind == NodeKind::CharDevice && stat.rdev == 0
+fn is_whiteout(stat: &Stat) -> bool {
+    stat.kind() == Some(NodeKind::CharDevice) && stat.rdev == 0
 }
 
 impl Pass<'_> {

@@ -96,21 +96,25 @@ fn what_changes_while_it_is_copied_is_copied_at_the_end() {
     compare::assert_same(&seen(&from), &seen(&to));
 }
 
+/// Until the file's change time is old: one of now vouches for nothing.
+fn let_time_pass(file: &Path) {
+    let old = fs::metadata(file).unwrap();
+    let passed = || {
+        let probe = tempfile::tempfile_in(file.parent().unwrap().parent().unwrap()).unwrap().metadata().unwrap();
+        (probe.ctime() - old.ctime()) * 1_000_000_000 + probe.ctime_nsec() - old.ctime_nsec() > 100_000_000
+    };
+    while !passed() {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn what_did_not_change_is_not_copied_again() {
     let temp = scratch();
     let (from, to) = (temp.path().join("from"), temp.path().join("to"));
     fs::create_dir(&from).unwrap();
     fs::write(from.join("old"), vec![7; 100_000]).unwrap();
-    // A change time of now vouches for nothing.
-    let old = fs::metadata(from.join("old")).unwrap();
-    let passed = || {
-        let probe = tempfile::tempfile_in(temp.path()).unwrap().metadata().unwrap();
-        (probe.ctime() - old.ctime()) * 1_000_000_000 + probe.ctime_nsec() - old.ctime_nsec() > 100_000_000
-    };
-    while !passed() {
-        std::thread::yield_now();
-    }
+    let_time_pass(&from.join("old"));
     let mut copy = Duplicate::new(trees(&from, &to));
     copy.ahead(&Progress::default()).unwrap();
     let inode = fs::metadata(to.join("old")).unwrap().ino();
@@ -118,6 +122,55 @@ fn what_did_not_change_is_not_copied_again() {
     let done = copy.finish(&Progress::default()).unwrap();
     assert_eq!(done.written + done.shared, 100_001);
     assert_eq!(fs::metadata(to.join("old")).unwrap().ino(), inode);
+}
+
+/// While nothing writes there is no time for files that did not change, however many names they have.
+#[test]
+fn files_of_several_names_and_whiteouts_that_did_not_change_are_not_copied_again() {
+    let temp = scratch();
+    let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+    fs::create_dir_all(from.join("here")).unwrap();
+    for n in 0..4 {
+        let name = |of: &str| from.join(format!("here/{of}{n}"));
+        fs::write(name("file"), format!("of {n}")).unwrap();
+        fs::hard_link(name("file"), name("same")).unwrap();
+        fs::hard_link(name("file"), from.join(format!("elsewhere{n}"))).unwrap();
+    }
+    whiteout(&from.join("gone"));
+    fs::hard_link(from.join("gone"), from.join("gone-too")).unwrap();
+    let_time_pass(&from.join("gone"));
+    let mut copy = Duplicate::new(trees(&from, &to));
+    copy.ahead(&Progress::default()).unwrap();
+    let inode = |path: &str| fs::symlink_metadata(to.join(path)).unwrap().ino();
+    let before = (inode("here/file0"), inode("gone"), inode("gone-too"));
+    // The whiteouts' inode gets one more name; one file another content, one loses a name, and one is found elsewhere.
+    fs::hard_link(from.join("gone"), from.join("gone-now")).unwrap();
+    fs::write(from.join("here/same1"), "changed").unwrap();
+    fs::remove_file(from.join("elsewhere2")).unwrap();
+    fs::create_dir(from.join("new")).unwrap();
+    fs::rename(from.join("here/file3"), from.join("new/file3")).unwrap();
+    let done = copy.finish(&Progress::default()).unwrap();
+    compare::assert_same(&seen(&from), &seen(&to));
+    assert_eq!((inode("here/file0"), inode("gone"), inode("gone-too")), before);
+    assert_eq!(done.written + done.shared, 4 * 4 + "changed".len() as u64 + 4 + 4);
+}
+
+/// A directory that was moved takes the names in it along without a change of theirs.
+#[test]
+fn files_of_several_names_in_a_directory_that_moved_stay_one_file() {
+    for moved in ["a", "z"] {
+        let temp = scratch();
+        let (from, to) = (temp.path().join("from"), temp.path().join("to"));
+        fs::create_dir_all(from.join("m")).unwrap();
+        fs::write(from.join("m/file"), "one").unwrap();
+        fs::hard_link(from.join("m/file"), from.join("k")).unwrap();
+        let_time_pass(&from.join("k"));
+        let mut copy = Duplicate::new(trees(&from, &to));
+        copy.ahead(&Progress::default()).unwrap();
+        fs::rename(from.join("m"), from.join(moved)).unwrap();
+        copy.finish(&Progress::default()).unwrap();
+        compare::assert_same(&seen(&from), &seen(&to));
+    }
 }
 
 /// Places of files with several names take no descriptors, however many there are.

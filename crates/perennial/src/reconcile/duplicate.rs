@@ -24,7 +24,7 @@ use perennial_snapshots::{
 
 use tokio::time::Instant;
 
-use super::freeze::{Container, while_still};
+use super::freeze::{Container, TOO_LONG, while_still};
 use super::images::{Scratch, blocking};
 use super::layer::{LayerSource, layer_root};
 use super::step::{StepError, definite, retry};
@@ -99,7 +99,13 @@ impl Reconciler {
         };
         let copy = Copy { of: (of_source, of_clone), copying, sources, trees };
         let captured_at = self.now();
-        let (done, frozen) = self.copy_at_one_instant(&from, copy, progress).await?;
+        // What ends the copy in a freeze that was too long does not end the clone.
+        let (done, frozen) = match self.copy_at_one_instant(&from, copy, &progress.part()).await {
+            Err(StepError::Definite(problem)) if problem.code == TOO_LONG => {
+                return self.fork_elsewhere(view, &from.pod).await;
+            }
+            copied => copied?,
+        };
         let told = match view.pod.fork {
             Some(Fork { identity: Identity::Renewed, .. }) => blocking(move || renew(&targets)).await?,
             Some(Fork { identity: Identity::Kept, .. }) | None => None,
@@ -178,7 +184,7 @@ impl Reconciler {
         // Should the thaw fail, the next pass looks at once.
         self.memory().thawed.remove(&from.pod.id);
         let container = Container { engine: &*self.engine, id: &container.id };
-        while_still(&container, limit, |processes| async move {
+        while_still(&container, limit, progress, |processes| async move {
             processes.hold_still().await?;
             let done = finish(duplicate).await?;
             processes.go_on().await?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::{Fuse, FusedFuture as _};
 use perennial_core::engine::{Effect, Engine, EngineError};
+use perennial_core::progress::Progress;
 use perennial_snapshots::{Error, Writers};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
@@ -149,6 +150,8 @@ struct Limits {
 struct Session<'a, F> {
     what: &'a F,
     limits: Limits,
+    /// Of work that is of no use once the freeze was given up.
+    progress: Option<Progress>,
     /// Since when it is frozen.
     since: Option<Instant>,
     /// How long it was, the last time.
@@ -217,6 +220,9 @@ impl<F: Freezes> Session<'_, F> {
 
     async fn give_up(&mut self) {
         self.go_on().await;
+        if let Some(progress) = &self.progress {
+            progress.cancel();
+        }
         self.failure.get_or_insert_with(|| {
             definite(
                 TOO_LONG,
@@ -286,14 +292,26 @@ pub(super) async fn while_frozen<T: Send + 'static>(
     freezing(container, Limits { freeze: limit, after: AFTER }, work).await
 }
 
-/// The same for work that waits and does not block.
+/// The same for work that waits and does not block. Its progress is cancelled when the freeze was given up: what it copies
+/// from then on is of no instant.
 pub(super) async fn while_still<T, F: Future<Output = Result<T, StepError>>>(
     container: &Container<'_>,
     limit: Duration,
+    progress: &Progress,
+    work: impl FnOnce(Processes) -> F,
+) -> Result<(T, Option<Duration>), StepError> {
+    standing_still(container, limit, progress, work).await
+}
+
+async fn standing_still<T, F: Future<Output = Result<T, StepError>>>(
+    what: &impl Freezes,
+    limit: Duration,
+    progress: &Progress,
     work: impl FnOnce(Processes) -> F,
 ) -> Result<(T, Option<Duration>), StepError> {
     let (asks, asked) = unbounded_channel();
-    let mut session = Session { what: container, limit, since: None, lasted: None, failure: None };
+    let (progress, limits) = (Some(progress.clone()), Limits { freeze: limit, after: AFTER });
+    let mut session = Session { what, limits, progress, since: None, lasted: None, failure: None };
     let result = session.run(asked, work(Processes(asks))).await?;
     Ok((result, session.lasted))
 }
@@ -305,7 +323,7 @@ async fn freezing<T: Send + 'static>(
 ) -> Result<(T, Option<Duration>), StepError> {
     let (asks, asked) = unbounded_channel();
     let work = blocking(move || work(&Processes(asks)));
-    let mut session = Session { what, limits, since: None, lasted: None, failure: None };
+    let mut session = Session { what, limits, progress: None, since: None, lasted: None, failure: None };
     let result = session.run(asked, work).await?;
     Ok((result, session.lasted))
 }
@@ -494,6 +512,24 @@ mod tests {
         let Err(StepError::Definite(problem)) = result.await else { panic!("it counted") };
         assert_eq!(problem.code, "freeze-too-long");
         assert_eq!(fake.calls(), ["freeze", "thaw"]);
+    }
+
+    #[tokio::test]
+    async fn p12_a_copy_in_a_freeze_that_was_given_up_ends_at_once() {
+        let fake = Arc::new(Fake::default());
+        let whole = Progress::default();
+        let progress = whole.part();
+        let copying = progress.clone();
+        let result = standing_still(&fake, Duration::from_millis(5), &progress, |processes| async move {
+            processes.hold_still().await?;
+            // As a copy of a large file, which looks between its pieces.
+            while copying.check().is_ok() {
+                tokio::task::yield_now().await;
+            }
+            Err::<(), _>(StepError::Cancelled)
+        });
+        assert!(matches!(result.await, Err(StepError::Definite(problem)) if problem.code == TOO_LONG));
+        assert_eq!((fake.calls(), whole.check()), (vec!["freeze", "thaw"], Ok(())));
     }
 
     #[tokio::test]

@@ -78,6 +78,8 @@ pub struct World {
     pub database: String,
     /// How much an archive may be.
     pub import_limits: Limits,
+    /// Of servers that are started from now on.
+    pub policy: Policy,
     store: tokio::sync::OnceCell<Store>,
 }
 
@@ -128,6 +130,7 @@ impl World {
         let database = "sqlite::memory:".to_owned();
         Self {
             import_limits: Limits { entries: 10_000, bytes: 1 << 30 },
+            policy: Policy::default(),
             clock,
             ids: Arc::default(),
             engine,
@@ -216,7 +219,7 @@ impl World {
             ProgressBoard::default(),
             Settings {
                 pods_at_once: 8,
-                policy: Policy::default(),
+                policy: self.policy.clone(),
                 scratch: self.directory.path().join("scratch"),
                 imports: imports.clone(),
                 // The same server again: its leases are its own.
