@@ -249,7 +249,7 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
             with_set(pod, *set, |s| s.state = SetState::Complete);
             pod.data_seen_at = Some(now);
             let mut consequences = Consequences::default();
-            if let Some(Origin::Pod(source)) = pod.set(*set).map(|s| s.origin) {
+            if let Some(Origin::Pod { pod: source, .. }) = pod.set(*set).map(|s| s.origin) {
                 consequences = copied(pod, *set, source);
             }
             if let Some(Task { work: Work::Replace { new, layer: of_new, .. }, .. }) = pod.tasks.first_mut()

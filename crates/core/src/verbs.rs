@@ -20,7 +20,7 @@
 mod fork;
 mod restore;
 
-pub use fork::{ForkSource, fork, fork_source, fork_source_elsewhere};
+pub use fork::{ForkSource, REPLACED, fork, fork_source, fork_source_elsewhere};
 pub use restore::{not_restorable, require_same_volumes, restore, select};
 
 use jiff::{SignedDuration, Timestamp};

@@ -40,8 +40,13 @@ pub enum Origin {
     Image,
     /// Restored from this snapshot.
     Snapshot(SnapshotId),
-    /// Copied from the data set that this pod has on the same host.
-    Pod(PodId),
+    /// Copied from a data set on the same host.
+    Pod {
+        /// Whose.
+        pod: PodId,
+        /// Which of them: what becomes the pod's data later is not what was asked for.
+        set: SetNumber,
+    },
 }
 
 /// How far a set has come.

@@ -337,6 +337,35 @@ async fn sim_a_clone_outlives_whatever_becomes_of_its_source() {
     }
 }
 
+/// What its source's data is made to be after it was asked for is not its data.
+#[tokio::test]
+async fn sim_a_clone_has_the_data_of_when_it_was_asked_for_whatever_replaces_that() {
+    for (seed, way) in [(281, "reset"), (282, "restore"), (283, "restore of what was stopped")] {
+        let world = World::new(seed);
+        let server = world.server().await;
+        let source = machine(&world, &server, Backend::Overlay).await;
+        let older = server.snapshot_of(source).await;
+        world.engine.write(source, "/home/user/work", "asked for").unwrap();
+        let expected = data(&world, source);
+        let outcome = server.fork("copy", source, None).await.unwrap();
+        let copy = outcome.pod.id;
+        let replaced = match way {
+            "reset" => server.reset(source).await,
+            "restore" => server.restore(source, older).await,
+            _ => {
+                server.succeed(server.stop(source).await).await;
+                server.restore(source, older).await
+            }
+        };
+        server.succeed(replaced).await;
+        server.settle(copy).await;
+        let operation = server.operation(outcome.operation.id).await;
+        assert_eq!(operation.state, OperationState::Succeeded, "{way}: {operation:?}");
+        assert_eq!(data(&world, copy), expected, "{way}");
+        assert_eq!(world.engine.violations(), [] as [String; 0], "{way}");
+    }
+}
+
 #[tokio::test]
 async fn sim_a_clone_of_a_pod_that_was_purged_meanwhile_fails_and_leaves_nothing() {
     let world = World::new(276);

@@ -268,7 +268,7 @@ pub fn referenced_snapshots(pod: &Pod) -> Vec<SnapshotId> {
     ids.extend(pod.hook.as_ref().map(|owed| owed.snapshot));
     let of_origin = |origin: &Origin| match origin {
         Origin::Snapshot(id) => Some(*id),
-        Origin::Image | Origin::Pod(_) => None,
+        Origin::Image | Origin::Pod { .. } => None,
     };
     ids.extend(pod.source.as_ref().and_then(of_origin));
     ids.extend(pod.fork.and_then(|fork| fork.composed).map(|c| c.snapshot));

@@ -33,7 +33,7 @@ fn make_set(input: &Input<'_>) -> Next {
     }
     // A copy on the host gets its identity where it is made.
     if let Some(fork) = pod.fork
-        && !matches!(pod.source, Some(Origin::Pod(_)))
+        && !matches!(pod.source, Some(Origin::Pod { .. }))
     {
         return compose::fork(input, fork);
     }

@@ -475,14 +475,14 @@ fn a_set_that_was_filled_before_somebody_wrote_again_is_not_switched_to() {
 /// Law 1: what no snapshot holds is data from the moment it is whole, although nothing ever ran on it.
 #[test]
 fn law_1_a_copy_on_the_host_goes_only_when_it_is_captured() {
-    let source = crate::id::PodId::from_parts(9, [9; 10]);
+    let source = Origin::Pod { pod: crate::id::PodId::from_parts(9, [9; 10]), set: 3 };
     let mut clone = pod();
     (clone.sets, clone.current, clone.container, clone.data_generation) = (Vec::new(), None, None, 0);
-    (clone.source, clone.last_set) = (Some(Origin::Pod(source)), 0);
+    (clone.source, clone.last_set) = (Some(source), 0);
     clone.fork = Some(crate::pod::Fork { identity: crate::pod::Identity::Renewed, composed: None });
     let nothing = ObservedPod::default();
-    assert_eq!(decided(&clone, &[], &nothing), Next::Act(Action::AllocateSet { origin: Origin::Pod(source) }));
-    let preparing = VolumeSet { origin: Origin::Pod(source), state: SetState::Preparing, ..set(1, None) };
+    assert_eq!(decided(&clone, &[], &nothing), Next::Act(Action::AllocateSet { origin: source }));
+    let preparing = VolumeSet { origin: source, state: SetState::Preparing, ..set(1, None) };
     crate::record::apply(&mut clone, &Record::SetAllocated(preparing), at(11));
     assert_eq!(decided(&clone, &[], &nothing), Next::Act(Action::FillSet { set: 1 }));
     // Half of it is nobody's data.

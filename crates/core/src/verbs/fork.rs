@@ -5,9 +5,9 @@ use crate::error::Error;
 use crate::id::{PodId, SnapshotId};
 use crate::operation::{Operation, OperationKind};
 use crate::pod::{Desired, Fork, Identity, Pod, Work};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotKind};
 use crate::spec::{Backend, PodName, PodSpec, PortSpec};
-use crate::volume::{Origin, VolumeSet};
+use crate::volume::{Origin, SetNumber, VolumeSet};
 
 /// Where a clone's data comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +16,8 @@ pub enum ForkSource {
     Stored(SnapshotId),
     /// One that is taken for it: what this changes in the source.
     Taken(SnapshotId, Box<Decision>),
-    /// The data set of this pod on the host.
-    Host(PodId),
+    /// This data set of this pod on the host.
+    Host(PodId, SetNumber),
 }
 
 impl ForkSource {
@@ -26,7 +26,7 @@ impl ForkSource {
     pub const fn origin(&self) -> Origin {
         match self {
             Self::Stored(id) | Self::Taken(id, _) => Origin::Snapshot(*id),
-            Self::Host(pod) => Origin::Pod(*pod),
+            Self::Host(pod, set) => Origin::Pod { pod: *pod, set: *set },
         }
     }
 }
@@ -56,35 +56,59 @@ pub fn fork_source(source: &Pod, named: Option<&Snapshot>, id: SnapshotId, order
     if source.image.is_none() {
         return Err(no_data());
     }
-    if is_copied_on_host(source) {
-        return Ok(ForkSource::Host(source.id));
+    if let Some(set) = copied_on_host(source) {
+        return Ok(ForkSource::Host(source.id, set.number));
     }
     taken(source, id, order)
 }
 
-/// Decides for a clone whose source cannot be copied on the host after all: the final snapshot of a source that was released
-/// since, whatever became of it, or a new one with this id.
+/// Decides for a clone of this set that cannot be copied on the host after all: a new snapshot with this id as long as it is
+/// the pod's data, and otherwise what was captured of it, among these of the pod's snapshots, when it was released or replaced.
 ///
 /// # Errors
-/// [`Error::Conflict`] when the source is being purged, or is on its way to being released.
-pub fn fork_source_elsewhere(source: &Pod, id: SnapshotId, order: &Order) -> Result<ForkSource, Error> {
+/// [`Error::Conflict`]: `clone-source-replaced` when nothing holds the set's data any more; otherwise the source is being purged,
+/// or on its way to being released or to other data.
+pub fn fork_source_elsewhere(
+    (source, set): (&Pod, SetNumber),
+    captured: &[Snapshot],
+    id: SnapshotId,
+    order: &Order,
+) -> Result<ForkSource, Error> {
     refuse_purging(source)?;
-    match source.source {
-        Some(Origin::Snapshot(last)) if is_released(source) => Ok(ForkSource::Stored(last)),
-        _ => taken(source, id, order),
+    if source.current_set().is_some_and(|current| current.number == set) {
+        if source.tasks.iter().any(|task| matches!(task.work, Work::Replace { .. })) {
+            let hint = "wait until it is done: perennial op ls POD";
+            return Err(Error::conflict("pod-busy", "the data of the pod is about to be replaced", hint));
+        }
+        return taken(source, id, order);
     }
+    let last = |s: &&Snapshot| {
+        let kept = matches!(s.kind, SnapshotKind::Final | SnapshotKind::Safety) && s.is_restorable();
+        kept && s.pod == source.id && s.set == Some(set)
+    };
+    let last = captured.iter().filter(last).max_by_key(|s| (s.captured_at, s.id));
+    last.map(|last| ForkSource::Stored(last.id)).ok_or_else(|| {
+        Error::conflict(
+            REPLACED,
+            "the data of its source was replaced before it was copied, and no snapshot holds what it was",
+            "delete this pod (perennial pod rm), and clone another",
+        )
+    })
 }
+
+/// The code of the error of a clone whose source's data is no more.
+pub const REPLACED: &str = "clone-source-replaced";
 
 fn taken(source: &Pod, id: SnapshotId, order: &Order) -> Result<ForkSource, Error> {
     Ok(ForkSource::Taken(id, Box::new(snapshot(source, id, None, order)?)))
 }
 
-/// Whether the data is a whole overlay set on the host that nobody is about to replace. What is queued comes first.
-fn is_copied_on_host(source: &Pod) -> bool {
+/// The overlay set on the host that is the data, when nobody is about to replace it. What is queued comes first.
+fn copied_on_host(source: &Pod) -> Option<&VolumeSet> {
     let ran = |set: &VolumeSet| set.backend == Backend::Overlay && set.attached.is_some();
     let stays = matches!(source.desired, Desired::Running | Desired::Paused)
         && source.tasks.iter().all(|task| matches!(task.work, Work::Snapshot { .. } | Work::Restart { .. }));
-    stays && source.current_set().is_some_and(ran)
+    source.current_set().filter(|_| stays).filter(|set| ran(set))
 }
 
 fn no_data() -> Error {
@@ -116,7 +140,7 @@ pub fn fork(
     let mut operation = operation(&pod, OperationKind::Clone, order);
     operation.snapshot = match from {
         Origin::Snapshot(id) => Some(id),
-        Origin::Image | Origin::Pod(_) => None,
+        Origin::Image | Origin::Pod { .. } => None,
     };
     (pod, operation)
 }

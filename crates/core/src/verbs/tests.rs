@@ -481,8 +481,8 @@ fn a_clone_is_made_from_what_a_pod_has_in_every_state() {
                 assert_eq!(decision.snapshot.as_ref().map(|row| row.id), Some(id), "{state}");
                 "taken".to_owned()
             }
-            Ok(ForkSource::Host(of)) => {
-                assert_eq!(of, pod.id, "{state}");
+            Ok(ForkSource::Host(of, set)) => {
+                assert_eq!((of, Some(set)), (pod.id, pod.current), "{state}");
                 "host".to_owned()
             }
             Err(Error::Conflict { code, .. }) => code.to_owned(),
@@ -510,6 +510,57 @@ fn a_clone_is_made_from_what_a_pod_has_in_every_state() {
     let foreign = Snapshot { pod: PodId::from_parts(9, [9; 10]), ..verified() };
     let refused = fork_source(&on_host(Desired::Running, Phase::Running), Some(&foreign), snap(4), &order());
     assert!(matches!(&refused, Err(Error::InvalidInput { field, .. }) if field == "snapshotId"), "{refused:?}");
+}
+
+/// What its source's data became since is another's.
+#[test]
+fn a_clone_that_is_made_elsewhere_has_the_data_that_was_asked_for() {
+    let pod = on_host(Desired::Running, Phase::Running);
+    let set = pod.current.expect("a set");
+    let row = |n, kind, of| Snapshot { id: snap(n), pod: pod.id, kind, set: Some(of), ..verified() };
+    let captured = [
+        row(20, SnapshotKind::Final, set + 1),
+        Snapshot { state: SnapshotState::Failed, ..row(19, SnapshotKind::Safety, set) },
+        // Of that set, but of before it was asked for.
+        row(18, SnapshotKind::Manual, set),
+        row(17, SnapshotKind::Safety, set),
+        row(16, SnapshotKind::Final, set),
+    ];
+    let decided =
+        |pod: &Pod, captured: &[Snapshot]| match fork_source_elsewhere((pod, set), captured, snap(4), &order()) {
+            Ok(ForkSource::Stored(id)) => format!("stored {}", id == snap(17)),
+            Ok(ForkSource::Taken(id, _)) => format!("taken {}", id == snap(4)),
+            Err(Error::Conflict { code, .. }) => code.to_owned(),
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(decided(&pod, &captured), "taken true", "it is there still");
+    let replace = Work::Replace {
+        origin: Origin::Image,
+        parts: None,
+        composed: None,
+        safety: None,
+        old: None,
+        new: None,
+        layer: None,
+        switched: false,
+        accepted: None,
+    };
+    assert_eq!(
+        decided(&with_task(pod.clone(), replace), &captured),
+        "pod-busy",
+        "a snapshot would be of what comes then"
+    );
+    // Released, and whatever its next start is from now; or replaced, whether it runs or not.
+    for source in [Origin::Image, Origin::Snapshot(snap(9))] {
+        let stopped = Pod { source: Some(source), id: pod.id, ..released(Desired::Stopped, Phase::Stopped) };
+        assert_eq!(decided(&stopped, &captured), "stored true");
+        assert_eq!(decided(&stopped, &captured[..3]), REPLACED);
+    }
+    let mut replaced = pod.clone();
+    replaced.sets.iter_mut().for_each(|s| s.number += 1);
+    replaced.current = Some(set + 1);
+    assert_eq!(decided(&replaced, &captured), "stored true");
+    assert_eq!(decided(&replaced, &[]), REPLACED);
 }
 
 #[test]

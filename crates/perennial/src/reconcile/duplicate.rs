@@ -17,7 +17,7 @@ use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::spec::is_at_or_below;
 use perennial_core::verbs::{self, Answer, ForkSource, Order};
-use perennial_core::volume::VolumeSet;
+use perennial_core::volume::{SetNumber, VolumeSet};
 use perennial_snapshots::{
     Duplicate, Duplicated, Replacement, Root, Source, Tree, file_names, read_file, replace_file,
 };
@@ -30,7 +30,10 @@ use super::layer::{LayerSource, layer_root};
 use super::step::{StepError, definite, retry};
 use super::worker::{Reconciler, View, current_operation, set_spec};
 use crate::identity::{self, Known, Renewed};
-use crate::store::Change;
+use crate::store::{Change, Page, SnapshotScope};
+
+/// The capture of what was released or replaced lately is among so many of a pod's newest snapshots.
+const RECENT: u32 = 1000;
 
 /// The system layer as a clone gets it: where it was read from is no longer needed.
 enum Layer {
@@ -45,29 +48,30 @@ impl Reconciler {
         &self,
         view: &mut View,
         set: &VolumeSet,
-        source: PodId,
+        (source, of): (PodId, SetNumber),
         progress: &Progress,
     ) -> Result<(), StepError> {
         let _alone = self.alone_with(source).await;
         if self.lease(source).await?.is_none() {
             return Err(retry("clone-source-busy", "another server works on the pod that is cloned"));
         }
-        self.with_lease_kept(source, self.copy_from(view, set, source, progress)).await
+        self.with_lease_kept(source, self.copy_from(view, set, (source, of), progress)).await
     }
 
     async fn copy_from(
         &self,
         view: &mut View,
         set: &VolumeSet,
-        source: PodId,
+        (source, of): (PodId, SetNumber),
         progress: &Progress,
     ) -> Result<(), StepError> {
         let Some(pod) = self.store.pod_fetch(source).await? else {
             return Err(source_failed("the pod that is cloned was purged"));
         };
         let from = self.look(pod).await?;
-        let Some(there) = from.pod.current_set().filter(|there| is_alike(there, set)).cloned() else {
-            return self.fork_elsewhere(view, &from.pod).await;
+        let Some(there) = from.pod.current_set().filter(|there| there.number == of && is_alike(there, set)).cloned()
+        else {
+            return self.fork_elsewhere(view, &from.pod, of).await;
         };
         let (of_source, of_clone) = (set_spec(&from.pod, &there), set_spec(&view.pod, set));
         let seen = from.observed.set(there.number).map(|s| &s.presence);
@@ -80,13 +84,13 @@ impl Reconciler {
         }
         let began = Instant::now();
         let Some(copying) = self.engine.set_copying(&of_source).await? else {
-            return self.fork_elsewhere(view, &from.pod).await;
+            return self.fork_elsewhere(view, &from.pod, of).await;
         };
         self.engine.set_prepare(&of_clone, Fill::Image).await?;
         let (SetAccess::Local(sources), SetAccess::Local(targets)) =
             (self.engine.set_access(&of_source).await?, self.engine.set_access(&of_clone).await?)
         else {
-            return self.fork_elsewhere(view, &from.pod).await;
+            return self.fork_elsewhere(view, &from.pod, of).await;
         };
         let mut trees = match copying {
             Copying::Instant => Vec::new(),
@@ -102,7 +106,7 @@ impl Reconciler {
         // What ends the copy in a freeze that was too long does not end the clone.
         let (done, frozen) = match self.copy_at_one_instant(&from, copy, &progress.part()).await {
             Err(StepError::Definite(problem)) if problem.code == TOO_LONG => {
-                return self.fork_elsewhere(view, &from.pod).await;
+                return self.fork_elsewhere(view, &from.pod, of).await;
             }
             copied => copied?,
         };
@@ -211,7 +215,7 @@ impl Reconciler {
     }
 
     /// Records by which snapshot the clone is made instead; one that has to be taken of the source is asked for.
-    async fn fork_elsewhere(&self, view: &mut View, source: &Pod) -> Result<(), StepError> {
+    async fn fork_elsewhere(&self, view: &mut View, source: &Pod, of: SetNumber) -> Result<(), StepError> {
         let now = self.now();
         let millis = u64::try_from(now.as_millisecond()).unwrap_or_default();
         let operation = OperationId::from_parts(millis, self.ids.random());
@@ -222,13 +226,18 @@ impl Reconciler {
         let actor = of_clone.map_or_else(|| "system".to_owned(), |o| o.actor);
         let order = Order { operation, actor, now };
         let id = SnapshotId::from_parts(millis, self.ids.random());
-        let from = verbs::fork_source_elsewhere(source, id, &order).map_err(|refused| match refused {
-            perennial_core::Error::Conflict { code: "pod-being-purged", .. } => {
-                source_failed("its source is being purged")
-            }
-            // A stop in work ends, and leaves a snapshot.
-            other => retry("clone-source-busy", other.to_string()),
-        })?;
+        let captured = self.store.snapshot_list(&SnapshotScope::Pod(source.id), &Page::first(RECENT)).await?;
+        let from =
+            verbs::fork_source_elsewhere((source, of), &captured, id, &order).map_err(|refused| match refused {
+                perennial_core::Error::Conflict { code: "pod-being-purged", .. } => {
+                    source_failed("its source is being purged")
+                }
+                perennial_core::Error::Conflict { code: verbs::REPLACED, problem, hint } => {
+                    definite(verbs::REPLACED, problem, &hint)
+                }
+                // What is in work ends, and leaves a snapshot.
+                other => retry("clone-source-busy", other.to_string()),
+            })?;
         let mut change = Change::default();
         let snapshot = match from {
             ForkSource::Stored(id) => {
@@ -244,7 +253,7 @@ impl Reconciler {
                 change.other_pod = Some(decision.pod);
                 id
             }
-            ForkSource::Host(_) => return Err(retry("internal", "a copy on the host was decided on elsewhere")),
+            ForkSource::Host(..) => return Err(retry("internal", "a copy on the host was decided on elsewhere")),
         };
         self.record_with(view, Record::ForkedElsewhere(snapshot), change).await
     }

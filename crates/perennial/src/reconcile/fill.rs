@@ -31,7 +31,7 @@ impl Reconciler {
         let spec = set_spec(&view.pod, &set);
         self.clear_earlier_try(view, &set).await?;
         match set.origin {
-            Origin::Pod(source) => return self.copy_set(view, &set, source, progress).await,
+            Origin::Pod { pod, set: of } => return self.copy_set(view, &set, (pod, of), progress).await,
             Origin::Image => {
                 self.engine.set_prepare(&spec, Fill::Image).await?;
                 self.sync_seeded(view, &set).await?;
@@ -53,7 +53,7 @@ impl Reconciler {
         }
         self.engine.set_complete(&spec).await?;
         let layer = match set.origin {
-            Origin::Image | Origin::Pod(_) => None,
+            Origin::Image | Origin::Pod { .. } => None,
             Origin::Snapshot(id) => {
                 let row = view.snapshot(id).ok_or(StepError::Overtaken)?.clone();
                 self.layer_of_snapshot(view, &row, &set, progress).await?

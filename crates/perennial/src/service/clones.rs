@@ -48,7 +48,7 @@ impl App {
             match from {
                 ForkSource::Stored(id) => change.uses.push(id),
                 // What becomes of the source until the copy is made is seen then.
-                ForkSource::Host(_) => {}
+                ForkSource::Host(..) => {}
                 ForkSource::Taken(_, decision) => {
                     change.other_pod = Some(decision.pod);
                     change.snapshots.extend(decision.snapshot);

@@ -202,7 +202,11 @@ impl Any {
     }
 
     fn origin(&mut self) -> Origin {
-        if self.bool() { Origin::Image } else { Origin::Snapshot(self.snapshot_id()) }
+        match self.below(3) {
+            0 => Origin::Image,
+            1 => Origin::Snapshot(self.snapshot_id()),
+            _ => Origin::Pod { pod: self.pod_id(), set: self.u32() },
+        }
     }
 
     fn acceptance(&mut self) -> Acceptance {

@@ -11,7 +11,7 @@ use perennial_core::pod::{
 };
 use perennial_core::snapshot::WriterStamp;
 use perennial_core::spec::{Backend, PodName, PodSpec};
-use perennial_core::volume::{ImageLayout, Origin, SetState, Volume, VolumeSet};
+use perennial_core::volume::{ImageLayout, Origin, SetNumber, SetState, Volume, VolumeSet};
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -128,8 +128,8 @@ pub(super) enum OriginRow {
     Image,
     /// From this snapshot.
     Snapshot(String),
-    /// From this pod's data set on the host.
-    Pod(String),
+    /// From this data set of this pod on the host.
+    Pod { pod: String, set: SetNumber },
 }
 
 impl Stored for Origin {
@@ -138,14 +138,14 @@ impl Stored for Origin {
         match self {
             Self::Image => OriginRow::Image,
             Self::Snapshot(id) => OriginRow::Snapshot(id.to_row()),
-            Self::Pod(id) => OriginRow::Pod(id.to_string()),
+            Self::Pod { pod, set } => OriginRow::Pod { pod: pod.to_string(), set: *set },
         }
     }
     fn from_row(row: OriginRow) -> Result<Self, RowError> {
         Ok(match row {
             OriginRow::Image => Self::Image,
             OriginRow::Snapshot(id) => Self::Snapshot(Stored::from_row(id)?),
-            OriginRow::Pod(id) => Self::Pod(Stored::from_row(id)?),
+            OriginRow::Pod { pod, set } => Self::Pod { pod: Stored::from_row(pod)?, set },
         })
     }
 }
@@ -353,7 +353,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
 pub(in crate::store) fn source_snapshot(pod: &Pod) -> Option<String> {
     match pod.source {
         Some(Origin::Snapshot(id)) => Some(id.to_string()),
-        Some(Origin::Image | Origin::Pod(_)) | None => None,
+        Some(Origin::Image | Origin::Pod { .. }) | None => None,
     }
 }
 
