@@ -4,10 +4,11 @@
 
 mod world;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use perennial::service::{Caller, CloneRequest, Request};
+use perennial::reconcile::worker::Passed;
+use perennial::service::{Caller, CloneRequest, Consent, Request};
 use perennial_core::Error;
 use perennial_core::engine::{Copying, Engine};
 use perennial_core::fault::{Moment, Tap, Verdict};
@@ -280,7 +281,10 @@ async fn sim_a_source_is_left_alone_while_it_is_copied() {
             }
         };
         let make = async {
-            server.settle(copy).await;
+            while !server.operation(outcome.operation.id).await.state.is_terminal() {
+                server.settle(copy).await;
+                tokio::task::yield_now().await;
+            }
             over.store(true, Ordering::SeqCst);
         };
         tokio::join!(look, make);
@@ -289,6 +293,117 @@ async fn sim_a_source_is_left_alone_while_it_is_copied() {
         assert_eq!(server.pod(copy).await.retry.count, 0, "{copying:?}");
         assert_eq!(world.engine.violations(), [] as [String; 0], "{copying:?}");
     }
+}
+
+/// Waits for something else to be done whenever it comes to a site, as long as there is something.
+#[derive(Default)]
+struct Between {
+    site: &'static str,
+    doing: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Between {
+    fn at(site: &'static str) -> Arc<Self> {
+        Arc::new(Self { site, ..Self::default() })
+    }
+
+    /// The last that is given is done first.
+    fn give(&self, doing: impl AsyncFnOnce() + Send + 'static) {
+        let runtime = tokio::runtime::Handle::current();
+        self.doing.lock().unwrap().push(Box::new(move || runtime.block_on(doing())));
+    }
+}
+
+impl Tap for Between {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        if site == self.site && moment == Moment::Before {
+            let next = self.doing.lock().unwrap().pop();
+            if let Some(next) = next {
+                std::thread::spawn(next).join().unwrap();
+            }
+        }
+        Verdict::Go
+    }
+}
+
+/// A clone in whose set nothing is yet.
+async fn allocated(server: &Server, name: &str, source: PodId) -> PodId {
+    let copy = server.fork(name, source, None).await.unwrap().pod.id;
+    while server.pod(copy).await.sets.is_empty() {
+        assert_eq!(server.reconciler.pass(copy).await, Passed::Again);
+    }
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sim_a_clone_whose_source_is_worked_on_does_not_keep_others_waiting() {
+    let world = World::new(284);
+    let between = Between::at("engine.observe");
+    let server = world.server_with(Arc::clone(&between) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let copy = allocated(&server, "copy", source).await;
+    let reconciler = Arc::clone(&server.reconciler);
+    let app = server.app.clone();
+    between.give(async move || {
+        assert!(matches!(reconciler.pass(copy).await, Passed::Wait(Some(_))));
+        let record = app.store.pod_fetch(copy).await.unwrap().unwrap();
+        assert_eq!((record.current, record.retry.count), (None, 0), "nothing failed");
+    });
+    server.reconciler.pass(source).await;
+    assert!(between.doing.lock().unwrap().is_empty());
+    server.settle(copy).await;
+    assert_eq!(server.pod(copy).await.phase, Phase::Running);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sim_many_copies_leave_places_for_other_work() {
+    let world = World::new(285);
+    let between = Between::at("engine.set_copying");
+    let server = world.server_with(Arc::clone(&between) as _).await;
+    let mut copies = Vec::new();
+    for n in 0..5 {
+        let source = server.running(&format!("source-{n}"), declared_spec(Backend::Overlay)).await;
+        copies.push(allocated(&server, &format!("copy-{n}"), source).await);
+    }
+    // Each is in work while the next begins.
+    for copy in copies[1..].iter().rev().copied() {
+        let reconciler = Arc::clone(&server.reconciler);
+        between.give(async move || {
+            reconciler.pass(copy).await;
+        });
+    }
+    server.reconciler.pass(copies[0]).await;
+    let mut made = Vec::new();
+    for copy in &copies {
+        made.push(server.pod(*copy).await.current.is_some());
+    }
+    assert_eq!(made, [true, true, true, true, false]);
+    for copy in copies {
+        server.settle(copy).await;
+        assert_eq!(server.pod(copy).await.phase, Phase::Running);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sim_a_copy_gives_way_to_what_is_asked_of_its_source() {
+    let world = World::with_copying(286, Some(Copying::Bytes));
+    let between = Between::at("engine.set_prepare");
+    let server = world.server_with(Arc::clone(&between) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let expected = data(&world, source);
+    let copy = allocated(&server, "copy", source).await;
+    let app = server.app.clone();
+    between.give(async move || {
+        app.stop(Request::new(&Caller::admin()), source, &Consent::default()).await.unwrap();
+    });
+    assert!(matches!(server.reconciler.pass(copy).await, Passed::Wait(Some(_))));
+    assert_eq!(server.pod(copy).await.current, None);
+    // And does not begin before that is done.
+    assert!(matches!(server.reconciler.pass(copy).await, Passed::Wait(Some(_))));
+    server.settle_both(source, copy).await;
+    assert_eq!(server.pod(source).await.phase, Phase::Stopped);
+    assert_eq!(data(&world, copy), expected);
+    assert_eq!(world.engine.violations(), [] as [String; 0]);
 }
 
 #[tokio::test]

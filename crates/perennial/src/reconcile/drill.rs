@@ -115,7 +115,9 @@ impl From<StepError> for Unproven {
     fn from(error: StepError) -> Self {
         match error {
             StepError::Retry(problem) | StepError::Definite(problem) => Self::NotRun(problem),
-            StepError::Overtaken => Self::NotRun(problem("interrupted", "it was interrupted", "")),
+            StepError::Overtaken | StepError::Occupied => {
+                Self::NotRun(problem("interrupted", "it was interrupted", ""))
+            }
             StepError::Cancelled => Self::Cancelled,
         }
     }

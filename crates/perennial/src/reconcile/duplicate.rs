@@ -32,6 +32,8 @@ use super::worker::{Reconciler, View, current_operation, set_spec};
 use crate::identity::{self, Known, Renewed};
 use crate::store::{Change, Page, SnapshotScope};
 
+/// How often it is looked whether somebody wants something of a pod that is copied.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The capture of what was released or replaced lately is among so many of a pod's newest snapshots.
 const RECENT: u32 = 1000;
 
@@ -51,7 +53,10 @@ impl Reconciler {
         (source, of): (PodId, SetNumber),
         progress: &Progress,
     ) -> Result<(), StepError> {
-        let _alone = self.alone_with(source).await;
+        // Whoever waits keeps others from being worked on: the controller looks again.
+        let (Some(_alone), Ok(_place)) = (self.take(source), self.copies.try_acquire()) else {
+            return Err(StepError::Occupied);
+        };
         if self.lease(source).await?.is_none() {
             return Err(retry("clone-source-busy", "another server works on the pod that is cloned"));
         }
@@ -68,6 +73,9 @@ impl Reconciler {
         let Some(pod) = self.store.pod_fetch(source).await? else {
             return Err(source_failed("the pod that is cloned was purged"));
         };
+        if has_work(&pod) {
+            return Err(StepError::Occupied);
+        }
         let from = self.look(pod).await?;
         let Some(there) = from.pod.current_set().filter(|there| there.number == of && is_alike(there, set)).cloned()
         else {
@@ -104,7 +112,9 @@ impl Reconciler {
         let copy = Copy { of: (of_source, of_clone), copying, sources, trees };
         let captured_at = self.now();
         // What ends the copy in a freeze that was too long does not end the clone.
-        let (done, frozen) = match self.copy_at_one_instant(&from, copy, &progress.part()).await {
+        let part = progress.part();
+        let copied = self.unless_wanted(source, &part, self.copy_at_one_instant(&from, copy, &part));
+        let (done, frozen) = match copied.await {
             Err(StepError::Definite(problem)) if problem.code == TOO_LONG => {
                 return self.fork_elsewhere(view, &from.pod, of).await;
             }
@@ -124,6 +134,33 @@ impl Reconciler {
         let event = self.event(&view.pod, current_operation(&view.pod), "pod.copied", message);
         let change = Change { events: vec![event], ..Change::default() };
         self.record_with(view, Record::SetCompleted { set: set.number, layer }, change).await
+    }
+
+    /// Copies for as long as nobody wants anything of the source: whoever does need not wait for all of it.
+    async fn unless_wanted<T>(
+        &self,
+        source: PodId,
+        progress: &Progress,
+        copy: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
+        let wanted = async {
+            while !self.store.pod_fetch(source).await.is_ok_and(|pod| pod.is_some_and(|pod| has_work(&pod))) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let mut copy = std::pin::pin!(copy);
+        tokio::select! {
+            // Before it begins, too.
+            biased;
+            () = wanted => {
+                progress.cancel();
+                match copy.await {
+                    Err(StepError::Cancelled) => Err(StepError::Occupied),
+                    ended => ended,
+                }
+            }
+            copied = &mut copy => copied,
+        }
     }
 
     /// Whether anything but the pod's own container may write into the set.
@@ -270,6 +307,11 @@ struct Copy {
 /// Whether a set can be what the other is copied from.
 fn is_alike(source: &VolumeSet, clone: &VolumeSet) -> bool {
     source.backend == clone.backend && source.volumes == clone.volumes
+}
+
+/// Whether somebody waits for something of the pod. What failed and waits for its time is not kept waiting.
+fn has_work(pod: &Pod) -> bool {
+    (pod.goal.is_some() || !pod.tasks.is_empty()) && pod.retry.count == 0
 }
 
 fn source_failed(why: &str) -> StepError {

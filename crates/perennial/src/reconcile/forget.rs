@@ -136,6 +136,8 @@ impl Reconciler {
 pub(super) fn shown<T>(result: Result<T, StepError>) -> Result<T, Problem> {
     result.map_err(|error| match error {
         StepError::Retry(found) | StepError::Definite(found) => found,
-        StepError::Overtaken | StepError::Cancelled => problem("interrupted", "it was interrupted", ""),
+        StepError::Overtaken | StepError::Occupied | StepError::Cancelled => {
+            problem("interrupted", "it was interrupted", "")
+        }
     })
 }

@@ -92,7 +92,9 @@ impl Repositories {
         match self.open(tenant) {
             Ok(_) => Ok(()),
             Err(StepError::Retry(problem) | StepError::Definite(problem)) => Err(problem.message),
-            Err(StepError::Overtaken | StepError::Cancelled) => Err("somebody else changed it".to_owned()),
+            Err(StepError::Overtaken | StepError::Occupied | StepError::Cancelled) => {
+                Err("somebody else changed it".to_owned())
+            }
         }
     }
 
@@ -103,7 +105,9 @@ impl Repositories {
     pub(crate) fn read(&self, tenant: &TenantId) -> Result<Repository, Problem> {
         self.open_existing(tenant).map_err(|error| match error {
             StepError::Retry(problem) | StepError::Definite(problem) => problem,
-            StepError::Overtaken | StepError::Cancelled => problem("repository-unavailable", "it is being changed", ""),
+            StepError::Overtaken | StepError::Occupied | StepError::Cancelled => {
+                problem("repository-unavailable", "it is being changed", "")
+            }
         })
     }
 

@@ -13,6 +13,8 @@ pub(super) enum StepError {
     Retry(Problem),
     /// Trying again does not help: the operation that waits for it ends.
     Definite(Problem),
+    /// What it needs is in other hands for now: look again soon. Nothing failed.
+    Occupied,
     /// Somebody else changed the record or took the lease: look anew.
     Overtaken,
     /// It was cancelled by its owner.

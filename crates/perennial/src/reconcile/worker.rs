@@ -14,7 +14,7 @@ use perennial_core::record::{self, Record};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 
 use super::hooking::Hooking;
 use super::leases::LEASE;
@@ -25,7 +25,7 @@ use super::step::{StepError, problem};
 use crate::import::Spool;
 use crate::store::{Change, Lease, Store};
 
-/// When a pod is looked at again that a clone is copied from right now.
+/// When a pod is looked at again that waits for one that is worked on, or for a place.
 const OCCUPIED_FOR: SignedDuration = SignedDuration::from_millis(200);
 /// How often a blocked pod is looked at.
 const BLOCKED_EVERY: SignedDuration = SignedDuration::from_secs(10);
@@ -75,8 +75,8 @@ pub struct Reconciler {
     pub(super) started_at: Timestamp,
     pub(super) hooking: Arc<Hooking>,
     memory: Mutex<Memory>,
-    /// Told when a pod is free again.
-    freed: Notify,
+    /// Places for copies that take as long as their data is large.
+    pub(super) copies: Semaphore,
 }
 
 /// What only saves work and may be forgotten at any moment.
@@ -105,7 +105,6 @@ pub(super) struct Alone<'a> {
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
         self.reconciler.memory().busy.remove(&self.pod);
-        self.reconciler.freed.notify_waiters();
     }
 }
 
@@ -139,8 +138,10 @@ impl Reconciler {
         settings: Settings,
     ) -> Self {
         let started_at = clock.now();
-        let (hooking, memory, freed) = (Arc::default(), Mutex::default(), Notify::new());
-        Self { store, engine, repositories, clock, ids, board, settings, started_at, hooking, memory, freed }
+        let (hooking, memory) = (Arc::default(), Mutex::default());
+        // The others' requests do not wait for copies, unless there is one place only.
+        let copies = Semaphore::new((settings.pods_at_once / 2).max(1));
+        Self { store, engine, repositories, clock, ids, board, settings, started_at, hooking, memory, copies }
     }
 
     /// Who this server is to others that share the database.
@@ -158,22 +159,10 @@ impl Reconciler {
     }
 
     /// Has the pod to itself, unless something else in this process has.
-    fn take(&self, pod: PodId) -> Option<Alone<'_>> {
+    pub(super) fn take(&self, pod: PodId) -> Option<Alone<'_>> {
         let taken = self.memory().busy.insert(pod);
         // Made only when it was taken: its end gives the pod back.
         taken.then(|| Alone { reconciler: self, pod })
-    }
-
-    /// Waits until nothing else in this process works on the pod, and keeps it so.
-    pub(super) async fn alone_with(&self, pod: PodId) -> Alone<'_> {
-        loop {
-            // Before the look, so that nobody is missed who ends after it.
-            let freed = self.freed.notified();
-            if let Some(alone) = self.take(pod) {
-                return alone;
-            }
-            freed.await;
-        }
     }
 
     /// Looks at one pod and does at most one thing.
@@ -194,6 +183,7 @@ impl Reconciler {
         match self.step(pod, rests).await {
             Ok(passed) => passed,
             Err(StepError::Overtaken | StepError::Cancelled) => Passed::Again,
+            Err(StepError::Occupied) => Passed::Wait(self.after(OCCUPIED_FOR)),
             Err(StepError::Retry(problem)) => self.failed(id, problem, Failure::MayPass).await,
             Err(StepError::Definite(problem)) => self.failed(id, problem, Failure::Lasting).await,
         }
