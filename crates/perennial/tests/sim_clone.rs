@@ -4,7 +4,7 @@
 
 mod world;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use perennial::reconcile::worker::Passed;
@@ -514,6 +514,58 @@ async fn sim_a_clone_without_room_leaves_nothing_and_its_source_goes_on() {
         server.succeed(server.start(outcome.pod.id).await).await;
         assert_eq!(data(&world, outcome.pod.id), data(&world, source), "{copying:?}");
     }
+}
+
+/// Refuses copies at one instant, and the first writes to a repository after one.
+#[derive(Debug, Default)]
+struct Refusing {
+    copies: bool,
+    writes: AtomicU32,
+    tried: AtomicU32,
+}
+
+impl Tap for Refusing {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        let copied = self.tried.load(Ordering::SeqCst) > 0;
+        let refused = match (site, moment) {
+            ("engine.set_snapshot", Moment::Before) => {
+                self.tried.fetch_add(1, Ordering::SeqCst);
+                self.copies
+            }
+            ("repository.write", Moment::Before) if copied => {
+                let less = |left: u32| left.checked_sub(1);
+                self.writes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+            }
+            _ => false,
+        };
+        if refused { Verdict::Fail } else { Verdict::Go }
+    }
+}
+
+#[tokio::test]
+async fn sim_a_storage_that_does_not_copy_at_once_after_all_is_copied_file_by_file() {
+    let world = World::new(287);
+    let refusing = Arc::new(Refusing { copies: true, ..Refusing::default() });
+    let server = world.server_with(Arc::clone(&refusing) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let copy = cloned(&server, "copy", source, None).await;
+    assert_eq!(refusing.tried.load(Ordering::SeqCst), 2);
+    assert_eq!(data(&world, copy), data(&world, source));
+    assert_eq!(server.snapshots(source).await.len(), 0);
+    assert_eq!(world.engine.violations(), [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn sim_a_copy_is_not_made_again_because_its_layer_was_not_stored_at_once() {
+    let world = World::new(288);
+    let refusing = Arc::new(Refusing { writes: AtomicU32::new(2), ..Refusing::default() });
+    let server = world.server_with(Arc::clone(&refusing) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let copy = cloned(&server, "copy", source, None).await;
+    let left = (refusing.writes.load(Ordering::SeqCst), refusing.tried.load(Ordering::SeqCst));
+    assert_eq!(left, (0, 1));
+    assert_eq!(data(&world, copy), data(&world, source));
+    world.check_repository().unwrap();
 }
 
 #[tokio::test]

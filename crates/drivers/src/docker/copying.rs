@@ -4,7 +4,6 @@
 //! directory, where what a crash leaves is swept: as long as it carries the marker of the set it was taken of, it must not lie
 //! where a set is looked for. With a marker of its own it changes places with the directories that were prepared.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use perennial_core::engine::{Copying, Effect, EngineError, SetSpec};
@@ -12,12 +11,10 @@ use perennial_core::spec::Backend;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, ioctl_ficlone, open, renameat_with};
 use rustix::io::write;
 
+use super::btrfs::{btrfs, failed, is_subvolume};
 use super::client::{blocking, conflict, io, rejected, transient};
-use super::storage::{MARKER, MarkerState, Storage, btrfs, is_btrfs};
+use super::storage::{MARKER, MarkerState, Storage};
 use super::{DockerEngine, spare, tree};
-
-/// Inode number of the root of every btrfs subvolume.
-const SUBVOLUME: u64 = 256;
 
 impl DockerEngine {
     /// Looks what the storage root can do with a set.
@@ -81,9 +78,7 @@ impl Storage {
     ) -> Result<(), EngineError> {
         let copy = place.join("set");
         let words = ["subvolume", "snapshot", from.to_str().unwrap_or_default()];
-        if !btrfs(&words, &copy) {
-            return Err(transient(format!("btrfs made no snapshot of {}", from.display())));
-        }
+        btrfs(&words, &copy).map_err(|complaint| failed(&format!("copy {}", from.display()), &complaint))?;
         let text = serde_json::to_vec_pretty(marker).map_err(|e| rejected(format!("write a marker: {e}")))?;
         spare::write_durably(&copy, MARKER, &text).map_err(io("write the marker of the copy"))?;
         let target = self.set(to.pod, to.number);
@@ -91,10 +86,6 @@ impl Storage {
             .map_err(|e| transient(format!("put the copy in the place of {}: {e}", target.display())))?;
         tree::sync_dir(&self.pod(to.pod)).map_err(io("sync the pod's directory"))
     }
-}
-
-fn is_subvolume(dir: &Path) -> bool {
-    is_btrfs(dir) && std::fs::symlink_metadata(dir).is_ok_and(|m| m.is_dir() && m.ino() == SUBVOLUME)
 }
 
 /// Whether two files in this directory can share their contents.

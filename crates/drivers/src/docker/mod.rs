@@ -8,6 +8,7 @@
 //! | `storage`, `spare`, `tree`, `untar` | Perennial's own directory on this host |
 //! | `trees` | image trees that nobody needs any more |
 //! | `image` | resolve, pull, export, import, flatten |
+//! | `btrfs` | sets that are subvolumes |
 //! | `overlay`, `volumes` | the two backends of volume sets |
 //! | `copying` | overlay sets copied beside themselves |
 //! | `writers` | who else has a set |
@@ -18,6 +19,7 @@
 //! | `probe` | what works here, tried and remembered; `posix`: what databases count on |
 //! | `scratch`, `tiny`, `mover` | helper containers and the images they run |
 
+mod btrfs;
 mod client;
 mod container;
 mod copying;

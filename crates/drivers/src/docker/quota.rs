@@ -9,21 +9,16 @@
 //! start lifts the limit, and it is set again when the pod runs.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use perennial_core::engine::{Effect, EngineError, SetLimit, SetSpec};
 use perennial_core::id::PodId;
 use perennial_core::volume::SetNumber;
 
+use super::btrfs::{btrfs, is_btrfs, is_subvolume};
 use super::client::transient;
-use super::storage::{Storage, is_btrfs, is_there};
-
-/// Inode number of the root of every subvolume (`BTRFS_FIRST_FREE_OBJECTID` of linux/btrfs_tree.h).
-const SUBVOLUME: u64 = 256;
+use super::storage::{Storage, is_there};
 
 type Known = HashMap<(PodId, SetNumber), SetLimit>;
 
@@ -108,8 +103,7 @@ fn listed_limits(table: &[u8]) -> Known {
 
 /// Whether the limit is enforced now. Taking one away always works where none can be.
 fn apply(root: &Path, directory: &Path, bytes: Option<u64>) -> Result<bool, EngineError> {
-    let is_subvolume = is_btrfs(directory) && directory.symlink_metadata().is_ok_and(|m| m.ino() == SUBVOLUME);
-    if !is_subvolume {
+    if !is_subvolume(directory) {
         return Ok(false);
     }
     let amount = bytes.map_or_else(|| "none".to_owned(), |bytes| bytes.to_string());
@@ -127,15 +121,6 @@ fn apply(root: &Path, directory: &Path, bytes: Option<u64>) -> Result<bool, Engi
     }
     limit().map_err(|problem| transient(format!("limit {}: {problem}", directory.display())))?;
     Ok(bytes.is_some())
-}
-
-fn btrfs(words: &[&str], path: &Path) -> Result<Output, String> {
-    let words = words.iter().map(OsStr::new).chain([path.as_os_str()]);
-    let output = Command::new("btrfs").args(words).output().map_err(|e| format!("btrfs: {e}"))?;
-    if output.status.success() {
-        return Ok(output);
-    }
-    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
 #[cfg(test)]

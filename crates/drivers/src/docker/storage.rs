@@ -20,6 +20,7 @@ use perennial_core::id::{InstallationId, PodId};
 use perennial_core::volume::{SetNumber, Volume};
 use serde::{Deserialize, Serialize};
 
+use super::btrfs::{btrfs, delete_subvolume, is_btrfs};
 use super::client::{conflict, io, rejected, transient};
 use super::{posix, spare, tree};
 
@@ -322,7 +323,7 @@ impl Storage {
         let parent = self.pod(pod);
         tree::make_private_dir(&parent).map_err(io("make the pod's directory"))?;
         let dir = self.set(pod, number);
-        if !(is_btrfs(&parent) && btrfs(&["subvolume", "create"], &dir)) {
+        if !(is_btrfs(&parent) && btrfs(&["subvolume", "create"], &dir).is_ok()) {
             tree::make_private_dir(&dir).map_err(io("make the set's directory"))?;
         }
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
@@ -355,25 +356,6 @@ pub(super) fn is_there(path: &Path) -> Result<bool, EngineError> {
         Ok(found) => Ok(found.is_dir()),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(false),
         Err(e) => Err(transient(format!("look at {}: {e}", path.display()))),
-    }
-}
-
-/// `BTRFS_SUPER_MAGIC` of linux/magic.h.
-const BTRFS: rustix::fs::FsWord = 0x9123_683e;
-
-pub(super) fn is_btrfs(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|s| s.f_type == BTRFS)
-}
-
-pub(super) fn btrfs(words: &[&str], path: &Path) -> bool {
-    let command = std::process::Command::new("btrfs").args(words).arg(path).output();
-    command.is_ok_and(|out| out.status.success())
-}
-
-/// Deletes a subvolume at once; where that does not work the tree is removed like any other.
-fn delete_subvolume(path: &Path) {
-    if path.is_dir() && is_btrfs(path) {
-        btrfs(&["subvolume", "delete"], path);
     }
 }
 

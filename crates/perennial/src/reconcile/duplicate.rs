@@ -32,6 +32,12 @@ use super::worker::{Reconciler, View, current_operation, set_spec};
 use crate::identity::{self, Known, Renewed};
 use crate::store::{Change, Page, SnapshotScope};
 
+/// Copies at one instant that may fail before one is made file by file.
+const INSTANT_TRIES: u32 = 2;
+/// How often it is tried to archive the layer of a copy that is made.
+const LAYER_TRIES: u32 = 5;
+/// Half of the delay before the second try; doubles with each.
+const LAYER_AGAIN: Duration = Duration::from_millis(50);
 /// How often it is looked whether somebody wants something of a pod that is copied.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The capture of what was released or replaced lately is among so many of a pod's newest snapshots.
@@ -91,8 +97,11 @@ impl Reconciler {
             ));
         }
         let began = Instant::now();
-        let Some(copying) = self.engine.set_copying(&of_source).await? else {
-            return self.fork_elsewhere(view, &from.pod, of).await;
+        let copying = match self.engine.set_copying(&of_source).await? {
+            None => return self.fork_elsewhere(view, &from.pod, of).await,
+            // What it promises it does not do: each try more would make the source stand still for nothing.
+            Some(Copying::Instant) if view.pod.retry.count >= INSTANT_TRIES => Copying::Shared,
+            Some(copying) => copying,
         };
         self.engine.set_prepare(&of_clone, Fill::Image).await?;
         let (SetAccess::Local(sources), SetAccess::Local(targets)) =
@@ -242,7 +251,19 @@ impl Reconciler {
         captured_at: jiff::Timestamp,
         progress: &Progress,
     ) -> Result<Option<LayerCapture>, StepError> {
-        let repository_id = self.archive_copied_layer(view, root, progress).await?;
+        let mut tries = 1;
+        let repository_id = loop {
+            match self.archive_copied_layer(view, root.clone(), progress).await {
+                // The copy is made: it is not given up for an outage that is short.
+                Err(StepError::Retry(problem)) if tries < LAYER_TRIES => {
+                    tracing::warn!(pod = %view.pod.id, code = problem.code, problem = problem.message, "archive the layer");
+                    tokio::time::sleep(LAYER_AGAIN * (1 << tries)).await;
+                    progress.check().map_err(|_| StepError::Cancelled)?;
+                    tries += 1;
+                }
+                archived => break archived?,
+            }
+        };
         Ok(repository_id.map(|id| LayerCapture {
             repository_id: Some(id),
             captured_at,
