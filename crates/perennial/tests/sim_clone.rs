@@ -428,6 +428,29 @@ async fn sim_a_paused_source_that_somebody_still_writes_into_is_not_copied() {
     assert_eq!(data(&world, source), expected);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sim_a_paused_source_that_somebody_writes_into_meanwhile_is_copied_again() {
+    let world = World::new(289);
+    let between = Between::at("engine.set_snapshot");
+    let server = world.server_with(Arc::clone(&between) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    server.succeed(server.pause(source).await).await;
+    let copy = allocated(&server, "copy", source).await;
+    let (engine, process) = (world.engine.clone(), Arc::new(Mutex::new(None)));
+    let (writer, made) = (engine.clone(), Arc::clone(&process));
+    between.give(async move || *made.lock().unwrap() = Some(writer.lingering_process(source, 1)));
+    server.reconciler.pass(copy).await;
+    let record = server.pod(copy).await;
+    assert_eq!((record.current, record.retry.problem.map(|p| p.code)), (None, Some("clone-source-busy".to_owned())));
+    let process = process.lock().unwrap().take().unwrap();
+    engine.write_lingering(&process, source, Backend::Overlay, ("srv", "late"), "2").unwrap();
+    engine.foreign_remove(&process);
+    server.settle(copy).await;
+    let made = data(&world, copy);
+    assert!(made.iter().any(|(path, _)| path == "/srv/late"), "{made:?}");
+    assert_eq!(engine.violations(), [] as [String; 0]);
+}
+
 #[tokio::test]
 async fn sim_a_clone_outlives_whatever_becomes_of_its_source() {
     for (seed, delete) in [(274, false), (275, true)] {

@@ -118,7 +118,7 @@ impl Reconciler {
             LayerSource::Unpacked(root, scratch) => Layer::There(root, scratch),
             LayerSource::Root(root) => self.stage(root, &mut trees)?,
         };
-        let copy = Copy { of: (of_source, of_clone), copying, sources, trees };
+        let copy = Copy { of: (of_source.clone(), of_clone), copying, sources, trees };
         let captured_at = self.now();
         // What ends the copy in a freeze that was too long does not end the clone.
         let part = progress.part();
@@ -129,6 +129,7 @@ impl Reconciler {
             }
             copied => copied?,
         };
+        self.check_left_alone(&from, &of_source).await?;
         let told = match view.pod.fork {
             Some(Fork { identity: Identity::Renewed, .. }) => blocking(move || renew(&targets)).await?,
             Some(Fork { identity: Identity::Kept, .. }) | None => None,
@@ -180,6 +181,19 @@ impl Reconciler {
         Ok(!from.observed.foreign.is_empty() || !lingering.is_empty())
     }
 
+    /// Fails when anybody may have written into the set since it was looked at: nobody here does, but others may.
+    async fn check_left_alone(&self, from: &View, set: &SetSpec) -> Result<(), StepError> {
+        let again = self.look(from.pod.clone()).await?;
+        let run = |view: &View| view.observed.container.as_ref().map(ObservedContainer::stamp);
+        let lives = |view: &View| view.observed.container.as_ref().is_some_and(ObservedContainer::is_live);
+        // One that ran stood still, which its thaw proves; it may have ended after that.
+        let started = !lives(from) && (lives(&again) || run(&again) != run(from));
+        if started || self.others_with(&again, set).await? {
+            return Err(retry("clone-source-busy", "somebody else started the pod that is cloned, or uses its data"));
+        }
+        Ok(())
+    }
+
     /// Has the layer copied together with the volumes.
     fn stage(&self, root: Root, trees: &mut Vec<Tree>) -> Result<Layer, StepError> {
         let Source::Directory { path, exclude, .. } = root.source else { return Ok(Layer::Nothing) };
@@ -208,15 +222,7 @@ impl Reconciler {
             }
         };
         let Some(container) = container else {
-            let done = finish(duplicate).await?;
-            // Nobody here starts it; somebody else may have.
-            let again = self.engine.observe(from.pod.id, &[]).await?;
-            let before = from.observed.container.as_ref().map(ObservedContainer::stamp);
-            let after = again.container.as_ref().filter(|c| !c.is_live()).map(ObservedContainer::stamp);
-            if after != before {
-                return Err(retry("clone-source-busy", "the pod that is cloned was started meanwhile"));
-            }
-            return Ok((done, None));
+            return Ok((finish(duplicate).await?, None));
         };
         if container.state == ContainerState::Frozen {
             // A server that died left it so.
