@@ -1,8 +1,9 @@
 //! Sets of overlay volumes copied beside themselves.
 //!
 //! On btrfs a set is a subvolume, and a copy of it is one call, whatever is in it. The snapshot begins in the scratch
-//! directory, where what a crash leaves is swept: as long as it carries the marker of the set it was taken of, it must not lie
-//! where a set is looked for. With a marker of its own it changes places with the directories that were prepared.
+//! directory, under the name of the set that it becomes: as long as it carries the marker of the set it was taken of, it must not
+//! lie where a set is looked for. With a marker of its own it changes places with the directories that were prepared. What a crash
+//! leaves goes with the next try, and with the set.
 
 use std::path::Path;
 
@@ -61,7 +62,8 @@ impl Storage {
         if !is_subvolume(&dir) {
             return Err(rejected(format!("{} is no subvolume of btrfs", what(from))));
         }
-        let place = self.scratch().join(format!("copy-{:032x}", rand::random::<u128>()));
+        self.discard_copy(to.pod, to.number)?;
+        let place = self.copy_place(to.pod, to.number);
         tree::make_private_dir(&place).map_err(io("make a place for the copy"))?;
         let made = self.snapshot_into(&dir, &place, to, &own);
         // What changed places, or did not come to that.

@@ -244,9 +244,21 @@ impl Storage {
         Ok((presence, generation))
     }
 
-    /// Moves a set out of the way, durably, and returns where it went; `None` when there is none.
+    /// Where a copy is made that becomes this set.
+    pub(super) fn copy_place(&self, pod: PodId, number: SetNumber) -> PathBuf {
+        self.scratch().join(format!("copy-{pod}-s{number}"))
+    }
+
+    /// Deletes what is left of such a copy.
+    pub(super) fn discard_copy(&self, pod: PodId, number: SetNumber) -> Result<(), EngineError> {
+        let place = self.copy_place(pod, number);
+        if is_there(&place)? { self.burn(&place) } else { Ok(()) }
+    }
+
+    /// Moves a set out of the way, durably, and returns where it went; `None` when there is none. What was copied for it goes.
     pub(super) fn discard_set(&self, pod: PodId, number: SetNumber) -> Result<Option<PathBuf>, EngineError> {
         self.check()?;
+        self.discard_copy(pod, number)?;
         let dir = self.set(pod, number);
         if !is_there(&dir)? {
             return Ok(None);
@@ -455,6 +467,20 @@ mod tests {
         assert_eq!(again.check(), Ok(()));
         let identity = std::fs::read_to_string(record).expect("record");
         assert!(again.owner.ends_with(identity.trim()) && identity.trim().len() == 32);
+    }
+
+    /// Nobody's data stays on the host because a server died while it was copied.
+    #[test]
+    fn what_a_crash_left_of_a_copy_goes_with_the_set_it_was_for() {
+        let (_temp, storage, set) = storage();
+        let place = storage.copy_place(set.pod, 1);
+        std::fs::create_dir_all(place.join("set/home/upper/a")).expect("copy");
+        std::fs::write(place.join("set/home/upper/a/file"), "of somebody else").expect("file");
+        assert_eq!(storage.discard_set(set.pod, 2), Ok(None));
+        assert!(place.exists(), "it is another set's");
+        // Whether or not there is anything of the set itself.
+        assert_eq!(storage.discard_set(set.pod, 1), Ok(None));
+        assert!(!place.exists());
     }
 
     #[test]
