@@ -27,6 +27,8 @@ pub enum Record {
         set: SetNumber,
         /// The system layer of its origin; `None` for the image's own.
         layer: Option<LayerCapture>,
+        /// Since when the layer lacks changes that the volumes may have: a copy of such a pod is like it.
+        gap: Option<LayerGap>,
     },
     /// A set that never ran and whose data vanished will be made again from the same source.
     SetAbandoned(SetNumber),
@@ -245,7 +247,7 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
             }
             Consequences::default()
         }
-        Record::SetCompleted { set, layer } => {
+        Record::SetCompleted { set, layer, gap } => {
             with_set(pod, *set, |s| s.state = SetState::Complete);
             pod.data_seen_at = Some(now);
             let mut consequences = Consequences::default();
@@ -259,7 +261,7 @@ fn apply_to_sets(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences
             } else {
                 pod.current = Some(*set);
                 pod.layer.clone_from(layer);
-                pod.layer_gap = None;
+                pod.layer_gap.clone_from(gap);
                 pod.container = None;
             }
             consequences
@@ -570,6 +572,8 @@ fn fail_goal(pod: &mut Pod, problem: &Problem) -> Consequences {
     }
     let never_ran =
         (pod.source == Some(Origin::Image) || pod.fork.is_some()) && pod.sets.iter().all(|s| s.attached.is_none());
+    // What was copied on the host counts as if it had run, so that a capture precedes its end; but the clone never did.
+    let never_ran = never_ran || goal.kind == OperationKind::Clone;
     // A pod whose provisioning failed leaves nothing behind (D5); it can be started again.
     pod.desired = if never_ran && goal.previous == Desired::Running { Desired::Stopped } else { goal.previous };
     if matches!(goal.kind, OperationKind::Archive | OperationKind::Delete) {

@@ -7,9 +7,11 @@ mod world;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
+use perennial::reconcile::controller::{Controller, Waker};
 use perennial::reconcile::worker::Passed;
 use perennial::service::{Caller, CloneRequest, Consent, Request};
 use perennial_core::Error;
+use perennial_core::clock::Clock;
 use perennial_core::engine::{Copying, Engine};
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
@@ -449,6 +451,60 @@ async fn sim_a_paused_source_that_somebody_writes_into_meanwhile_is_copied_again
     let made = data(&world, copy);
     assert!(made.iter().any(|(path, _)| path == "/srv/late"), "{made:?}");
     assert_eq!(engine.violations(), [] as [String; 0]);
+}
+
+#[tokio::test]
+async fn sim_a_clone_tells_how_old_its_system_layer_is() {
+    let world = World::new(290);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    server.snapshot_of(source).await;
+    let made = async |name: &str| {
+        let copy = allocated(&server, name, source).await;
+        while server.pod(copy).await.current.is_none() {
+            assert_eq!(server.reconciler.pass(copy).await, Passed::Again);
+        }
+        let (of_source, of_copy) = (server.pod(source).await, server.pod(copy).await);
+        assert_eq!(of_copy.layer_gap, of_source.layer_gap, "{name}");
+        (of_source, of_copy)
+    };
+    server.succeed(server.pause(source).await).await;
+    world.engine.kill_container_outside(source).unwrap();
+    world.clock.set(world.clock.now() + jiff::SignedDuration::from_hours(3));
+    // From its newest capture, which is not of now.
+    let (of_source, of_copy) = made("of-paused").await;
+    assert_eq!(of_copy.layer.unwrap().captured_at, of_source.layer.unwrap().captured_at);
+    // It runs again, and lacks what nobody captured: so does its copy.
+    server.succeed(server.start(source).await).await;
+    world.engine.kill_container_outside(source).unwrap();
+    server.settle(source).await;
+    let (of_source, _) = made("of-running").await;
+    assert!(of_source.layer_gap.is_some());
+}
+
+/// Nothing else looks at a pod at rest for half a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sim_a_source_of_which_a_snapshot_is_taken_after_all_is_woken() {
+    let world = World::with_copying(291, None);
+    let server = world.server().await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let copy = server.fork("copy", source, None).await.unwrap().pod.id;
+    let waker = Waker::default();
+    let controller = Controller::start(Arc::clone(&server.reconciler), waker.clone());
+    let taken = async {
+        loop {
+            let taken = server.snapshots(source).await;
+            if taken.iter().any(|snapshot| snapshot.state == SnapshotState::Verified) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let taken = tokio::time::timeout(std::time::Duration::from_secs(20), taken).await;
+    controller.shutdown().await;
+    taken.unwrap();
+    server.settle_both(source, copy).await;
+    assert_eq!(server.pod(copy).await.phase, Phase::Running);
 }
 
 #[tokio::test]

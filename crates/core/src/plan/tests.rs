@@ -487,15 +487,21 @@ fn law_1_a_copy_on_the_host_goes_only_when_it_is_captured() {
     assert_eq!(decided(&clone, &[], &nothing), Next::Act(Action::FillSet { set: 1 }));
     // Half of it is nobody's data.
     assert!(DeletePermit::never_started_set(&clone, 1, &nothing).is_ok());
-    crate::record::apply(&mut clone, &Record::SetCompleted { set: 1, layer: None }, at(11));
+    crate::record::apply(&mut clone, &Record::SetCompleted { set: 1, layer: None, gap: None }, at(11));
     assert_eq!((clone.source, clone.fork, clone.current), (None, None, Some(1)));
     assert_eq!(DeletePermit::never_started_set(&clone, 1, &nothing), Err(Denied::EverStarted));
     // Lost, it is not made anew from what its source has become since.
     let lost = ObservedSet { number: 1, presence: Presence::Absent, generation: None, limit: None };
     let seen = ObservedPod { sets: vec![lost], ..ObservedPod::default() };
     assert!(matches!(decided(&clone, &[], &seen), Next::Act(Action::Record(Record::GoalFailed(_))) | Next::Blocked(_)));
-    // A stop captures it first.
-    clone.desired = Desired::Stopped;
+    // A stop captures it first, and so does the end of a clone that was never started.
+    let operation = OperationId::from_parts(1, [1; 10]);
+    clone.goal = Some(Goal { operation, kind: OperationKind::Clone, previous: Desired::Running, accepted: None });
+    let problem =
+        crate::operation::Problem { code: "engine-refused".into(), message: "no".into(), hint: String::new() };
+    crate::record::apply(&mut clone, &Record::Attached { set: 1 }, at(12));
+    crate::record::apply(&mut clone, &Record::GoalFailed(problem), at(12));
+    assert_eq!((clone.desired, &clone.goal), (Desired::Stopped, &None));
     let seen = ObservedPod { sets: vec![whole(1)], ..ObservedPod::default() };
     assert_eq!(decided(&clone, &[], &seen), Next::Act(Action::BeginCapture { kind: SnapshotKind::Final }));
 }

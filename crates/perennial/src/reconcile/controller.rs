@@ -170,9 +170,10 @@ async fn work(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Rec
         while passes.len() < most
             && let Some(pod) = waker.with(Queue::pop)
         {
-            let reconciler = Arc::clone(&reconciler);
+            let (reconciler, waker) = (Arc::clone(&reconciler), waker.clone());
             passes.spawn(async move {
                 let pass = std::panic::AssertUnwindSafe(reconciler.pass(pod)).catch_unwind().await;
+                reconciler.take_woken().into_iter().for_each(|other| waker.wake(other));
                 (pod, pass.unwrap_or_else(|_| reconciler.after_panic(pod)))
             });
         }

@@ -46,8 +46,8 @@ const RECENT: u32 = 1000;
 /// The system layer as a clone gets it: where it was read from is no longer needed.
 enum Layer {
     Nothing,
-    /// Its tree is in this directory.
-    There(Root, Scratch),
+    /// Its tree is in this directory; captured then, when it was not copied now.
+    There(Root, Scratch, Option<jiff::Timestamp>),
 }
 
 impl Reconciler {
@@ -115,7 +115,9 @@ impl Reconciler {
         };
         let layer = match self.layer_source(&from, progress).await? {
             LayerSource::Nothing => Layer::Nothing,
-            LayerSource::Unpacked(root, scratch) => Layer::There(root, scratch),
+            LayerSource::Unpacked(root, scratch) => {
+                Layer::There(root, scratch, from.pod.layer.as_ref().map(|layer| layer.captured_at))
+            }
             LayerSource::Root(root) => self.stage(root, &mut trees)?,
         };
         let copy = Copy { of: (of_source.clone(), of_clone), copying, sources, trees };
@@ -136,14 +138,17 @@ impl Reconciler {
         };
         self.engine.set_complete(&set_spec(&view.pod, set)).await?;
         let layer = match layer {
-            Layer::There(root, _scratch) => self.layer_of_copy(view, root.clone(), captured_at, progress).await?,
+            Layer::There(root, _scratch, before) => {
+                self.layer_of_copy(view, root.clone(), before.unwrap_or(captured_at), progress).await?
+            }
             Layer::Nothing => None,
         };
         let times = Times { took: began.elapsed(), frozen };
         let message = words(source, copying, &done, &times, told);
         let event = self.event(&view.pod, current_operation(&view.pod), "pod.copied", message);
         let change = Change { events: vec![event], ..Change::default() };
-        self.record_with(view, Record::SetCompleted { set: set.number, layer }, change).await
+        self.record_with(view, Record::SetCompleted { set: set.number, layer, gap: from.pod.layer_gap.clone() }, change)
+            .await
     }
 
     /// Copies for as long as nobody wants anything of the source: whoever does need not wait for all of it.
@@ -199,7 +204,7 @@ impl Reconciler {
         let Source::Directory { path, exclude, .. } = root.source else { return Ok(Layer::Nothing) };
         let scratch = self.scratch()?;
         trees.push(Tree { from: path, to: scratch.path().to_owned(), exclude });
-        Ok(Layer::There(layer_root(scratch.path().to_owned(), Vec::new()), scratch))
+        Ok(Layer::There(layer_root(scratch.path().to_owned(), Vec::new()), scratch, None))
     }
 
     /// Copies while nothing writes: a running source stands still for it, at the end.
@@ -319,7 +324,10 @@ impl Reconciler {
             }
             ForkSource::Host(..) => return Err(retry("internal", "a copy on the host was decided on elsewhere")),
         };
-        self.record_with(view, Record::ForkedElsewhere(snapshot), change).await
+        self.record_with(view, Record::ForkedElsewhere(snapshot), change).await?;
+        // It may have something to do now.
+        self.memory().woken.push(source.id);
+        Ok(())
     }
 }
 

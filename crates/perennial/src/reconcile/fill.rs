@@ -59,7 +59,7 @@ impl Reconciler {
                 self.layer_of_snapshot(view, &row, &set, progress).await?
             }
         };
-        self.record(view, Record::SetCompleted { set: number, layer }).await
+        self.record(view, Record::SetCompleted { set: number, layer, gap: None }).await
     }
 
     /// Removes what an earlier try of the same set left, even one that was finished and not recorded.

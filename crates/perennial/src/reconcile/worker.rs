@@ -92,6 +92,8 @@ pub(super) struct Memory {
     pub(super) leases: HashMap<PodId, (Lease, Timestamp)>,
     /// Pods that this process works on: in a pass of their own, or in that of a clone that is copied from them.
     pub(super) busy: HashSet<PodId>,
+    /// Pods that a pass of another one gave something to do.
+    pub(super) woken: Vec<PodId>,
     /// Pods that are known not to have been left frozen by a server that died.
     pub(super) thawed: HashSet<PodId>,
 }
@@ -156,6 +158,11 @@ impl Reconciler {
 
     pub(super) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The pods that were given something to do by passes of others since this was asked.
+    pub(super) fn take_woken(&self) -> Vec<PodId> {
+        std::mem::take(&mut self.memory().woken)
     }
 
     /// Has the pod to itself, unless something else in this process has.
