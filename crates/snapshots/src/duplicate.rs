@@ -11,6 +11,7 @@
 //! A name more or less is a change too, so a file with several that did not change has the names that it had.
 
 mod content;
+mod mark;
 mod pool;
 
 use std::collections::{HashMap, HashSet};
@@ -30,6 +31,7 @@ use crate::fsdir::{self, Dir, Stat, XattrError, list_names, open_path, read_xatt
 use crate::node::{Node, NodeKind, Time};
 use crate::removed::{OverlayMark, classify};
 use crate::restore::{Overlay, apply, remove_entry};
+use mark::{Mark, Marks};
 use pool::{Job, Pool};
 
 /// Change times come from a clock that moves in steps of at most this much.
@@ -63,7 +65,8 @@ pub struct Duplicated {
 #[derive(Debug)]
 pub struct Duplicate {
     trees: Vec<Tree>,
-    seen: HashMap<(usize, Vec<u8>), Stat>,
+    marks: Marks,
+    seen: HashSet<Mark>,
     /// Whether anything was copied already.
     begun: bool,
     done: Duplicated,
@@ -73,7 +76,7 @@ impl Duplicate {
     /// A copy of which nothing is made yet.
     #[must_use]
     pub fn new(trees: Vec<Tree>) -> Self {
-        Self { trees, seen: HashMap::new(), begun: false, done: Duplicated::default() }
+        Self { trees, marks: Marks::new(), seen: HashSet::new(), begun: false, done: Duplicated::default() }
     }
 
     /// Copies while writers go on. What comes out is of no instant before [`Duplicate::finish`].
@@ -97,10 +100,11 @@ impl Duplicate {
         Ok(self.done)
     }
 
-    fn pass(&mut self, live: Option<Time>, progress: &Progress) -> Result<HashMap<(usize, Vec<u8>), Stat>> {
+    fn pass(&mut self, live: Option<Time>, progress: &Progress) -> Result<HashSet<Mark>> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(THREADS_MAX);
         let pass = Pass {
             trees: &self.trees,
+            marks: self.marks,
             before: std::mem::take(&mut self.seen),
             again: self.begun,
             live,
@@ -162,13 +166,14 @@ struct Linked {
 /// Several threads' way through all trees.
 struct Pass<'a> {
     trees: &'a [Tree],
+    marks: Marks,
     /// What the pass before copied, as it was then.
-    before: HashMap<(usize, Vec<u8>), Stat>,
+    before: HashSet<Mark>,
     /// Whether there may be something in the copy.
     again: bool,
     /// Set while writers go on: from when on change times vouch for nothing.
     live: Option<Time>,
-    seen: Mutex<HashMap<(usize, Vec<u8>), Stat>>,
+    seen: Mutex<HashSet<Mark>>,
     links: Mutex<HashMap<(u64, u64), Linked>>,
     /// Of each tree, until its file systems say that they cannot.
     shares: Vec<AtomicBool>,
@@ -288,7 +293,6 @@ impl Pass<'_> {
             Err(e) => return Err(at.error("look at", e)),
         };
         let Some(kind) = stat.kind() else { return Err(at.error("copy", Errno::OPNOTSUPP)) };
-        let known = if there { self.before.get(&(at.tree, at.path.clone())) } else { None };
         if kind == NodeKind::Dir {
             return self.descend(pool, at, from, (to, target), (name, there));
         }
@@ -298,7 +302,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let several = stat.nlink > 1;
-        let unchanged = known.is_some_and(|known| known.same_state(&stat));
+        let unchanged = there && self.before.contains(&self.marks.of(at.tree, &at.path, &stat));
         if unchanged && (!several || self.is_linked(to, name, &stat, copied()?.ino)) {
             return Ok(());
         }
@@ -333,15 +337,15 @@ impl Pass<'_> {
         if !after.same_state(&stat) {
             return self.changed(at);
         }
-        self.vouch(at, stat);
+        self.vouch(at, &stat);
         Ok(())
     }
 
     /// Remembers an entry whose copy is as it is now, when a later change would be seen.
-    fn vouch(&self, at: &At<'_>, stat: Stat) {
+    fn vouch(&self, at: &At<'_>, stat: &Stat) {
         if self.live.is_some_and(|barrier| stat.ctime < barrier) {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.insert((at.tree, at.path.clone()), stat);
+            seen.insert(self.marks.of(at.tree, &at.path, stat));
         }
     }
 
@@ -396,7 +400,7 @@ impl Pass<'_> {
             self.made.fetch_add(1, Ordering::Relaxed);
             if first.state.same_state(inode.1) {
                 // Should its content be of later, its change time is so, too.
-                self.vouch(at, *inode.1);
+                self.vouch(at, inode.1);
             } else {
                 self.changed(at)?;
             }
