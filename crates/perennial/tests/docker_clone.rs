@@ -160,3 +160,31 @@ fn p27_runc_a_running_pod_is_cloned_on_btrfs_at_once() {
 fn p27_runc_a_running_pod_is_cloned_on_xfs_sharing_its_blocks() {
     a_running_pod_is_cloned_on("xfs");
 }
+
+/// D13: a pod that has filled what it may take is cloned; the clone runs, is as full, and neither may take more.
+#[test]
+fn d13_runc_a_pod_that_filled_its_quota_is_cloned() {
+    let mut installation = Installation::prepared(Docker::shared(), &[]);
+    let _disk = Disk::mount("btrfs", installation.storage());
+    installation.start_server();
+    let limits = json!({"backend": "overlay", "resources": {"disk": "32Mi"}});
+    let pod = installation.pod_with("full", DEBIAN, "runc", limits);
+    let fill = "dd if=/dev/urandom of=/home/big bs=64k count=1000 conv=fsync 2>&1; sync";
+    let (said, _) = installation.try_sh(&pod, fill);
+    assert!(said.contains("quota exceeded"), "{said}");
+    let before = tree(&installation, &pod);
+    let answer = installation.post(&format!("/api/v1/pods/{}/clone", pod.id), &json!({"name": "copy"}));
+    let ended = installation.ended(answer["operation"]["id"].as_str().unwrap());
+    assert_eq!(ended["state"], "succeeded", "{ended:#}");
+    let copy = Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: "copy".to_owned() };
+    installation.assert_phase(&copy, "running");
+    assert_same(&before, &tree(&installation, &copy));
+    assert_same(&before, &tree(&installation, &pod));
+    for full in [&pod, &copy] {
+        installation::eventually("it is limited", || (!installation.try_sh(full, "mkdir /srv/more").1).then_some(()));
+        installation.run(full, "purge");
+    }
+    installation.stop_server();
+    // Nothing may use the disk when it is unmounted.
+    installation.docker.remove_labelled(installation.label());
+}

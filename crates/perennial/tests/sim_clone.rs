@@ -169,6 +169,22 @@ async fn sim_a_clone_takes_the_specification_over_but_for_ports_of_the_host() {
 }
 
 #[tokio::test]
+async fn d13_sim_a_clone_is_limited_as_its_source_is() {
+    for copying in WAYS {
+        let world = World::with_copying(292, copying);
+        let server = world.server().await;
+        let mut spec = universal_spec(Backend::Overlay);
+        spec.resources.disk = Some(1 << 30);
+        let source = server.running("source", spec).await;
+        world.engine.write(source, "/home/user/work", "1").unwrap();
+        let copy = cloned(&server, "copy", source, None).await;
+        let limits = (world.engine.limit_of(source), world.engine.limit_of(copy));
+        assert_eq!(limits, (Some(1 << 30), Some(1 << 30)), "{copying:?}");
+        assert_eq!(data(&world, copy), data(&world, source), "{copying:?}");
+    }
+}
+
+#[tokio::test]
 async fn sim_a_clone_on_engine_volumes_is_put_together_in_the_repository() {
     let world = World::new(271);
     let server = world.server().await;

@@ -245,7 +245,9 @@ impl Pass<'_> {
     ) -> Result<()> {
         let tree = here.tree;
         let look = || {
-            let (stat, names) = (stat_fd(source)?, list_names(source)?);
+            let (stat, mut names) = (stat_fd(source)?, list_names(source)?);
+            // One that is renamed meanwhile may be listed twice.
+            names.dedup();
             Ok((stat, names))
         };
         let (stat, names) = look().map_err(|e: Errno| here.error("list", e))?;

@@ -55,7 +55,12 @@ pub(super) fn copy(from: &OwnedFd, to: &OwnedFd, stat: &Stat, progress: &Progres
     while at < stat.size {
         let (data, end) = if sparse {
             match seek(from, SeekFrom::Data(at)) {
-                Ok(data) => (data, seek(from, SeekFrom::Hole(data))?.min(stat.size)),
+                Ok(data) => match seek(from, SeekFrom::Hole(data)) {
+                    Ok(hole) => (data, hole.min(stat.size)),
+                    // It became shorter between the two.
+                    Err(Errno::NXIO) => break,
+                    Err(e) => return Err(e.into()),
+                },
                 // Nothing but a hole is left.
                 Err(Errno::NXIO) => break,
                 Err(e) => return Err(e.into()),

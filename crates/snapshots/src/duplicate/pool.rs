@@ -32,6 +32,24 @@ pub(super) struct Pool {
     changed: Condvar,
 }
 
+/// A job in work. Whichever way that ends, the others learn of it: also when it panics, after which nothing counts.
+struct Working<'a> {
+    pool: &'a Pool,
+    failed: Option<Error>,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pool.lock();
+        state.working -= 1;
+        if let Some(error) = self.failed.take() {
+            state.jobs.clear();
+            state.failed.get_or_insert(error);
+        }
+        self.pool.changed.notify_all();
+    }
+}
+
 impl Pool {
     pub(super) fn new(threads: usize) -> Self {
         Self { threads, state: Mutex::default(), changed: Condvar::new() }
@@ -69,14 +87,8 @@ impl Pool {
 
     fn help(&self, work: &(impl Fn(Job) -> Result<()> + Sync)) {
         while let Some(job) = self.take() {
-            let result = work(job);
-            let mut state = self.lock();
-            state.working -= 1;
-            if let Err(error) = result {
-                state.jobs.clear();
-                state.failed.get_or_insert(error);
-            }
-            self.changed.notify_all();
+            let mut working = Working { pool: self, failed: Some(Error::Cancelled) };
+            working.failed = work(job).err();
         }
     }
 
@@ -95,5 +107,21 @@ impl Pool {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_defect_in_one_job_ends_all_threads() {
+        let temp = tempfile::tempdir().expect("temp");
+        let open = || Dir::open_root(temp.path()).expect("open");
+        let pool = Pool::new(3);
+        pool.give(Job { tree: 0, from: open(), to: open(), fresh: true });
+        // A thread that waits for the one that panicked would wait for ever.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pool.run(|_| panic!("a defect"))));
+        assert!(ended.is_err());
     }
 }
