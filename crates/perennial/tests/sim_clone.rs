@@ -424,6 +424,24 @@ async fn sim_a_copy_gives_way_to_what_is_asked_of_its_source() {
     assert_eq!(world.engine.violations(), [] as [String; 0]);
 }
 
+/// A schedule may ask for them more often than a long copy would be made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sim_a_copy_gives_way_to_no_snapshot() {
+    let world = World::with_copying(293, Some(Copying::Bytes));
+    let between = Between::at("engine.set_prepare");
+    let server = world.server_with(Arc::clone(&between) as _).await;
+    let source = machine(&world, &server, Backend::Overlay).await;
+    let copy = allocated(&server, "copy", source).await;
+    let app = server.app.clone();
+    between.give(async move || {
+        app.snapshot_create(Request::new(&Caller::admin()), source, &Consent::default()).await.unwrap();
+    });
+    assert_eq!(server.reconciler.pass(copy).await, Passed::Again);
+    assert!(server.pod(copy).await.current.is_some() && !server.pod(source).await.tasks.is_empty());
+    server.settle(source).await;
+    assert_eq!(server.snapshots(source).await.len(), 1);
+}
+
 #[tokio::test]
 async fn sim_a_paused_source_that_somebody_still_writes_into_is_not_copied() {
     let world = World::new(279);

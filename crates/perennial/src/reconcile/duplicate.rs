@@ -12,7 +12,7 @@ use perennial_core::engine::{
     ContainerState, Copying, Fill, ObservedContainer, Presence, SetAccess, SetSpec, VolumePath,
 };
 use perennial_core::id::{OperationId, PodId, SnapshotId};
-use perennial_core::pod::{Fork, Identity, LayerCapture, Pod};
+use perennial_core::pod::{Fork, Identity, LayerCapture, Pod, Task, Work};
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::spec::is_at_or_below;
@@ -159,7 +159,7 @@ impl Reconciler {
         copy: impl Future<Output = Result<T, StepError>>,
     ) -> Result<T, StepError> {
         let wanted = async {
-            while !self.store.pod_fetch(source).await.is_ok_and(|pod| pod.is_some_and(|pod| has_work(&pod))) {
+            while !self.store.pod_fetch(source).await.is_ok_and(|pod| pod.is_some_and(|pod| is_wanted(&pod))) {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -344,9 +344,15 @@ fn is_alike(source: &VolumeSet, clone: &VolumeSet) -> bool {
     source.backend == clone.backend && source.volumes == clone.volumes
 }
 
-/// Whether somebody waits for something of the pod. What failed and waits for its time is not kept waiting.
+/// Whether something is to be done to the pod. What failed and waits for its time is not kept waiting.
 fn has_work(pod: &Pod) -> bool {
     (pod.goal.is_some() || !pod.tasks.is_empty()) && pod.retry.count == 0
+}
+
+/// Whether somebody waits for something of the pod: not for a snapshot, which a schedule may want more often than a copy takes.
+fn is_wanted(pod: &Pod) -> bool {
+    let waits = |task: &Task| !matches!(task.work, Work::Snapshot { .. } | Work::Import { .. });
+    has_work(pod) && (pod.goal.is_some() || pod.tasks.iter().any(waits))
 }
 
 fn source_failed(why: &str) -> StepError {
