@@ -10,12 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::data;
 use super::installation::{BUSYBOX, Docker, Installation, Pod};
 use super::table::{self, Limit, Samples};
-
-#[path = "../../../snapshots/benches/snapshots/data.rs"]
-#[allow(dead_code, reason = "the other bench uses the rest")]
-mod data;
 
 /// Seconds that the copy may take on btrfs.
 const AT_ONCE: f64 = 0.3;
