@@ -103,12 +103,13 @@ fn taken(source: &Pod, id: SnapshotId, order: &Order) -> Result<ForkSource, Erro
     Ok(ForkSource::Taken(id, Box::new(snapshot(source, id, None, order)?)))
 }
 
-/// The overlay set on the host that is the data, when nobody is about to replace it. What is queued comes first.
+/// The overlay set on the host that is the data, when nobody is about to replace it, and when no hook has to run before it is
+/// whole. What is queued comes first.
 fn copied_on_host(source: &Pod) -> Option<&VolumeSet> {
     let ran = |set: &VolumeSet| set.backend == Backend::Overlay && set.attached.is_some();
     let stays = matches!(source.desired, Desired::Running | Desired::Paused)
         && source.tasks.iter().all(|task| matches!(task.work, Work::Snapshot { .. } | Work::Restart { .. }));
-    source.current_set().filter(|_| stays).filter(|set| ran(set))
+    source.current_set().filter(|_| stays && source.spec.hooks.before.is_none()).filter(|set| ran(set))
 }
 
 fn no_data() -> Error {

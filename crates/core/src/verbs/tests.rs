@@ -1,6 +1,7 @@
 //! The table of verbs, and what holds for every verb on every state.
 
 use super::*;
+use crate::hook::Hook;
 use crate::id::PodId;
 use crate::operation::Problem;
 use crate::schedule::SnapshotRules;
@@ -507,6 +508,13 @@ fn a_clone_is_made_from_what_a_pod_has_in_every_state() {
         let named = fork_source(&pod, Some(&verified()), snap(4), &order());
         assert_eq!(named.is_ok(), state != "purging", "{state}: {named:?}");
     }
+    let mut hooked = on_host(Desired::Running, Phase::Running);
+    hooked.image = Some(image());
+    assert!(matches!(fork_source(&hooked, None, snap(4), &order()), Ok(ForkSource::Host(..))));
+    let hook = Hook { command: vec!["/dump".into()], user: None, timeout: 30 };
+    hooked.spec.hooks.before = Some(hook);
+    let found = fork_source(&hooked, None, snap(4), &order());
+    assert!(matches!(found, Ok(ForkSource::Taken(..))), "what its hook writes is part of it: {found:?}");
     let foreign = Snapshot { pod: PodId::from_parts(9, [9; 10]), ..verified() };
     let refused = fork_source(&on_host(Desired::Running, Phase::Running), Some(&foreign), snap(4), &order());
     assert!(matches!(&refused, Err(Error::InvalidInput { field, .. }) if field == "snapshotId"), "{refused:?}");

@@ -180,7 +180,7 @@ impl Reconciler {
                 // Should the thaw fail, the next pass looks at once.
                 self.memory().thawed.remove(&view.pod.id);
                 let (pod, snapshot, told) = (&view.pod, row.id, Arc::clone(told));
-                let around = Around { reconciler: self, pod, container: id, snapshot, progress, told };
+                let around = Some(Around { reconciler: self, pod, container: id, snapshot, progress, told });
                 let container = Container { engine: &*self.engine, id, around };
                 while_frozen(&container, limit, move |writers| work(Some(writers))).await?
             }

@@ -87,6 +87,10 @@ impl Reconciler {
         else {
             return self.fork_elsewhere(view, &from.pod, of).await;
         };
+        if from.pod.spec.hooks.before.is_some() {
+            // It got one since: what that writes is part of the data, and a snapshot runs it.
+            return self.fork_elsewhere(view, &from.pod, of).await;
+        }
         let (of_source, of_clone) = (set_spec(&from.pod, &there), set_spec(&view.pod, set));
         let seen = from.observed.set(there.number).map(|s| &s.presence);
         let others = self.others_with(&from, &of_source).await?;
@@ -244,7 +248,7 @@ impl Reconciler {
         let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
         // Should the thaw fail, the next pass looks at once.
         self.memory().thawed.remove(&from.pod.id);
-        let container = Container { engine: &*self.engine, id: &container.id };
+        let container = Container { engine: &*self.engine, id: &container.id, around: None };
         while_still(&container, limit, progress, |processes| async move {
             processes.hold_still().await?;
             let done = finish(duplicate).await?;
@@ -346,7 +350,7 @@ fn is_alike(source: &VolumeSet, clone: &VolumeSet) -> bool {
 
 /// Whether something is to be done to the pod. What failed and waits for its time is not kept waiting.
 fn has_work(pod: &Pod) -> bool {
-    (pod.goal.is_some() || !pod.tasks.is_empty()) && pod.retry.count == 0
+    (pod.goal.is_some() || !pod.tasks.is_empty() || pod.hook.is_some()) && pod.retry.count == 0
 }
 
 /// Whether somebody waits for something of the pod: not for a snapshot, which a schedule may want more often than a copy takes.

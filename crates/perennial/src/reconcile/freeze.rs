@@ -75,7 +75,8 @@ impl Writers for Processes {
 pub(super) struct Container<'a> {
     pub(super) engine: &'a dyn Engine,
     pub(super) id: &'a str,
-    pub(super) around: Around<'a>,
+    /// The pod's hooks, when they are run around it.
+    pub(super) around: Option<Around<'a>>,
 }
 
 /// What a freeze is done to.
@@ -98,11 +99,16 @@ impl Freezes for Container<'_> {
     }
 
     async fn before(&self) -> Result<(), StepError> {
-        self.around.before().await
+        match &self.around {
+            Some(around) => around.before().await,
+            None => Ok(()),
+        }
     }
 
     async fn after(&self) {
-        self.around.after().await;
+        if let Some(around) = &self.around {
+            around.after().await;
+        }
     }
 }
 
