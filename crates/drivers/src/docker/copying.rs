@@ -81,6 +81,8 @@ impl Storage {
         let copy = place.join("set");
         let words = ["subvolume", "snapshot", from.to_str().unwrap_or_default()];
         btrfs(&words, &copy).map_err(|complaint| failed(&format!("copy {}", from.display()), &complaint))?;
+        // A source that is full would leave no room for the marker.
+        super::quota::lift_inherited(self.root(), &copy)?;
         let text = serde_json::to_vec_pretty(marker).map_err(|e| rejected(format!("write a marker: {e}")))?;
         spare::write_durably(&copy, MARKER, &text).map_err(io("write the marker of the copy"))?;
         let target = self.set(to.pod, to.number);

@@ -101,6 +101,11 @@ fn listed_limits(table: &[u8]) -> Known {
     String::from_utf8_lossy(table).lines().filter_map(limit).collect()
 }
 
+/// Takes the limit away that a snapshot of a subvolume has from its source: that of the source's set, which is not yet this one's.
+pub(super) fn lift_inherited(root: &Path, copy: &Path) -> Result<(), EngineError> {
+    apply(root, copy, None).map(|_| ())
+}
+
 /// Whether the limit is enforced now. Taking one away always works where none can be.
 fn apply(root: &Path, directory: &Path, bytes: Option<u64>) -> Result<bool, EngineError> {
     if !is_subvolume(directory) {

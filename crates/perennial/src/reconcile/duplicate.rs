@@ -19,7 +19,7 @@ use perennial_core::spec::is_at_or_below;
 use perennial_core::verbs::{self, Answer, ForkSource, Order};
 use perennial_core::volume::{SetNumber, VolumeSet};
 use perennial_snapshots::{
-    Duplicate, Duplicated, Replacement, Root, Source, Tree, file_names, read_file, replace_file,
+    Duplicate, Duplicated, Replacement, Root, Source, Tree, Unsynced, file_names, read_file, replace_file,
 };
 
 use tokio::time::Instant;
@@ -40,6 +40,8 @@ const LAYER_TRIES: u32 = 5;
 const LAYER_AGAIN: Duration = Duration::from_millis(50);
 /// How often it is looked whether somebody wants something of a pod that is copied.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So often may something have failed that a copy still gives way to.
+const GIVES_WAY: u32 = 3;
 /// The capture of what was released or replaced lately is among so many of a pod's newest snapshots.
 const RECENT: u32 = 1000;
 
@@ -87,8 +89,8 @@ impl Reconciler {
         else {
             return self.fork_elsewhere(view, &from.pod, of).await;
         };
-        if from.pod.spec.hooks.before.is_some() {
-            // It got one since: what that writes is part of the data, and a snapshot runs it.
+        if from.pod.spec.hooks.before.is_some() || from.pod.hook.is_some() {
+            // It got one since: what that writes is part of the data, and a snapshot runs it. One that is owed comes before that.
             return self.fork_elsewhere(view, &from.pod, of).await;
         }
         let (of_source, of_clone) = (set_spec(&from.pod, &there), set_spec(&view.pod, set));
@@ -113,6 +115,7 @@ impl Reconciler {
         else {
             return self.fork_elsewhere(view, &from.pod, of).await;
         };
+        let unsynced = Unsynced::open(targets.iter().map(|volume| volume.path.as_path()))?;
         let mut trees = match copying {
             Copying::Instant => Vec::new(),
             Copying::Shared | Copying::Bytes => pairs(&sources, &targets)?,
@@ -140,6 +143,8 @@ impl Reconciler {
             Some(Fork { identity: Identity::Renewed, .. }) => blocking(move || renew(&targets)).await?,
             Some(Fork { identity: Identity::Kept, .. }) | None => None,
         };
+        // What could not be written while it was copied is told to who had the file system open meanwhile.
+        blocking(move || unsynced.sync().map_err(no_room)).await?;
         self.engine.set_complete(&set_spec(&view.pod, set)).await?;
         let layer = match layer {
             Layer::There(root, _scratch, before) => {
@@ -163,7 +168,8 @@ impl Reconciler {
         copy: impl Future<Output = Result<T, StepError>>,
     ) -> Result<T, StepError> {
         let wanted = async {
-            while !self.store.pod_fetch(source).await.is_ok_and(|pod| pod.is_some_and(|pod| is_wanted(&pod))) {
+            let is_wanted = |pod: Pod| is_wanted(&pod, self.now());
+            while !self.store.pod_fetch(source).await.is_ok_and(|pod| pod.is_some_and(is_wanted)) {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
@@ -350,13 +356,15 @@ fn is_alike(source: &VolumeSet, clone: &VolumeSet) -> bool {
 
 /// Whether something is to be done to the pod. What failed and waits for its time is not kept waiting.
 fn has_work(pod: &Pod) -> bool {
-    (pod.goal.is_some() || !pod.tasks.is_empty() || pod.hook.is_some()) && pod.retry.count == 0
+    (pod.goal.is_some() || !pod.tasks.is_empty()) && pod.retry.count == 0
 }
 
 /// Whether somebody waits for something of the pod: not for a snapshot, which a schedule may want more often than a copy takes.
-fn is_wanted(pod: &Pod) -> bool {
+/// What failed a few times is waited for when it is due; what goes on failing would keep every copy from being made.
+fn is_wanted(pod: &Pod, now: jiff::Timestamp) -> bool {
     let waits = |task: &Task| !matches!(task.work, Work::Snapshot { .. } | Work::Import { .. });
-    has_work(pod) && (pod.goal.is_some() || pod.tasks.iter().any(waits))
+    let is_due = pod.retry.count <= GIVES_WAY && pod.retry.not_before.is_none_or(|at| at <= now);
+    is_due && (pod.goal.is_some() || pod.tasks.iter().any(waits))
 }
 
 fn source_failed(why: &str) -> StepError {

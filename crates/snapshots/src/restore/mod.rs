@@ -4,10 +4,9 @@
 //! through the tree, makes directories and special files and queues regular files ([`plan`]); workers write those
 //! ([`write`]); a directory's metadata comes when its last entry is done ([`meta`]). An existing file is never
 //! written into: what differs is written beside it and renamed over it, so that other names of the old inode (hard
-//! links) and its open readers keep what they had. Nothing is durable before the one call at the end, [`durable`].
+//! links) and its open readers keep what they had. Nothing is durable before the one call at the end, [`crate::durable`].
 
 mod behind;
-mod durable;
 mod lists;
 mod lower;
 mod meta;
@@ -161,7 +160,7 @@ impl Repository {
         }
         let at: Vec<_> =
             requests.iter().map(|request| request.target.as_path()).zip(written.iter().map(|fd| &**fd)).collect();
-        durable::sync_once(&at, |fd| rustix::fs::syncfs(fd))?;
+        crate::durable::sync_once(&at, |fd| rustix::fs::syncfs(fd))?;
         Ok(restored)
     }
 

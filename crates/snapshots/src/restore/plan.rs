@@ -13,13 +13,13 @@ use rustix::fs::{AtFlags, FileType, Mode, mkdirat, mknodat, renameat, symlinkat,
 use rustix::io::Errno;
 
 use super::behind::Behind;
-use super::durable::not_synced;
 use super::lists::Lists;
 use super::lower::Upper;
 use super::meta::{self, Overlay};
 use super::remove::{remove_entry, remove_path, temporary_name};
 use super::write::{Job, LinkState, Links, Place, Writer, link_to, same_special};
 use super::{Existing, Removals, RestoreRequest, Restored};
+use crate::durable::not_synced;
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir, Stat};
 use crate::node::{Node, NodeKind};
