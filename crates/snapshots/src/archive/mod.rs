@@ -274,7 +274,9 @@ fn capture_directories(
             let place = (*path, root.at.as_str());
             let trees = (known.as_slice(), Trees::Ahead(asker));
             let scan = scan::Scan::prepare(shared, place, (*layout, exclude), trees, racy_from)?;
-            outcomes.push(run(shared, scan, 1, || ahead.load(asked))?.finish()?);
+            // The order in which new files are met is that in which they are stored: one scanner keeps it.
+            let scanners = if known.is_empty() { 1 } else { scanners(shared.inner.effort()) };
+            outcomes.push(run(shared, scan, scanners, || ahead.load(asked))?.finish()?);
         }
         return Ok(outcomes);
     };
@@ -290,7 +292,7 @@ fn capture_directories(
         scans.push(scan::Scan::prepare(shared, place, (*layout, exclude), trees, racy_from)?);
     }
     shared.progress.check()?;
-    let scanners = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_SCANNERS);
+    let scanners = scanners(Effort::default());
     shared.uploader.hold();
     shared.held.store(true, Ordering::Release);
     let release = Release::after_hold(held.writers)?;
@@ -459,6 +461,11 @@ fn rearrange(
     Ok((node, counts))
 }
 
+/// As many as there are processors, because nobody scans and waits.
+fn scanners(effort: Effort) -> usize {
+    effort.threads(0, MAX_SCANNERS)
+}
+
 /// Scans one root with workers beside; its files are read when this returns.
 fn run(
     shared: &Shared<'_>,
@@ -466,10 +473,10 @@ fn run(
     scanners: usize,
     load_ahead: impl FnOnce() + Send,
 ) -> Result<scan::Scanned> {
-    let effort = shared.inner.effort();
-    let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
     // Somebody stands still until this is done.
-    let effort = if shared.held.load(Ordering::Acquire) { Effort::default() } else { effort };
+    let held = shared.held.load(Ordering::Acquire);
+    let effort = if held { Effort::default() } else { shared.inner.effort() };
+    let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
     let (sender, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let outcome = std::thread::scope(|scope| {
@@ -492,7 +499,7 @@ fn run(
                 }
             });
         }
-        let outcome = scan.run(scanners, &sender);
+        let outcome = scan.run((scanners, effort), &sender);
         if let Err(error) = outcome {
             shared.fail(error);
             drop(sender);

@@ -1,5 +1,5 @@
-//! The scanner: walks a root, decides what is unchanged, and hands the rest to workers. While writers are held still,
-//! several scan a root together ([`Pool`]).
+//! The scanner: walks a root, decides what is unchanged, and hands the rest to workers. While writers are held still, and
+//! where there is something to compare with, several scan a root together ([`Pool`]).
 //!
 //! "Unchanged" means: size, mtime, ctime and inode number equal those in a tree we compare with, and all its blobs are
 //! in the repository. That is only sound because of two precautions. A node read while its ctime was too fresh is
@@ -23,6 +23,7 @@ use super::pool::{Pool, Task};
 use super::read::{Job, ReadError, capture_xattrs, loss_reason};
 use super::{Shared, lock};
 use crate::chunker::Grain;
+use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir, Stat};
 use crate::id::Id;
@@ -156,7 +157,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Scans the root with so many threads; files that must be read become jobs.
-    pub(crate) fn run(self, scanners: usize, jobs: &SyncSender<Vec<Job>>) -> Result<Scanned> {
+    pub(crate) fn run(self, (scanners, effort): (usize, Effort), jobs: &SyncSender<Vec<Job>>) -> Result<Scanned> {
         let Self { shared, at, layout, exclude, trees, racy_from, path, parents } = self;
         // Only now: what was there when everything was prepared may have been replaced since.
         let root = Dir::open_root(path).map_err(|e| Error::io("open directory", path, e))?;
@@ -173,7 +174,10 @@ impl<'a> Scan<'a> {
         };
         let pending = Arc::clone(&frame.pending);
         first.stack.push(frame);
-        let help = || Scanner::new(&place, &pool, jobs)?.work();
+        let help = || {
+            effort.begin();
+            Scanner::new(&place, &pool, jobs)?.work()
+        };
         let removed = std::thread::scope(|scope| {
             let others: Vec<_> = (1..scanners).map(|_| scope.spawn(help)).collect();
             let ours = first.work();
