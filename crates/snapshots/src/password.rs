@@ -64,7 +64,8 @@ impl Repository {
     pub fn add_password(&self, password: &Password, cost: KeyCost) -> Result<()> {
         let backend = &*self.inner.backend;
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
-        match find_key(backend, password) {
+        let config = backend.read(FileKind::Config, FileKind::CONFIG_ID)?;
+        match find_key(backend, password, &config) {
             Ok(_) => return Ok(()),
             Err(Error::WrongPassword) => {}
             Err(error) => return Err(error),
@@ -74,7 +75,7 @@ impl Repository {
         backend.write(FileKind::Key, Id::of(&file), &file)?;
         // Somebody will count on it alone: it has to open what is there, as read back.
         backend.drop_caches(FileKind::Key, Id::of(&file))?;
-        find_key(backend, password).map(drop)
+        find_key(backend, password, &config).map(drop)
     }
 
     /// Keeps a password from opening the repository; `kept` does so from then on. The master key stays the same: with a
@@ -89,7 +90,7 @@ impl Repository {
         }
         let backend = &*self.inner.backend;
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
-        find_key(backend, kept)?;
+        find_key(backend, kept, &backend.read(FileKind::Config, FileKind::CONFIG_ID)?)?;
         for info in backend.list(FileKind::Key)? {
             if try_key(backend, info.id, password)?.is_some() {
                 guard.ensure()?;

@@ -118,10 +118,8 @@ impl Repository {
                 return Err(Error::AlreadyInitialized);
             }
         }
-        // A key without a config is what a crash of an earlier `init` leaves; nothing is encrypted with it.
-        for key in backend.list(FileKind::Key)? {
-            backend.remove(FileKind::Key, key.id)?;
-        }
+        // A key without a config is what a crash of an earlier `init` leaves, or what somebody is about to write a config for.
+        let others = backend.list(FileKind::Key)?;
         let key = Key::random();
         let file = wrap_key(&key, password, cost)?;
         backend.write(FileKind::Key, Id::of(&file), &file)?;
@@ -140,6 +138,10 @@ impl Repository {
             }
             other => other?,
         }
+        // From here on they open nothing, and restic would take one that has the same password for ours.
+        for other in others {
+            backend.remove(FileKind::Key, other.id)?;
+        }
         Self::open(backend, password)
     }
 
@@ -155,7 +157,7 @@ impl Repository {
             }
             Err(e) => return Err(e.into()),
         };
-        let key = find_key(&*backend, password)?;
+        let key = find_key(&*backend, password, &config)?;
         let damaged = |reason: String| Error::damaged(FileKind::Config, FileKind::CONFIG_ID, reason);
         let config = key.open(&config).map_err(|e| damaged(e.to_string()))?;
         let config: Config = serde_json::from_slice(&config).map_err(|e| damaged(e.to_string()))?;
@@ -354,17 +356,21 @@ pub(crate) fn wrap_key(key: &Key, password: &Password, cost: KeyCost) -> Result<
     })
 }
 
-pub(crate) fn find_key(backend: &dyn Backend, password: &Password) -> Result<Key> {
+/// The key that this password opens, of several the one that the config is sealed with: a key of an interrupted `init` is not.
+pub(crate) fn find_key(backend: &dyn Backend, password: &Password, config: &[u8]) -> Result<Key> {
     let mut trouble = None;
+    let mut stray = None;
     for info in backend.list(FileKind::Key)? {
         match try_key(backend, info.id, password) {
-            Ok(Some(key)) => return Ok(key),
+            Ok(Some(key)) if key.open(config).is_ok() => return Ok(key),
+            Ok(Some(key)) => stray = Some(key),
             Ok(None) => {}
             // Another key may open; when none does, "damaged" or "unreachable" must not read "wrong password".
             Err(e) => trouble = Some(e),
         }
     }
-    Err(trouble.unwrap_or(Error::WrongPassword))
+    // With it the config reads as damaged, which it is then.
+    stray.map_or_else(|| Err(trouble.unwrap_or(Error::WrongPassword)), Ok)
 }
 
 /// Decompresses a file that is not a pack, as far as memory allows.

@@ -310,6 +310,44 @@ fn opening_tells_wrong_password_absence_and_damage_apart() {
 }
 
 #[test]
+fn of_two_that_make_a_repository_at_the_same_time_one_does_and_the_other_says_so() {
+    let dir = scratch();
+    for round in 0..4 {
+        let path = dir.path().join(format!("repo{round}"));
+        let init = || Repository::init(Arc::new(LocalBackend::new(&path)), &password(), KeyCost::Test);
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(init)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1);
+        assert!(made.iter().flat_map(|made| made.as_ref().err()).all(|e| matches!(e, Error::AlreadyInitialized)));
+        Repository::open(Arc::new(LocalBackend::new(&path)), &password()).unwrap();
+        let text = restic(&path, &["check"]);
+        assert!(text.contains("no errors were found"), "{text}");
+    }
+}
+
+#[test]
+fn a_key_of_an_interrupted_init_keeps_nobody_out() {
+    let backend = MemoryBackend::new();
+    Repository::init(Arc::new(backend.clone()), &password(), KeyCost::Test).unwrap();
+    for _ in 0..8 {
+        let stray = MemoryBackend::new();
+        Repository::init(Arc::new(stray.clone()), &password(), KeyCost::Test).unwrap();
+        for key in stray.list(FileKind::Key).unwrap() {
+            backend.write(FileKind::Key, key.id, &stray.read(FileKind::Key, key.id).unwrap()).unwrap();
+        }
+    }
+    let repo = Repository::open(Arc::new(backend.clone()), &password()).unwrap();
+    repo.add_password(&Password::new("another"), KeyCost::Test).unwrap();
+    Repository::open(Arc::new(backend.clone()), &Password::new("another")).unwrap();
+    // A config that no key opens is what is wrong, and no password.
+    backend.write(FileKind::Config, FileKind::CONFIG_ID, b"nonsense").unwrap();
+    let damaged = Repository::open(Arc::new(backend), &password());
+    assert!(matches!(&damaged, Err(Error::Damaged { .. })), "{:?}", damaged.err());
+}
+
+#[test]
 fn an_unmounted_disk_is_unknown_and_not_absent() {
     let dir = scratch();
     let path = dir.path().join("repo");

@@ -9,7 +9,7 @@ use perennial_core::fault::Tap;
 use perennial_core::operation::Problem;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::backend::{Backend, MemoryBackend};
-use perennial_snapshots::{Effort, KeyCost, Password, Repository};
+use perennial_snapshots::{Effort, Error, KeyCost, Password, Repository};
 
 use super::step::{StepError, problem, retry};
 use crate::causes::describe;
@@ -24,6 +24,8 @@ pub struct Repositories {
     tap: Arc<dyn Tap>,
     effort: Effort,
     open: Arc<Mutex<HashMap<TenantId, Repository>>>,
+    /// Held by who opens a tenant's.
+    being_opened: Arc<Mutex<HashMap<TenantId, Arc<Mutex<()>>>>>,
     closed: Arc<AtomicU64>,
 }
 
@@ -63,7 +65,12 @@ impl Repositories {
     #[must_use]
     pub fn configured(keys: Keyring, section: &RepositorySection, tap: Arc<dyn Tap>) -> Self {
         let place = Place::Configured { keys, section: Arc::new(section.clone()) };
-        Self { place, tap, effort: Effort::default(), open: Arc::default(), closed: Arc::default() }
+        Self::at(place, tap)
+    }
+
+    fn at(place: Place, tap: Arc<dyn Tap>) -> Self {
+        let (open, being_opened, closed) = (Arc::default(), Arc::default(), Arc::default());
+        Self { place, tap, effort: Effort::default(), open, being_opened, closed }
     }
 
     /// Bounds what work on them takes from the machine.
@@ -75,13 +82,7 @@ impl Repositories {
     /// Repositories in memory.
     #[must_use]
     pub fn in_memory(memory: MemoryRepositories, tap: Arc<dyn Tap>) -> Self {
-        Self {
-            place: Place::Memory(memory),
-            tap,
-            effort: Effort::default(),
-            open: Arc::default(),
-            closed: Arc::default(),
-        }
+        Self::at(Place::Memory(memory), tap)
     }
 
     /// Makes the tenant's repository when it has none yet, so that its key can be exported from the first day. Blocks.
@@ -125,9 +126,20 @@ impl Repositories {
         if let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant) {
             return Ok(open.clone());
         }
+        // One after the other: two that find none must not both make it.
+        let opening = self.opening_of(tenant);
+        let _alone = opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(tenant) {
+            return Ok(open.clone());
+        }
         let repository = self.open_anew(tenant, missing)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(open.entry(tenant.clone()).or_insert(repository).clone())
+    }
+
+    fn opening_of(&self, tenant: &TenantId) -> Arc<Mutex<()>> {
+        let mut all = self.being_opened.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(tenant.clone()).or_default())
     }
 
     /// Forgets an open repository, so that the next use looks at the place anew.
@@ -161,7 +173,12 @@ impl Repositories {
             return Ok(repository);
         }
         self.refuse_second(tenant)?;
-        let repository = Repository::init(backend, &password, cost)?.with_effort(self.effort);
+        let repository = match Repository::init(Arc::clone(&backend), &password, cost) {
+            // Another server was quicker.
+            Err(Error::AlreadyInitialized) => Repository::open(backend, &password)?,
+            made => made?,
+        };
+        let repository = repository.with_effort(self.effort);
         self.remember_made(tenant)?;
         Ok(repository)
     }
@@ -227,4 +244,24 @@ fn misconfigured(error: &ConfigError) -> StepError {
 
 fn unreadable(path: &Path, error: &std::io::Error) -> StepError {
     retry("repository-key-unreadable", format!("{}: {}", path.display(), describe(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_that_many_want_at_once_is_made_once() {
+        let memory = MemoryRepositories::default();
+        let repositories = Repositories::in_memory(memory.clone(), Arc::new(perennial_core::fault::NoTap));
+        let tenant = TenantId::default_tenant();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| assert!(repositories.open(&tenant).is_ok()));
+            }
+        });
+        let keys = memory.backend(&tenant).list(perennial_snapshots::FileKind::Key).expect("keys");
+        assert_eq!(keys.len(), 1);
+        assert!(Repositories::in_memory(memory, Arc::new(perennial_core::fault::NoTap)).open(&tenant).is_ok());
+    }
 }

@@ -114,12 +114,26 @@ impl LocalBackend {
             FileKind::Pack => uncached::write(&file, data),
             _ => file.write_all(data).and_then(|()| file.sync_all()),
         };
-        let written = content.and_then(|()| fs::rename(&temporary, &path)).and_then(|()| File::open(dir)?.sync_all());
+        let placed = content.and_then(|()| match kind {
+            FileKind::Config => place_alone(&temporary, &path),
+            _ => fs::rename(&temporary, &path),
+        });
+        let written = placed.and_then(|()| File::open(dir)?.sync_all());
         if written.is_err() {
             // Best effort: a leftover has no id as its name and so is never taken for a file of the repository.
             let _ = fs::remove_file(&temporary);
         }
         written
+    }
+}
+
+/// Gives a file its name unless there is one already: of two that make a repository here at the same time one has to lose.
+fn place_alone(temporary: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(temporary, path) {
+        Ok(()) => fs::remove_file(temporary),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
+        // A file system without links.
+        Err(_) => fs::rename(temporary, path),
     }
 }
 
