@@ -58,6 +58,11 @@ impl Hooking {
         self.stopping.send_replace(true);
     }
 
+    /// Not for a pass that works beside its hook.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        Waiting::begin(&self.waiting)
+    }
+
     fn seats(&self) -> MutexGuard<'_, HashMap<TenantId, usize>> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,7 +102,8 @@ impl Drop for Seat {
     }
 }
 
-struct Waiting<'a>(&'a watch::Sender<usize>);
+/// A pass that does nothing but wait for a hook, as long as this lives.
+pub(super) struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waiting<'a> {
     fn begin(count: &'a watch::Sender<usize>) -> Self {
@@ -129,7 +135,6 @@ impl Reconciler {
         progress: &Progress,
         hook: impl Future<Output = T>,
     ) -> Option<T> {
-        let _waiting = Waiting::begin(&self.hooking.waiting);
         let mut stopping = self.hooking.stopping.subscribe();
         let mut hook = std::pin::pin!(hook);
         let mut looks = tokio::time::interval(LOOK);

@@ -123,6 +123,7 @@ impl Around<'_> {
         let which = Which::Before(self.snapshot);
         let running = run(&*self.reconciler.engine, self.container, (which, hook), self.progress);
         let until = Until::Changed(self.pod.version);
+        let _waiting = self.reconciler.hooking.wait();
         let ran = self.reconciler.while_wanted((self.pod.id, until), self.progress, running).await;
         let (run, ended) = ran.ok_or(StepError::Cancelled)??;
         {
@@ -447,6 +448,7 @@ impl Reconciler {
         let proven = end_of_before(&*self.engine, container, (owed.snapshot, &owed.before)).await?;
         let progress = Progress::default();
         let running = self.run_after(container, &owed, &progress);
+        let _waiting = self.hooking.wait();
         let ran = self.while_wanted((view.pod.id, Until::Purged), &progress, running).await;
         // The next server waits for it.
         let (run, ended) = ran.ok_or(StepError::Cancelled)??;
