@@ -57,8 +57,8 @@ pub(super) fn plain_restore(subtree: String, target: PathBuf) -> RestoreRequest 
 
 /// Restores an image's archive below a directory, and tells where it is; none when no snapshot has it.
 ///
-/// The snapshot on record was read back when it was recorded; then the newest. A damaged one may lie beside whole ones, since what a
-/// repair cannot heal it keeps (incident P32), so each is tried.
+/// The snapshot on record was read back when it was recorded, and needs nothing but itself; then the newest. A damaged one
+/// may lie beside whole ones, since what a repair cannot heal it keeps (incident P32), so each is tried.
 fn restore_image(
     repository: &Repository,
     recorded: Option<SnapshotFileId>,
@@ -66,21 +66,35 @@ fn restore_image(
     into: &Path,
     progress: &Progress,
 ) -> perennial_snapshots::Result<Option<PathBuf>> {
-    let stored = repository.find(&[&image_tag(image)])?;
-    let candidates =
-        recorded.into_iter().chain(stored.iter().rev().map(|found| found.id).filter(|id| Some(*id) != recorded));
-    let mut damage = None;
-    for (number, candidate) in candidates.enumerate() {
-        let target = into.join(number.to_string());
+    let restore = |stored: SnapshotFileId| {
+        let target = into.join(stored.to_string());
         std::fs::create_dir(&target).map_err(|source| Error::System { doing: "make a scratch directory", source })?;
-        match repository.restore(candidate, &plain_restore(image_directory(image), target.clone()), progress) {
-            Ok(_) => return Ok(Some(target.join(IMAGE_FILE))),
-            Err(Error::NotFound { .. }) => {}
-            Err(error @ (Error::MissingBlob { .. } | Error::Damaged { .. })) => damage = Some(error),
-            Err(error) => return Err(error),
+        let done = repository.restore(stored, &plain_restore(image_directory(image), target.clone()), progress);
+        done.map(|_| target.join(IMAGE_FILE)).inspect_err(|_| {
+            let _ = std::fs::remove_dir_all(&target);
+        })
+    };
+    let mut damage = None;
+    let mut attempt = |stored| match restore(stored) {
+        Ok(archive) => Ok(Some(archive)),
+        Err(error) if error.is_damage() => {
+            damage = Some(error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    };
+    if let Some(archive) = recorded.map(&mut attempt).transpose()?.flatten() {
+        return Ok(Some(archive));
+    }
+    for found in repository.find(&[&image_tag(image)])?.iter().rev().filter(|found| Some(found.id) != recorded) {
+        if let Some(archive) = attempt(found.id)? {
+            return Ok(Some(archive));
         }
     }
-    damage.map_or(Ok(None), Err)
+    match damage {
+        None | Some(Error::NotFound { .. }) => Ok(None),
+        Some(damage) => Err(damage),
+    }
 }
 
 impl Reconciler {
@@ -110,7 +124,7 @@ impl Reconciler {
         let restored = blocking(move || {
             match restore_image(&repositories.open(&tenant)?, recorded, &id, &into, &progress_) {
                 // Its registry may still have it.
-                Err(Error::MissingBlob { .. } | Error::Damaged { .. }) if elsewhere => Ok(None),
+                Err(error) if error.is_damage() && elsewhere => Ok(None),
                 result => Ok(result?),
             }
         });
