@@ -4,13 +4,14 @@
 //! complete and on the disk. `cp` copies the set's directory on the same file system, and what it wrote is synced. They take turns.
 //! How long it is until the clone runs is shown beside it: that takes a container as well.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::data;
+use super::disk::Disk;
 use super::installation::{BUSYBOX, Docker, Installation, Pod};
 use super::table::{self, Limit, Samples};
 
@@ -23,20 +24,6 @@ const BYTES: f64 = 1.0;
 
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().map_or(default, |text| text.parse().ok().unwrap_or_else(|| panic!("{name}={text}")))
-}
-
-fn script() -> String {
-    std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env")
-}
-
-/// A file system of its own for the storage root; unmounted when dropped.
-struct Disk(PathBuf);
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // What stays mounted is seen by whoever cleans the directory up.
-        let _ = Command::new(script()).arg("umount").arg(&self.0).status();
-    }
 }
 
 /// Copies a directory; `None` where the file system cannot do it so.
@@ -69,10 +56,7 @@ struct Measured {
 
 fn measure(kind: &str, share: f64, rounds: usize) -> Measured {
     let mut server = Installation::prepared(Docker::shared(), &[]);
-    let at = server.storage();
-    let made = Command::new(script()).args(["mount", kind]).arg(&at).arg("16G").status().unwrap();
-    assert!(made.success(), "a {kind} could not be mounted");
-    let disk = Disk(at);
+    let disk = Disk::mount(kind, server.storage(), "16G");
     server.start_server();
     let pod = server.pod_with("source", BUSYBOX, "runc", json!({"backend": "overlay"}));
     server.run(&pod, "pause");
@@ -80,7 +64,7 @@ fn measure(kind: &str, share: f64, rounds: usize) -> Measured {
     server.run(&pod, "start");
     let (mut clone, mut running) = (Samples::default(), Samples::default());
     let (mut whole, mut shared) = (Samples::default(), Some(Samples::default()));
-    let beside = disk.0.join("beside");
+    let beside = disk.at().join("beside");
     // The first round warms the caches up.
     for round in 0..=rounds {
         let counts = round > 0;

@@ -21,6 +21,7 @@ mod data;
 
 mod bare;
 mod clone;
+mod disk;
 mod docker;
 mod freeze;
 mod load;
