@@ -207,8 +207,11 @@ impl Installation {
         };
         let url = ready["listening"].as_str().unwrap().replace("0.0.0.0", "127.0.0.1");
         self.server = Some(Server { child, url });
-        let system = self.get("/api/v1/system");
-        self.label = Some(format!("io.perennial.installation={}", system["installation"].as_str().unwrap()));
+        // It stays what it is, and a server with a failpoint may die before it answers.
+        if self.label.is_none() {
+            let system = self.get("/api/v1/system");
+            self.label = Some(format!("io.perennial.installation={}", system["installation"].as_str().unwrap()));
+        }
     }
 
     /// Asks the server to stop, and waits until it has.
