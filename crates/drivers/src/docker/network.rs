@@ -125,7 +125,11 @@ impl DockerEngine {
                 Err(e) => return Err(fail("make the tenant's network", e)),
             }
         }
-        Err(transient(format!("no free network is left in {}", self.config.subnet_pool)))
+        Err(transient(format!(
+            "no free network is left in subnet_pool {}: one of a tenant without pods becomes free when its last is purged; more \
+             tenants need a larger subnet_pool",
+            self.config.subnet_pool
+        )))
     }
 
     fn network_request(&self, name: &str, tenant: &TenantId, subnet: Subnet) -> NetworkCreateRequest {
