@@ -5,11 +5,13 @@
 //! What only a process, an administrator or an accident can do is asked of [`Hands`].
 //!
 //! A case asserts what the trait promises and nothing about how an engine does it. Where engines may differ, the
-//! fixture says what to expect: the backend, the runtime, and what the image holds.
+//! fixture says what to expect: the backend, the runtime, what the image holds, and what the engine lacks. A case that needs what
+//! is lacking is not run and answers so ([`Outcome::NotApplicable`]); none of them returns early by itself.
 //!
 //! | file | what it is about |
 //! |---|---|
 //! | `subject` | a pod under test, and permits from its record |
+//! | `abilities` | what not every engine can do, and which cases need it |
 //! | `images` | resolving, exporting, declared volumes |
 //! | `sets` | preparing, completing, deleting volume sets |
 //! | `containers` | making, starting, stopping, freezing, removing |
@@ -17,6 +19,7 @@
 //! | `data` | bytes that have to survive |
 //! | `outside` | what others do behind Perennial's back, and how it is seen |
 
+mod abilities;
 mod containers;
 mod data;
 mod images;
@@ -61,6 +64,8 @@ impl From<std::io::Error> for Failure {
         Self(format!("file: {error}"))
     }
 }
+
+pub use abilities::{Ability, Outcome, needs, not_applicable};
 
 /// Result of a case and of its steps.
 pub type Checked<T = ()> = Result<T, Failure>;
@@ -114,12 +119,14 @@ pub struct Fixture {
     pub salt: u64,
     /// An image that the engine has, with the content named below.
     pub image: String,
-    /// Another one, which declares a `VOLUME` at a path no standard volume holds; `None` when there is none.
-    pub declaring: Option<Declaring>,
+    /// Another one, which declares a `VOLUME` at a path no standard volume holds.
+    pub declaring: Declaring,
     /// The runtime; `None` for the default.
     pub runtime: Option<String>,
     /// The backend.
     pub backend: Backend,
+    /// What the engine cannot do with this runtime and this backend.
+    pub lacks: Vec<Ability>,
     /// A command that runs until it is asked to stop.
     pub command: Vec<String>,
     /// A command that runs until it is killed.
@@ -176,6 +183,10 @@ pub struct Tracked {
 }
 
 impl Fixture {
+    fn lacks(&self, ability: Ability) -> bool {
+        self.lacks.contains(&ability)
+    }
+
     fn pod_id(&self) -> PodId {
         let millis = u64::try_from(self.clock.now().as_millisecond()).unwrap_or_default();
         let mut random = [0; 10];
@@ -212,6 +223,8 @@ pub struct Case {
 macro_rules! for_each_case {
     ($callback:ident) => {
         $callback! {
+            abilities:
+                abilities_are_as_declared;
             images:
                 image_resolves_by_reference_and_by_id
                 absent_image_is_none
@@ -225,6 +238,7 @@ macro_rules! for_each_case {
                 set_access_names_every_volume
                 set_access_leaves_out_what_is_missing
                 what_volumes_take_up_is_told
+                how_sets_are_copied_is_told
                 set_is_copied_at_one_instant
                 a_limit_is_shown_until_it_changes_or_the_pod_starts
                 empty_fill_holds_what_was_put_in
@@ -264,6 +278,7 @@ macro_rules! for_each_case {
                 written_bytes_are_where_access_says
                 deleted_file_of_the_image_stays_deleted
                 emptied_directory_stays_empty
+                hidden_layer_is_out_of_reach_with_a_reason
                 layer_is_reached_and_put_back;
             outside:
                 killed_container_is_gone_and_its_data_is_not
@@ -292,14 +307,18 @@ pub fn cases() -> Vec<Case> {
     for_each_case!(list)
 }
 
-/// Runs one case by name and tidies up after it, whether it passed or not.
+/// Runs one case by name and tidies up after it, whether it passed or not; one that needs what the engine lacks is not run.
 ///
 /// # Errors
 /// The case's failure, or else that of the tidying.
-pub async fn run(fixture: &Fixture, name: &str) -> Checked {
+pub async fn run(fixture: &Fixture, name: &str) -> Checked<Outcome> {
     let Some(case) = cases().into_iter().find(|c| c.name == name) else {
         return Err(Failure(format!("there is no case {name}")));
     };
+    let missing: Vec<Ability> = needs(name).iter().copied().filter(|a| fixture.lacks(*a)).collect();
+    if !missing.is_empty() {
+        return Ok(Outcome::NotApplicable(missing));
+    }
     let result = (case.run)(fixture).await;
     let foreign = std::mem::take(&mut *fixture.tracked.foreign.lock().unwrap_or_else(PoisonError::into_inner));
     for id in foreign {
@@ -316,7 +335,7 @@ pub async fn run(fixture: &Fixture, name: &str) -> Checked {
             tidied = Err(Failure(format!("tidying: {error}")));
         }
     }
-    result.and(tidied)
+    result.and(tidied).map(|()| Outcome::Passed)
 }
 
 /// Fails unless the condition holds.

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use perennial_core::engine::SetSpec;
 use perennial_core::id::PodId;
 use perennial_core::spec::Backend;
-use perennial_drivers::conformance::{self, Checked, Declaring, Failure, Fixture, Hands, Programs, Tracked};
+use perennial_drivers::conformance::{
+    self, Ability, Checked, Declaring, Failure, Fixture, Hands, Outcome, Programs, Tracked,
+};
 use perennial_drivers::for_each_case;
 use perennial_drivers::sim::{Cause, SimEngine, SimImage, SimMover, SimOptions, VirtualClock};
 
@@ -71,8 +73,33 @@ impl Hands for SimHands {
     }
 }
 
+/// What each kind of simulated engine lacks.
+const OVERLAY: &[Ability] = &[Ability::Mover];
+const HIDDEN_LAYER: &[Ability] = &[Ability::Mover, Ability::VisibleLayer];
+const ENGINE_VOLUMES: &[Ability] =
+    &[Ability::Mover, Ability::Definitions, Ability::InstantCopies, Ability::Generations];
+const BY_MOVER: &[Ability] =
+    &[Ability::LocalVolumes, Ability::Definitions, Ability::InstantCopies, Ability::Generations];
+
+/// A case that the simulator is not asked on overlay volumes is asked on others: none is excused everywhere.
+#[test]
+fn every_case_runs_on_some_simulated_engine_and_overlay_lacks_only_the_mover() {
+    let names = |lacks| -> Vec<&str> { conformance::not_applicable(lacks).into_iter().map(|(name, _)| name).collect() };
+    assert_eq!(names(OVERLAY), ["mover_left_behind_is_ended"]);
+    assert_eq!(names(HIDDEN_LAYER), ["mover_left_behind_is_ended", "layer_is_reached_and_put_back"]);
+    for case in conformance::cases() {
+        let engines = [OVERLAY, HIDDEN_LAYER, ENGINE_VOLUMES, BY_MOVER];
+        assert!(engines.iter().any(|lacks| !names(lacks).contains(&case.name)), "{} runs nowhere", case.name);
+    }
+}
+
 async fn run(backend: Backend, runtime: Option<&str>, name: &str) {
-    run_with(SimOptions::default(), backend, runtime, name).await;
+    let lacks = match (backend, runtime) {
+        (Backend::Engine, _) => ENGINE_VOLUMES,
+        (Backend::Overlay, None) => OVERLAY,
+        (Backend::Overlay, Some(_)) => HIDDEN_LAYER,
+    };
+    run_with(SimOptions::default(), backend, runtime, lacks, name).await;
 }
 
 /// On an engine whose own volumes only a mover reaches; this one listens, and does nothing.
@@ -81,10 +108,11 @@ async fn run_with_mover(name: &str) {
         let _ = std::io::copy(&mut input, &mut std::io::sink());
     });
     let options = SimOptions { mover: Some(mover), ..SimOptions::default() };
-    run_with(options, Backend::Engine, None, name).await;
+    run_with(options, Backend::Engine, None, BY_MOVER, name).await;
 }
 
-async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, name: &str) {
+#[expect(clippy::print_stderr, reason = "a test that was not run says so and why")]
+async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, lacks: &[Ability], name: &str) {
     let root = tempfile::tempdir().expect("a temporary directory");
     let clock = Arc::new(VirtualClock::default());
     let engine = SimEngine::open(root.path().join("sim"), clock.clone(), options).expect("an engine");
@@ -98,13 +126,14 @@ async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, 
         clock,
         salt: 0,
         image: "standard:1".to_owned(),
-        declaring: Some(Declaring {
+        declaring: Declaring {
             image: "declaring:1".to_owned(),
             path: "/data".to_owned(),
             seeded_file: "/data/seed".to_owned(),
-        }),
+        },
         runtime: runtime.map(str::to_owned),
         backend,
+        lacks: lacks.to_vec(),
         command: words(&["sleep", "infinity"]),
         stubborn: words(&["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]),
         stubborn_sign: None,
@@ -121,8 +150,9 @@ async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, 
         scratch: root.path().to_owned(),
         tracked: Tracked::default(),
     };
-    if let Err(failure) = conformance::run(&fixture, name).await {
-        panic!("{name}: {failure}");
+    let outcome = conformance::run(&fixture, name).await.unwrap_or_else(|failure| panic!("{name}: {failure}"));
+    if let Outcome::NotApplicable(missing) = outcome {
+        missing.iter().for_each(|reason| eprintln!("not applicable: {reason}"));
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use perennial_core::engine::LayerAccess;
 
 use super::subject::Subject;
-use super::{Checked, Fixture, check};
+use super::{Ability, Checked, Failure, Fixture, check};
 
 pub(super) async fn every_volume_keeps_its_bytes(fixture: &Fixture) -> Checked {
     let (mut subject, id) = Subject::running(fixture).await?;
@@ -33,7 +33,7 @@ pub(super) async fn written_bytes_are_where_access_says(fixture: &Fixture) -> Ch
     for volume in subject.set(1)?.volumes {
         let path = format!("{}/written", volume.mount_path);
         subject.write(&id, &path, &path).await?;
-        let Some(host) = subject.on_host(1, &path).await? else { return Ok(()) };
+        let host = subject.on_host(1, &path).await?;
         let found = fs::read_to_string(&host)?;
         check!(found == path, "{} holds {found:?}", host.display());
     }
@@ -72,20 +72,25 @@ pub(super) async fn emptied_directory_stays_empty(fixture: &Fixture) -> Checked 
     Ok(())
 }
 
+/// Nobody takes an empty layer for the one that the runtime keeps to itself.
+pub(super) async fn hidden_layer_is_out_of_reach_with_a_reason(fixture: &Fixture) -> Checked {
+    let (subject, id) = Subject::running(fixture).await?;
+    subject.write(&id, "/newdir/kept", "kept").await?;
+    subject.stop(&id).await?;
+    let access = subject.engine().layer_access(&id).await?;
+    let hidden = matches!(&access, LayerAccess::Unreachable { reason } if !reason.is_empty());
+    check!(hidden == fixture.lacks(Ability::VisibleLayer), "the layer is reached as {access:?}");
+    Ok(())
+}
+
 pub(super) async fn layer_is_reached_and_put_back(fixture: &Fixture) -> Checked {
-    let capabilities = fixture.engine.capabilities().await?;
-    let visible = capabilities.runtime(fixture.runtime.as_deref()).is_some_and(|r| r.root_changes);
     let (mut subject, id) = Subject::running(fixture).await?;
     subject.write(&id, "/newdir/kept", "kept").await?;
     subject.stop(&id).await?;
     let (path, exclude) = match subject.engine().layer_access(&id).await? {
         LayerAccess::Local { path, exclude } => (path, exclude),
-        LayerAccess::Unreachable { reason } => {
-            check!(!visible, "the layer should be reached, but: {reason}");
-            return Ok(());
-        }
+        LayerAccess::Unreachable { reason } => return Err(Failure(format!("the layer is not reached: {reason}"))),
     };
-    check!(visible, "the layer of a runtime that hides it is reached");
     let found = fs::read_to_string(path.join("newdir/kept"))?;
     check!(found == "kept", "the layer holds {found:?}");
     check!(exclude.iter().all(|e| !e.starts_with('/')), "excluded paths are not relative: {exclude:?}");
@@ -100,10 +105,11 @@ pub(super) async fn layer_is_reached_and_put_back(fixture: &Fixture) -> Checked 
     check!(!path.join("newdir/kept").exists(), "the layer outlived its container");
 
     let id = subject.create().await?;
-    if let LayerAccess::Local { path, .. } = subject.engine().layer_access(&id).await? {
-        fs::create_dir(path.join("newdir"))?;
-        fs::write(path.join("newdir/kept"), "put back")?;
-    }
+    let LayerAccess::Local { path, .. } = subject.engine().layer_access(&id).await? else {
+        return Err(Failure("the layer of a new container is not reached".to_owned()));
+    };
+    fs::create_dir(path.join("newdir"))?;
+    fs::write(path.join("newdir/kept"), "put back")?;
     subject.start(&id).await?;
     subject.sees(&id, "/newdir/kept", "put back").await
 }

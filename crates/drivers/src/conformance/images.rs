@@ -44,7 +44,7 @@ pub(super) async fn image_is_exported_and_imported(fixture: &Fixture) -> Checked
 }
 
 pub(super) async fn declared_volume_is_one_of_the_pods(fixture: &Fixture) -> Checked {
-    let Some(declaring) = &fixture.declaring else { return Ok(()) };
+    let declaring = &fixture.declaring;
     let mut subject = Subject::of_image(fixture, &declaring.image).await?;
     let mounts = subject.set(1)?.volumes;
     check!(mounts.iter().any(|v| v.mount_path == declaring.path), "{} has no volume: {mounts:?}", declaring.path);

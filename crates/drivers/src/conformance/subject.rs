@@ -229,20 +229,21 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
-    /// The volumes' directories, where this host has them.
-    pub(super) async fn local(&self, number: SetNumber) -> Checked<Option<Vec<VolumePath>>> {
+    /// The volumes' directories; they are on this host.
+    pub(super) async fn local(&self, number: SetNumber) -> Checked<Vec<VolumePath>> {
         match self.engine().set_access(&self.set(number)?).await? {
-            SetAccess::Local(paths) => Ok(Some(paths)),
-            SetAccess::Mover(_) => Ok(None),
+            SetAccess::Local(paths) => Ok(paths),
+            SetAccess::Mover(_) => Err(Failure("the volumes are out of reach".to_owned())),
         }
     }
 
     /// Where a file of the pod is in the volumes' directories.
-    pub(super) async fn on_host(&self, number: SetNumber, path: &str) -> Checked<Option<PathBuf>> {
-        let Some(paths) = self.local(number).await? else { return Ok(None) };
+    pub(super) async fn on_host(&self, number: SetNumber, path: &str) -> Checked<PathBuf> {
+        let paths = self.local(number).await?;
         let below = |v: &VolumePath| path.strip_prefix(&format!("{}/", v.mount_path)).map(str::to_owned);
         let found = paths.iter().filter_map(|v| below(v).map(|rel| (v, rel)));
-        Ok(found.max_by_key(|(v, _)| v.mount_path.len()).map(|(v, rel)| v.path.join(rel)))
+        let innermost = found.max_by_key(|(v, _)| v.mount_path.len()).map(|(v, rel)| v.path.join(rel));
+        innermost.ok_or_else(|| Failure(format!("{path} is in no volume")))
     }
 
     pub(super) async fn write(&self, id: &str, path: &str, text: &str) -> Checked {

@@ -1,7 +1,7 @@
 //! What happens to a pod on a real Docker Engine other than through Perennial, and the conformance suite on it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
@@ -15,8 +15,10 @@ use perennial_core::clock::Clock;
 use perennial_core::engine::SetSpec;
 use perennial_core::spec::Backend;
 use perennial_core::volume::engine_name;
-use perennial_drivers::conformance::{Checked, Declaring, Failure, Fixture, Hands, Programs, Tracked, run};
-use perennial_drivers::docker::{DockerConfig, DockerEngine};
+use perennial_drivers::conformance::{
+    Ability, Checked, Declaring, Failure, Fixture, Hands, Outcome, Programs, Tracked, run,
+};
+use perennial_drivers::docker::{DockerConfig, DockerEngine, VolumeAccess};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -181,9 +183,30 @@ impl Clock for WallClock {
     }
 }
 
+/// What Docker cannot do on this backend: known beforehand, so that an engine which loses an ability is not excused.
+fn lacks(backend: Backend, config: &DockerConfig) -> Vec<Ability> {
+    match backend {
+        Backend::Overlay if kind_of_file_system(&config.storage_root) == "btrfs" => vec![Ability::Mover],
+        Backend::Overlay => vec![Ability::Mover, Ability::InstantCopies],
+        Backend::Engine => {
+            let by_mover = matches!(config.volume_access, VolumeAccess::Mover);
+            let reach = if by_mover { Ability::LocalVolumes } else { Ability::Mover };
+            vec![reach, Ability::Definitions, Ability::InstantCopies, Ability::Generations]
+        }
+    }
+}
+
+fn kind_of_file_system(directory: &Path) -> String {
+    // The engine makes the storage root itself.
+    let there = directory.ancestors().find(|d| d.exists()).expect("the root of all directories");
+    let output = std::process::Command::new("stat").args(["-f", "-c", "%T"]).arg(there).output().expect("run stat");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 /// Runs one case of the suite on the engine and the storage root of this configuration.
+#[expect(clippy::print_stderr, reason = "a test that was not run says so and why")]
 pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerConfig) {
-    let storage = config.storage_root.clone();
+    let (storage, lacks) = (config.storage_root.clone(), lacks(backend, &config));
     let docker = connect(&own_way(&config)).await;
     let hands = DockerHands { docker, storage: storage.clone(), lingering: Mutex::default() };
     let engine = DockerEngine::connect(config).await.expect("connect");
@@ -194,13 +217,14 @@ pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerCo
         clock: Arc::new(WallClock),
         salt: rand::random(),
         image: "perennial-test/layers:1".to_owned(),
-        declaring: Some(Declaring {
+        declaring: Declaring {
             image: "perennial-test/volume:1".to_owned(),
             path: "/data".to_owned(),
             seeded_file: "/data/seed".to_owned(),
-        }),
+        },
         runtime: Some(runtime.to_owned()),
         backend,
+        lacks,
         command: shell("trap 'exit 0' TERM; while :; do sleep 0.1; done"),
         stubborn: shell("trap '' TERM; echo deaf >/srv/deaf; while :; do sleep 0.1; done"),
         stubborn_sign: Some("/srv/deaf".to_owned()),
@@ -218,7 +242,8 @@ pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerCo
         scratch: storage.join("scratch"),
         tracked: Tracked::default(),
     };
-    if let Err(failure) = run(&fixture, case).await {
-        panic!("{failure}");
+    let outcome = run(&fixture, case).await.unwrap_or_else(|failure| panic!("{case}: {failure}"));
+    if let Outcome::NotApplicable(missing) = outcome {
+        missing.iter().for_each(|reason| eprintln!("not applicable on {backend:?}, {runtime}: {case}: {reason}"));
     }
 }
