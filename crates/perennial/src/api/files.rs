@@ -207,7 +207,7 @@ pub async fn content(
 /// Downloads a directory or a file of a snapshot as a tar.
 #[utoipa::path(get, path = "/api/v1/snapshots/{id}/archive", operation_id = "snapshot_archive", tag = "snapshots",
     params(("id" = String, Path, description = "The snapshot's id."), ArchiveQuery),
-    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, content((Vec<u8> = "application/zstd"), (Vec<u8> = "application/gzip"), (Vec<u8> = "application/x-tar"))),
         (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn archive(
     State(state): State<ApiState>,

@@ -167,6 +167,7 @@ fn routes() -> OpenApiRouter<ApiState> {
 #[must_use]
 pub fn openapi() -> String {
     let (_, mut document) = routes().split_for_parts();
+    problem::declare(&mut document);
     let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     document.components.get_or_insert_default().add_security_scheme("bearer", bearer);
     let mut text = document.to_pretty_json().unwrap_or_default();

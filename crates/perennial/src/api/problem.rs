@@ -7,8 +7,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use perennial_core::Error;
 use perennial_core::operation;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{Content, OpenApi, PathItem, RefOr, Schema};
 
 use super::wire::Problem;
+
+/// The media type of every failure.
+const MEDIA: &str = "application/problem+json";
+/// What routes are described with, as JSON.
+const JSON: &str = "application/json";
 
 /// A failure on its way to the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,8 +104,32 @@ pub fn finish(mut response: Response, request_id: &str) -> Response {
     let Some(ApiError(mut problem)) = response.extensions_mut().remove::<ApiError>() else { return response };
     problem.request_id = Some(request_id.to_owned());
     let body = serde_json::to_vec(&problem).unwrap_or_default();
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA));
     response.headers_mut().remove(header::CONTENT_LENGTH);
     *response.body_mut() = body.into();
     response
+}
+
+/// Tells of every failure in the document that it is sent as [`finish`] sends it: routes name the type alone.
+pub fn declare(document: &mut OpenApi) {
+    for response in
+        document.paths.paths.values_mut().flat_map(operations).flat_map(|o| o.responses.responses.values_mut())
+    {
+        let RefOr::T(response) = response else { continue };
+        if let Some(content) = response.content.get(JSON).filter(|content| is_problem(content)).cloned() {
+            response.content.clear();
+            response.content.insert(MEDIA.to_owned(), content);
+        }
+    }
+}
+
+fn is_problem(content: &RefOr<Content>) -> bool {
+    let RefOr::T(content) = content else { return false };
+    let schema: Option<&RefOr<Schema>> = content.schema.as_ref();
+    matches!(schema, Some(RefOr::Ref(schema)) if schema.ref_location == "#/components/schemas/Problem")
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let PathItem { get, put, post, delete, patch, .. } = path;
+    [get, put, post, delete, patch].into_iter().filter_map(Option::as_mut)
 }

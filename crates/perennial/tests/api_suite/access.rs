@@ -210,6 +210,16 @@ fn bodies_that_may_be_left_out_are_not_required() {
     }
 }
 
+/// As `sim_browse` sees them sent.
+#[test]
+fn the_media_types_of_archives_are_those_that_are_sent() {
+    let document = document();
+    let answer = &document["paths"]["/api/v1/snapshots/{id}/archive"]["get"]["responses"]["200"]["content"];
+    let mut media: Vec<_> = answer.as_object().unwrap().keys().collect();
+    media.sort_unstable();
+    assert_eq!(media, ["application/gzip", "application/x-tar", "application/zstd"]);
+}
+
 #[test]
 fn the_document_is_3_1_and_describes_every_field_and_failure() {
     let document = document();
@@ -218,8 +228,17 @@ fn the_document_is_3_1_and_describes_every_field_and_failure() {
         for (method, operation) in item.as_object().unwrap() {
             assert!(operation["summary"].as_str().is_some_and(|s| !s.is_empty()), "{method} {path}");
             assert!(operation["operationId"].is_string(), "{method} {path}");
-            if path.starts_with("/api/") {
-                assert!(operation["responses"]["4XX"].is_object(), "{method} {path}");
+            let open = ROUTES
+                .iter()
+                .any(|(m, p, access)| m.eq_ignore_ascii_case(method) && p == path && *access == Access::Open);
+            assert!(open || operation["responses"]["4XX"].is_object(), "{method} {path}");
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let failure = status.starts_with(['4', '5']);
+                for (media, content) in response["content"].as_object().into_iter().flatten() {
+                    assert_eq!(failure, media == "application/problem+json", "{method} {path} {status}");
+                    let problem = content["schema"]["$ref"] == "#/components/schemas/Problem";
+                    assert_eq!(failure, problem, "{method} {path} {status}: {content}");
+                }
             }
         }
     }
