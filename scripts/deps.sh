@@ -141,6 +141,21 @@ install_azurite() {
     npm install --silent --ignore-scripts --no-audit --no-fund --omit=dev --prefix "$target" "$AZURITE" >&2
 }
 
+# Wheels only: no script of any package is run.
+SCHEMATHESIS=schemathesis==4.32.5
+install_schemathesis() {
+    local target=$DEV_DIR/tools/schemathesis
+    [ "$(cat "$target/version" 2>/dev/null)" = "$SCHEMATHESIS" ] && return
+    python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+    say "deps: pip install $SCHEMATHESIS"
+    as_root rm -rf "$target"
+    as_root mkdir -p "$target"
+    as_root chown "$(id -u)" "$DEV_DIR/tools" "$target"
+    python3 -m venv "$target"
+    "$target/bin/pip" --quiet --disable-pip-version-check install --only-binary :all: "$SCHEMATHESIS" >&2
+    echo "$SCHEMATHESIS" >"$target/version"
+}
+
 have apt-get || die "only Debian and Ubuntu are supported" "install the tools listed in scripts/deps.sh yourself"
 have cargo || die "cargo is missing" "install Rust with rustup; rust-version is in Cargo.toml"
 case ${1:-} in
@@ -159,6 +174,7 @@ case ${1:-} in
         install_cargo_tool cargo-deny
         install_s3
         install_azurite
+        install_schemathesis
         ;;
     *) die "unknown option: $1" ;;
 esac
