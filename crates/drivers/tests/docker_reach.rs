@@ -19,9 +19,9 @@ use tokio::sync::mpsc;
 
 // ---- events ----------------------------------------------------------------------------------------------------
 
-/// Longest time from an event to whoever waits for it.
-const SOON: Duration = Duration::from_secs(2);
-/// Longest time for everything else.
+/// When a watch that has told nothing is taken for one that had not begun.
+const RETRY: Duration = Duration::from_secs(2);
+/// Longest time for anything. How soon events are told is measured by `./dev bench docker`.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Sink(mpsc::UnboundedSender<PodId>);
@@ -47,18 +47,17 @@ impl Watch {
         loop {
             docker.pause_container(container).await.unwrap();
             docker.unpause_container(container).await.unwrap();
-            if tokio::time::timeout(SOON, watch.news.recv()).await.is_ok() {
+            if tokio::time::timeout(RETRY, watch.news.recv()).await.is_ok() {
                 return watch;
             }
             assert!(Instant::now() < deadline, "the watch does not begin");
         }
     }
 
-    /// How long it took until somebody was told of this pod, from `since` on.
-    async fn told(&mut self, pod: PodId, since: Instant) -> Duration {
+    /// Waits until somebody is told of this pod: by the watch, since nobody looks here.
+    async fn told(&mut self, pod: PodId) {
         let told = async { while self.news.recv().await.expect("the watch goes on") != pod {} };
         tokio::time::timeout(PATIENCE, told).await.expect("nobody was told");
-        since.elapsed()
     }
 
     fn forget(&mut self) {
@@ -67,33 +66,28 @@ impl Watch {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn crashes_and_removals_are_told_within_a_second_or_two() {
+async fn crashes_and_removals_are_told_by_the_watch_alone() {
     for runtime in ["runc", "runsc"] {
         let bench = Bench::with(&[runtime], |_| {}).await;
         let (_quiet, anchor) = bench.running(BUSYBOX, Backend::Overlay).await;
         let mut watch = Watch::begin(Arc::new(bench.reconnect(&[runtime]).await), &bench.docker, &anchor).await;
         let (mut pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
         watch.forget();
-        let began = Instant::now();
         let options = KillContainerOptionsBuilder::default().signal("KILL").build();
         bench.docker.kill_container(&id, Some(options)).await.unwrap();
-        let crash = watch.told(pod.id(), began).await;
+        watch.told(pod.id()).await;
 
         bench.start(&mut pod, &id).await.unwrap();
         watch.forget();
-        let began = Instant::now();
         let force = RemoveContainerOptionsBuilder::default().force(true).build();
         bench.docker.remove_container(&id, Some(force)).await.unwrap();
-        let removal = watch.told(pod.id(), began).await;
+        watch.told(pod.id()).await;
         assert!(bench.observe(&pod).await.container.is_none());
-
-        eprintln!("{runtime}: told of a crash after {crash:?}, of a removal after {removal:?}");
-        assert!(crash < SOON && removal < SOON, "{crash:?} {removal:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_kills_are_told_within_a_second_or_two() {
+async fn memory_kills_are_told_by_the_watch_alone() {
     let bench = Bench::new().await;
     let (_quiet, anchor) = bench.running(BUSYBOX, Backend::Overlay).await;
     let mut watch = Watch::begin(Arc::new(bench.reconnect(&["runc"]).await), &bench.docker, &anchor).await;
@@ -108,17 +102,11 @@ async fn memory_kills_are_told_within_a_second_or_two() {
     let id = bench.run(&mut hungry).await;
     watch.forget();
     bench.sh(&id, "touch /srv/now").await;
-    // The process itself takes its time until the kernel ends it: what counts begins with its end.
-    let ended = async {
-        while bench.observe(&hungry).await.container.is_some_and(|c| c.is_live()) {
-            tokio::task::yield_now().await;
-        }
-        Instant::now()
-    };
-    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("it is not ended");
-    let memory = watch.told(hungry.id(), ended).await;
-    eprintln!("told of a memory kill {memory:?} after it");
-    assert!(memory < SOON, "{memory:?}");
+    watch.told(hungry.id()).await;
+    // It may be told of the kill before it is told of the end.
+    while bench.observe(&hungry).await.container.is_some_and(|c| c.is_live()) {
+        watch.told(hungry.id()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,11 +128,9 @@ async fn a_watch_ends_with_its_engine_and_another_tells_again() {
     }
     let mut watch = Watch::begin(engine, &bench.docker, &id).await;
     watch.forget();
-    let began = Instant::now();
     let force = RemoveContainerOptionsBuilder::default().force(true).build();
     bench.docker.remove_container(&id, Some(force)).await.unwrap();
-    let took = watch.told(pod.id(), began).await;
-    assert!(took < SOON, "{took:?}");
+    watch.told(pod.id()).await;
 }
 
 // ---- by TCP, and on another host --------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ use crate::fault::process_tap;
 use crate::import::Spool;
 use crate::keys::{KeyError, Keyring};
 use crate::library::Library;
-use crate::reconcile::controller::Waker;
+use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
@@ -216,6 +216,7 @@ impl Running {
             Settings {
                 policy: Policy::default(),
                 pods_at_once: config.limits.pods_at_once(),
+                resync: RESYNC,
                 scratch: directory.path().join("scratch"),
                 imports: imports.clone(),
                 holder: directory.server_id().to_owned(),

@@ -1,4 +1,5 @@
-//! A pod's life on a real engine: Perennial and bare calls of the engine's API, one after the other in every round.
+//! A pod's life on a real engine: Perennial and bare calls of the engine's API, one after the other in every round. And how
+//! soon a container's end is noticed.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::bare::{Bare, Made, Model};
-use super::installation::{DEBIAN, Docker, Installation, Pod};
+use super::installation::{BUSYBOX, DEBIAN, Docker, Installation, Pod, eventually};
 use super::table::{self, Limit, Samples};
 
 /// Rounds on each runtime, after one that does not count.
@@ -151,7 +152,74 @@ pub fn run() -> Vec<String> {
         server.run(&first, "purge");
         limits.extend(report(runtime, rounds, &measured));
     }
-    table::limits("Docker: ratios of medians", &limits)
+    limits.extend(notice(&server));
+    table::limits("Docker: ratios of medians, and seconds", &limits)
+}
+
+/// What happens to a container behind the server's back.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Kill,
+    Memory,
+    Remove,
+}
+
+/// How it is called, and what is recorded of it.
+const BEHIND: [(Way, &str, &str); 3] = [
+    (Way::Kill, "kill -9 of its process", "pod.crashed"),
+    (Way::Memory, "killed for its memory", "pod.crashed"),
+    (Way::Remove, "docker rm --force, the command included", "pod.container-lost"),
+];
+/// Takes more memory than it may have as soon as it is told to.
+const HUNGRY: &str = "while [ ! -e /srv/now ]; do sleep 0.05; done; exec tail /dev/zero";
+/// Of each.
+const TIMES: usize = 10;
+
+/// How long it takes from the end of a container until it is recorded, as a client of the API sees it. The safety net
+/// looks every 30 s; that the engine's events tell is what `sim_the_watch_alone_tells_of_crashes_memory_kills_and_removals` proves.
+fn notice(server: &Installation) -> Vec<Limit> {
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
+    for (way, name, kind) in BEHIND {
+        let mut samples = Samples::NONE;
+        for n in 0..TIMES {
+            let resources = json!({"memory": "32Mi", "memorySwap": 0});
+            let more = json!({"backend": "overlay", "command": ["sh", "-c", HUNGRY], "resources": resources, "stopTimeout": 1});
+            let pod = server.pod_with(&format!("behind-{n}"), BUSYBOX, "runc", more);
+            std::thread::sleep(SETTLE);
+            let container = server.container(&pod);
+            let pid = server.docker.run(&["inspect", "--format", "{{.State.Pid}}", &container]);
+            let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+            let mut began = Instant::now();
+            match way {
+                Way::Kill => rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap(),
+                Way::Memory => {
+                    server.sh(&pod, "touch /srv/now");
+                    // The process takes its time until the kernel ends it.
+                    eventually("out of memory", || rustix::process::test_kill_process(pid).is_err().then_some(()));
+                    began = Instant::now();
+                }
+                Way::Remove => drop(server.docker.run(&["rm", "--force", &container])),
+            }
+            let path = format!("/api/v1/pods/{}/events?limit=1000", pod.id);
+            eventually(kind, || {
+                let events = server.get(&path);
+                events["items"].as_array().unwrap().iter().any(|event| event["type"] == kind).then_some(())
+            });
+            samples.add(began.elapsed());
+            server.run(&pod, "purge");
+        }
+        let [median, least, most] = samples.cells();
+        rows.push(vec![name.to_owned(), median, least, most]);
+        limits.push(Limit {
+            what: format!("runc: recorded after {name}"),
+            value: samples.median(),
+            most: 1.0,
+            unit: " s",
+        });
+    }
+    let title = format!("runc: milliseconds until the end of a container is recorded, {TIMES} times each");
+    table::print(&title, &["", "median", "min", "max"], &rows);
+    limits
 }
 
 fn report(runtime: &str, rounds: usize, measured: &Measured) -> Vec<Limit> {

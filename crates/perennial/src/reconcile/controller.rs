@@ -19,8 +19,8 @@ use super::worker::{Passed, Reconciler};
 
 /// Pods that are glanced at at the same time.
 pub(super) const GLANCES: usize = 8;
-/// How often every pod is looked at although nothing woke it: the safety net behind the event watch.
-const RESYNC: Duration = Duration::from_secs(30);
+/// [`Settings::resync`](super::Settings::resync) of a server: the safety net behind the event watch.
+pub const RESYNC: Duration = Duration::from_secs(30);
 /// Delay before the event watch is opened again after it ended; doubles while it ends at once.
 const WATCH_AGAIN: Duration = Duration::from_millis(500);
 /// Longest such delay.
@@ -211,7 +211,7 @@ fn finish(waker: &Waker, joined: Result<(PodId, Passed), tokio::task::JoinError>
 async fn resync(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Receiver<bool>) {
     let mut pace = Pace::Swift;
     while !*stopped.borrow() {
-        let due = tokio::time::Instant::now() + RESYNC;
+        let due = tokio::time::Instant::now() + reconciler.settings.resync;
         tokio::select! {
             looked = reconciler.glance_at_all(&waker, pace) => {
                 if let Err(error) = looked {

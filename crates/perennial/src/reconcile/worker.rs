@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::clock::{Clock, IdSource};
@@ -41,6 +42,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Pods that are worked on at the same time.
     pub pods_at_once: usize,
+    /// How often every pod is looked at although nothing woke it.
+    pub resync: Duration,
     /// Where images and layers are staged; emptied at start.
     pub scratch: PathBuf,
     /// Where archives wait that become snapshots.

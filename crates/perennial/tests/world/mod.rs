@@ -11,12 +11,14 @@ pub mod taps;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial::config::RepositorySection;
 use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
 use perennial::library::Library;
+use perennial::reconcile::controller::RESYNC;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Repositories};
 use perennial::reconcile::worker::Passed;
@@ -80,6 +82,8 @@ pub struct World {
     pub import_limits: Limits,
     /// Of servers that are started from now on.
     pub policy: Policy,
+    /// How often their controllers look at pods that nothing woke.
+    pub resync: Duration,
     store: tokio::sync::OnceCell<Store>,
 }
 
@@ -131,6 +135,7 @@ impl World {
         Self {
             import_limits: Limits { entries: 10_000, bytes: 1 << 30 },
             policy: Policy::default(),
+            resync: RESYNC,
             clock,
             ids: Arc::default(),
             engine,
@@ -219,6 +224,7 @@ impl World {
             ProgressBoard::default(),
             Settings {
                 pods_at_once: 8,
+                resync: self.resync,
                 policy: self.policy.clone(),
                 scratch: self.directory.path().join("scratch"),
                 imports: imports.clone(),
