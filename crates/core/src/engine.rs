@@ -387,6 +387,33 @@ pub enum Remains {
     Perhaps,
 }
 
+/// Which part of what a container's program wrote to its output and its error output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRange {
+    /// Only so many lines at its end; `None` is all that the engine keeps.
+    pub tail: Option<u32>,
+    /// Only what was written since then; engines look at whole seconds. `None` is from the beginning.
+    pub since: Option<Timestamp>,
+    /// Where it ends.
+    pub until: LogEnd,
+}
+
+/// Where reading what a container writes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogEnd {
+    /// With what was written already.
+    Now,
+    /// With the container's present run.
+    Run,
+}
+
+/// Reads what a container wrote, oldest first; whoever drops it has read enough.
+#[async_trait]
+pub trait LogReader: Send {
+    /// The next bytes; `None` at the end. What a pod writes is any bytes.
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, EngineError>;
+}
+
 /// Something on the engine that carries this installation's labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owned {
@@ -514,6 +541,12 @@ pub trait Engine: Send + Sync {
         program: &Program,
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError>;
+
+    /// Reads what the container's program wrote, output and error output in one. It is kept with the container, whether it
+    /// runs or not, as long as the engine keeps it; what programs beside it say is not among it.
+    ///
+    /// An engine that does not keep it is [`EngineError::Rejected`].
+    async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError>;
 
     /// Tells how the container's system layer is reached, for reading, and before its first start for writing.
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError>;

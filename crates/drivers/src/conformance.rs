@@ -16,6 +16,7 @@
 //! | `sets` | preparing, completing, deleting volume sets |
 //! | `containers` | making, starting, stopping, freezing, removing |
 //! | `programs` | what is run in them beside their own program |
+//! | `logs` | what their own program wrote |
 //! | `data` | bytes that have to survive |
 //! | `outside` | what others do behind Perennial's back, and how it is seen |
 
@@ -23,6 +24,7 @@ mod abilities;
 mod containers;
 mod data;
 mod images;
+mod logs;
 mod outside;
 mod programs;
 mod sets;
@@ -133,6 +135,8 @@ pub struct Fixture {
     pub stubborn: Vec<String>,
     /// A file which that command makes once it is deaf; `None` where it is deaf from its first instant.
     pub stubborn_sign: Option<String>,
+    /// A command that says `one`, `two` on its error output, and `three`, a line each, and runs until it is asked to stop.
+    pub talking: Vec<String>,
     /// What is run in a container beside its own program.
     pub programs: Programs,
     /// A file of the image in a standard volume.
@@ -273,6 +277,10 @@ macro_rules! for_each_case {
                 program_that_leaves_others_behind_has_ended
                 program_that_cannot_be_started_is_rejected
                 program_needs_a_container_that_runs;
+            logs:
+                logs_hold_what_the_container_wrote
+                logs_are_followed_until_the_run_ends
+                logs_of_no_container_are_not_found;
             data:
                 every_volume_keeps_its_bytes
                 written_bytes_are_where_access_says

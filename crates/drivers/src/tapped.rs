@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use perennial_core::engine::{
-    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel,
-    ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
+    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
@@ -162,6 +162,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError> {
         self.through("engine.container_rejoin", self.inner.container_rejoin(id, program, progress)).await
+    }
+
+    async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError> {
+        self.through("engine.container_logs", self.inner.container_logs(id, range)).await
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

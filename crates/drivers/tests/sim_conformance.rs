@@ -137,6 +137,7 @@ async fn run_with(options: SimOptions, backend: Backend, runtime: Option<&str>, 
         command: words(&["sleep", "infinity"]),
         stubborn: words(&["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]),
         stubborn_sign: None,
+        talking: words(&["sh", "-c", "echo one; echo two >&2; echo three; sleep infinity"]),
         programs: Programs {
             writes: words(&["write", "/srv/ran", "yes"]),
             fails: words(&["exit", "3", &"x".repeat(5000), "the last words"]),

@@ -14,6 +14,7 @@
 //! | `writers` | who else has a set |
 //! | `spec`, `container` | a pod's container |
 //! | `program` | what is run in it beside its own program |
+//! | `logs` | what its own program wrote |
 //! | `network`, `firewall` | tenants apart from each other and from the host |
 //! | `observe`, `watch`, `layer` | what is seen |
 //! | `probe` | what works here, tried and remembered; `posix`: what databases count on |
@@ -27,6 +28,7 @@ mod firewall;
 mod image;
 mod labels;
 mod layer;
+mod logs;
 mod mover;
 mod network;
 mod observe;
@@ -56,8 +58,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bollard::Docker;
 use perennial_core::engine::{
-    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel,
-    ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
+    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
@@ -412,6 +414,10 @@ impl Engine for DockerEngine {
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError> {
         self.rejoin_program(id, program, progress).await
+    }
+
+    async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError> {
+        self.logs(id, range).await
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

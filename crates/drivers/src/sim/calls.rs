@@ -4,8 +4,8 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use perennial_core::engine::{
-    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, MoverChannel,
-    ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
+    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
@@ -14,6 +14,7 @@ use perennial_core::progress::Progress;
 use perennial_core::spec::Backend;
 use tokio::sync::mpsc;
 
+use super::output::Output;
 use super::{Shared, SimEngine, broken};
 
 /// Processors that the simulated host has.
@@ -144,6 +145,11 @@ impl Engine for SimEngine {
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError> {
         self.program_rejoin(id, program, progress).await
+    }
+
+    async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError> {
+        let output = self.call("container_logs", |state, _| Output::open(&self.shared, state, id, range)).await?;
+        Ok(Box::new(output))
     }
 
     async fn layer_access(&self, id: &str) -> Result<LayerAccess, EngineError> {

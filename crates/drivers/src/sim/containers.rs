@@ -1,7 +1,8 @@
 //! Containers without processes: a record, a state, and a directory for what they change outside volumes.
 //!
 //! Each lies at `containers/<id>/`: `container.json` and `layer`. What its command would do is read from its text:
-//! `trap '' TERM` ignores the request to stop, and a last word `exit N` ends at once with that code.
+//! `trap '' TERM` ignores the request to stop, a last word `exit N` ends at once with that code, and `echo TEXT` says it when
+//! the container starts.
 
 use std::fs;
 use std::io;
@@ -95,6 +96,8 @@ pub(super) struct Container {
     fingerprint: String,
     pub mounts: Vec<Mount>,
     behaviour: Behaviour,
+    #[serde(default)]
+    says: Vec<String>,
     layer: Layer,
     pub life: Life,
     pub started_at: Option<Timestamp>,
@@ -162,10 +165,20 @@ pub(super) fn load(root: &Path, state: &mut State) -> io::Result<()> {
     Ok(())
 }
 
+fn words(spec: &ContainerSpec) -> impl Iterator<Item = &String> {
+    spec.spec.entrypoint.iter().flatten().chain(spec.spec.command.iter().flatten())
+}
+
+/// What a shell would print of it.
+fn says(spec: &ContainerSpec) -> Vec<String> {
+    let commands = words(spec).flat_map(|word| word.split(';'));
+    let said = commands.filter_map(|command| command.trim().strip_prefix("echo "));
+    said.map(|text| text.trim_end_matches(">&2").trim().to_owned()).collect()
+}
+
 fn behaviour(spec: &ContainerSpec) -> Behaviour {
-    let words = spec.spec.entrypoint.iter().flatten().chain(spec.spec.command.iter().flatten());
     let mut found = Behaviour::Obedient;
-    for word in words {
+    for word in words(spec) {
         if word.contains("trap '' TERM") {
             found = Behaviour::Stubborn;
         }
@@ -227,6 +240,7 @@ impl State {
         let pod = container.pod;
         shared.record(container)?;
         self.changed(pod);
+        self.said.tell();
         Ok(())
     }
 
@@ -237,6 +251,7 @@ impl State {
         remove_any(&shared.container_directory(id)).map_err(|e| broken("remove container", &e))?;
         self.containers.remove(id);
         self.by_pod.remove(&pod);
+        self.said.forget(id);
         self.changed(pod);
         Ok(())
     }
@@ -335,6 +350,7 @@ impl Shared {
                 .map(|v| Mount { volume: v.name.clone(), path: v.mount_path.clone() })
                 .collect(),
             behaviour: behaviour(wanted),
+            says: says(wanted),
             layer: if runtime.root_changes { Layer::Visible } else { Layer::Hidden },
             life: Life::Created,
             started_at: None,
@@ -443,6 +459,8 @@ impl Shared {
     /// Begins a run; one whose command ends at once has ended when this returns.
     pub(super) fn begin(&self, state: &mut State, id: &str, starter: Starter) -> Result<(), EngineError> {
         let at = self.started_now(state.container(id)?.started_at);
+        let lines = state.container(id)?.says.clone();
+        state.said.add(id, self.clock.now(), lines);
         state.change(self, id, |c| {
             c.started_at = Some(at);
             c.starter = starter;

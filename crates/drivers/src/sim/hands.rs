@@ -157,6 +157,17 @@ impl SimEngine {
         Ok(found)
     }
 
+    /// Says a line, as the pod's own program.
+    ///
+    /// # Errors
+    /// As [`SimEngine::write`].
+    pub fn say(&self, pod: PodId, line: &str) -> Result<(), HandError> {
+        let mut state = self.lock();
+        let id = running(&state, pod)?.id.clone();
+        state.said.add(&id, self.shared.clock.now(), [line.to_owned()]);
+        Ok(())
+    }
+
     /// Ends the pod's processes, as a crash would.
     ///
     /// # Errors
@@ -333,6 +344,7 @@ impl SimEngine {
         state.by_pod.clear();
         state.foreign.clear();
         state.lost_definitions.clear();
+        state.said.forget_all();
         state.watchers.clear();
         for directory in ["images", "pods", "volumes", "containers", "trash"] {
             remove_any(&self.shared.root.join(directory))?;

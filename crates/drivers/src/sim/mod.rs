@@ -24,6 +24,7 @@
 //! | `faults` | seeded misfortune |
 //! | `mover` | a thread in a mover's place |
 //! | `programs` | what is run in a container beside its own program |
+//! | `output` | what its own program says |
 //! | `records` | violations and deletions |
 //! | `hands` | what a pod, an administrator and fate do from outside |
 
@@ -34,6 +35,7 @@ mod faults;
 mod hands;
 mod images;
 mod mover;
+mod output;
 mod programs;
 mod records;
 mod sets;
@@ -138,6 +140,7 @@ struct State {
     programs: Vec<(PodId, Vec<String>)>,
     going: Vec<programs::Going>,
     begun: u64,
+    said: output::Said,
     quiesced: BTreeSet<PodId>,
     watchers: Vec<UnboundedSender<PodId>>,
     faults: Faults,

@@ -228,6 +228,7 @@ pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerCo
         command: shell("trap 'exit 0' TERM; while :; do sleep 0.1; done"),
         stubborn: shell("trap '' TERM; echo deaf >/srv/deaf; while :; do sleep 0.1; done"),
         stubborn_sign: Some("/srv/deaf".to_owned()),
+        talking: shell("trap 'exit 0' TERM; echo one; echo two >&2; echo three; while :; do sleep 0.1; done"),
         programs: Programs {
             writes: shell("printf yes > /srv/ran"),
             fails: shell("{ seq 10000; echo the last words; } >&2; exit 3"),

@@ -3,7 +3,7 @@
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
-//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `operations`, `events`, `system`, `docs`: the
+//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`: the
 //!   routes.
 //!
 //! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
@@ -21,6 +21,7 @@ mod extract;
 mod files;
 mod hooks;
 mod import;
+mod logs;
 mod operations;
 mod pods;
 mod problem;
@@ -136,6 +137,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(pods::purge))
         .routes(routes!(pods::status))
         .routes(routes!(pods::volumes))
+        .routes(routes!(logs::logs))
         .routes(routes!(events::of_pod))
         .routes(routes!(operations::list))
         .routes(routes!(snapshots::create, snapshots::list))

@@ -110,6 +110,8 @@ pub enum PodCommand {
     Status(PodArgs),
     /// Lists a pod's volumes.
     Volumes(PodArgs),
+    /// Shows what a pod's program wrote, output and error output in one.
+    Logs(LogsArgs),
     /// Shows a pod's part of the audit trail.
     Events {
         /// The pod's name or id.
@@ -151,6 +153,22 @@ pub enum PodCommand {
 pub struct PodArgs {
     /// The pod's name or id.
     pub pod: String,
+}
+
+/// What of a pod's log.
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// The pod's name or id.
+    pub pod: String,
+    /// Go on until the container ends
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only so many lines at the end
+    #[arg(long, short = 'n', visible_alias = "last", value_name = "NUMBER")]
+    pub tail: Option<u32>,
+    /// Only what was written since then, such as 10m, 2d or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 /// How long to wait.

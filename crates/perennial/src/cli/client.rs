@@ -281,6 +281,12 @@ impl Client {
         self.begin(request).await
     }
 
+    /// The same of what may pause for as long as it likes.
+    pub async fn download_patiently(&self, path: &[&str], query: &str) -> Result<Response, Failure> {
+        let request = self.patient.get(self.encoded(path, query)?).header(ACCEPT, "*/*");
+        self.begin(request).await
+    }
+
     /// What became of a download that was begun.
     pub fn broken_off(&self, error: &dyn std::error::Error) -> Failure {
         let mut cause = error;

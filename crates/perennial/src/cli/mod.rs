@@ -14,7 +14,7 @@
 //! | `view`, `table`, `human` | how answers look |
 //! | `repository` | commands on repositories, without a server |
 //! | `files`, `unpack`, `compare` | what is in snapshots, how it comes onto this machine, what differs |
-//! | `pod`, `pod_set`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication` | the commands |
+//! | `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
 //! `confirm` field of the request, and it is the server that compares it.
@@ -30,6 +30,7 @@ mod files;
 mod hooks;
 mod human;
 mod import;
+mod logs;
 mod operation;
 mod out;
 mod pod;

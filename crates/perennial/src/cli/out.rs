@@ -12,6 +12,8 @@ pub struct Out {
     stdout: Box<dyn Write + Send>,
     stderr: Box<dyn Write + Send>,
     stdin: Box<dyn BufRead + Send>,
+    /// Whether standard output is a terminal.
+    terminal: bool,
     /// Whether standard output may carry colours.
     colour_data: bool,
     /// Whether standard error may carry colours.
@@ -54,6 +56,7 @@ impl Out {
             || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         Self {
+            terminal: stdout.is_terminal(),
             colour_data: stdout.is_terminal() && !plain,
             colour_notes: stderr.is_terminal() && !plain,
             live: stderr.is_terminal() && std::env::var_os("TERM").is_none_or(|v| v != "dumb"),
@@ -75,6 +78,7 @@ impl Out {
             stdout,
             stderr,
             stdin: Box::new(io::Cursor::new(answers.unwrap_or_default())),
+            terminal: false,
             colour_data: false,
             colour_notes: false,
             live: false,
@@ -85,6 +89,7 @@ impl Out {
     /// Turns colours on, as on a terminal.
     #[must_use]
     pub fn coloured(mut self) -> Self {
+        self.terminal = true;
         self.colour_data = true;
         self.colour_notes = true;
         self
@@ -94,6 +99,12 @@ impl Out {
     #[must_use]
     pub const fn is_interactive(&self) -> bool {
         self.interactive
+    }
+
+    /// Whether standard output is a terminal.
+    #[must_use]
+    pub const fn is_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// Whether a live line can be drawn on standard error.
@@ -178,14 +189,16 @@ fn paint(on: bool, colour: Colour, text: &str) -> String {
     if on { format!("{}{text}\x1b[0m", colour.code()) } else { text.to_owned() }
 }
 
+/// Whether a character drives a terminal, or changes the direction of what follows.
+pub(super) fn is_unsafe(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// Makes a text from elsewhere safe for one line of a terminal: control characters become visible.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    let unsafe_char = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     text.chars().fold(String::with_capacity(text.len()), |mut safe, c| {
-        if unsafe_char(c) {
+        if is_unsafe(c) {
             safe.extend(c.escape_default())
         } else {
             safe.push(c)

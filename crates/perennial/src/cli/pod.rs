@@ -54,6 +54,7 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
             let volumes: Vec<MeasuredVolume> = context.client.list(&["pods", &pod.id, "volumes"], &[]).await?;
             context.show(&volumes, |volumes, out, _| view::measured_volumes(volumes, out))
         }
+        PodCommand::Logs(args) => super::logs::show(context, &args).await,
         PodCommand::Events { pod, args } => {
             let pod = target::pod(&context.client, &pod, Among::All).await?;
             events::show(context, &args, Some(&pod.id)).await

@@ -7,6 +7,7 @@
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
 //! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
+//! - `logs`: what a pod writes;
 //! - `replication`: how far the replicas are;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
@@ -18,6 +19,7 @@ mod clones;
 mod import;
 mod library;
 mod live;
+mod logs;
 mod parts;
 mod pods;
 mod recovery;

@@ -8,6 +8,7 @@ mod content;
 mod corpus;
 mod desk;
 mod live;
+mod logs;
 mod shell;
 mod tree;
 #[path = "../world/mod.rs"]
