@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser as _;
 use perennial::causes::describe;
 use perennial::cli::{self, Cli, Command, ConfigCommand, Exit, Failure, Out, RepositoryCommand, StorageCommand};
 use perennial::config::{Config, ConfigError, LogForm, ServeArgs};
@@ -15,9 +14,12 @@ use perennial_snapshots::{KeyCost, Repository};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let Cli { connection, command } = Cli::parse();
-    let data_dir = connection.data_dir.as_deref();
     let mut out = Out::process();
+    let Cli { connection, command } = match cli::parse(std::env::args_os(), &mut out) {
+        Ok(cli) => cli,
+        Err(exit) => return exit.into(),
+    };
+    let data_dir = connection.data_dir.as_deref();
     let done = match command {
         Command::Client(command) => return cli::run(&connection, command),
         Command::Serve(args) => run_server(&args, data_dir, &mut out),

@@ -103,8 +103,8 @@ async fn follow(context: &mut Context<'_>, mut newest: i64, pod: Option<&str>) -
 }
 
 /// Ctrl-C is how following ends: nothing to say, but a script can tell.
-const fn ended() -> Failure {
-    Failure { exit: Exit::Interrupted, message: String::new(), hint: String::new(), request: String::new() }
+fn ended() -> Failure {
+    Failure::new(Exit::Interrupted, "", "")
 }
 
 /// Reads one connection until it ends.

@@ -50,6 +50,22 @@ impl Exit {
         }
     }
 
+    /// The HTTP status, the code and the title of a failure that no server told.
+    const fn as_problem(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Done | Self::Failed => (500, "failed", "Failed"),
+            Self::Usage => (400, "usage", "Wrong usage"),
+            Self::NotFound => (404, "not-found", "Not found"),
+            Self::Conflict => (409, "conflict", "Conflict"),
+            Self::Forbidden => (403, "forbidden", "Not allowed"),
+            Self::Invalid => (422, "invalid-input", "Invalid value"),
+            Self::Quota => (429, "quota-exceeded", "Quota reached"),
+            Self::Unavailable => (503, "unavailable", "No answer"),
+            Self::Timeout => (504, "timeout", "The time is over"),
+            Self::Interrupted => (499, "interrupted", "Interrupted"),
+        }
+    }
+
     /// What an answer of the API means: by its code where it is more exact than the HTTP status.
     #[must_use]
     pub fn of_problem(problem: &Problem) -> Self {
@@ -85,12 +101,14 @@ pub struct Failure {
     pub hint: String,
     /// The request's id in the server's log; empty when no server was involved or there is nothing in its log.
     pub request: String,
+    /// What the server said; `None` when it was not the server that refused.
+    pub problem: Option<Box<Problem>>,
 }
 
 impl Failure {
     /// A failure with an exit code of its own.
     pub fn new(exit: Exit, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), hint: hint.into(), request: String::new() }
+        Self { exit, message: message.into(), hint: hint.into(), request: String::new(), problem: None }
     }
 
     /// Something that was typed cannot be done.
@@ -106,13 +124,38 @@ impl Failure {
     /// Nobody reads our output any more: there is nobody to tell, and nothing failed.
     #[must_use]
     pub const fn broken_pipe() -> Self {
-        Self { exit: Exit::Done, message: String::new(), hint: String::new(), request: String::new() }
+        Self { exit: Exit::Done, message: String::new(), hint: String::new(), request: String::new(), problem: None }
+    }
+
+    /// The failure as the API says failures: the server's own words, or what it would say.
+    #[must_use]
+    pub fn to_problem(&self) -> Problem {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        if let Some(problem) = &self.problem {
+            let problem = (**problem).clone();
+            let is_all = Self::from(problem.clone()).message == self.message;
+            // What the command line knows beyond them, such as what goes on all the same.
+            let detail = if is_all { problem.detail.clone() } else { self.message.clone() };
+            return Problem { detail, hint: some(&self.hint), ..problem };
+        }
+        let (status, code, title) = self.exit.as_problem();
+        Problem {
+            kind: format!("urn:perennial:problem:{code}"),
+            title: title.to_owned(),
+            status,
+            code: code.to_owned(),
+            detail: self.message.clone(),
+            field: None,
+            hint: some(&self.hint),
+            request_id: some(&self.request),
+        }
     }
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         let exit = Exit::of_problem(&problem);
+        let whole = Box::new(problem.clone());
         let mut message = if problem.detail.is_empty() { problem.title } else { problem.detail };
         if let Some(field) = &problem.field
             && !message.starts_with(field.as_str())
@@ -125,6 +168,6 @@ impl From<Problem> for Failure {
         if hint.is_empty() && problem.status == 401 {
             "pass a valid token with --token-file FILE or PERENNIAL_TOKEN".clone_into(&mut hint);
         }
-        Self { exit, message, hint, request }
+        Self { exit, message, hint, request, problem: Some(whole) }
     }
 }

@@ -49,9 +49,11 @@ mod values;
 mod view;
 mod wait;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 
 use crate::config::ServeArgs;
 
@@ -146,6 +148,7 @@ pub enum StorageCommand {
 #[must_use]
 pub fn run(connection: &Connection, command: ClientCommand) -> ExitCode {
     let mut out = Out::process();
+    out.tell_failures(connection.output);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -156,11 +159,38 @@ pub fn run(connection: &Connection, command: ClientCommand) -> ExitCode {
     runtime.block_on(execute(connection, command, session, &mut out)).into()
 }
 
+/// Reads the arguments of a process; what is wrong with them, and help, is shown.
+///
+/// # Errors
+/// What the process answers, when there is nothing to run.
+pub fn parse<T: Into<OsString>>(arguments: impl IntoIterator<Item = T>, out: &mut Out) -> Result<Cli, Exit> {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    match Cli::try_parse_from(&arguments) {
+        Ok(cli) => {
+            out.tell_failures(cli.connection.output);
+            Ok(cli)
+        }
+        Err(error) => {
+            out.tell_failures(asked_for(&arguments));
+            Err(usage(&error, out))
+        }
+    }
+}
+
+/// The form that was asked for in arguments that are not understood otherwise.
+fn asked_for(arguments: &[OsString]) -> Output {
+    let words: Vec<&str> = arguments.iter().map_while(|word| word.to_str().filter(|word| *word != "--")).collect();
+    let separate = words.windows(2).rev().find(|pair| matches!(pair[0], "-o" | "--output")).map(|pair| pair[1]);
+    let joined = words.iter().rev().find_map(|word| word.strip_prefix("--output=").or(word.strip_prefix("-o")));
+    let form = separate.or(joined.filter(|form| !form.is_empty())).map(|form| form.trim_start_matches('='));
+    form.and_then(|form| Output::from_str(form, false).ok()).unwrap_or_default()
+}
+
 /// Reads arguments and runs a command that talks to a server, with everything it touches passed in.
 pub async fn run_from(arguments: &[&str], session: Session, out: &mut Out) -> Exit {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match parse(arguments.iter().copied(), out) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, out),
+        Err(exit) => return exit,
     };
     let Command::Client(command) = cli.command else {
         return finish(out, Err(Failure::usage("this command does not talk to a server", "run it directly")));
@@ -205,6 +235,13 @@ fn completions(shell: clap_complete::Shell, out: &mut Out) -> Result<(), Failure
 
 /// Shows what the argument parser has to say: help on standard output, everything else on standard error.
 fn usage(error: &clap::Error, out: &mut Out) -> Exit {
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if error.use_stderr() && !is_help && out.tells_problems() {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        let (message, hint) = text.split_once("\n\n").unwrap_or((text, ""));
+        return finish(out, Err(Failure::usage(message.trim(), hint.trim())));
+    }
     let text = if error.use_stderr() { out.render_error(&error.render()) } else { out.render_data(&error.render()) };
     let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
     let written = if error.use_stderr() {

@@ -5,6 +5,7 @@
 
 use std::io::{self, BufRead, ErrorKind, IsTerminal as _, Write};
 
+use super::args::Output;
 use super::failure::Failure;
 
 /// Where a command prints, and where it asks.
@@ -22,6 +23,8 @@ pub struct Out {
     live: bool,
     /// Whether somebody can be asked.
     interactive: bool,
+    /// How failures are told.
+    form: Output,
 }
 
 /// The colours in use; the words beside them always say the same.
@@ -61,6 +64,7 @@ impl Out {
             colour_notes: stderr.is_terminal() && !plain,
             live: stderr.is_terminal() && std::env::var_os("TERM").is_none_or(|v| v != "dumb"),
             interactive: stdin.is_terminal() && stderr.is_terminal(),
+            form: Output::Table,
             stdout: Box::new(stdout),
             stderr: Box::new(stderr),
             stdin: Box::new(io::BufReader::new(stdin)),
@@ -83,6 +87,7 @@ impl Out {
             colour_notes: false,
             live: false,
             interactive: answers.is_some(),
+            form: Output::Table,
         }
     }
 
@@ -93,6 +98,17 @@ impl Out {
         self.colour_data = true;
         self.colour_notes = true;
         self
+    }
+
+    /// Tells failures in this form from now on.
+    pub const fn tell_failures(&mut self, form: Output) {
+        self.form = form;
+    }
+
+    /// Whether failures are told to a program.
+    #[must_use]
+    pub fn tells_problems(&self) -> bool {
+        self.form != Output::Table
     }
 
     /// Whether somebody can be asked.
@@ -137,10 +153,18 @@ impl Out {
         let _ = writeln!(self.stderr, "{text}").and_then(|()| self.stderr.flush());
     }
 
-    /// Shows a failure: the message, an empty line, and the hint.
+    /// Shows a failure: the message, an empty line, and the hint; for programs a problem, as one line of JSON or as YAML.
     pub fn failure(&mut self, failure: &Failure) {
         if failure.message.is_empty() {
             return;
+        }
+        let problem = match self.form {
+            Output::Table => None,
+            Output::Json => serde_json::to_string(&failure.to_problem()).ok(),
+            Output::Yaml => serde_yaml_ng::to_string(&failure.to_problem()).ok(),
+        };
+        if let Some(problem) = problem {
+            return self.note(problem.trim_end());
         }
         let mut text = format!("{} {}", self.paint_note(Colour::Red, "error:"), clean_lines(&failure.message));
         if !failure.request.is_empty() {

@@ -80,20 +80,21 @@ pub fn outcome(operation: &Operation, what: &str) -> Result<(), Failure> {
     let error = operation.error.as_ref();
     let detail = error.map(|error| error.detail.as_str()).filter(|detail| !detail.is_empty());
     let hint = error.and_then(|error| error.hint.clone()).unwrap_or_default();
+    let failed = |message: String, hint: String| {
+        Err(Failure { problem: operation.error.clone().map(Box::new), ..Failure::new(Exit::Failed, message, hint) })
+    };
     match operation.state {
-        OperationState::Failed => Err(Failure::new(
-            Exit::Failed,
+        OperationState::Failed => failed(
             format!("{what} failed: {}", detail.unwrap_or("the server does not say why")),
             if hint.is_empty() { format!("perennial op show {}", operation.id) } else { hint },
-        )),
-        OperationState::Cancelled => Err(Failure::new(
-            Exit::Failed,
+        ),
+        OperationState::Cancelled => failed(
             match detail {
                 Some(detail) => format!("{what} was cancelled: {detail}"),
                 None => format!("{what} was cancelled"),
             },
             hint,
-        )),
+        ),
         OperationState::Pending | OperationState::Running | OperationState::Succeeded => Ok(()),
     }
 }

@@ -157,6 +157,11 @@ async fn a_failed_operation_is_told_and_its_json_is_printed() {
     let ran = failing.run(&["pod", "stop", "dev", "-o", "json"]).await;
     assert_eq!(ran.exit, Exit::Failed);
     assert_eq!(ran.json()["operation"]["error"]["code"], "repository-full");
+    let told: serde_json::Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&told["code"], &told["detail"]),
+        (&"repository-full".into(), &"stop of pod dev failed: the repository's disk is full".into())
+    );
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use perennial::api::wire::Problem;
 use perennial::cli::Exit;
+use serde_json::{Value, json};
 
 use super::fake::{Fake, POD, Reply, pod, problem, run_raw, session};
 
@@ -45,6 +46,47 @@ async fn a_problem_is_shown_with_field_and_hint() {
     let ran = fake.run(&["pod", "create", "dev", "--image", "a", "--memory", "1"]).await;
     assert_eq!(ran.stderr, "error: resources.memory: is out of range\n\nhint: use 6Mi to 16Ti\n");
     assert_eq!(ran.exit, Exit::Invalid);
+}
+
+/// What a program reads at the end of standard error.
+fn told(stderr: &str) -> Value {
+    serde_json::from_str(stderr.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {stderr}"))
+}
+
+#[tokio::test]
+async fn programs_are_told_problems_whoever_refused() {
+    let refused = problem(409, "pod-name-taken", "there is one");
+    let fake = Fake::default();
+    fake.reply("GET /api/v1/pods", [Reply::Json(409, refused.clone())]);
+    let ran = fake.run(&["pod", "ls", "-o", "json"]).await;
+    assert_eq!((ran.exit, ran.stdout.as_str()), (Exit::Conflict, ""));
+    assert_eq!(told(&ran.stderr), serde_json::from_str::<Value>(&refused).unwrap());
+    let ran = fake.run(&["pod", "ls", "-o", "yaml"]).await;
+    assert!(ran.stderr.contains("code: pod-name-taken\n"), "{}", ran.stderr);
+
+    // Before any server is asked.
+    let early = async |arguments: &[&str]| {
+        let ran = run_raw(&[&["perennial"], arguments].concat(), None, session()).await;
+        (ran.exit, told(&ran.stderr), ran.stdout)
+    };
+    let (exit, problem, stdout) = early(&["pod", "ls", "--server", "nonsense", "--output=json"]).await;
+    assert_eq!((exit, stdout.as_str()), (Exit::Usage, ""));
+    assert_eq!((&problem["code"], &problem["status"]), (&json!("usage"), &json!(400)));
+    assert_eq!(problem["type"], "urn:perennial:problem:usage");
+    let (exit, problem, _) = early(&["pod", "ls", "-ojson", "--token-file", "/nonexistent/token"]).await;
+    assert_eq!((exit, &problem["code"]), (Exit::Forbidden, &json!("forbidden")));
+    for wrong in
+        [&["pod", "stpo", "-o", "json"][..], &["-o=json", "pod", "create"], &["pod", "ls", "--bad", "-o", "json"]]
+    {
+        let (exit, problem, _) = early(wrong).await;
+        assert_eq!((exit, &problem["code"]), (Exit::Usage, &json!("usage")), "{wrong:?}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(!detail.starts_with("error:") && !detail.contains("Usage:"), "{detail}");
+        assert!(problem["hint"].as_str().unwrap().contains("Usage: perennial"), "{problem}");
+    }
+    // What is a pod's own command is no option of ours.
+    let ran = run_raw(&["perennial", "pod", "creat", "--", "-o", "json"], None, session()).await;
+    assert!(ran.stderr.starts_with("error: unrecognized subcommand"), "{}", ran.stderr);
 }
 
 #[tokio::test]
