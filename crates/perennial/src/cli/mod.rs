@@ -172,9 +172,26 @@ pub fn parse<T: Into<OsString>>(arguments: impl IntoIterator<Item = T>, out: &mu
         }
         Err(error) => {
             out.tell_failures(asked_for(&arguments));
-            Err(usage(&error, out))
+            Err(usage(&without_environment(error, &arguments), out))
         }
     }
+}
+
+/// The same error with a usage line of what was typed: the parser takes options that the environment sets for typed ones.
+fn without_environment(error: clap::Error, arguments: &[OsString]) -> clap::Error {
+    let told = |error: &clap::Error| {
+        let text = error.render().to_string();
+        text.split_once("Usage:").map_or(text.clone(), |(before, _)| before.to_owned())
+    };
+    match typed_only(Cli::command()).try_get_matches_from(arguments) {
+        Err(typed) if told(&typed) == told(&error) => typed,
+        _ => error,
+    }
+}
+
+fn typed_only(command: clap::Command) -> clap::Command {
+    let typed = |arg: clap::Arg| arg.env(clap::builder::Resettable::Reset);
+    command.mut_args(typed).mut_subcommands(typed_only)
 }
 
 /// The form that was asked for in arguments that are not understood otherwise.

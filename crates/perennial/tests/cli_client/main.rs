@@ -12,5 +12,6 @@ mod fake;
 mod follow;
 mod hooks;
 mod live;
+mod program;
 mod retention;
 mod show;
