@@ -235,6 +235,13 @@ fn value(key: &'static str, problem: impl Into<String>, hint: &'static str) -> C
 }
 
 impl Config {
+    /// The file that is read; `None` when there is none.
+    #[must_use]
+    pub fn file(args: &ServeArgs, data_dir: Option<&Path>) -> Option<PathBuf> {
+        let usual = || data_dir.map(Path::to_owned).or_else(default_data_dir).map(|home| home.join("perennial.toml"));
+        args.config.clone().or_else(|| usual().filter(|file| file.exists()))
+    }
+
     /// Reads the file, puts environment and flags over it, and checks everything.
     ///
     /// `data_dir` is the global option, which the environment may have set.
@@ -243,11 +250,7 @@ impl Config {
     /// [`ConfigError`] naming the key.
     pub fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Self, ConfigError> {
         let home = data_dir.map(Path::to_owned).or_else(default_data_dir);
-        let file = match (&args.config, &home) {
-            (Some(path), _) => read(path)?,
-            (None, Some(home)) if home.join("perennial.toml").exists() => read(&home.join("perennial.toml"))?,
-            (None, _) => File::default(),
-        };
+        let file = Self::file(args, data_dir).map(|path| read(&path)).transpose()?.unwrap_or_default();
         let data_dir = data_dir.map(Path::to_owned).or(file.data_dir).or(home);
         let data_dir = data_dir.ok_or_else(|| value("data_dir", "HOME is not set", "pass --data-dir DIR"))?;
         let data_dir =
@@ -342,11 +345,16 @@ impl Config {
         days_and_hours("undelete_window", &self.undelete_window)
     }
 
+    /// As it may be shown: the password of the database is hidden.
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        Self { database: hide_password(&self.database), ..self.clone() }
+    }
+
     /// As TOML, with the password of the database hidden.
     #[must_use]
     pub fn show(&self) -> String {
-        let shown = Self { database: hide_password(&self.database), ..self.clone() };
-        toml::to_string(&shown).unwrap_or_default()
+        toml::to_string(&self.shown()).unwrap_or_default()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `perennial` program: reads arguments and hands over.
 
-use std::path::Path;
+use std::fmt::{Display, Formatter};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use perennial::keys::Keyring;
 use perennial::serve;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::{KeyCost, Repository};
+use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -23,9 +25,13 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Client(command) => return cli::run(&connection, command),
         Command::Serve(args) => run_server(&args, data_dir, &mut out),
-        Command::Config { command: ConfigCommand::Check(args) } => check(&args, data_dir),
-        Command::Config { command: ConfigCommand::Show(args) } => {
-            load(&args, data_dir).and_then(|config| out.data(config.show().as_bytes()))
+        Command::Config { command: ConfigCommand::Check(args) } => check(&args, data_dir)
+            .and_then(|checked| cli::show(connection.output, &mut out, &checked, |checked, _| checked.to_string())),
+        Command::Config { command: ConfigCommand::Show(args) } => load(&args, data_dir)
+            .and_then(|config| cli::show(connection.output, &mut out, &config.shown(), |config, _| config.show())),
+        Command::Version => {
+            let version = Version { version: env!("CARGO_PKG_VERSION") };
+            cli::show(connection.output, &mut out, &version, |version, _| format!("perennial {}", version.version))
         }
         Command::Repository { command: RepositoryCommand::Password { tenant } } => {
             password(&tenant, data_dir).and_then(|password| out.line(&password))
@@ -61,8 +67,35 @@ fn load(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Config, Failure> {
     Config::load(args, data_dir).map_err(|error| refused(&error))
 }
 
+/// What `version` answers.
+#[derive(Serialize)]
+struct Version {
+    version: &'static str,
+}
+
+/// A configuration that is good.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Checked {
+    /// The file that was read; null when there is none.
+    file: Option<PathBuf>,
+    /// The data directory it leads to.
+    data_dir: PathBuf,
+}
+
+impl Display for Checked {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{} is good", file.display())?,
+            None => write!(f, "there is no configuration file; the defaults, flags and environment are good")?,
+        }
+        write!(f, " (data in {})", self.data_dir.display())
+    }
+}
+
 /// Checks the configuration, and the files it names.
-fn check(args: &ServeArgs, data_dir: Option<&Path>) -> Result<(), Failure> {
+fn check(args: &ServeArgs, data_dir: Option<&Path>) -> Result<Checked, Failure> {
+    let file = Config::file(args, data_dir);
     let config = load(args, data_dir)?;
     config.repository.connect(&TenantId::default_tenant()).map_err(|error| refused(&error))?;
     if let Some(replication) = &config.replication {
@@ -70,7 +103,7 @@ fn check(args: &ServeArgs, data_dir: Option<&Path>) -> Result<(), Failure> {
     }
     match config.server.tls.map(serve::Certificate::load) {
         Some(Err(error)) => Err(Failure::new(Exit::Invalid, error.to_string(), error.hint())),
-        Some(Ok(_)) | None => Ok(()),
+        Some(Ok(_)) | None => Ok(Checked { file, data_dir: config.data_dir }),
     }
 }
 

@@ -61,7 +61,7 @@ pub use args::{ClientCommand, Connection, Output};
 pub use failure::{Exit, Failure};
 pub use out::Out;
 pub use repository::{RepositoryCommand, run as run_on_repository, use_replica};
-pub use session::{Interrupt, Session};
+pub use session::{Interrupt, Session, show};
 
 /// What `--help` says at its end.
 const AFTER_HELP: &str = "\
@@ -114,6 +114,8 @@ pub enum Command {
         #[command(subcommand)]
         command: StorageCommand,
     },
+    /// Prints the version of this program; `doctor` compares it with the server's.
+    Version,
     /// Reads or writes volumes inside a helper container; started by the server.
     #[command(hide = true)]
     Mover,
@@ -125,7 +127,7 @@ pub enum Command {
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Checks it and says nothing when it is good.
+    /// Checks it, and the files it names.
     Check(ServeArgs),
     /// Prints it as it would be used, with every default.
     Show(ServeArgs),
