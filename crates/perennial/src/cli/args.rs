@@ -313,6 +313,9 @@ pub struct PodListArgs {
     /// Only this tenant's
     #[arg(long)]
     pub tenant: Option<String>,
+    /// Ids alone, one on a line
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// What `pod create` and `pod set` say of a pod alike.
@@ -427,6 +430,9 @@ pub enum OpCommand {
         /// Only those that have not ended
         #[arg(long)]
         unfinished: bool,
+        /// Ids alone, one on a line
+        #[arg(long, short)]
+        quiet: bool,
     },
     /// Shows an operation.
     Show {

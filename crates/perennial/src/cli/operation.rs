@@ -17,7 +17,7 @@ struct Cancelled {
 /// Runs a command on operations.
 pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Failure> {
     match command {
-        OpCommand::Ls { pod, unfinished } => {
+        OpCommand::Ls { pod, unfinished, quiet } => {
             let pods = snapshot::pods(&context.client, pod.as_deref()).await?;
             let names = snapshot::names(&pods);
             let mut operations: Vec<Operation> = snapshot::of_pods(&context.client, &pods, "operations").await?;
@@ -26,6 +26,9 @@ pub async fn run(context: &mut Context<'_>, command: OpCommand) -> Result<(), Fa
             }
             // Those of all pods come pod by pod.
             operations.sort_by_key(|operation| std::cmp::Reverse(operation.created_at));
+            if quiet {
+                return context.show_ids(operations.iter().map(|operation| operation.id.as_str()));
+            }
             context.show(&operations, |operations, out, now| view::operations(operations, &names, out, now))
         }
         OpCommand::Show { operation } => {

@@ -118,6 +118,9 @@ async fn list(context: &mut Context<'_>, args: &PodListArgs) -> Result<(), Failu
     }
     query.extend(args.tenant.as_deref().map(|tenant| ("tenant", tenant)));
     let pods: Vec<Pod> = context.client.list(&["pods"], &query).await?;
+    if args.quiet {
+        return context.show_ids(pods.iter().map(|pod| pod.id.as_str()));
+    }
     context.show(&pods, |pods, out, now| view::pods(pods, out, now))
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::args::Output;
 use super::client::Client;
 use super::failure::Failure;
-use super::out::Out;
+use super::out::{Out, clean};
 
 /// What a run depends on besides its arguments.
 pub struct Session {
@@ -94,6 +94,17 @@ impl Context<'_> {
     ) -> Result<(), Failure> {
         let now = self.now();
         show(self.session.output, self.out, answer, |answer, out| table(answer, out, now))
+    }
+}
+
+impl Context<'_> {
+    /// Prints ids alone, one on a line; nothing when there are none.
+    pub fn show_ids<'b>(&mut self, ids: impl Iterator<Item = &'b str>) -> Result<(), Failure> {
+        let ids: Vec<&str> = ids.collect();
+        if ids.is_empty() && self.session.output == Output::Table {
+            return Ok(());
+        }
+        self.show(&ids, |ids, _, _| ids.iter().map(|id| clean(id)).collect::<Vec<_>>().join("\n"))
     }
 }
 

@@ -66,6 +66,9 @@ async fn list(context: &mut Context<'_>, args: &SnapshotListArgs) -> Result<(), 
     query.extend(args.kind.as_deref().map(|kind| ("kind", kind)));
     query.extend(args.tenant.as_deref().map(|tenant| ("tenant", tenant)));
     let snapshots: Vec<Snapshot> = context.client.list(&["snapshots"], &query).await?;
+    if args.quiet {
+        return context.show_ids(snapshots.iter().map(|snapshot| snapshot.id.as_str()));
+    }
     let names = names(&pods);
     context.show(&snapshots, |snapshots, out, now| view::snapshots(snapshots, &names, out, now))
 }

@@ -47,6 +47,7 @@ async fn no_pods() {
     fake.pods(&[]);
     assert_eq!(fake.run(&["pod", "ls"]).await.stdout, "no pods\n");
     assert_eq!(fake.run(&["pod", "ls", "-o", "json"]).await.stdout, "[]\n");
+    assert_eq!(fake.run(&["pod", "ls", "-q"]).await.stdout, "");
     assert_eq!(fake.run(&["-o", "yaml", "pod", "ls"]).await.stdout, "[]\n");
 }
 
@@ -248,6 +249,14 @@ ID                          KIND  STATE   STEP        CREATED    POD
 "
         )
     );
+    for (list, ids) in [
+        (&["pod", "ls", "-q"][..], format!("{POD}\n")),
+        (&["snapshot", "ls", "dev", "--quiet"], format!("{SNAPSHOT}\n{SNAPSHOT}\n")),
+        (&["op", "ls", "dev", "-q"], format!("{OP}\n")),
+        (&["pod", "ls", "-q", "-o", "json"], format!("[\n  \"{POD}\"\n]\n")),
+    ] {
+        assert_eq!(fake.run(list).await.stdout, ids, "{list:?}");
+    }
     assert_eq!(
         fake.run(&["snapshot", "show", SNAPSHOT]).await.stdout,
         format!(

@@ -183,7 +183,7 @@ pub struct SnapshotListArgs {
     #[arg(value_name = "POD|SNAPSHOT")]
     pub pod: Option<String>,
     /// A directory or file in that snapshot, as the pod sees it.
-    #[arg(conflicts_with_all = ["state", "kind", "tenant"])]
+    #[arg(conflicts_with_all = ["state", "kind", "tenant", "quiet"])]
     pub path: Option<OsString>,
     /// Files with modes, owners, sizes, times and where they come from
     #[arg(long, short)]
@@ -200,4 +200,7 @@ pub struct SnapshotListArgs {
     /// Only this tenant's
     #[arg(long, conflicts_with = "pod")]
     pub tenant: Option<String>,
+    /// Ids of snapshots alone, one on a line
+    #[arg(long, short, conflicts_with_all = ["long", "changes"])]
+    pub quiet: bool,
 }
