@@ -385,7 +385,7 @@ pub struct CreateArgs {
     /// Persist nothing
     #[arg(long, conflicts_with = "volumes")]
     pub no_volumes: bool,
-    /// Make the pod from this snapshot
+    /// Make the pod from this snapshot, or the newest of this pod (POD@latest)
     #[arg(long, value_name = "ID")]
     pub from_snapshot: Option<String>,
     /// Whose it is; needed only by whoever has several tenants

@@ -78,7 +78,7 @@ pub async fn find(
 }
 
 /// What is in the pod now, in the place of a snapshot.
-const LIVE: &str = "live";
+pub const LIVE: &str = "live";
 
 /// Lists what differs between two snapshots, or one and its pod, and says by the exit code whether anything does.
 pub async fn diff(

@@ -85,6 +85,10 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
         pids: limits.pids,
         disk: limits.disk,
     };
+    let from_snapshot = match &args.from_snapshot {
+        Some(text) => Some(target::any_snapshot(context, text).await?),
+        None => None,
+    };
     let request = CreatePod {
         name: args.name,
         image: args.image,
@@ -105,7 +109,7 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
         snapshots: spec.snapshots.over(&SnapshotRules::default()),
         hooks: spec.hooks.over(&Hooks::default())?,
         tenant: args.tenant,
-        from_snapshot: args.from_snapshot,
+        from_snapshot,
     };
     let answer = context.client.post(&["pods"], Some(&request)).await?;
     follow(context, answer, args.wait).await

@@ -22,18 +22,31 @@ pub async fn run(context: &mut Context<'_>, connection: &Connection, command: Sn
     match command {
         SnapshotCommand::Create(args) => create(context, args).await,
         SnapshotCommand::Ls(args) => list(context, &args).await,
-        SnapshotCommand::Cat { snapshot, path, changes } => files::cat(context, &snapshot, &path, changes).await,
+        SnapshotCommand::Cat { snapshot, path, changes } => {
+            let snapshot = target::any_snapshot(context, &snapshot).await?;
+            files::cat(context, &snapshot, &path, changes).await
+        }
         SnapshotCommand::Find { pod, path, all, changes } => compare::find(context, &pod, (&path, changes), all).await,
         SnapshotCommand::Diff { before, after, path, changes } => {
+            let before = target::any_snapshot(context, &before).await?;
+            let after = match after.as_str() {
+                compare::LIVE => after,
+                after => target::any_snapshot(context, after).await?,
+            };
             compare::diff(context, (&before, &after), &path, changes).await
         }
         SnapshotCommand::Import(args) => import::run(context, connection, *args).await,
-        SnapshotCommand::Export(args) => files::export(context, &args).await,
+        SnapshotCommand::Export(mut args) => {
+            args.snapshot = target::any_snapshot(context, &args.snapshot).await?;
+            files::export(context, &args).await
+        }
         SnapshotCommand::Show { snapshot } => {
+            let snapshot = target::any_snapshot(context, &snapshot).await?;
             let snapshot: Snapshot = context.client.get(&["snapshots", &snapshot], &[]).await?;
             context.show(&snapshot, view::snapshot)
         }
         SnapshotCommand::Drill { snapshot, wait } => {
+            let snapshot = target::any_snapshot(context, &snapshot).await?;
             let answer = context.client.post(&["snapshots", &snapshot, "drill"], None::<&()>).await?;
             follow(context, answer, wait, &format!("drill of snapshot {snapshot}")).await
         }
@@ -47,9 +60,16 @@ pub async fn run(context: &mut Context<'_>, connection: &Connection, command: Sn
 async fn list(context: &mut Context<'_>, args: &SnapshotListArgs) -> Result<(), Failure> {
     if args.path.is_some() || args.long || args.changes {
         let Some(snapshot) = &args.pod else {
-            return Err(Failure::usage("--long and --changes are about the files of a snapshot", "name its id"));
+            let hint = "name its id, or a pod for its newest one";
+            return Err(Failure::usage("--long and --changes are about the files of a snapshot", hint));
         };
-        return files::list(context, snapshot, args).await;
+        let snapshot = target::any_snapshot(context, snapshot).await?;
+        return files::list(context, &snapshot, args).await;
+    }
+    // Only a snapshot is written so: a pod alone stands for the list of its snapshots.
+    if let Some(text) = args.pod.as_deref().filter(|text| text.contains('@') || *text == target::LATEST) {
+        let snapshot = target::any_snapshot(context, text).await?;
+        return files::list(context, &snapshot, args).await;
     }
     let pods = match (pods(&context.client, args.pod.as_deref()).await, &args.pod) {
         // No pod is called that, and it can be a snapshot.

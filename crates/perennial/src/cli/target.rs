@@ -1,10 +1,13 @@
 //! From what a person typed to a pod or a snapshot: names and ids are both accepted.
 
-use perennial_core::id::PodId;
+use perennial_core::id::{PodId, SnapshotId};
 
+use super::args::Output;
 use super::client::Client;
 use super::failure::{Exit, Failure};
 use super::out::clean;
+use super::session::Context;
+use super::view;
 use crate::api::wire::{Pod, Snapshot};
 
 /// Which pods a name can mean.
@@ -61,16 +64,56 @@ fn not_found(text: &str, among: Among) -> Failure {
     Failure::new(Exit::NotFound, format!("{what} {text:?} not found"), hint)
 }
 
+/// The word for a pod's newest verified snapshot.
+pub const LATEST: &str = "latest";
+
 /// Finds a pod's snapshot by its id, or the newest verified one by `latest`.
 pub async fn snapshot(client: &Client, pod: &Pod, text: &str) -> Result<Snapshot, Failure> {
-    if text == "latest" {
-        return pod.latest_snapshot.clone().ok_or_else(|| {
-            Failure::new(
-                Exit::NotFound,
-                format!("pod {:?} has no verified snapshot", pod.name),
-                format!("perennial snapshot ls {} lists what there is", pod.name),
-            )
-        });
+    if text == LATEST {
+        return newest(pod).cloned();
     }
     client.get(&["snapshots", text], &[]).await
+}
+
+fn newest(pod: &Pod) -> Result<&Snapshot, Failure> {
+    pod.latest_snapshot.as_ref().ok_or_else(|| {
+        Failure::new(
+            Exit::NotFound,
+            format!("pod {:?} has no verified snapshot", pod.name),
+            format!("perennial snapshot ls {} lists what there is", pod.name),
+        )
+    })
+}
+
+/// The id of the snapshot that somebody means who names no pod beside it: by its id, or by POD or POD@latest for the newest
+/// verified one of a pod, which is then said.
+pub async fn any_snapshot(context: &mut Context<'_>, text: &str) -> Result<String, Failure> {
+    if text.parse::<SnapshotId>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    if text == LATEST {
+        return Err(Failure::usage(
+            "the newest snapshot of which pod?",
+            "write the pod's name, or POD@latest; perennial snapshot ls lists the snapshots of all pods",
+        ));
+    }
+    let (name, which) = text.split_once('@').unwrap_or((text, LATEST));
+    if which != LATEST {
+        let hint = "after the name of a pod and @ comes latest; a snapshot's id stands alone";
+        return Err(Failure::usage(format!("{text:?} is not a snapshot"), hint));
+    }
+    let pod = pod(&context.client, name, Among::All).await.map_err(|failure| match failure.exit {
+        Exit::NotFound => Failure::new(
+            Exit::NotFound,
+            format!("{text:?} is neither a snapshot nor a pod"),
+            "perennial snapshot ls lists the snapshots of all pods; POD or POD@latest is the newest of one",
+        ),
+        _ => failure,
+    })?;
+    let id = newest(&pod)?.id.clone();
+    if context.session.output == Output::Table {
+        let when = pod.latest_snapshot.as_ref().map(|latest| view::brief(latest, context.now())).unwrap_or_default();
+        context.out.note(&format!("newest of pod {}: {when}", clean(&pod.name)));
+    }
+    Ok(id)
 }

@@ -34,6 +34,34 @@ async fn sim_cli_lists_prints_and_exports_what_is_in_a_snapshot() {
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json[0]["name"], "notes.txt");
 
+    // Nobody has to copy an id to get at the newest.
+    for (arguments, expected) in [
+        (&["snapshot", "ls", "dev", "/home/user"][..], "notes.txt\n"),
+        (&["snapshot", "ls", "dev@latest", "/home/user"], "notes.txt\n"),
+        (&["snapshot", "ls", "dev@latest"], root.text()),
+        (&["snapshot", "cat", "dev", "/home/user/notes.txt"], "mine\n"),
+        (&["snapshot", "diff", "dev@latest", "dev"], ""),
+        (&["snapshot", "diff", "dev", "live"], ""),
+    ] {
+        let ran = shell.run(arguments).await;
+        assert_eq!((ran.exit, ran.text()), (Exit::Done, expected), "{arguments:?}: {}", ran.stderr);
+        assert!(ran.stderr.starts_with(&format!("newest of pod dev: {id}")), "{}", ran.stderr);
+    }
+    let shown = shell.run(&["snapshot", "show", "dev@latest", "-o", "json"]).await;
+    assert_eq!((shown.stderr.as_str(), shown.text().contains(&id)), ("", true));
+    for (name, exit, says) in [
+        ("nobody", Exit::NotFound, "\"nobody\" is neither a snapshot nor a pod"),
+        ("dev@first", Exit::Usage, "\"dev@first\" is not a snapshot"),
+        ("latest", Exit::Usage, "the newest snapshot of which pod?"),
+    ] {
+        let ran = shell.run(&["snapshot", "ls", name, "/home"]).await;
+        assert_eq!(ran.exit, exit, "{name}: {}", ran.stderr);
+        assert!(ran.stderr.contains(says), "{}", ran.stderr);
+    }
+    assert_eq!(shell.run(&["snapshot", "ls", "latest"]).await.exit, Exit::Usage);
+    let fresh = shell.run(&["snapshot", "rm", "dev@latest", "--yes"]).await;
+    assert_ne!(fresh.exit, Exit::Done, "what is destroyed is named by its id");
+
     let cat = shell.run(&["snapshot", "cat", &id, "/home/user/notes.txt"]).await;
     assert_eq!((cat.exit, &cat.stdout[..]), (Exit::Done, &b"mine\n"[..]));
     let missing = shell.run(&["snapshot", "cat", &id, "/home/none"]).await;
@@ -164,5 +192,5 @@ async fn sim_cli_finds_versions_and_compares_snapshots() {
     assert_eq!(lines[1..], ["+ /srv/new/", "+ /srv/new/b"]);
     assert!(lines[0].starts_with("M /srv/a  (content"), "{}", lines[0]);
     let missing = shell.run(&["snapshot", "diff", &first, "nonsense"]).await;
-    assert_eq!(missing.exit, Exit::Invalid, "{}", missing.stderr);
+    assert_eq!(missing.exit, Exit::NotFound, "{}", missing.stderr);
 }

@@ -18,7 +18,7 @@ pub enum SnapshotCommand {
     Ls(SnapshotListArgs),
     /// Writes a file of a snapshot to standard output.
     Cat {
-        /// The snapshot's id.
+        /// The snapshot's id; POD or POD@latest for the newest of a pod.
         snapshot: String,
         /// The file as the pod sees it, such as /home/me/notes.txt.
         path: OsString,
@@ -42,9 +42,9 @@ pub enum SnapshotCommand {
     /// Lists what differs between two snapshots, or a snapshot and its pod: exits with 0 when nothing does, and with 1 when
     /// something does or could not be compared.
     Diff {
-        /// The id of the earlier snapshot.
+        /// The earlier snapshot: its id, or POD@latest.
         before: String,
-        /// The id of the later snapshot, or `live` for what is in the pod now.
+        /// The later snapshot: its id, POD@latest, or `live` for what is in the pod now.
         after: String,
         /// A directory or file, as the pod sees it.
         #[arg(default_value = "/")]
@@ -59,12 +59,12 @@ pub enum SnapshotCommand {
     Import(Box<ImportArgs>),
     /// Shows a snapshot.
     Show {
-        /// Its id.
+        /// Its id; POD or POD@latest for the newest of a pod.
         snapshot: String,
     },
     /// Proves a snapshot: the server restores it into scratch and compares all of it.
     Drill {
-        /// Its id.
+        /// Its id; POD or POD@latest for the newest of a pod.
         snapshot: String,
         /// Waiting.
         #[command(flatten)]
@@ -157,7 +157,7 @@ pub struct ImportArgs {
 #[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct ExportArgs {
-    /// The snapshot's id.
+    /// The snapshot's id; POD or POD@latest for the newest of a pod.
     pub snapshot: String,
     /// What the pod sees there, such as /home/me.
     #[arg(default_value = "/")]
@@ -179,10 +179,10 @@ pub struct ExportArgs {
 /// Which snapshots, or which files of one.
 #[derive(Debug, Clone, Args)]
 pub struct SnapshotListArgs {
-    /// A pod's name or id, to list its snapshots; a snapshot's id, to list its files; all pods when left out.
+    /// A pod's name or id, to list its snapshots; a snapshot's id or POD@latest, to list its files; all pods when left out.
     #[arg(value_name = "POD|SNAPSHOT")]
     pub pod: Option<String>,
-    /// A directory or file in that snapshot, as the pod sees it.
+    /// A directory or file in that snapshot, or in the newest of that pod, as the pod sees it.
     #[arg(conflicts_with_all = ["state", "kind", "tenant", "quiet"])]
     pub path: Option<OsString>,
     /// Files with modes, owners, sizes, times and where they come from
