@@ -81,6 +81,11 @@ fn lost_container(runtime: &str) {
         assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
         installation::assert_same(&before, &tree(&installation, &pod));
     }
+    // Whoever removes a container by force kills it first; nothing of that is the pod's own end.
+    let events = installation.get(&format!("/api/v1/pods/{}/events?limit=1000", pod.id));
+    let kinds = events["items"].as_array().unwrap().iter().filter_map(|event| event["type"].as_str());
+    let ends: Vec<&str> = kinds.filter(|kind| matches!(*kind, "pod.crashed" | "pod.container-lost")).collect();
+    assert_eq!(ends, ["pod.container-lost"; 2]);
     // A crash of the pod's own process is no more than a restart.
     let container = installation.container(&pod);
     installation.docker.run(&["kill", &container]);

@@ -151,6 +151,11 @@ fn container(seen: &Seen) -> Result<ObservedContainer, EngineError> {
         ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY if started_at.is_none() => {
             ContainerState::Created
         }
+        // `docker rm -f` kills first. Taken for the end of a program, that would be a crash, and a moment later the container
+        // is gone: what becomes of it is not known before.
+        ContainerStateStatusEnum::REMOVING => {
+            return Err(transient(format!("container {} is being removed", seen.id)));
+        }
         _ => exited(),
     };
     let label = |name: &str| {
@@ -159,4 +164,30 @@ fn container(seen: &Seen) -> Result<ObservedContainer, EngineError> {
     };
     let set = u32::try_from(label(labels::SET)?).map_err(|_| transient("a set number beyond 32 bits"))?;
     Ok(ObservedContainer { id: seen.id.clone(), state, started_at, set, spec_generation: label(labels::GENERATION)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::{ContainerInspectResponse, ContainerState as EngineState};
+
+    use super::*;
+
+    fn seen(status: ContainerStateStatusEnum) -> Seen {
+        let labels = [(labels::SET, "1"), (labels::GENERATION, "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let state = EngineState {
+            started_at: Some("2026-01-10T12:00:00Z".to_owned()),
+            exit_code: Some(KILLED),
+            ..EngineState::default()
+        };
+        let inspected = ContainerInspectResponse { state: Some(state), ..ContainerInspectResponse::default() };
+        Seen { id: "c".to_owned(), labels: labels.into(), status, inspected }
+    }
+
+    #[test]
+    fn a_container_that_is_being_removed_did_not_crash() {
+        let exited = container(&seen(ContainerStateStatusEnum::EXITED)).map(|c| c.state);
+        assert_eq!(exited, Ok(ContainerState::Exited { code: Some(KILLED), oom: false }));
+        let removing = container(&seen(ContainerStateStatusEnum::REMOVING));
+        assert!(matches!(removing, Err(EngineError::Transient { .. })), "{removing:?}");
+    }
 }
