@@ -70,10 +70,12 @@ impl Pruner {
             match self.reconciler.prune(&tenant, &self.progress).await {
                 Ok(report) => {
                     self.failed().remove(&tenant);
-                    tracing::info!(
-                        %tenant, marked = report.waiting, deleted = report.expired.len(), freed = report.freed_bytes,
-                        "pruned a repository"
-                    );
+                    let (marked, deleted, freed) = (report.waiting, report.expired.len(), report.freed_bytes);
+                    if report.doomed.is_empty() && deleted == 0 && report.recovered == 0 {
+                        tracing::debug!(%tenant, marked, "nothing to prune in a repository");
+                    } else {
+                        tracing::info!(%tenant, marked, deleted, freed, "pruned a repository");
+                    }
                     if let Err(error) = self.app.store.prune_done(&tenant, began).await {
                         tracing::warn!(%tenant, %error, "record a prune");
                     }
