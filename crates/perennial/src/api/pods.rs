@@ -281,7 +281,7 @@ pub async fn status(
         desired: pod.desired.into(),
         phase: pod.phase.into(),
         conditions: convert::conditions(&pod),
-        container: convert::container(&pod),
+        container: state.app.container_of(&pod).await.map(|id| wire::Container { id }),
         operations: work.iter().map(|o| state.shown(o)).collect(),
         crashes: pod.crash.count,
         exit_code: pod.crash.exit_code,

@@ -38,7 +38,7 @@ use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, VolumeUsage};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Event, Operation};
-use perennial_core::pod::Pod;
+use perennial_core::pod::{Phase, Pod};
 use perennial_core::retention::Keep;
 use perennial_core::schedule::{self, Effective, SnapshotRules};
 use perennial_core::snapshot::Snapshot;
@@ -188,6 +188,22 @@ impl App {
     pub async fn pod(&self, caller: &Caller, pod: PodId) -> Result<(Pod, Option<Snapshot>), Error> {
         let found = self.store.pod_fetch_with_latest(pod).await?;
         found.filter(|(p, _)| caller.may_see(&p.tenant)).ok_or_else(|| Error::not_found(format!("pod {pod}")))
+    }
+
+    /// Tells which container the pod has. Nothing is done to a pod in error that would find out that it is gone, so the engine
+    /// is asked; while it does not answer, the recorded one counts (law 5).
+    pub async fn container_of(&self, pod: &Pod) -> Option<String> {
+        let recorded = pod.container.as_ref()?.id.clone();
+        if pod.phase != Phase::Error {
+            return Some(recorded);
+        }
+        match self.engine.observe(pod.id, &[]).await {
+            Ok(observed) => observed.container.map(|container| container.id),
+            Err(error) => {
+                tracing::debug!(pod = %pod.id, %error, "look for the container");
+                Some(recorded)
+            }
+        }
     }
 
     /// Tells what the pod's volumes take up on the host; nothing of what the engine cannot tell now.

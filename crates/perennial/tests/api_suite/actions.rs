@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode};
 use perennial::store::Change;
 use perennial_core::operation::OperationState;
-use perennial_core::pod::{Desired, Phase};
+use perennial_core::pod::{Desired, Phase, ReadyContainer};
 use serde_json::{Value, json};
 
 use crate::server::{Answer, Server};
@@ -17,6 +17,23 @@ fn accepted(answer: &Answer) -> Value {
     let body = answer.json();
     assert!(body["pod"]["id"].is_string() && body["operation"]["id"].is_string(), "{body}");
     body["operation"].clone()
+}
+
+#[tokio::test]
+async fn the_status_of_a_pod_in_error_shows_no_container_that_is_gone() {
+    let server = Server::start().await;
+    let id = server.running("dev").await;
+    let ready = ReadyContainer { id: "c0ffee".to_owned(), set: 1, spec_generation: 1 };
+    let container = async |phase: Phase| {
+        let ready = Some(ready.clone());
+        server.settle(id, |pod| (pod.phase, pod.container) = (phase, ready)).await;
+        server.get(&format!("/api/v1/pods/{id}/status")).await.json()["container"]["id"].clone()
+    };
+    assert_eq!(container(Phase::Running).await, "c0ffee");
+    assert_eq!(container(Phase::Error).await, Value::Null);
+    // An engine that does not answer proves nothing.
+    server.engine.node_vanishes();
+    assert_eq!(container(Phase::Error).await, "c0ffee");
 }
 
 #[tokio::test]
