@@ -7,6 +7,7 @@ use std::path::Path;
 use futures::TryStreamExt as _;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use reqwest::Response;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::Serialize;
 
 use super::args::{ExportArgs, SnapshotListArgs};
@@ -179,9 +180,23 @@ async fn into_file(context: &Context<'_>, mut response: Response, file: &Path) -
     use std::io::Write as _;
     let wrong = |e: std::io::Error| Failure::new(Exit::Failed, format!("write {}: {e}", file.display()), "");
     let parent = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut part = tempfile::Builder::new().prefix(".perennial-export-").tempfile_in(parent).map_err(wrong)?;
+    remove_left_parts(parent);
+    let mut interrupt = std::pin::pin!(context.session.interrupt.wait());
+    let mut part = tempfile::Builder::new().prefix(PART).tempfile_in(parent).map_err(wrong)?;
+    // Where there are no locks, nobody takes the file for one that was left behind either.
+    let _ = flock(part.as_file(), FlockOperation::NonBlockingLockExclusive);
     let mut bytes = 0;
-    while let Some(piece) = response.chunk().await.map_err(|e| context.client.broken_off(&e))? {
+    loop {
+        let piece = tokio::select! {
+            biased;
+            // The part goes with this function.
+            () = &mut interrupt => {
+                let message = format!("interrupted: {} was not written", file.display());
+                return Err(Failure::new(Exit::Interrupted, message, ""));
+            }
+            piece = response.chunk() => piece,
+        };
+        let Some(piece) = piece.map_err(|e| context.client.broken_off(&e))? else { break };
         part.write_all(&piece).map_err(wrong)?;
         bytes += piece.len() as u64;
     }
@@ -189,6 +204,33 @@ async fn into_file(context: &Context<'_>, mut response: Response, file: &Path) -
     part.persist_noclobber(file).map_err(|e| wrong(e.error))?;
     std::fs::File::open(parent).and_then(|p| p.sync_all()).map_err(wrong)?;
     Ok(bytes)
+}
+
+/// What the names of archives begin with that are not complete.
+const PART: &str = ".perennial-export-";
+/// One that is younger may not have its lock yet.
+const YOUNG: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Removes the beginnings of archives whose process was killed: those that nobody holds a lock of.
+fn remove_left_parts(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().as_bytes().starts_with(PART.as_bytes())) {
+        let is_left = || -> std::io::Result<bool> {
+            let look = entry.metadata()?;
+            let is_old = look.modified()?.elapsed().is_ok_and(|age| age > YOUNG);
+            if !look.is_file() || !is_old {
+                return Ok(false);
+            }
+            // Somebody may have put something else into its place.
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::open(entry.path(), flags, Mode::empty())?;
+            Ok(flock(file, FlockOperation::NonBlockingLockExclusive).is_ok())
+        };
+        if is_left().unwrap_or(false) {
+            // Whoever may not remove it leaves it.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Unpacks an archive as it comes.

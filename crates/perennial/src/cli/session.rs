@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::args::Output;
@@ -33,7 +36,7 @@ pub struct Session {
 /// What ends waiting.
 #[derive(Clone)]
 pub enum Interrupt {
-    /// Ctrl-C.
+    /// Ctrl-C, or whoever asks the process to end.
     Process,
     /// A test.
     Notify(Arc<Notify>),
@@ -56,17 +59,31 @@ impl Session {
 }
 
 impl Interrupt {
-    /// Ends when waiting is to end.
-    pub async fn wait(&self) {
+    /// Ends when waiting is to end. From the call on, and for good, a signal does not end the process by itself any more.
+    pub fn wait(&self) -> BoxFuture<'static, ()> {
         match self {
             Self::Process => {
-                if tokio::signal::ctrl_c().await.is_err() {
-                    // Without a handler the signal ends the process, which is the next best thing.
-                    std::future::pending::<()>().await;
-                }
+                // Without a handler a signal ends the process, which is the next best thing.
+                let [typed, asked] =
+                    [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| one(signal(kind).ok()));
+                futures::future::select(typed.boxed(), asked.boxed()).map(drop).boxed()
             }
-            Self::Notify(notify) => notify.notified().await,
+            Self::Notify(notify) => {
+                let notify = Arc::clone(notify);
+                async move { notify.notified().await }.boxed()
+            }
         }
+    }
+}
+
+/// Ends with the first signal; never where there is none to wait for.
+async fn one(signal: Option<Signal>) {
+    let first = match signal {
+        Some(mut signal) => signal.recv().await,
+        None => None,
+    };
+    if first.is_none() {
+        std::future::pending::<()>().await;
     }
 }
 

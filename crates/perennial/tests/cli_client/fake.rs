@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Response, Uri};
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use perennial::api::wire::{
     Condition, Consistency, Container, CreatePod, Desired, Event, Grade, Hooks, List, OnStop, Operation, OperationKind,
@@ -39,6 +40,8 @@ pub enum Reply {
     Held(String, Arc<Notify>),
     /// The request is taken, and never answered.
     Silence,
+    /// A beginning, and never the rest.
+    Stalls(&'static str),
 }
 
 /// A request that arrived.
@@ -137,6 +140,11 @@ impl Fake {
                 go.notified().await;
                 (200, "application/json", None, body.into())
             }
+            Some(Reply::Stalls(begin)) => {
+                let begin = futures::stream::iter([Ok::<_, io::Error>(Bytes::from_static(begin.as_bytes()))]);
+                let stream = begin.chain(futures::stream::pending());
+                (200, "application/octet-stream", None, Body::from_stream(stream))
+            }
             Some(Reply::Silence) => std::future::pending().await,
             Some(Reply::Break) => {
                 let broken = futures::stream::iter([Err::<Bytes, _>(io::Error::other("scripted"))]);
@@ -150,7 +158,7 @@ impl Fake {
         response.body(body).unwrap()
     }
 
-    async fn serve(&self) -> String {
+    pub async fn serve(&self) -> String {
         let fake = self.clone();
         let app = Router::new().fallback(move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| async move {
             fake.answer(&method, &uri, &headers, &body).await

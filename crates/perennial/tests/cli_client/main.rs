@@ -8,6 +8,7 @@
 mod act;
 mod confirm;
 mod exits;
+mod export;
 mod fake;
 mod follow;
 mod hooks;
