@@ -396,6 +396,17 @@ pub struct LogRange {
     pub since: Option<Timestamp>,
     /// Where it ends.
     pub until: LogEnd,
+    /// What is before each line.
+    pub stamps: LogStamps,
+}
+
+/// What is before each line that a container wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStamps {
+    /// Nothing.
+    Without,
+    /// When it was written, in RFC 3339, and a space.
+    With,
 }
 
 /// Where reading what a container writes ends.

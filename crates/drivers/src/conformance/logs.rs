@@ -1,12 +1,12 @@
 //! What a container's own program wrote.
 
 use jiff::{SignedDuration, Timestamp};
-use perennial_core::engine::{EngineError, LogEnd, LogRange, LogReader};
+use perennial_core::engine::{EngineError, LogEnd, LogRange, LogReader, LogStamps};
 
 use super::subject::Subject;
 use super::{Checked, Fixture, check, check_refused};
 
-const ALL: LogRange = LogRange { tail: None, since: None, until: LogEnd::Now };
+const ALL: LogRange = LogRange { tail: None, since: None, until: LogEnd::Now, stamps: LogStamps::Without };
 const FOLLOWED: LogRange = LogRange { until: LogEnd::Run, ..ALL };
 
 async fn talking(fixture: &Fixture) -> Checked<(Subject<'_>, String)> {
@@ -45,6 +45,12 @@ pub(super) async fn logs_hold_what_the_container_wrote(fixture: &Fixture) -> Che
     check!(last.len() == 1, "its last line is {last:?}");
     let none = read(&subject, &id, LogRange { tail: Some(0), ..ALL }).await?;
     check!(none.is_empty(), "no line is {none:?}");
+    let stamped = read(&subject, &id, LogRange { stamps: LogStamps::With, ..ALL }).await?;
+    for line in &stamped {
+        let stamp = line.split_once(' ').map(|(at, text)| (at.parse::<Timestamp>().is_ok(), text));
+        check!(matches!(stamp, Some((true, "one" | "two" | "three"))), "with its time a line is {line:?}");
+    }
+    check!(stamped.len() == 3, "with their times the lines are {stamped:?}");
     let begin = subject.observe_container().await?.started_at.unwrap_or(Timestamp::UNIX_EPOCH);
     let later = begin.saturating_add(SignedDuration::from_hours(1));
     let later = later.map_err(|e| super::Failure(e.to_string()))?;

@@ -6,7 +6,7 @@ use bollard::errors::Error as Bollard;
 use bollard::query_parameters::LogsOptionsBuilder;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use perennial_core::engine::{EngineError, LogEnd, LogRange, LogReader};
+use perennial_core::engine::{EngineError, LogEnd, LogRange, LogReader, LogStamps};
 
 use super::DockerEngine;
 use super::client::{look, rejected};
@@ -30,6 +30,7 @@ impl DockerEngine {
             )));
         }
         let mut options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(range.until == LogEnd::Run);
+        options = options.timestamps(range.stamps == LogStamps::With);
         if let Some(lines) = range.tail {
             options = options.tail(&lines.to_string());
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use perennial_core::engine::{EngineError, LogEnd, LogRange, LogReader};
+use perennial_core::engine::{EngineError, LogEnd, LogRange, LogReader, LogStamps};
 use tokio::sync::watch;
 
 use super::{Shared, State};
@@ -88,6 +88,9 @@ impl Output {
         if let Some(said) = state.said.containers.get(&self.id) {
             for (at, line) in said.lines.iter().skip(self.next.saturating_sub(said.dropped)) {
                 if self.range.since.is_none_or(|since| *at >= since) {
+                    if self.range.stamps == LogStamps::With {
+                        bytes.extend_from_slice(format!("{at} ").as_bytes());
+                    }
                     bytes.extend_from_slice(line.as_bytes());
                     bytes.push(b'\n');
                 }

@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use jiff::{SpanRelativeTo, Timestamp};
 use perennial_core::Error;
-use perennial_core::engine::{LogEnd, LogRange, LogReader};
+use perennial_core::engine::{LogEnd, LogRange, LogReader, LogStamps};
 use perennial_core::id::PodId;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -28,12 +28,15 @@ pub struct LogQuery {
     since: Option<String>,
     /// Whether the answer goes on until the container ends.
     follow: Option<bool>,
+    /// Whether each line begins with the time it was written, in RFC 3339, and a space.
+    timestamps: Option<bool>,
 }
 
 fn range(query: &LogQuery, now: Timestamp) -> Result<LogRange, Error> {
     let until = if query.follow == Some(true) { LogEnd::Run } else { LogEnd::Now };
     let since = query.since.as_deref().map(|text| since(text, now)).transpose()?;
-    Ok(LogRange { tail: query.tail, since, until })
+    let stamps = if query.timestamps == Some(true) { LogStamps::With } else { LogStamps::Without };
+    Ok(LogRange { tail: query.tail, since, until, stamps })
 }
 
 /// A time, or how long before `now`.

@@ -169,6 +169,9 @@ pub struct LogsArgs {
     /// Only what was written since then, such as 10m, 2d or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
+    /// Each line with the time it was written
+    #[arg(long, short)]
+    pub timestamps: bool,
 }
 
 /// How long to wait.

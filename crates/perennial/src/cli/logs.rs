@@ -19,6 +19,7 @@ pub async fn show(context: &mut Context<'_>, args: &LogsArgs) -> Result<(), Fail
     let pod = target::pod(&context.client, &args.pod, Among::All).await?;
     let mut query = Vec::new();
     query.extend(args.follow.then(|| "follow=true".to_owned()));
+    query.extend(args.timestamps.then(|| "timestamps=true".to_owned()));
     query.extend(args.tail.map(|lines| format!("tail={lines}")));
     query.extend(args.since.as_ref().map(|text| format!("since={}", utf8_percent_encode(text, NON_ALPHANUMERIC))));
     let interrupt = context.session.interrupt.clone();

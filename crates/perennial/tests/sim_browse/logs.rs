@@ -1,6 +1,7 @@
 //! What a pod wrote, over HTTP and on the command line.
 
 use axum::http::StatusCode;
+use jiff::Timestamp;
 use perennial::cli::Exit;
 use perennial_core::spec::{Backend, PodSpec};
 
@@ -31,7 +32,10 @@ async fn sim_logs_are_what_the_pod_wrote_and_no_more() {
     assert_eq!(logs("?tail=0").await, "");
     assert_eq!(logs("?since=1h").await, "first\nsecond\nthird\n");
     assert_eq!(logs("?since=2999-01-01T00:00:00Z&follow=false").await, "");
-    for query in ["since=soon", "tail=-1", "follow=perhaps", "since=-1h", "tial=1"] {
+    let stamped = logs("?tail=1&timestamps=true").await;
+    let (at, text) = stamped.split_once(' ').unwrap();
+    assert_eq!((at.parse::<Timestamp>().is_ok(), text), (true, "third\n"), "{at}");
+    for query in ["timestamps=1", "since=soon", "tail=-1", "follow=perhaps", "since=-1h", "tial=1"] {
         let answer = desk.get(&format!("pods/{pod}/logs?{query}")).await;
         assert_eq!(answer.problem(), "invalid-input", "{query}");
     }
@@ -59,6 +63,9 @@ async fn sim_cli_follows_a_log_until_the_container_ends() {
     let shell = Shell::new(&desk).await;
     let shown = shell.run(&["pod", "logs", "dev", "--tail", "1"]).await;
     assert_eq!((shown.exit, shown.text()), (Exit::Done, "second\n"));
+
+    let stamped = shell.run(&["pod", "logs", "dev", "--tail=1", "-t"]).await;
+    assert!(stamped.text().ends_with("Z second\n"), "{}", stamped.text());
 
     let ends = async {
         world.engine.say(pod, "said meanwhile").unwrap();
