@@ -42,6 +42,15 @@ impl Answer {
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
         assert!(self.stderr.starts_with("error: ") && self.stderr.contains(words), "{}", self.stderr);
     }
+
+    /// The same for one that was asked for JSON: it says so in JSON as well.
+    #[track_caller]
+    fn fails_in_json(&self, code: i32, words: &str) {
+        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
+        let problem: Value = serde_json::from_str(&self.stderr).unwrap();
+        let says = |field: &str| problem[field].as_str().is_some_and(|text| text.contains(words));
+        assert!(says("detail") || says("hint"), "{problem:#}");
+    }
 }
 
 impl Desk {
@@ -331,7 +340,7 @@ fn a_snapshot_file_that_is_damaged_keeps_no_other_from_being_copied() {
     desk.run_raw(&["init", "--repo", &other, "--password-command", "echo another one"]);
     let copy = ["copy", "--to", &other, "--to-password-command", "echo another one", "--output", "json"];
     let answer = desk.run(&copy);
-    answer.fails(1, "1 snapshots are damaged");
+    answer.fails_in_json(1, "1 snapshots are damaged");
     let report: Value = serde_json::from_str(&answer.stdout).unwrap();
     assert_eq!((&report["snapshots"][0]["snapshot"], report["failed"].as_array().unwrap().len()), (&whole, 1));
 }
@@ -359,7 +368,7 @@ fn damage_is_found_and_told_by_the_exit_code() {
     dry.fails(1, "1 snapshots are hurt");
     assert!(dry.stdout.contains("nothing was done") && largest.exists(), "{}", dry.stdout);
     let done = desk.run(&["repair", "--output", "json"]);
-    done.fails(1, "back the same directories up again");
+    done.fails_in_json(1, "back the same directories up again");
     let report: Value = serde_json::from_str(&done.stdout).unwrap();
     assert_eq!(
         (&report["hurt"][0]["snapshot"], &report["damagedPacks"][0]["fate"]),
