@@ -178,6 +178,11 @@ fn d13_runc_a_pod_that_filled_its_quota_is_cloned() {
     assert_eq!(ended["state"], "succeeded", "{ended:#}");
     let copy = Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: "copy".to_owned() };
     installation.assert_phase(&copy, "running");
+    // At the first try: what is full has no room for the copy's marker as long as the copy has its limit.
+    let trail = installation.get(&format!("/api/v1/pods/{}/events?limit=200", copy.id));
+    let messages: Vec<&str> = trail["items"].as_array().unwrap().iter().filter_map(|e| e["message"].as_str()).collect();
+    assert_eq!(messages.iter().filter(|m| m.contains(" ms, at once")).count(), 1, "{messages:#?}");
+    assert!(!installation.log().contains("a step failed"), "{}", installation.log());
     assert_same(&before, &tree(&installation, &copy));
     assert_same(&before, &tree(&installation, &pod));
     for full in [&pod, &copy] {
