@@ -461,6 +461,11 @@ pub trait Engine: Send + Sync {
     /// Resolves a reference or id to an image the engine has; `None` is a proven absence.
     async fn image_resolve(&self, reference: &str) -> Result<Option<PinnedImage>, EngineError>;
 
+    /// Asks whether pods can be made of an image: the engine has it, or its registry says so. Nothing is pulled.
+    ///
+    /// [`EngineError::NotFound`] when neither has it, [`EngineError::Rejected`] when the registry refuses it.
+    async fn image_offered(&self, reference: &str) -> Result<(), EngineError>;
+
     /// Pulls an image from its registry.
     async fn image_pull(&self, reference: &str, progress: &Progress) -> Result<(), EngineError>;
 

@@ -75,6 +75,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
         self.through("engine.image_resolve", self.inner.image_resolve(reference)).await
     }
 
+    async fn image_offered(&self, reference: &str) -> Result<(), EngineError> {
+        self.through("engine.image_offered", self.inner.image_offered(reference)).await
+    }
+
     async fn image_pull(&self, reference: &str, progress: &Progress) -> Result<(), EngineError> {
         self.through("engine.image_pull", self.inner.image_pull(reference, progress)).await
     }

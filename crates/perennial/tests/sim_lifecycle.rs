@@ -258,7 +258,11 @@ async fn sim_failed_provisioning_leaves_nothing_and_can_be_tried_again() {
     let server = world.server().await;
     let mut spec = small_spec(Backend::Overlay);
     spec.image = "missing:1".to_owned();
-    let operation = server.done(server.create("dev", spec).await).await;
+    // An engine that cannot be asked refuses nothing.
+    world.engine.node_vanishes();
+    let created = server.create("dev", spec).await;
+    world.engine.node_returns();
+    let operation = server.done(created).await;
     assert_eq!(operation.state, OperationState::Failed);
     assert_eq!(operation.error.as_ref().unwrap().code, "image-not-found");
     let record = server.pod(operation.pod).await;

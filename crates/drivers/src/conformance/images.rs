@@ -1,5 +1,6 @@
 //! Images: resolving, exporting, declared volumes.
 
+use perennial_core::engine::EngineError;
 use perennial_core::progress::Progress;
 
 use super::subject::Subject;
@@ -22,6 +23,10 @@ pub(super) async fn absent_image_is_none(fixture: &Fixture) -> Checked {
         let found = fixture.engine.image_resolve(reference).await?;
         check!(found.is_none(), "{reference} resolves to {found:?}");
     }
+    fixture.engine.image_offered(&fixture.image).await?;
+    // No registry has anything under an id.
+    let answer = fixture.engine.image_offered(&zeros).await;
+    check!(matches!(answer, Err(EngineError::NotFound { .. })), "{zeros} is offered: {answer:?}");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bollard::models::ImageInspect;
 use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptionsBuilder};
@@ -17,6 +18,9 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::client::{LONG, blocking, fail, found, io, look, rejected, transient, unknown};
 use super::{DockerEngine, scratch, tree, trees, untar};
+
+/// How long somebody who makes a pod waits for a registry's answer about its image.
+const REGISTRY: Duration = Duration::from_secs(10);
 
 /// One lock for each image that is being flattened: whoever comes second waits for the first.
 #[derive(Debug, Default)]
@@ -117,6 +121,21 @@ impl DockerEngine {
             }
         });
         SyncIoBridge::new(StreamReader::new(tokio_stream::wrappers::ReceiverStream::new(receiver)))
+    }
+
+    /// A registry that does not answer soon says nothing.
+    pub(super) async fn offered(&self, reference: &str) -> Result<(), EngineError> {
+        if found("look at the image", self.docker.inspect_image(reference).await)?.is_some() {
+            return Ok(());
+        }
+        if reference.starts_with("sha256:") {
+            return Err(EngineError::NotFound { what: format!("image {reference}") });
+        }
+        let asked = self.docker.inspect_registry_image(reference, None);
+        match tokio::time::timeout(REGISTRY, asked).await {
+            Ok(answer) => answer.map(drop).map_err(|e| look("ask the registry for the image", e)),
+            Err(_) => Err(transient(format!("ask the registry for the image: no answer in {} s", REGISTRY.as_secs()))),
+        }
     }
 
     pub(super) async fn pull(&self, reference: &str, progress: &Progress) -> Result<(), EngineError> {

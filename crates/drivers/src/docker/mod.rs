@@ -287,6 +287,10 @@ impl Engine for DockerEngine {
         self.resolve(reference).await
     }
 
+    async fn image_offered(&self, reference: &str) -> Result<(), EngineError> {
+        self.offered(reference).await
+    }
+
     async fn image_pull(&self, reference: &str, progress: &Progress) -> Result<(), EngineError> {
         self.pull(reference, progress).await
     }

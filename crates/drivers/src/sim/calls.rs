@@ -41,6 +41,10 @@ impl Engine for SimEngine {
         self.call("image_resolve", |state, _| self.shared.image_resolve(state, reference)).await
     }
 
+    async fn image_offered(&self, reference: &str) -> Result<(), EngineError> {
+        self.call("image_offered", |state, _| self.shared.image_offered(state, reference)).await
+    }
+
     async fn image_pull(&self, reference: &str, _progress: &Progress) -> Result<(), EngineError> {
         self.call("image_pull", |state, _| self.shared.image_pull(state, reference)).await
     }

@@ -267,6 +267,13 @@ impl Shared {
         Ok(state.images.get(&id).map(|i| i.pinned.clone()))
     }
 
+    pub(super) fn image_offered(&self, state: &mut State, reference: &str) -> Result<(), EngineError> {
+        if state.registry.contains_key(reference) || self.image_resolve(state, reference)?.is_some() {
+            return Ok(());
+        }
+        Err(not_found(format!("image {reference}, here or in the registry")))
+    }
+
     pub(super) fn image_pull(&self, state: &mut State, reference: &str) -> Result<(), EngineError> {
         if let Some(image) = state.registry.get(reference).cloned() {
             self.image_store(state, Some(reference), &image)?;

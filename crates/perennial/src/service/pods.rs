@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use perennial_core::Error;
-use perennial_core::engine::Capabilities;
+use perennial_core::engine::{Capabilities, EngineError};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState};
 use perennial_core::pod::{Acceptance, Pod};
@@ -99,6 +99,9 @@ impl App {
         let spec = spec(source.as_ref().map(|(_, pod)| &pod.spec))?;
         spec.validate()?;
         self.check_engine(&spec).await?;
+        if source.is_none() {
+            self.check_image(&spec.image).await?;
+        }
         let now = self.now();
         let id = self.operation_id();
         let mut pod = Pod::new(self.pod_id(), tenant, create.name, spec, id, now);
@@ -158,6 +161,22 @@ impl App {
             Ok(capabilities) => check_capabilities(spec, &capabilities),
             Err(error) => {
                 tracing::warn!(%error, "ask the engine for its capabilities");
+                Ok(())
+            }
+        }
+    }
+
+    /// Refuses an image that is nowhere. A registry that does not answer is asked again when the image is pulled.
+    async fn check_image(&self, image: &str) -> Result<(), Error> {
+        match self.engine.image_offered(image).await {
+            Ok(()) => Ok(()),
+            Err(EngineError::NotFound { what: problem } | EngineError::Rejected { problem }) => Err(Error::invalid(
+                "image",
+                format!("there is no {image}, neither on the engine nor in a registry that gives it out ({problem})"),
+                "check the name and the access to its registry, or import it into the engine",
+            )),
+            Err(error) => {
+                tracing::warn!(%error, image, "ask for the image");
                 Ok(())
             }
         }

@@ -23,6 +23,7 @@ fn volume(name: &str, path: &str) -> Value {
 async fn every_bad_pod_is_refused_by_field() {
     let server = Server::start().await;
     let long = "x".repeat(64);
+    let nowhere = format!("sha256:{}", "0".repeat(64));
     let cases = [
         (json!({"name": "dev"}), "image"),
         (json!({"image": "debian:12"}), "name"),
@@ -38,6 +39,7 @@ async fn every_bad_pod_is_refused_by_field() {
         (pod(json!({"tenant": "../x"})), "tenant"),
         (pod(json!({"image": ""})), "image"),
         (pod(json!({"image": "a b"})), "image"),
+        (pod(json!({"image": nowhere})), "image"),
         (pod(json!({"image": "perennial-internal/x"})), "image"),
         (pod(json!({"resources": {"memory": "512MB"}})), "resources.memory"),
         (pod(json!({"resources": {"memory": "lots"}})), "resources.memory"),
