@@ -48,7 +48,7 @@ fn is_empty(world: &World, pod: perennial_core::id::PodId) -> bool {
 }
 
 #[tokio::test]
-async fn sim_three_stop_start_cycles_with_additions_and_deletions_lose_nothing() {
+async fn sim_p12_three_stop_start_cycles_with_additions_and_deletions_lose_nothing() {
     for backend in BACKENDS {
         let world = World::new(2);
         let server = world.server().await;
