@@ -111,9 +111,15 @@ impl SimEngine {
         state.watchers.clear();
     }
 
+    /// Makes the node hang: calls are taken and never answered, not even when it is back. Whoever cannot wait has to give up.
+    pub fn node_hangs(&self) {
+        self.lock().hangs = true;
+    }
+
     /// Brings the node back as it is by now.
     pub fn node_returns(&self) {
-        self.lock().unreachable = false;
+        let mut state = self.lock();
+        (state.unreachable, state.hangs) = (false, false);
     }
 
     /// Does one call: fate first, then the effect, then whatever becomes of the answer.
@@ -122,7 +128,14 @@ impl SimEngine {
         site: &'static str,
         act: impl FnOnce(&mut State, Fate) -> Result<T, EngineError> + Send,
     ) -> Result<T, EngineError> {
-        let (fate, delay) = self.lock().enter(site)?;
+        let (fate, delay, hangs) = {
+            let mut state = self.lock();
+            let (fate, delay) = state.enter(site)?;
+            (fate, delay, state.hangs)
+        };
+        if hangs {
+            std::future::pending::<()>().await;
+        }
         if let Some((clock, by)) = delay {
             clock.advance(by);
             tokio::task::yield_now().await;

@@ -146,6 +146,7 @@ struct State {
     faults: Faults,
     dice: Dice,
     unreachable: bool,
+    hangs: bool,
     made: u64,
     calls: u64,
     violations: Vec<String>,

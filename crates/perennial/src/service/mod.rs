@@ -30,6 +30,7 @@ mod system;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -63,6 +64,9 @@ pub use replication::ReplicaStatus;
 pub(crate) use retention::RETENTION;
 pub use retention::{Forget, Forgotten, Scheduled};
 pub use system::{Check, CheckState, SystemReport};
+
+/// How long an answer waits for what only the engine knows and what it can do without.
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// Deletes a snapshot whose deletion was recorded.
 ///
@@ -191,16 +195,21 @@ impl App {
     }
 
     /// Tells which container the pod has. Nothing is done to a pod in error that would find out that it is gone, so the engine
-    /// is asked; while it does not answer, the recorded one counts (law 5).
+    /// is asked; while it does not answer, or not at once, the recorded one counts (law 5).
     pub async fn container_of(&self, pod: &Pod) -> Option<String> {
         let recorded = pod.container.as_ref()?.id.clone();
         if pod.phase != Phase::Error {
             return Some(recorded);
         }
-        match self.engine.observe(pod.id, &[]).await {
-            Ok(observed) => observed.container.map(|container| container.id),
-            Err(error) => {
+        // Whoever asks is often looking for why nothing works: an engine that hangs must not take this answer along.
+        match tokio::time::timeout(GLANCE, self.engine.observe(pod.id, &[])).await {
+            Ok(Ok(observed)) => observed.container.map(|container| container.id),
+            Ok(Err(error)) => {
                 tracing::debug!(pod = %pod.id, %error, "look for the container");
+                Some(recorded)
+            }
+            Err(_) => {
+                tracing::debug!(pod = %pod.id, "look for the container: no answer in time");
                 Some(recorded)
             }
         }

@@ -31,9 +31,13 @@ async fn the_status_of_a_pod_in_error_shows_no_container_that_is_gone() {
     };
     assert_eq!(container(Phase::Running).await, "c0ffee");
     assert_eq!(container(Phase::Error).await, Value::Null);
-    // An engine that does not answer proves nothing.
+    // An engine that does not answer proves nothing, and one that says nothing does not keep the answer waiting.
     server.engine.node_vanishes();
     assert_eq!(container(Phase::Error).await, "c0ffee");
+    server.engine.node_returns();
+    server.engine.node_hangs();
+    let shown = tokio::time::timeout(Duration::from_secs(60), container(Phase::Error)).await;
+    assert_eq!(shown.expect("the status hangs with the engine"), "c0ffee");
 }
 
 #[tokio::test]
