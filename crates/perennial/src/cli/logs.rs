@@ -22,8 +22,6 @@ pub async fn show(context: &mut Context<'_>, args: &LogsArgs) -> Result<(), Fail
     query.extend(args.timestamps.then(|| "timestamps=true".to_owned()));
     query.extend(args.tail.map(|lines| format!("tail={lines}")));
     query.extend(args.since.as_ref().map(|text| format!("since={}", utf8_percent_encode(text, NON_ALPHANUMERIC))));
-    let interrupt = context.session.interrupt.clone();
-    let mut interrupt = pin!(interrupt.wait());
     let path = ["pods", &pod.id, "logs"];
     let mut response = if args.follow {
         // A pod may be silent for hours.
@@ -31,6 +29,8 @@ pub async fn show(context: &mut Context<'_>, args: &LogsArgs) -> Result<(), Fail
     } else {
         context.client.download(&path, &query.join("&")).await?
     };
+    // Not before: until there is something to follow, a signal ends the process, however long the server says nothing.
+    let mut interrupt = pin!(context.session.interrupt.wait());
     let mut wash = context.out.is_terminal().then(Wash::default);
     loop {
         let piece = tokio::select! {

@@ -13,6 +13,7 @@ mod fake;
 mod follow;
 mod hooks;
 mod live;
+mod logs;
 mod program;
 mod retention;
 mod show;
