@@ -1,9 +1,9 @@
 //! `perennial pod logs`: what a pod's program wrote.
 //!
-//! Into a file or a pipe go the bytes as they are. On a terminal a pod may have colours, and nothing else that drives it.
+//! Into a file or a pipe go the bytes as they are. On a terminal a pod may have colours, where there are to be any, and nothing
+//! else that drives it; they end with what it wrote.
 
-use std::pin::pin;
-
+use futures::future::BoxFuture;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::args::LogsArgs;
@@ -13,6 +13,8 @@ use super::target::{self, Among};
 
 /// Longest sequence that may be a colour, in bytes.
 const COLOUR_MAX: usize = 32;
+/// Ends every colour.
+const RESET: &[u8] = b"\x1b[0m";
 
 /// Runs `pod logs`.
 pub async fn show(context: &mut Context<'_>, args: &LogsArgs) -> Result<(), Failure> {
@@ -30,8 +32,22 @@ pub async fn show(context: &mut Context<'_>, args: &LogsArgs) -> Result<(), Fail
         context.client.download(&path, &query.join("&")).await?
     };
     // Not before: until there is something to follow, a signal ends the process, however long the server says nothing.
-    let mut interrupt = pin!(context.session.interrupt.wait());
-    let mut wash = context.out.is_terminal().then(Wash::default);
+    let interrupt = context.session.interrupt.wait();
+    let wash = Wash { plain: !context.out.has_colours(), ..Wash::default() };
+    let mut wash = context.out.is_terminal().then_some(wash);
+    let ended = copy(&mut response, &mut wash, context, interrupt).await;
+    // Whatever is printed next is not the pod's, and has to be legible.
+    let reset = if wash.is_some_and(|wash| wash.coloured) { context.out.data(RESET) } else { Ok(()) };
+    ended.and(reset)
+}
+
+/// Prints pieces as they come, until the last one.
+async fn copy(
+    response: &mut reqwest::Response,
+    wash: &mut Option<Wash>,
+    context: &mut Context<'_>,
+    mut interrupt: BoxFuture<'static, ()>,
+) -> Result<(), Failure> {
     loop {
         let piece = tokio::select! {
             biased;
@@ -41,7 +57,7 @@ pub async fn show(context: &mut Context<'_>, args: &LogsArgs) -> Result<(), Fail
         };
         let piece = piece.map_err(|error| broken_off(&context.client, &error))?;
         let (bytes, is_end) = piece.map_or((Vec::new(), true), |bytes| (bytes.to_vec(), false));
-        let bytes = match &mut wash {
+        let bytes = match wash {
             Some(wash) => wash.push(&bytes, is_end),
             None => bytes,
         };
@@ -69,12 +85,18 @@ fn broken_off(client: &super::client::Client, error: &reqwest::Error) -> Failure
 struct Wash {
     /// The beginning of a character or of a sequence whose rest did not come yet.
     kept: Vec<u8>,
+    /// Whether colours are left out.
+    plain: bool,
+    /// Whether one has passed.
+    coloured: bool,
 }
 
 /// What is at the beginning of some bytes.
 enum Found {
     /// So many that may pass.
     Pass(usize),
+    /// A colour of so many.
+    Colour(usize),
     /// So many that become visible.
     Show(usize),
     /// More bytes decide.
@@ -90,6 +112,13 @@ impl Wash {
             let length = match look(rest) {
                 Found::Pass(length) => {
                     clean.extend_from_slice(&rest[..length]);
+                    length
+                }
+                Found::Colour(length) => {
+                    if !self.plain {
+                        self.coloured = true;
+                        clean.extend_from_slice(&rest[..length]);
+                    }
                     length
                 }
                 Found::Unfinished if !is_end => {
@@ -122,7 +151,7 @@ fn look(bytes: &[u8]) -> Found {
         [0x1b, b'[', parameters @ ..] => {
             let length = parameters.iter().take_while(|b| b.is_ascii_digit() || matches!(b, b';' | b':')).count();
             match parameters.get(length) {
-                Some(b'm') if length < COLOUR_MAX => Found::Pass(length + 3),
+                Some(b'm') if length < COLOUR_MAX => Found::Colour(length + 3),
                 None if length < COLOUR_MAX => Found::Unfinished,
                 _ => Found::Show(1),
             }
@@ -175,6 +204,14 @@ mod tests {
                 assert_eq!(washed(bytes, size), expected, "{bytes:?} by {size}");
             }
         }
+    }
+
+    #[test]
+    fn who_wants_no_colours_gets_none() {
+        let mut wash = Wash { plain: true, ..Wash::default() };
+        let clean = wash.push(b"\x1b[31mred\x1b[0m \x1b[2J\x1b[", false);
+        assert_eq!(clean, b"red \\x1b[2J");
+        assert_eq!(wash.push(b"8mend", true), b"end");
     }
 
     #[test]

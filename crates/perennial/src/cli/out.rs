@@ -123,6 +123,12 @@ impl Out {
         self.terminal
     }
 
+    /// Whether standard output may carry colours.
+    #[must_use]
+    pub const fn has_colours(&self) -> bool {
+        self.colour_data
+    }
+
     /// Whether a live line can be drawn on standard error.
     #[must_use]
     pub const fn is_live(&self) -> bool {
