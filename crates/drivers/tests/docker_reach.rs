@@ -60,8 +60,12 @@ impl Watch {
         tokio::time::timeout(PATIENCE, told).await.expect("nobody was told");
     }
 
-    fn forget(&mut self) {
-        while self.news.try_recv().is_ok() {}
+    /// Waits until everything that has happened was told, and forgets it. What is told comes in the order it happened in, so the making
+    /// of a container that nobody was told of yet comes last.
+    async fn settle(&mut self, bench: &Bench) {
+        let marker = PodId::from_parts(1, rand::random());
+        bench.mark(marker).await;
+        self.told(marker).await;
     }
 }
 
@@ -72,13 +76,13 @@ async fn crashes_and_removals_are_told_by_the_watch_alone() {
         let (_quiet, anchor) = bench.running(BUSYBOX, Backend::Overlay).await;
         let mut watch = Watch::begin(Arc::new(bench.reconnect(&[runtime]).await), &bench.docker, &anchor).await;
         let (mut pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
-        watch.forget();
+        watch.settle(&bench).await;
         let options = KillContainerOptionsBuilder::default().signal("KILL").build();
         bench.docker.kill_container(&id, Some(options)).await.unwrap();
         watch.told(pod.id()).await;
 
         bench.start(&mut pod, &id).await.unwrap();
-        watch.forget();
+        watch.settle(&bench).await;
         let force = RemoveContainerOptionsBuilder::default().force(true).build();
         bench.docker.remove_container(&id, Some(force)).await.unwrap();
         watch.told(pod.id()).await;
@@ -100,7 +104,7 @@ async fn memory_kills_are_told_by_the_watch_alone() {
         })
         .await;
     let id = bench.run(&mut hungry).await;
-    watch.forget();
+    watch.settle(&bench).await;
     bench.sh(&id, "touch /srv/now").await;
     watch.told(hungry.id()).await;
     // It may be told of the kill before it is told of the end.
@@ -127,7 +131,7 @@ async fn a_watch_ends_with_its_engine_and_another_tells_again() {
         bench.start(&mut pod, &id).await.unwrap();
     }
     let mut watch = Watch::begin(engine, &bench.docker, &id).await;
-    watch.forget();
+    watch.settle(&bench).await;
     let force = RemoveContainerOptionsBuilder::default().force(true).build();
     bench.docker.remove_container(&id, Some(force)).await.unwrap();
     watch.told(pod.id()).await;

@@ -20,10 +20,10 @@ use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use bollard::container::LogOutput;
-use bollard::models::ExecConfig;
+use bollard::models::{ContainerCreateBody, ExecConfig};
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
-    RemoveVolumeOptionsBuilder,
+    CreateContainerOptions, ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveVolumeOptionsBuilder,
 };
 use futures::StreamExt;
 use perennial_core::engine::{ContainerSpec, Engine, EngineError, Fill, ObservedPod, SetAccess, SetSpec, VolumePath};
@@ -208,6 +208,17 @@ impl Bench {
 
     pub fn volume_name(pod: &TestPod, volume: &str) -> String {
         format!("perennial-vol-{}-{volume}", pod.id())
+    }
+
+    /// Makes a container that says it is this pod's and is never started: something for a watch to tell.
+    pub async fn mark(&self, pod: PodId) {
+        let labels = [("installation", self.installation.to_string()), ("pod", pod.to_string())];
+        let body = ContainerCreateBody {
+            image: Some(BUSYBOX.to_owned()),
+            labels: Some(labels.map(|(name, value)| (format!("io.perennial.{name}"), value)).into()),
+            ..ContainerCreateBody::default()
+        };
+        self.docker.create_container(None::<CreateContainerOptions>, body).await.unwrap();
     }
 
     fn filters(&self) -> HashMap<String, Vec<String>> {
