@@ -91,6 +91,28 @@ async fn crashes_and_removals_are_told_by_the_watch_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_is_under_way_is_waited_for() {
+    let bench = Bench::new().await;
+    let (_quiet, anchor) = bench.running(BUSYBOX, Backend::Overlay).await;
+    let mut watch = Watch::begin(Arc::new(bench.reconnect(&["runc"]).await), &bench.docker, &anchor).await;
+    let (pod, id) = bench.running(BUSYBOX, Backend::Overlay).await;
+    // A layer that takes the engine a while to remove.
+    let line = "mkdir /many && cd /many && i=0; while [ $i -lt 20000 ]; do : >$i; i=$((i+1)); done";
+    assert_eq!(bench.sh(&id, line).await, (String::new(), 0));
+    watch.settle(&bench).await;
+    let removal = {
+        let docker = bench.docker.clone();
+        let force = RemoveContainerOptionsBuilder::default().force(true).build();
+        tokio::spawn(async move { docker.remove_container(&id, Some(force)).await })
+    };
+    // Its end is told before it is gone: neither a crash nor a look that failed.
+    watch.told(pod.id()).await;
+    let observed = bench.observe(&pod).await;
+    assert!(observed.container.is_none() && observed.foreign.is_empty(), "{observed:?}");
+    removal.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn memory_kills_are_told_by_the_watch_alone() {
     let bench = Bench::new().await;
     let (_quiet, anchor) = bench.running(BUSYBOX, Backend::Overlay).await;

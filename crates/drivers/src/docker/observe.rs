@@ -1,9 +1,12 @@
 //! What the engine shows of a pod, and of everything that is ours.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
-use bollard::models::ContainerStateStatusEnum;
-use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder};
+use bollard::models::{ContainerStateStatusEnum, ContainerSummary};
+use bollard::query_parameters::{
+    EventsOptionsBuilder, ListContainersOptionsBuilder, ListVolumesOptionsBuilder, WaitContainerOptionsBuilder,
+};
 use futures::StreamExt;
 use jiff::Timestamp;
 use perennial_core::engine::{
@@ -20,19 +23,26 @@ use super::{DockerEngine, labels};
 
 /// Exit code of a process that SIGKILL ended.
 const KILLED: i64 = 137;
+/// How long one look waits for a removal that is under way; most are over in a fraction of that.
+const REMOVAL: Duration = Duration::from_secs(5);
+
+/// The engine's answers about a pod: its volumes, what has the name of its container, all containers there are.
+type Looked = (Vec<String>, Option<Seen>, Vec<ContainerSummary>);
 
 impl DockerEngine {
     pub(super) async fn observe_pod(&self, pod: PodId, sets: &[SetSpec]) -> Result<ObservedPod, EngineError> {
         let mut names: HashSet<String> = sets.iter().flat_map(|s| self.names(s)).collect();
         // Sets that were not asked about count as well: whoever mounts one of the pod's volumes is seen.
-        let name = container_name(pod);
-        let (volumes, own, containers) =
-            futures::try_join!(self.pod_volumes(pod), self.look_at(&name), self.all_containers())?;
+        let mut looked = self.look_around(pod).await?;
+        if let Some(own) = looked.1.as_ref().filter(|seen| seen.status == ContainerStateStatusEnum::REMOVING) {
+            // What becomes of it is known in a moment, and whoever was woken by its end would find out much later.
+            self.until_removed(&own.id).await;
+            looked = self.look_around(pod).await?;
+        }
+        let (volumes, own, containers) = looked;
         names.extend(volumes);
         let mut observed = ObservedPod::default();
-        if let Some(seen) = own
-            && labels::pod_of(&seen.labels, self.config.installation) == Some(pod)
-        {
+        if let Some(seen) = own {
             let mut container = container(&seen)?;
             self.look_for_oom(&seen, &mut container).await?;
             observed.container = Some(container);
@@ -50,6 +60,23 @@ impl DockerEngine {
             observed.sets.push(self.observe_set(set).await?);
         }
         Ok(observed)
+    }
+
+    async fn look_around(&self, pod: PodId) -> Result<Looked, EngineError> {
+        let name = container_name(pod);
+        let (volumes, own, containers) =
+            futures::try_join!(self.pod_volumes(pod), self.look_at(&name), self.all_containers())?;
+        let own = own.filter(|seen| labels::pod_of(&seen.labels, self.config.installation) == Some(pod));
+        Ok((volumes, own, containers))
+    }
+
+    /// Waits for the end of a removal, for a bounded time. Whatever the engine answers, the next look tells what is so.
+    async fn until_removed(&self, id: &str) {
+        let options = WaitContainerOptionsBuilder::default().condition("removed").build();
+        let mut ends = Box::pin(self.docker.wait_container(id, Some(options)));
+        if tokio::time::timeout(REMOVAL, ends.next()).await.is_err() {
+            tracing::debug!(container = id, "its removal takes long");
+        }
     }
 
     /// Corrects the engine's word on a memory kill: when the notice comes in after the end of the process, the engine
