@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use perennial_core::engine::{
     ContainerState, EngineError, ObservedContainer, ObservedPod, ObservedSet, Owned, SetSpec,
 };
-use perennial_core::id::PodId;
+use perennial_core::id::{InstallationId, PodId};
 use perennial_core::spec::Backend;
 
 use super::client::{blocking, look, transient};
@@ -52,7 +52,8 @@ impl DockerEngine {
             let Some(id) = container.id.clone() else { continue };
             // Helpers are ours; what touches a set ends those that were left behind.
             let helper = self.scratch_of(&container).is_some();
-            if Some(id.as_str()) != own && !helper && self.refers(&container, pod, &names) {
+            let own = Some(id.as_str()) == own || is_own(&container, pod, self.config.installation);
+            if !own && !helper && self.refers(&container, pod, &names) {
                 observed.foreign.push(id);
             }
         }
@@ -156,6 +157,14 @@ impl DockerEngine {
     }
 }
 
+/// Whether a container of the list is the pod's own. It may be gone by the time it is looked at.
+fn is_own(container: &ContainerSummary, pod: PodId, installation: InstallationId) -> bool {
+    let name = container_name(pod);
+    // The engine writes a slash before names.
+    let is_named = container.names.iter().flatten().any(|n| n.strip_prefix('/') == Some(&name));
+    is_named && container.labels.as_ref().is_some_and(|l| labels::pod_of(l, installation) == Some(pod))
+}
+
 /// The core's view of a pod's container.
 fn container(seen: &Seen) -> Result<ObservedContainer, EngineError> {
     let state = seen.inspected.state.as_ref();
@@ -196,6 +205,7 @@ fn container(seen: &Seen) -> Result<ObservedContainer, EngineError> {
 #[cfg(test)]
 mod tests {
     use bollard::models::{ContainerInspectResponse, ContainerState as EngineState};
+    use perennial_core::spec::TenantId;
 
     use super::*;
 
@@ -208,6 +218,24 @@ mod tests {
         };
         let inspected = ContainerInspectResponse { state: Some(state), ..ContainerInspectResponse::default() };
         Seen { id: "c".to_owned(), labels: labels.into(), status, inspected }
+    }
+
+    #[test]
+    fn only_the_container_with_the_name_and_the_labels_is_the_pods_own() {
+        let (ours, theirs) = (InstallationId::from_parts(1, [1; 10]), InstallationId::from_parts(1, [2; 10]));
+        let (pod, other) = (PodId::from_parts(1, [1; 10]), PodId::from_parts(1, [2; 10]));
+        let listed = |name: &str, installation: InstallationId, pod: PodId| ContainerSummary {
+            names: Some(vec![format!("/{name}")]),
+            labels: Some(labels::of_set(installation, &TenantId::default_tenant(), pod, 1)),
+            ..ContainerSummary::default()
+        };
+        let name = container_name(pod);
+        assert!(is_own(&listed(&name, ours, pod), pod, ours));
+        // Renamed, and so beyond our control; somebody else's; another pod's.
+        for foreign in [listed("renamed", ours, pod), listed(&name, theirs, pod), listed(&name, ours, other)] {
+            assert!(!is_own(&foreign, pod, ours), "{foreign:?}");
+        }
+        assert!(!is_own(&ContainerSummary::default(), pod, ours));
     }
 
     #[test]
