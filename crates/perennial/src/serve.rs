@@ -23,6 +23,7 @@ use perennial_core::spec::TenantId;
 use perennial_drivers::docker::{DockerConfig, DockerEngine, Subnet, VolumeAccess as DockerAccess};
 use perennial_drivers::sim::{ImagePolicy, SimEngine, SimOptions};
 use perennial_drivers::tapped::Tapped;
+use rustix::net::sockopt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -52,6 +53,12 @@ const DRAIN: Duration = Duration::from_secs(10);
 const KEEPING: Duration = Duration::from_secs(20);
 /// How long threads may go on after the server has stopped.
 pub const THREADS: Duration = Duration::from_secs(5);
+/// How long a connection is silent before its client is asked whether it is there.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// Pause between two such questions.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+/// How many in a row stay without an answer before the connection is given up.
+const KEEPALIVE_TRIES: u32 = 3;
 /// How long the server waits for an engine that does not answer yet, such as one that starts with the machine.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(15);
 /// Pause between two tries.
@@ -315,7 +322,16 @@ async fn asked_to_stop(mut stopping: watch::Receiver<bool>) {
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+    let listener = TcpListener::bind(address).await.and_then(|listener| {
+        // Linux hands these on to every connection that is accepted. Who follows a pod that says nothing is never written to,
+        // so nothing else would tell that the client is gone.
+        sockopt::set_socket_keepalive(&listener, true)?;
+        sockopt::set_tcp_keepidle(&listener, KEEPALIVE_AFTER)?;
+        sockopt::set_tcp_keepintvl(&listener, KEEPALIVE_EVERY)?;
+        sockopt::set_tcp_keepcnt(&listener, KEEPALIVE_TRIES)?;
+        Ok(listener)
+    });
+    listener.map_err(|source| ServeError::Listen { address, source })
 }
 
 async fn engine(
@@ -418,5 +434,24 @@ fn stop_signal() -> impl Future<Output = ()> {
                 std::future::pending().await
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_vanished_is_found_out() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert!(sockopt::socket_keepalive(&accepted).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&accepted).unwrap(), KEEPALIVE_AFTER);
+        assert_eq!(sockopt::tcp_keepintvl(&accepted).unwrap(), KEEPALIVE_EVERY);
+        assert_eq!(sockopt::tcp_keepcnt(&accepted).unwrap(), KEEPALIVE_TRIES);
+        drop(client);
     }
 }
