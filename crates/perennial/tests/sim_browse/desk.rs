@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::http::response::Parts;
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures::StreamExt as _;
 use perennial::api::{self, Tokens};
@@ -31,7 +32,8 @@ pub const TOKEN: &str = "the-token";
 pub struct Desk {
     pub server: Server,
     pub router: Router,
-    _stop: watch::Sender<bool>,
+    /// Whether the server is asked to stop.
+    pub stop: watch::Sender<bool>,
 }
 
 /// An answer. A body that broke off is an error.
@@ -80,17 +82,22 @@ impl Desk {
         let server = world.server_with(tap).await;
         let (stop, stopping) = watch::channel(false);
         let router = api::router(server.app.clone(), ProgressBoard::default(), Tokens::admin(TOKEN), stopping);
-        Self { server, router, _stop: stop }
+        Self { server, router, stop }
     }
 
-    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    /// Asks, and leaves the body to be read.
+    pub async fn open(&self, path: &str, headers: &[(&str, &str)]) -> (Parts, BodyDataStream) {
         let mut request = Request::get(format!("/api/v1/{path}")).header("authorization", format!("Bearer {TOKEN}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let response = self.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
-        let mut stream = body.into_data_stream();
+        (parts, body.into_data_stream())
+    }
+
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let (parts, mut stream) = self.open(path, headers).await;
         let mut body: Result<Vec<u8>, String> = Ok(Vec::new());
         while let Some(piece) = stream.next().await {
             let piece: Result<Bytes, _> = piece;

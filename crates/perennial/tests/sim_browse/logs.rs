@@ -1,13 +1,25 @@
 //! What a pod wrote, over HTTP and on the command line.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::BodyDataStream;
 use axum::http::StatusCode;
+use futures::StreamExt as _;
 use jiff::Timestamp;
-use perennial::cli::Exit;
+use perennial::cli::{Exit, Interrupt};
+use perennial_core::id::PodId;
 use perennial_core::spec::{Backend, PodSpec};
+use tokio::sync::Notify;
 
 use crate::desk::Desk;
-use crate::shell::Shell;
+use crate::shell::{Buffer, Shell};
 use crate::world::{World, small_spec};
+
+/// Longest time for anything.
+async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it takes too long")
+}
 
 fn talking() -> PodSpec {
     let words = ["sh", "-c", "echo first; echo second >&2; sleep infinity"];
@@ -55,6 +67,71 @@ async fn sim_logs_of_a_pod_without_a_container_are_refused_and_told_why() {
     assert_eq!(desk.get(&format!("pods/{pod}/logs")).await.problem(), "unavailable");
 }
 
+/// A log that is followed, and what came of it so far.
+struct Followed {
+    body: BodyDataStream,
+    text: String,
+}
+
+impl Followed {
+    async fn open(desk: &Desk, pod: PodId) -> Self {
+        let (parts, body) = desk.open(&format!("pods/{pod}/logs?follow=true"), &[]).await;
+        assert_eq!(parts.status, StatusCode::OK);
+        Self { body, text: String::new() }
+    }
+
+    /// Reads until this has come.
+    async fn until(&mut self, text: &str) {
+        while !self.text.contains(text) {
+            let piece = in_time(self.body.next()).await.expect("the log goes on").unwrap();
+            self.text.push_str(std::str::from_utf8(&piece).unwrap());
+        }
+    }
+
+    /// What comes next, which is no piece: the end, or why it broke off.
+    async fn ending(mut self) -> Option<String> {
+        in_time(self.body.next()).await.map(|piece| piece.expect_err("another piece").to_string())
+    }
+}
+
+#[tokio::test]
+async fn sim_a_log_is_followed_until_the_container_ends_or_the_server_stops() {
+    let world = World::new(4);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", talking()).await;
+    let mut followed = Followed::open(&desk, pod).await;
+    followed.until("second\n").await;
+    world.engine.say(pod, "said meanwhile").unwrap();
+    followed.until("said meanwhile\n").await;
+    desk.server.succeed(desk.server.pause(pod).await).await;
+    assert_eq!(followed.text, "first\nsecond\nsaid meanwhile\n");
+    assert_eq!(followed.ending().await, None);
+
+    desk.server.succeed(desk.server.start(pod).await).await;
+    let mut followed = Followed::open(&desk, pod).await;
+    followed.until("second\n").await;
+    // Whoever stops the server waits for its requests, and this one would not end.
+    desk.stop.send(true).unwrap();
+    let why = followed.ending().await;
+    assert!(why.as_ref().is_some_and(|why| why.contains("the server stops")), "{why:?}");
+}
+
+#[tokio::test]
+async fn sim_cli_a_log_that_is_followed_can_be_interrupted() {
+    let world = World::new(5);
+    let desk = Desk::new(&world).await;
+    desk.server.running("dev", talking()).await;
+    let shell = Shell::new(&desk).await;
+    let (interrupt, printed) = (Arc::new(Notify::new()), Buffer::default());
+    let typed = async {
+        printed.shows("second\n").await;
+        interrupt.notify_one();
+    };
+    let follows = shell.run_with(&["pod", "logs", "-f", "dev"], Interrupt::Notify(Arc::clone(&interrupt)), &printed);
+    let (followed, ()) = in_time(async { tokio::join!(follows, typed) }).await;
+    assert_eq!((followed.exit, followed.text(), followed.stderr.as_str()), (Exit::Interrupted, "first\nsecond\n", ""));
+}
+
 #[tokio::test]
 async fn sim_cli_follows_a_log_until_the_container_ends() {
     let world = World::new(3);
@@ -67,11 +144,15 @@ async fn sim_cli_follows_a_log_until_the_container_ends() {
     let stamped = shell.run(&["pod", "logs", "dev", "--tail=1", "-t"]).await;
     assert!(stamped.text().ends_with("Z second\n"), "{}", stamped.text());
 
+    let printed = Buffer::default();
     let ends = async {
+        printed.shows("second\n").await;
         world.engine.say(pod, "said meanwhile").unwrap();
+        printed.shows("said meanwhile\n").await;
         desk.server.succeed(desk.server.pause(pod).await).await;
     };
-    let (followed, ()) = tokio::join!(shell.run(&["pod", "logs", "-f", "dev"]), ends);
+    let follows = shell.run_with(&["pod", "logs", "-f", "dev"], Interrupt::Notify(Arc::default()), &printed);
+    let (followed, ()) = in_time(async { tokio::join!(follows, ends) }).await;
     assert_eq!(
         (followed.exit, followed.text()),
         (Exit::Done, "first\nsecond\nsaid meanwhile\n"),

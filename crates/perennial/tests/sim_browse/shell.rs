@@ -10,7 +10,20 @@ use perennial::cli::{Exit, Interrupt, Out, Output, Session, run_from};
 use crate::desk::{Desk, TOKEN};
 
 #[derive(Clone, Default)]
-struct Buffer(Arc<Mutex<Vec<u8>>>);
+pub struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Buffer {
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
+    }
+
+    /// Waits until this was printed.
+    pub async fn shows(&self, text: &str) {
+        while !String::from_utf8_lossy(&self.bytes()).contains(text) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
 
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -46,6 +59,11 @@ impl Shell {
     }
 
     pub async fn run(&self, arguments: &[&str]) -> Ran {
+        self.run_with(arguments, Interrupt::Notify(Arc::default()), &Buffer::default()).await
+    }
+
+    /// Runs a command line that can be interrupted, and whose output can be read meanwhile.
+    pub async fn run_with(&self, arguments: &[&str], interrupt: Interrupt, stdout: &Buffer) -> Ran {
         let session = Session {
             output: Output::Table,
             now: || "2026-01-10T12:00:00Z".parse::<Timestamp>().unwrap(),
@@ -53,13 +71,11 @@ impl Shell {
             pause: Duration::ZERO,
             silence: Duration::from_secs(90),
             tries: 3,
-            interrupt: Interrupt::Notify(Arc::default()),
+            interrupt,
         };
-        let (stdout, stderr) = (Buffer::default(), Buffer::default());
+        let stderr = Buffer::default();
         let mut out = Out::captured(Box::new(stdout.clone()), Box::new(stderr.clone()), None);
         let exit = run_from(&[&["perennial", "--server", &self.0], arguments].concat(), session, &mut out).await;
-        let stderr = String::from_utf8(stderr.0.lock().unwrap().clone()).unwrap();
-        let stdout = stdout.0.lock().unwrap().clone();
-        Ran { exit, stdout, stderr }
+        Ran { exit, stdout: stdout.bytes(), stderr: String::from_utf8(stderr.bytes()).unwrap() }
     }
 }
