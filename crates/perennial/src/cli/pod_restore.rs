@@ -99,7 +99,11 @@ async fn preview(
 pub async fn clone(context: &mut Context<'_>, args: CloneArgs) -> Result<(), Failure> {
     let pod = target::pod(&context.client, &args.pod, Among::All).await?;
     let snapshot_id = match &args.snapshot {
-        Some(text) => Some(target::snapshot(&context.client, &pod, text).await?.id),
+        Some(text) => {
+            let snapshot = target::snapshot(&context.client, &pod, text).await?;
+            target::note_flaws(context, &snapshot);
+            Some(snapshot.id)
+        }
         None => None,
     };
     let body = CloneRequest { name: args.name, snapshot_id, keep_identity: args.keep_identity };

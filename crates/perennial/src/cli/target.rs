@@ -110,10 +110,20 @@ pub async fn any_snapshot(context: &mut Context<'_>, text: &str) -> Result<Strin
         ),
         _ => failure,
     })?;
-    let id = newest(&pod)?.id.clone();
+    let latest = newest(&pod)?;
     if context.session.output == Output::Table {
-        let when = pod.latest_snapshot.as_ref().map(|latest| view::brief(latest, context.now())).unwrap_or_default();
-        context.out.note(&format!("newest of pod {}: {when}", clean(&pod.name)));
+        let brief = view::brief(latest, context.now());
+        context.out.note(&format!("newest of pod {}: {brief}", clean(&pod.name)));
     }
-    Ok(id)
+    note_flaws(context, latest);
+    Ok(latest.id.clone())
+}
+
+/// Says, in every form of output, that a snapshot is not whole: what is made from it will lack something, or fail.
+pub fn note_flaws(context: &mut Context<'_>, snapshot: &Snapshot) {
+    let flaws = view::flaws(snapshot);
+    if !flaws.is_empty() {
+        let id = &snapshot.id;
+        context.out.note(&format!("snapshot {id} is not whole ({flaws}): perennial snapshot show {id} tells more"));
+    }
 }

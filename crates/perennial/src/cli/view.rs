@@ -240,13 +240,31 @@ fn pod_name(names: &PodNames, id: &str) -> String {
     names.get(id).map_or_else(|| id.to_owned(), Clone::clone)
 }
 
+/// What is known to be missing from a snapshot, or wrong with it, in a few words; empty when nothing is.
+pub fn flaws(snapshot: &Snapshot) -> String {
+    let lost = match snapshot.consistency.losses.len() {
+        0 => None,
+        lost => Some(format!("{lost} lost")),
+    };
+    let damaged = snapshot.damage.as_ref().map(|_| "damaged".to_owned());
+    lost.into_iter().chain(damaged).collect::<Vec<_>>().join(", ")
+}
+
+/// The state of a snapshot, with its flaws.
+fn state(snapshot: &Snapshot) -> String {
+    match flaws(snapshot) {
+        flaws if flaws.is_empty() => snapshot.state.to_string(),
+        flaws => format!("{}, {flaws}", snapshot.state),
+    }
+}
+
 /// A snapshot in a few words.
 pub fn brief(snapshot: &Snapshot, now: Timestamp) -> String {
     format!(
         "{} ({}, {}, {}, {})",
         snapshot.id,
         snapshot.kind,
-        snapshot.state,
+        state(snapshot),
         maybe_size(snapshot.bytes),
         ago(snapshot.created_at, now)
     )
@@ -259,17 +277,12 @@ pub fn snapshots(snapshots: &[Snapshot], names: &PodNames, out: &Out, now: Times
     }
     let mut rows = Rows::new(&["ID", "KIND", "STATE", "SIZE", "NEW", "FILES", "CREATED", "POD"]);
     for snapshot in snapshots {
-        let state = match snapshot.consistency.losses.len() {
-            0 => snapshot.state.to_string(),
-            lost => format!("{}, {lost} lost", snapshot.state),
-        };
-        let state = if snapshot.damage.is_some() { format!("{state}, damaged") } else { state };
         rows.row(
             snapshot_colour(snapshot),
             [
                 snapshot.id.clone(),
                 snapshot.kind.to_string(),
-                state,
+                state(snapshot),
                 maybe_size(snapshot.bytes),
                 maybe_size(snapshot.new_bytes),
                 snapshot.files.map_or_else(|| UNKNOWN.to_owned(), |files| files.to_string()),

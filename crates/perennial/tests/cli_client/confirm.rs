@@ -104,7 +104,7 @@ async fn what_a_restore_does_names_what_will_be_missing() {
     let ran = dry(&["pod", "restore", "dev", SNAPSHOT], &fake).await;
     assert!(
         ran.stdout.contains(&format!(
-            "  volumes home, etc: replaced by snapshot {SNAPSHOT} (final, verified, 12.3 MiB, 2 h ago)\n"
+            "  volumes home, etc: replaced by snapshot {SNAPSHOT} (final, verified, 1 lost, 12.3 MiB, 2 h ago)\n"
         )),
         "{}",
         ran.stdout

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use perennial::api::wire::{
-    Backend, Check, CheckStatus, EngineInfo, List, MeasuredVolume, OperationKind, OperationState, Phase, Pod,
+    Backend, Check, CheckStatus, EngineInfo, List, Loss, MeasuredVolume, OperationKind, OperationState, Phase, Pod,
     PodStatus, Runtime, Snapshot, SnapshotState, System, VolumeState,
 };
 use perennial::cli::{Exit, Out, run_from};
@@ -295,6 +295,29 @@ Hint          make space; the data is still on the host
         )
     );
     assert_eq!(fake.run(&["op", "ls", "dev", "--unfinished"]).await.stdout, "no operations\n");
+}
+
+#[tokio::test]
+async fn the_newest_snapshot_tells_when_it_is_not_whole() {
+    let mut flawed = snapshot();
+    flawed.consistency.losses = vec![Loss { path: "/volumes/home/x".to_owned(), reason: "unreadable".to_owned() }];
+    flawed.damage = Some("a pack is gone".to_owned());
+    let mut dev = pod("dev");
+    dev.latest_snapshot = Some(flawed.clone());
+    let fake = Fake::default();
+    fake.pods(&[dev, pod("whole")]);
+    fake.on(&format!("GET /api/v1/snapshots/{SNAPSHOT}"), [flawed]);
+
+    let newest = format!("newest of pod dev: {SNAPSHOT} (final, verified, 1 lost, damaged, 12.3 MiB, 2 h ago)\n");
+    let warning =
+        format!("snapshot {SNAPSHOT} is not whole (1 lost, damaged): perennial snapshot show {SNAPSHOT} tells more\n");
+    let ran = fake.run(&["snapshot", "show", "dev@latest"]).await;
+    assert_eq!((ran.exit, ran.stderr), (Exit::Done, format!("{newest}{warning}")));
+    // Whoever reads JSON asked for nothing beside it; this they have to know.
+    let ran = fake.run(&["snapshot", "show", "dev", "-o", "json"]).await;
+    assert_eq!((ran.exit, ran.stderr), (Exit::Done, warning));
+    let ran = fake.run(&["snapshot", "show", "whole", "-o", "json"]).await;
+    assert_eq!((ran.exit, ran.stderr.as_str()), (Exit::Done, ""));
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ pub enum SnapshotCommand {
     Ls(SnapshotListArgs),
     /// Writes a file of a snapshot to standard output.
     Cat {
-        /// The snapshot's id; POD or POD@latest for the newest of a pod.
+        /// The snapshot's id; POD or POD@latest for the newest of a pod that is verified and was not imported.
         snapshot: String,
         /// The file as the pod sees it, such as /home/me/notes.txt.
         path: OsString,
@@ -59,12 +59,12 @@ pub enum SnapshotCommand {
     Import(Box<ImportArgs>),
     /// Shows a snapshot.
     Show {
-        /// Its id; POD or POD@latest for the newest of a pod.
+        /// Its id; POD or POD@latest for the newest of a pod that is verified and was not imported.
         snapshot: String,
     },
     /// Proves a snapshot: the server restores it into scratch and compares all of it.
     Drill {
-        /// Its id; POD or POD@latest for the newest of a pod.
+        /// Its id; POD or POD@latest for the newest of a pod that is verified and was not imported.
         snapshot: String,
         /// Waiting.
         #[command(flatten)]
@@ -157,7 +157,7 @@ pub struct ImportArgs {
 #[derive(Debug, Clone, Args)]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct ExportArgs {
-    /// The snapshot's id; POD or POD@latest for the newest of a pod.
+    /// The snapshot's id; POD or POD@latest for the newest of a pod that is verified and was not imported.
     pub snapshot: String,
     /// What the pod sees there, such as /home/me.
     #[arg(default_value = "/")]
