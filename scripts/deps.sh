@@ -141,19 +141,20 @@ install_azurite() {
     npm install --silent --ignore-scripts --no-audit --no-fund --omit=dev --prefix "$target" "$AZURITE" >&2
 }
 
-# Wheels only: no script of any package is run.
-SCHEMATHESIS=schemathesis==4.32.5
+# Wheels only: no script of any package is run. All that it needs is pinned, or the same seed would ask something else every day.
 install_schemathesis() {
-    local target=$DEV_DIR/tools/schemathesis
-    [ "$(cat "$target/version" 2>/dev/null)" = "$SCHEMATHESIS" ] && return
+    local target=$DEV_DIR/tools/schemathesis pins version
+    pins=$(dirname "$0")/schemathesis.txt
+    version=$(sha256sum <"$pins")
+    [ "$(cat "$target/version" 2>/dev/null)" = "$version" ] && return
     python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
-    say "deps: pip install $SCHEMATHESIS"
+    say "deps: pip install $(grep -o '^schemathesis==[^ ]*' "$pins")"
     as_root rm -rf "$target"
     as_root mkdir -p "$target"
     as_root chown "$(id -u)" "$DEV_DIR/tools" "$target"
     python3 -m venv "$target"
-    "$target/bin/pip" --quiet --disable-pip-version-check install --only-binary :all: "$SCHEMATHESIS" >&2
-    echo "$SCHEMATHESIS" >"$target/version"
+    "$target/bin/pip" --quiet --disable-pip-version-check install --only-binary :all: --require-hashes -r "$pins" >&2
+    echo "$version" >"$target/version"
 }
 
 have apt-get || die "only Debian and Ubuntu are supported" "install the tools listed in scripts/deps.sh yourself"
