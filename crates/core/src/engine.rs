@@ -2,21 +2,30 @@
 //!
 //! Drivers decide nothing. Every call is safe to repeat, and a call that did not answer has an unknown outcome, never
 //! a failed one (law 5).
+//!
+//! - `observed`: what an engine shows;
+//! - `sets`: volume sets, and how their bytes are reached;
+//! - `programs`: what is run beside a pod's own program; `logs`: what that one writes.
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+mod logs;
+mod observed;
+mod programs;
+mod sets;
+
+use std::path::Path;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 
 use crate::id::PodId;
 use crate::permit::DeletePermit;
 use crate::pod::PinnedImage;
 use crate::progress::Progress;
-use crate::snapshot::WriterStamp;
 use crate::spec::{Backend, PodName, PodSpec, TenantId};
-use crate::volume::{SetNumber, Volume};
+
+pub use logs::{LogEnd, LogRange, LogReader, LogStamps};
+pub use observed::{ContainerState, ObservedContainer, ObservedPod, ObservedSet, Owned, Presence, SetLimit};
+pub use programs::{OUTPUT_MAX, Program, ProgramEnd, Ran, Remains};
+pub use sets::{Copying, Fill, LayerAccess, MoverChannel, SetAccess, SetSpec, VolumePath, VolumeUsage};
 
 /// What a call changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,43 +124,6 @@ impl Capabilities {
     }
 }
 
-/// A volume set as the engine has to know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SetSpec {
-    /// Whose.
-    pub pod: PodId,
-    /// The pod's tenant.
-    pub tenant: TenantId,
-    /// Which of the pod's sets.
-    pub number: SetNumber,
-    /// Where it lives.
-    pub backend: Backend,
-    /// The pinned image's id: the lower directories, or the seed.
-    pub image: String,
-    /// Its volumes.
-    pub volumes: Vec<Volume>,
-}
-
-/// What a new set is filled with by the engine itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fill {
-    /// As the image has it: engine volumes are seeded from it; overlay volumes need nothing.
-    Image,
-    /// Empty volumes, for a whole tree to be restored into.
-    Empty,
-}
-
-/// What it costs to copy a set beside itself, where its bytes are on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Copying {
-    /// The storage copies the whole set at one instant, whatever its size: [`Engine::set_snapshot`].
-    Instant,
-    /// File by file; contents are shared until one of the copies changes.
-    Shared,
-    /// Every byte.
-    Bytes,
-}
-
 /// A container as the engine has to make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSpec {
@@ -167,283 +139,6 @@ pub struct ContainerSpec {
     pub spec: PodSpec,
     /// Its generation; a label.
     pub spec_generation: u64,
-}
-
-/// How a container stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ContainerState {
-    /// Made, never started.
-    Created,
-    /// Running.
-    Running,
-    /// Running, frozen.
-    Frozen,
-    /// Ended.
-    Exited {
-        /// Exit code; `None` when the engine does not know.
-        code: Option<i64>,
-        /// Whether the kernel ended it for memory.
-        oom: bool,
-    },
-}
-
-/// A container as the engine shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObservedContainer {
-    /// The engine's id.
-    pub id: String,
-    /// How it stands.
-    pub state: ContainerState,
-    /// When its present or last run began; `None` when it never ran.
-    pub started_at: Option<Timestamp>,
-    /// The set it is attached to, by label.
-    pub set: SetNumber,
-    /// The specification it was made from, by label.
-    pub spec_generation: u64,
-}
-
-impl ObservedContainer {
-    /// Whether it may be writing, or go on writing.
-    #[must_use]
-    pub const fn is_live(&self) -> bool {
-        matches!(self.state, ContainerState::Running | ContainerState::Frozen)
-    }
-
-    /// Which run of which container this is.
-    #[must_use]
-    pub fn stamp(&self) -> WriterStamp {
-        WriterStamp { container: self.id.clone(), started_at: self.started_at }
-    }
-}
-
-/// Whether a set's data is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Presence {
-    /// Proven to be absent: no volume and no marker.
-    Absent,
-    /// Some of it is missing.
-    Partial {
-        /// Names of what is missing.
-        missing: Vec<String>,
-    },
-    /// Every volume is there, and so is the marker where the backend keeps one.
-    Whole,
-}
-
-/// A set as the engine shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObservedSet {
-    /// Which.
-    pub number: SetNumber,
-    /// Whether its data is there.
-    pub presence: Presence,
-    /// The data generation written beside the data at the last start; `None` when the backend keeps none.
-    pub generation: Option<u64>,
-    /// How its size is limited; `None` when its backend cannot be asked to.
-    pub limit: Option<SetLimit>,
-}
-
-/// How the size of a set is limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct SetLimit {
-    /// Bytes that all volumes of the set may take together; `None` is no limit.
-    pub bytes: Option<u64>,
-    /// Whether the file system refuses what is beyond it; otherwise the number is advice.
-    pub enforced: bool,
-}
-
-/// Everything of one pod that an engine shows at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ObservedPod {
-    /// The pod's container.
-    pub container: Option<ObservedContainer>,
-    /// Who else uses the pod's volumes: other containers that refer to them, by id, and processes that outlived theirs
-    /// ([`Engine::lingering`], where it was asked).
-    pub foreign: Vec<String>,
-    /// The sets that were asked about.
-    pub sets: Vec<ObservedSet>,
-}
-
-impl ObservedPod {
-    /// The presence of this set; one that was not asked about counts as unknown, so it is `None`.
-    #[must_use]
-    pub fn set(&self, number: SetNumber) -> Option<&ObservedSet> {
-        self.sets.iter().find(|s| s.number == number)
-    }
-}
-
-/// How the bytes of a set are reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SetAccess {
-    /// Every volume is a directory of this host.
-    Local(Vec<VolumePath>),
-    /// Only a helper container reaches them: these are directories inside of it.
-    Mover(Vec<VolumePath>),
-}
-
-/// A volume's directory, on this host or in a mover.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VolumePath {
-    /// The volume's name.
-    pub name: String,
-    /// Its mount path in the container.
-    pub mount_path: String,
-    /// The tree: the whole content, or the overlay's changes.
-    pub path: PathBuf,
-    /// The image's directory below; `Some` makes `path` an overlay's changes.
-    pub lower: Option<PathBuf>,
-    /// Paths in the tree that the engine makes and that are never captured.
-    pub exclude: Vec<String>,
-}
-
-/// What one volume takes up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VolumeUsage {
-    /// The volume's name.
-    pub name: String,
-    /// Bytes on the engine's disk: of an overlay what the pod changed, else all of it; `None` when nobody can tell.
-    pub bytes: Option<u64>,
-}
-
-/// How the system layer of a container is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LayerAccess {
-    /// The overlay changes of the container's root on this host.
-    Local {
-        /// The directory.
-        path: PathBuf,
-        /// Paths below it that volumes or the engine hold.
-        exclude: Vec<String>,
-    },
-    /// There is no way to it; the reason is for a condition.
-    Unreachable {
-        /// Why.
-        reason: String,
-    },
-}
-
-/// Talks to a helper container over its standard input and output.
-pub struct MoverChannel {
-    /// What the mover writes.
-    pub reader: Box<dyn Read + Send>,
-    /// What the mover reads.
-    pub writer: Box<dyn Write + Send>,
-}
-
-/// A program that is run in a pod's container beside the pod's own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Program {
-    /// What it is known by in its container, to a later server too: ASCII letters, digits, `-` and `.`.
-    pub mark: String,
-    /// The program and its arguments; no shell is involved.
-    pub command: Vec<String>,
-    /// Who runs it; `None` for the user of the container.
-    pub user: Option<String>,
-    /// How long it may take.
-    pub within: Duration,
-}
-
-/// What became of such a program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ran {
-    /// How it ended.
-    pub end: ProgramEnd,
-    /// The end of what it wrote, errors included: at most [`OUTPUT_MAX`] bytes, lossy where it is not UTF-8.
-    pub output: String,
-    /// How long it took.
-    pub lasted: Duration,
-}
-
-/// Bytes that are kept of what a program wrote.
-pub const OUTPUT_MAX: usize = 4096;
-
-/// How a program ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProgramEnd {
-    /// By itself, with this status.
-    Exited(i64),
-    /// Its time was over.
-    TimedOut(Remains),
-    /// It was cancelled.
-    Cancelled(Remains),
-    /// The container ended while it ran.
-    ContainerEnded,
-}
-
-impl ProgramEnd {
-    /// Whether nothing proves that the program has ended.
-    #[must_use]
-    pub const fn may_go_on(self) -> bool {
-        matches!(self, Self::TimedOut(Remains::Perhaps) | Self::Cancelled(Remains::Perhaps))
-    }
-}
-
-/// Whether something of a program goes on that was ended before its time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remains {
-    /// It is proven to have ended, but for what it started in a session of its own.
-    Nothing,
-    /// It may go on.
-    Perhaps,
-}
-
-/// Which part of what a container's program wrote to its output and its error output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogRange {
-    /// Only so many lines at its end; `None` is all that the engine keeps.
-    pub tail: Option<u32>,
-    /// Only what was written since then; engines look at whole seconds. `None` is from the beginning.
-    pub since: Option<Timestamp>,
-    /// Where it ends.
-    pub until: LogEnd,
-    /// What is before each line.
-    pub stamps: LogStamps,
-}
-
-/// What is before each line that a container wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogStamps {
-    /// Nothing.
-    Without,
-    /// When it was written, in RFC 3339, and a space.
-    With,
-}
-
-/// Where reading what a container writes ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogEnd {
-    /// With what was written already.
-    Now,
-    /// With the container's present run.
-    Run,
-}
-
-/// Reads what a container wrote, oldest first; whoever drops it has read enough.
-#[async_trait]
-pub trait LogReader: Send {
-    /// The next bytes; `None` at the end. What a pod writes is any bytes.
-    async fn next(&mut self) -> Result<Option<Vec<u8>>, EngineError>;
-}
-
-/// Something on the engine that carries this installation's labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owned {
-    /// A container.
-    Container {
-        /// Whose, by label.
-        pod: PodId,
-        /// The engine's id.
-        id: String,
-    },
-    /// A volume set.
-    Set {
-        /// Whose, by label or marker.
-        pod: PodId,
-        /// Which.
-        number: SetNumber,
-        /// Where.
-        backend: Backend,
-    },
 }
 
 /// Told by an engine that something of a pod changed, within a second of it.
