@@ -1,193 +1,26 @@
-//! Containers without processes: a record, a state, and a directory for what they change outside volumes.
-//!
-//! Each lies at `containers/<id>/`: `container.json` and `layer`. What its command would do is read from its text:
-//! `trap '' TERM` ignores the request to stop, a last word `exit N` ends at once with that code, and `echo TEXT` says it when
-//! the container starts.
+//! What is done with containers: made, started, stopped, frozen, looked at, removed.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::engine::{
-    ContainerSpec, ContainerState, Effect, EngineError, LayerAccess, ObservedContainer, ObservedPod, ObservedSet,
-    Presence, SetSpec,
+    ContainerSpec, Effect, EngineError, LayerAccess, ObservedPod, ObservedSet, Presence, SetSpec,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::{DeletePermit, Ground};
 use perennial_core::spec::{Backend, is_at_or_below};
 use perennial_core::volume::{NEVER_PERSISTED, SetNumber};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::container::{
+    Behaviour, Container, ForeignKind, KILLED, Layer, Life, Mount, RECORD, SetKind, Starter, TERMINATED, behaviour,
+    says,
+};
 use super::faults::Fate;
 use super::sets::{ENGINE_FILES, Marker, Progress};
 use super::tree::remove_any;
-use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected, text};
-
-const RECORD: &str = "container.json";
-/// Exit code of a process that SIGTERM ended.
-const TERMINATED: i64 = 143;
-/// Exit code of a process that SIGKILL ended.
-pub(super) const KILLED: i64 = 137;
-
-/// Where a volume is mounted.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Mount {
-    pub volume: String,
-    pub path: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum SetKind {
-    Overlay,
-    Engine,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Life {
-    Created,
-    Running,
-    Frozen,
-    Exited { code: i64, oom: bool },
-}
-
-/// What the command does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Behaviour {
-    /// Runs until it is asked to stop.
-    Obedient,
-    /// Runs until it is killed.
-    Stubborn,
-    /// Ends at once.
-    Ends(i64),
-}
-
-/// Whether the host can see what the container changes outside volumes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Layer {
-    Visible,
-    Hidden,
-}
-
-/// Who started the present or last run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Starter {
-    Caller,
-    Outsider,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Container {
-    pub id: String,
-    #[serde(with = "text")]
-    pub pod: PodId,
-    pub set: SetNumber,
-    kind: SetKind,
-    pub image: String,
-    spec_generation: u64,
-    fingerprint: String,
-    pub mounts: Vec<Mount>,
-    behaviour: Behaviour,
-    #[serde(default)]
-    says: Vec<String>,
-    layer: Layer,
-    pub life: Life,
-    pub started_at: Option<Timestamp>,
-    pub starter: Starter,
-}
-
-/// Somebody who is not ours and uses a pod's volumes.
-#[derive(Debug, Clone)]
-pub(super) struct Foreign {
-    pub id: String,
-    pub set: SetNumber,
-    pub kind: ForeignKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ForeignKind {
-    /// The engine lists it.
-    Container,
-    /// It outlived its container: the engine knows nothing of it.
-    Process,
-}
-
-impl Container {
-    pub(super) const fn backend(&self) -> Backend {
-        match self.kind {
-            SetKind::Overlay => Backend::Overlay,
-            SetKind::Engine => Backend::Engine,
-        }
-    }
-
-    pub(super) const fn is_live(&self) -> bool {
-        matches!(self.life, Life::Running | Life::Frozen)
-    }
-
-    fn observed(&self) -> ObservedContainer {
-        ObservedContainer {
-            id: self.id.clone(),
-            state: match self.life {
-                Life::Created => ContainerState::Created,
-                Life::Running => ContainerState::Running,
-                Life::Frozen => ContainerState::Frozen,
-                Life::Exited { code, oom } => ContainerState::Exited { code: Some(code), oom },
-            },
-            started_at: self.started_at,
-            set: self.set,
-            spec_generation: self.spec_generation,
-        }
-    }
-}
-
-/// Finds the containers that an earlier process left.
-pub(super) fn load(root: &Path, state: &mut State) -> io::Result<()> {
-    for entry in fs::read_dir(root.join("containers"))? {
-        let bytes = match fs::read(entry?.path().join(RECORD)) {
-            Ok(bytes) => bytes,
-            // Made halfway: nobody was told its id.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        let container: Container = serde_json::from_slice(&bytes)?;
-        state.by_pod.insert(container.pod, container.id.clone());
-        state.containers.insert(container.id.clone(), container);
-        state.made += 1;
-    }
-    Ok(())
-}
-
-fn words(spec: &ContainerSpec) -> impl Iterator<Item = &String> {
-    spec.spec.entrypoint.iter().flatten().chain(spec.spec.command.iter().flatten())
-}
-
-/// What a shell would print of it.
-fn says(spec: &ContainerSpec) -> Vec<String> {
-    let commands = words(spec).flat_map(|word| word.split(';'));
-    let said = commands.filter_map(|command| command.trim().strip_prefix("echo "));
-    said.map(|text| text.trim_end_matches(">&2").trim().to_owned()).collect()
-}
-
-fn behaviour(spec: &ContainerSpec) -> Behaviour {
-    let mut found = Behaviour::Obedient;
-    for word in words(spec) {
-        if word.contains("trap '' TERM") {
-            found = Behaviour::Stubborn;
-        }
-        if let Some(code) = word.strip_prefix("exit ").and_then(|c| c.trim().parse().ok()) {
-            found = Behaviour::Ends(code);
-        }
-    }
-    found
-}
+use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected};
 
 impl State {
     /// Whether the pod's processes run, and are not frozen.

@@ -11,7 +11,7 @@ use perennial_core::id::PodId;
 use perennial_core::spec::{Backend, is_at_or_below};
 use perennial_core::volume::{NEVER_PERSISTED, SetNumber};
 
-use super::containers::{Container, Foreign, ForeignKind, KILLED, Life, Starter};
+use super::container::{Container, Foreign, ForeignKind, KILLED, Life, Starter};
 use super::sets::ENGINE_FILES;
 use super::tree::{View, remove_any};
 use super::{Shared, SimEngine, State};

@@ -18,7 +18,8 @@
 //! | `clock` | a clock that moves only when told |
 //! | `images` | images as values, materialised once per id; export and import |
 //! | `sets` | volume sets: directories, markers, presence |
-//! | `containers` | what a container is, and its life |
+//! | `container` | what a container is |
+//! | `containers` | what is done with one |
 //! | `calls` | the [`Engine`](perennial_core::engine::Engine) trait |
 //! | `tree` | the merged view of an overlay |
 //! | `faults` | seeded misfortune |
@@ -30,6 +31,7 @@
 
 mod calls;
 mod clock;
+mod container;
 mod containers;
 mod faults;
 mod hands;
@@ -61,7 +63,7 @@ pub use images::SimImage;
 pub use mover::SimMover;
 pub use records::{Deleted, Deletion};
 
-use containers::{Container, Foreign};
+use container::{Container, Foreign};
 use faults::Dice;
 use images::Image;
 
@@ -165,7 +167,7 @@ impl SimEngine {
         }
         let mut state = State { dice: Dice::new(options.seed), ..State::default() };
         images::load(&root, &mut state)?;
-        containers::load(&root, &mut state)?;
+        container::load(&root, &mut state)?;
         Ok(Self { shared: Arc::new(Shared { root, clock, options, state: Mutex::new(state) }) })
     }
 

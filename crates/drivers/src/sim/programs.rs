@@ -23,7 +23,7 @@ use perennial_core::engine::{EngineError, OUTPUT_MAX, Program, ProgramEnd, Ran, 
 use perennial_core::id::PodId;
 use perennial_core::progress::Progress;
 
-use super::containers::{KILLED, Life};
+use super::container::{KILLED, Life};
 use super::hands::write_as_pod;
 use super::{Shared, SimEngine, State, conflict, rejected};
 
