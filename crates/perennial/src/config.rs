@@ -5,11 +5,13 @@
 
 mod args;
 mod drills;
+mod error;
 mod imports;
 mod keys;
 mod limits;
 mod replication;
 mod repository;
+mod server;
 mod snapshots;
 
 use std::net::SocketAddr;
@@ -21,6 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub use args::{EngineKind, LogForm, ServeArgs, VolumeAccess};
 pub use drills::DrillSection;
+pub use error::ConfigError;
+use error::value;
 pub use imports::ImportSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
@@ -29,6 +33,8 @@ use replication::FileReplication;
 pub use replication::ReplicationSection;
 use repository::FileRepository;
 pub use repository::{BucketLookup, RepositorySection, bandwidth, limited, read_variables};
+use server::FileServer;
+pub use server::{ServerSection, TlsFiles};
 pub use snapshots::SnapshotSection;
 
 /// Longest undelete window and delay of forgetting, in days: ten years; longer ones are typing mistakes.
@@ -68,63 +74,6 @@ struct File {
     limits: LimitSection,
     #[serde(default)]
     server: FileServer,
-}
-
-/// `[server]` of the file.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileServer {
-    #[serde(default)]
-    tls: FileTls,
-}
-
-/// `[server.tls]` of the file.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileTls {
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-}
-
-/// How the server is reached.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct ServerSection {
-    /// Where certificate and key are; `None` to serve plain HTTP.
-    pub tls: Option<TlsFiles>,
-}
-
-impl ServerSection {
-    /// Whether there is nothing to show.
-    const fn is_empty(&self) -> bool {
-        self.tls.is_none()
-    }
-}
-
-/// The files that TLS needs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TlsFiles {
-    /// The certificate and those between it and its authority, PEM.
-    pub cert: PathBuf,
-    /// Its private key, PEM.
-    pub key: PathBuf,
-}
-
-impl TlsFiles {
-    /// The two files, which are of no use alone.
-    fn both(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<Self>, ConfigError> {
-        let place = |key: &'static str, path: PathBuf| {
-            std::path::absolute(path).map_err(|e| value(key, e.to_string(), "write the path of a PEM file"))
-        };
-        let hint = "TLS needs both: a certificate and its private key";
-        match (cert, key) {
-            (Some(cert), Some(key)) => {
-                Ok(Some(Self { cert: place("server.tls.cert", cert)?, key: place("server.tls.key", key)? }))
-            }
-            (None, None) => Ok(None),
-            (Some(_), None) => Err(value("server.tls.key", "is missing", hint)),
-            (None, Some(_)) => Err(value("server.tls.cert", "is missing", hint)),
-        }
-    }
 }
 
 /// The configuration of a server, with every default filled in.
@@ -185,53 +134,6 @@ pub struct Config {
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
-}
-
-/// Why the configuration cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path} cannot be read: {source}")]
-    Unreadable {
-        /// Which.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file holds something that is not known, or not what is expected.
-    #[error("{path}: {problem}")]
-    File {
-        /// Which.
-        path: String,
-        /// What, with its place.
-        problem: String,
-    },
-    /// A value cannot be used.
-    #[error("{key}: {problem}")]
-    Value {
-        /// Which key.
-        key: &'static str,
-        /// What is wrong.
-        problem: String,
-        /// What to write instead.
-        hint: &'static str,
-    },
-}
-
-impl ConfigError {
-    /// How to go on.
-    #[must_use]
-    pub fn hint(&self) -> &str {
-        match self {
-            Self::Unreadable { .. } => "check the path given by --config",
-            Self::File { .. } => "perennial.example.toml shows every key",
-            Self::Value { hint, .. } => hint,
-        }
-    }
-}
-
-fn value(key: &'static str, problem: impl Into<String>, hint: &'static str) -> ConfigError {
-    ConfigError::Value { key, problem: problem.into(), hint }
 }
 
 impl Config {
