@@ -12,9 +12,10 @@ use crate::index::{IdSet, Index, Origin};
 use crate::node::{decode_tree, encode_tree};
 use crate::pack::{PackBuilder, Sealer, open_blob, parse_header};
 use crate::remote::fuzzing as channel;
+use crate::repository::keys;
 use crate::wire::{BlobKind, Config, IndexFile, KeyFile, LockFile, MasterKey, SnapshotFile};
 use crate::{Backend as _, KeyCost, LocalBackend, MemoryBackend, Password, Repository};
-use crate::{quote, removed, repository as store};
+use crate::{quote, removed};
 
 pub use channel::frames;
 
@@ -38,8 +39,8 @@ pub fn files(input: &[u8]) -> bool {
     let Some((kind, bytes)) = input.split_first() else { return false };
     match kind % 7 {
         0 => json::<Config>(bytes).is_some(),
-        1 => json::<KeyFile>(bytes).is_some_and(|file| store::affordable(&file).is_some()),
-        2 => json::<MasterKey>(bytes).is_some_and(|master| store::key_of(master).is_some()),
+        1 => json::<KeyFile>(bytes).is_some_and(|file| keys::affordable(&file).is_some()),
+        2 => json::<MasterKey>(bytes).is_some_and(|master| keys::key_of(master).is_some()),
         3 => json::<IndexFile>(bytes).is_some_and(|file| {
             let mut index = Index::default();
             index.add_written(Id::of(bytes), Origin::Store, &file);

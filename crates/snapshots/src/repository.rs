@@ -7,7 +7,7 @@
 //! - `keys`: what a password opens;
 //! - `objects`: the ways to what is in it.
 
-mod keys;
+pub(crate) mod keys;
 mod objects;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
