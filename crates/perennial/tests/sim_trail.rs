@@ -93,7 +93,10 @@ async fn sim_a_pod_that_never_ran_stops_without_a_snapshot() {
     let world = World::new(43);
     let server = world.server().await;
     let spec = PodSpec { backend: Some(Backend::Overlay), ..PodSpec::new("nowhere:1") };
+    // An engine that cannot be asked refuses nothing.
+    world.engine.node_vanishes();
     let created = server.create("dev", spec).await.unwrap();
+    world.engine.node_returns();
     let pod = created.pod.id;
     server.work(pod).await;
     assert_ne!(server.pod(pod).await.phase, Phase::Running, "there is no such image");
