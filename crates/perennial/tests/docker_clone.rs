@@ -8,10 +8,14 @@ mod installation;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use installation::steps::{assert_one_instant, is_of_counting, while_counting};
 use installation::{DEBIAN, Docker, Installation, Pod, assert_same, fill, fill_xattrs, tree};
 use serde_json::{Value, json};
 
 const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
+
+/// Two volumes.
+const COUNTED: [&str; 2] = ["/srv", "/home"];
 
 /// A file system of its own for the storage root; unmounted when dropped.
 struct Disk(PathBuf);
@@ -26,15 +30,6 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new(script()).arg("umount").arg(&self.0).status();
-    }
-}
-
-/// Has the pod's writer end, also when the test does not get that far.
-struct Enough<'a>(&'a Installation, &'a Pod);
-
-impl Drop for Enough<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.try_sh(self.1, "touch /srv/enough");
     }
 }
 
@@ -85,20 +80,9 @@ fn a_running_pod_is_cloned_on(kind: &str) {
         ),
     );
     let before = tree(&installation, &pod);
-    // Two volumes in step: whatever instant it is, one is at most one step ahead.
-    let steps = "i=0; while [ ! -e /srv/enough ]; do i=$((i+1)); echo $i >/srv/.a && mv /srv/.a /srv/step
-        echo $i >/home/.b && mv /home/.b /home/step; done";
-    let copy = std::thread::scope(|scope| {
-        scope.spawn(|| installation.sh(&pod, steps));
-        installation::eventually("the pod writes", || installation.try_sh(&pod, "test -e /home/step").1.then_some(()));
-        let _enough = Enough(&installation, &pod);
+    let copy = while_counting(&installation, &pod, &COUNTED, || {
         let answer = installation.post(&format!("/api/v1/pods/{}/clone", pod.id), &json!({"name": "copy"}));
         let ended = installation.ended(answer["operation"]["id"].as_str().unwrap());
-        let then: u64 = installation.sh(&pod, "cat /home/step").trim().parse().unwrap();
-        installation::eventually("the source goes on", || {
-            let now: u64 = installation.sh(&pod, "cat /home/step").trim().parse().ok()?;
-            (now > then).then_some(())
-        });
         assert_eq!(ended["state"], "succeeded", "{ended:#}");
         Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: "copy".to_owned() }
     });
@@ -111,13 +95,9 @@ fn a_running_pod_is_cloned_on(kind: &str) {
         "xfs" => assert!(shared(&said) > 20 << 20 && written(&said) < 1 << 20, "{said}"),
         _ => assert!(written(&said) > 20 << 20, "{said}"),
     }
-    let step = |path: &str| installation.sh(&copy, &format!("cat {path}")).trim().parse::<u64>().unwrap();
-    let (first, second) = (step("/srv/step"), step("/home/step"));
-    assert!(first == second || first == second + 1, "{first} and {second} are of no single instant");
-    let is_kept = |path: &String| {
-        let steps = ["/srv/step", "/home/step", "/srv/.a", "/home/.b", "/srv/enough", "/srv", "/home"];
-        path != "/etc/machine-id" && !path.starts_with("/etc/ssh") && !steps.contains(&path.as_str())
-    };
+    assert_one_instant(&installation, &copy, &COUNTED);
+    let is_kept =
+        |path: &String| path != "/etc/machine-id" && !path.starts_with("/etc/ssh") && !is_of_counting(path, &COUNTED);
     let without =
         |tree: installation::Tree| -> installation::Tree { tree.into_iter().filter(|(p, _)| is_kept(p)).collect() };
     assert_same(&without(before.clone()), &without(tree(&installation, &copy)));

@@ -14,6 +14,7 @@
 )]
 
 mod engine;
+pub mod steps;
 mod tree;
 
 use std::fs::File;
