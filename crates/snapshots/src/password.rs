@@ -91,10 +91,16 @@ impl Repository {
         let backend = &*self.inner.backend;
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         find_key(backend, kept, &backend.read(FileKind::Config, FileKind::CONFIG_ID)?)?;
-        for info in backend.list(FileKind::Key)? {
-            if try_key(backend, info.id, password)?.is_some() {
-                guard.ensure()?;
-                backend.remove(FileKind::Key, info.id)?;
+        // Until two listings in turn have none: whoever takes a password away counts on that, and a listing may leave one out.
+        let mut clean = 0;
+        while clean < 2 {
+            clean += 1;
+            for info in backend.list(FileKind::Key)? {
+                if try_key(backend, info.id, password)?.is_some() {
+                    guard.ensure()?;
+                    backend.remove(FileKind::Key, info.id)?;
+                    clean = 0;
+                }
             }
         }
         Ok(())

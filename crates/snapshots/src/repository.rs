@@ -30,6 +30,7 @@ use crate::request::{Counts, Entry, SnapshotInfo};
 use crate::wire::{BlobKind, Config, SnapshotFile};
 
 pub(crate) use keys::{find_key, key_of, master_key, try_key, wrap_key};
+pub(crate) use objects::UNLISTED;
 
 /// A repository, open. Clones share everything; all methods block and may be called from many threads.
 #[derive(Clone)]

@@ -5,18 +5,23 @@
 //! repository is no reason to delete more). Then: needed blobs of partly used packs are written to new packs and read
 //! back; a complete new index is written and read back; old index files are removed; packs are removed last.
 //!
+//! What a store leaves out of a listing must not count as absent. Snapshots are listed again before anything goes, and one
+//! that shows up then ends the prune, as does one that an earlier prune of this handle saw and that is still in its place; index
+//! files are held against those in memory; and a pack that an index names is looked at itself.
+//!
 //! With a grace time there are two phases. What nothing needs is only marked in the index: from then on no upload
 //! builds on it, and it is still there. A prune after the grace time deletes it, unless a snapshot needs it by then,
 //! which takes the mark back. So an upload whose lock was lost, or a store that listed a snapshot late, costs nothing.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
 
 use super::Mode;
 use super::rewrite::{Rewriter, write_indexes};
-use crate::backend::FileKind;
+use crate::backend::{FileInfo, FileKind};
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{IdMap, IdSet};
@@ -100,6 +105,8 @@ pub struct PruneReport {
 type BlobKey = (BlobKind, Id);
 
 struct Plan {
+    /// What was planned for.
+    snapshots: HashSet<Id>,
     keep: Vec<IndexPack>,
     /// Packs to take blobs out of, with those blobs.
     repack: Vec<(Id, Vec<IndexBlob>)>,
@@ -125,7 +132,8 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::Locked`] while anybody else works on the repository; [`Error::MissingBlob`] or [`Error::Damaged`] when
-    /// a snapshot is not complete, or was set aside, and then nothing is deleted; [`Error::LockLost`]; store errors. The same call again
+    /// a snapshot is not complete, or was set aside, and then nothing is deleted; [`Error::Unsteady`] when a listing left something
+    /// out; [`Error::LockLost`]; store errors. The same call again
     /// goes on where an interrupted one was.
     pub fn prune_with(&self, request: &PruneRequest, progress: &Progress) -> Result<PruneReport> {
         let inner = &*self.inner;
@@ -192,12 +200,26 @@ fn refuse_beside_lost_snapshots(inner: &Inner) -> Result<()> {
     }
 }
 
+/// Nobody makes a snapshot under an exclusive lock: one that was not there when this was planned was left out of a listing, or
+/// somebody lost his lock.
+fn refuse_unplanned_snapshots(inner: &Inner, planned: &HashSet<Id>) -> Result<()> {
+    refuse_beside_lost_snapshots(inner)?;
+    let listed = inner.backend.list(FileKind::Snapshot)?;
+    match listed.into_iter().find(|file| !planned.contains(&file.id)) {
+        Some(FileInfo { id, .. }) => {
+            let how = "was in no listing when this was planned";
+            Err(Error::Unsteady { kind: FileKind::Snapshot, id, how })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Every blob that any snapshot needs; fails when one is not there.
-fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(u64, HashSet<BlobKey>)> {
+fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(HashSet<Id>, HashSet<BlobKey>)> {
     let mut needed = HashSet::new();
-    let snapshots = inner.backend.list(FileKind::Snapshot)?;
-    for info in &snapshots {
-        let file = inner.load_snapshot(SnapshotFileId(info.id))?;
+    let snapshots = inner.list_all_snapshots()?;
+    for id in &snapshots {
+        let file = inner.load_snapshot(SnapshotFileId(*id))?;
         let mut stack = vec![file.tree];
         while let Some(tree) = stack.pop() {
             // A tree met before was walked before, with everything below it.
@@ -205,7 +227,7 @@ fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(u64, HashSet<Blob
                 continue;
             }
             progress.check()?;
-            let place = format!("snapshot {}", info.id);
+            let place = format!("snapshot {id}");
             for node in inner.load_tree(tree, &place)? {
                 stack.extend(node.subtree);
                 for blob in node.content {
@@ -217,13 +239,15 @@ fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(u64, HashSet<Blob
             }
         }
     }
-    Ok((snapshots.len() as u64, needed))
+    Ok((snapshots, needed))
 }
 
 fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Plan> {
     let (snapshots, mut needed) = needed_blobs(inner, progress)?;
-    let mut report = PruneReport { snapshots, blobs_needed: needed.len() as u64, ..PruneReport::default() };
-    let present = inner.list_packs()?;
+    let count = snapshots.len() as u64;
+    let mut report = PruneReport { snapshots: count, blobs_needed: needed.len() as u64, ..PruneReport::default() };
+    let mut present = inner.list_packs()?;
+    let mut looks = 0;
     let mut old_indexes = Vec::new();
     let mut indexed: IdMap<Vec<IndexBlob>> = IdMap::default();
     let mut marked: IdMap<MarkedPack> = IdMap::default();
@@ -232,6 +256,8 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
         old_indexes.push(info.id);
         match inner.load_json::<IndexFile>(FileKind::Index, info.id) {
             Ok(file) => {
+                let named = file.packs.iter().map(|pack| (pack.id, expected_size(&pack.blobs)));
+                inner.look_at_unlisted(named, &mut present, &mut looks)?;
                 for pack in file.packs {
                     let intact = present.get(&pack.id) == Some(&expected_size(&pack.blobs));
                     let doubled = intact && indexed.insert(pack.id, pack.blobs).is_some();
@@ -249,6 +275,14 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
             Err(Error::Damaged { .. }) => stale_entries = true,
             Err(e) => return Err(e),
         }
+    }
+    // An index file that is not replaced would go on to name packs that are gone.
+    let unlisted = {
+        let index = inner.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.files.keys().find(|id| !old_indexes.contains(id)).copied()
+    };
+    if let Some(id) = unlisted {
+        return Err(Error::Unsteady { kind: FileKind::Index, id, how: "is in one listing, and not in the next" });
     }
     let mut small = HashMap::new();
     for (id, blobs) in &indexed {
@@ -342,11 +376,11 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
     if stale_entries || begun_anew || !report.expired.is_empty() || report.doomed.iter().any(leaves_trace) {
         report.indexes_replaced = old_indexes.len() as u64;
     }
-    Ok(Plan { keep, repack, marks, delete, old_indexes, report })
+    Ok(Plan { snapshots, keep, repack, marks, delete, old_indexes, report })
 }
 
 fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) -> Result<PruneReport> {
-    let Plan { mut keep, repack, marks, delete, old_indexes, report } = plan;
+    let Plan { snapshots, mut keep, repack, marks, delete, old_indexes, report } = plan;
     let mut rewriter = Rewriter::default();
     let mut plain = Vec::new();
     for (id, blobs) in repack {
@@ -362,6 +396,8 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
         }
     }
     rewriter.finish(inner, &mut keep)?;
+    guard.ensure()?;
+    refuse_unplanned_snapshots(inner, &snapshots)?;
     // A repository that lost all its index files has none to replace, and still gets its marks.
     if report.indexes_replaced > 0 || !marks.is_empty() {
         let new_indexes = write_indexes(inner, keep, marks)?;

@@ -7,17 +7,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Inner, Locks, to_json};
-use crate::backend::{Backend, FileKind};
+use crate::backend::{Backend, FileInfo, FileKind};
 use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdMap, Index, Origin};
 use crate::node::{Node, NodeKind, decode_tree};
-use crate::pack::open_blob;
+use crate::pack::{expected_size, open_blob};
 use crate::wire::{BlobKind, IndexFile, SnapshotFile};
 
 /// The largest file that is no pack, unpacked, in bytes: an index of ten million blobs is a third of it.
 const MAX_UNPACKED: u64 = if cfg!(test) { 1 << 20 } else { 4 << 30 };
+
+/// Files that are looked at one by one in one go because a listing lacks them: beyond, it is believed.
+const MOST_LOOKS: usize = 64;
 
 /// Decompresses a file that is not a pack, as far as memory allows.
 fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -26,6 +29,9 @@ fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
     let read = zstd::stream::read::Decoder::with_buffer(packed)?.take(MAX_UNPACKED + 1).read_to_end(&mut plain)?;
     if read as u64 > MAX_UNPACKED { Err(std::io::Error::other("unreasonably large")) } else { Ok(plain) }
 }
+
+/// What is said of a file that is there, though a listing says otherwise.
+pub(crate) const UNLISTED: &str = "is in its place, and in no listing";
 
 impl Inner {
     pub(crate) fn effort(&self) -> Effort {
@@ -132,6 +138,45 @@ impl Inner {
         Ok(listed)
     }
 
+    /// Lists what the snapshots are called, for somebody who takes away what they do not need.
+    ///
+    /// # Errors
+    /// [`Error::Unsteady`] when the listing lacks one that was there before, and still is.
+    pub(crate) fn list_all_snapshots(&self) -> Result<HashSet<Id>> {
+        let listed = self.refresh_copies()?;
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let unlisted: Vec<Id> = copies.seen.difference(&listed).copied().collect();
+        for id in unlisted {
+            if self.backend.size(FileKind::Snapshot, id)?.is_some() {
+                return Err(Error::Unsteady { kind: FileKind::Snapshot, id, how: UNLISTED });
+            }
+            copies.seen.remove(&id);
+        }
+        Ok(listed)
+    }
+
+    /// Looks at packs of which a listing does not say what an index does: a listing that leaves a file out must not make it
+    /// look lost. `looks` counts them.
+    ///
+    /// # Errors
+    /// Store errors: nobody knows.
+    pub(crate) fn look_at_unlisted(
+        &self,
+        packs: impl Iterator<Item = (Id, u64)>,
+        present: &mut IdMap<u64>,
+        looks: &mut usize,
+    ) -> Result<()> {
+        for (id, size) in packs {
+            if *looks < MOST_LOOKS && present.get(&id) != Some(&size) {
+                *looks += 1;
+                if let Some(size) = self.backend.size(FileKind::Pack, id)? {
+                    present.insert(id, size);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Lists the packs with their sizes.
     pub(crate) fn list_packs(&self) -> Result<IdMap<u64>> {
         Ok(self.backend.list(FileKind::Pack)?.into_iter().map(|info| (info.id, info.size)).collect())
@@ -169,10 +214,23 @@ impl Inner {
         let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
         // Index files first: whatever they name was there before them, so it is in the listing of packs, unless it
         // is gone.
-        let files = self.backend.list(FileKind::Index)?;
-        let packs = self.list_packs()?;
+        let mut files = self.backend.list(FileKind::Index)?;
+        let mut packs = self.list_packs()?;
+        let mut looks = 0;
+        let mut listed: HashSet<Id> = files.iter().map(|f| f.id).collect();
+        let (known, relied_on): (Vec<Id>, Vec<(Id, u64)>) = {
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            let unlisted = index.files.keys().filter(|id| !listed.contains(id)).take(MOST_LOOKS);
+            (unlisted.copied().collect(), index.packs().filter(|(id, size)| packs.get(id) != Some(size)).collect())
+        };
+        for id in known {
+            if let Some(size) = self.backend.size(FileKind::Index, id)? {
+                files.push(FileInfo { id, size });
+                listed.insert(id);
+            }
+        }
+        self.look_at_unlisted(relied_on.into_iter(), &mut packs, &mut looks)?;
         let all_there = {
-            let listed: HashSet<Id> = files.iter().map(|f| f.id).collect();
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             index.files.keys().all(|known| listed.contains(known))
                 && index.packs().all(|(id, size)| packs.get(&id) == Some(&size))
@@ -197,6 +255,8 @@ impl Inner {
                 }
                 Err(e) => return Err(e),
             };
+            let named = content.packs.iter().map(|pack| (pack.id, expected_size(&pack.blobs)));
+            self.look_at_unlisted(named, &mut packs, &mut looks)?;
             match &mut fresh {
                 Some(index) => index.add_file(file.id, Origin::Store, &content, &packs),
                 None => {

@@ -1,10 +1,11 @@
-//! Backends that count, stop, and lie.
+//! Backends that count, stop, hang, and lie.
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
+use perennial_core::progress::Progress;
 use perennial_snapshots::*;
 
 /// What a faulty store does to a call.
@@ -14,12 +15,51 @@ pub enum Fault {
     Error,
     /// Fails after the effect.
     ErrorAfter,
-    /// Reports success without doing it.
+    /// Reports success without doing it; leaves one file out of a listing; says that a file is not there.
     Lie,
     /// Writes or returns only the first half.
     Truncate,
-    /// Writes or returns other bytes.
+    /// Writes or returns other bytes, and other sizes.
     Corrupt,
+    /// Says nothing until somebody cancels the work, and fails then.
+    Hang,
+    /// Does what it should, and the work is cancelled meanwhile.
+    Cancelled,
+}
+
+/// Where a call hangs.
+#[derive(Debug, Default)]
+pub struct Gate {
+    /// Whether a call hangs, and whether it may go on.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn hang(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.0 = true;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, open)| !*open).unwrap());
+    }
+
+    /// Runs work, cancels it when a call hangs, and lets the call fail then; returns whether one did.
+    pub fn cancel_when_it_hangs<T>(&self, progress: &Progress, work: impl FnOnce() -> T) -> (T, bool) {
+        std::thread::scope(|scope| {
+            let canceller = scope.spawn(|| {
+                let state = self.state.lock().unwrap();
+                let mut state = self.changed.wait_while(state, |(hangs, open)| !*hangs && !*open).unwrap();
+                progress.cancel();
+                state.1 = true;
+                self.changed.notify_all();
+                state.0
+            });
+            let done = work();
+            self.state.lock().unwrap().1 = true;
+            self.changed.notify_all();
+            (done, canceller.join().unwrap())
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -33,6 +73,18 @@ pub struct FaultyBackend {
     /// From the bad change on, everything fails: the process died.
     pub then_dead: bool,
     pub bad_read: AtomicI64,
+    /// Counts calls of every kind, and names them.
+    pub calls: AtomicU64,
+    pub trace: Mutex<Vec<&'static str>>,
+    /// The call that goes wrong, whatever kind it is of; negative: none.
+    pub bad_call: AtomicI64,
+    /// Which file of a listing is hit.
+    pub victim: AtomicUsize,
+    pub gate: Gate,
+    /// What a call cancels.
+    pub work: Mutex<Progress>,
+    /// Files that are there, and in no listing.
+    pub hidden: Mutex<Vec<Id>>,
     /// Longer pieces of packs cannot be read.
     pub longest_piece: AtomicU64,
     /// These bytes of these packs cannot be read: a part of the medium is gone.
@@ -51,6 +103,13 @@ impl FaultyBackend {
             bad_change: AtomicI64::new(-1),
             then_dead,
             bad_read: AtomicI64::new(-1),
+            calls: AtomicU64::new(0),
+            trace: Mutex::default(),
+            bad_call: AtomicI64::new(-1),
+            victim: AtomicUsize::new(0),
+            gate: Gate::default(),
+            work: Mutex::default(),
+            hidden: Mutex::default(),
             longest_piece: AtomicU64::new(u64::MAX),
             rotten: Mutex::default(),
             medium_gone: AtomicBool::new(false),
@@ -77,9 +136,54 @@ impl FaultyBackend {
         self.then_dead && bad >= 0 && self.changes.load(Ordering::SeqCst) as i64 > bad
     }
 
-    fn change(&self) -> Option<Fault> {
+    /// Counts a call; what goes wrong with it. Whatever hung fails.
+    fn called(&self, what: &'static str) -> Option<Fault> {
+        self.trace.lock().unwrap().push(what);
+        let n = self.calls.fetch_add(1, Ordering::SeqCst) as i64;
+        let fault = (n == self.bad_call.load(Ordering::SeqCst)).then_some(self.fault)?;
+        match fault {
+            Fault::Hang => {
+                self.gate.hang();
+                Some(Fault::Error)
+            }
+            Fault::Cancelled => {
+                self.work.lock().unwrap().cancel();
+                None
+            }
+            fault => Some(fault),
+        }
+    }
+
+    fn change(&self, what: &'static str) -> Option<Fault> {
+        let fault = self.called(what);
         let n = self.changes.fetch_add(1, Ordering::SeqCst) as i64;
-        (n == self.bad_change.load(Ordering::SeqCst)).then_some(self.fault)
+        fault.or((n == self.bad_change.load(Ordering::SeqCst)).then_some(self.fault))
+    }
+
+    fn listed(
+        &self,
+        what: &'static str,
+        kind: FileKind,
+        list: impl FnOnce() -> Result<Vec<FileInfo>, BackendError>,
+    ) -> Result<Vec<FileInfo>, BackendError> {
+        let fault = self.called(what);
+        let shown = |files: Vec<FileInfo>| {
+            let hidden = self.hidden.lock().unwrap();
+            files.into_iter().filter(|file| !hidden.contains(&file.id)).collect::<Vec<_>>()
+        };
+        let list = || list().map(shown);
+        let Some(fault) = fault else { return list() };
+        if matches!(fault, Fault::Error | Fault::ErrorAfter | Fault::Hang | Fault::Cancelled) {
+            return Err(Self::error(what, kind, None));
+        }
+        let mut files = list()?;
+        let victim = self.victim.load(Ordering::SeqCst) % files.len().max(1);
+        match fault {
+            Fault::Truncate => files.truncate(files.len() / 2),
+            Fault::Lie if !files.is_empty() => drop(files.remove(victim)),
+            _ => files.iter_mut().skip(victim).take(1).for_each(|file| file.size ^= 0x10),
+        }
+        Ok(files)
     }
 
     fn damage(&self, mut data: Vec<u8>) -> Vec<u8> {
@@ -104,14 +208,16 @@ impl FaultyBackend {
         if self.dead() {
             return Err(Self::error("read", kind, Some(id)));
         }
+        let fault = self.called("read");
         let n = self.reads.fetch_add(1, Ordering::SeqCst) as i64;
-        if n != self.bad_read.load(Ordering::SeqCst) {
-            return read();
-        }
-        match self.fault {
-            Fault::Error | Fault::ErrorAfter => Err(Self::error("read", kind, Some(id))),
-            Fault::Lie => Ok(vec![0; read()?.len()]),
-            Fault::Truncate | Fault::Corrupt => Ok(self.damage(read()?)),
+        let fault = fault.or((n == self.bad_read.load(Ordering::SeqCst)).then_some(self.fault));
+        match fault {
+            None => read(),
+            Some(Fault::Error | Fault::ErrorAfter | Fault::Hang | Fault::Cancelled) => {
+                Err(Self::error("read", kind, Some(id)))
+            }
+            Some(Fault::Lie) => Ok(vec![0; read()?.len()]),
+            Some(Fault::Truncate | Fault::Corrupt) => Ok(self.damage(read()?)),
         }
     }
 }
@@ -125,7 +231,7 @@ impl Backend for FaultyBackend {
         if self.dead() {
             return Err(Self::error("list", kind, None));
         }
-        self.inner.list(kind)
+        self.listed("list", kind, || self.inner.list(kind))
     }
 
     fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
@@ -142,13 +248,13 @@ impl Backend for FaultyBackend {
     }
 
     fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
-        let fault = self.change();
+        let fault = self.change("write");
         if fault.is_none() && self.dead() {
             return Err(Self::error("write", kind, Some(id)));
         }
         match fault {
             None => self.inner.write(kind, id, data),
-            Some(Fault::Error) => Err(Self::error("write", kind, Some(id))),
+            Some(Fault::Error | Fault::Hang | Fault::Cancelled) => Err(Self::error("write", kind, Some(id))),
             Some(Fault::ErrorAfter) => {
                 self.inner.write(kind, id, data)?;
                 Err(Self::error("write", kind, Some(id)))
@@ -159,7 +265,7 @@ impl Backend for FaultyBackend {
     }
 
     fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
-        let fault = self.change();
+        let fault = self.change("remove");
         if fault.is_none() && self.dead() {
             return Err(Self::error("remove", kind, Some(id)));
         }
@@ -178,11 +284,19 @@ impl Backend for FaultyBackend {
         if self.dead() {
             return Err(Self::error("stat", kind, Some(id)));
         }
-        self.inner.size(kind, id)
+        match self.called("size") {
+            None => self.inner.size(kind, id),
+            Some(Fault::Error | Fault::ErrorAfter | Fault::Hang | Fault::Cancelled) => {
+                Err(Self::error("stat", kind, Some(id)))
+            }
+            Some(Fault::Lie) => Ok(None),
+            Some(Fault::Truncate) => Ok(self.inner.size(kind, id)?.map(|size| size / 2)),
+            Some(Fault::Corrupt) => Ok(self.inner.size(kind, id)?.map(|size| size ^ 0x10)),
+        }
     }
 
     fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
-        let fault = self.change();
+        let fault = self.change("set aside");
         if fault.is_none() && self.dead() {
             return Err(Self::error("set aside", kind, Some(id)));
         }
@@ -198,11 +312,14 @@ impl Backend for FaultyBackend {
     }
 
     fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
-        self.inner.list_aside(kind)
+        self.listed("list aside", kind, || self.inner.list_aside(kind))
     }
 
     fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
-        self.inner.drop_caches(kind, id)
+        match self.called("drop caches") {
+            None => self.inner.drop_caches(kind, id),
+            Some(_) => Err(Self::error("stat", kind, Some(id))),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::index::{IdMap, IdSet, Index};
 use crate::lock::{LockGuard, LockMode};
 use crate::node::decode_tree;
 use crate::pack::open_blob;
-use crate::repository::{Inner, Repository};
+use crate::repository::{Inner, Repository, UNLISTED};
 use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack, SnapshotFile};
 use look::{Look, UNSTEADY, look_at_all};
 
@@ -278,7 +278,7 @@ fn plan(inner: &Inner, now: Timestamp, progress: &Progress) -> Result<Plan> {
     let gone = listed.packs.iter().filter(|(id, _)| !present.contains_key(*id));
     for (id, _) in gone.clone() {
         if inner.backend.size(FileKind::Pack, *id)?.is_some() {
-            return Err(Error::Unsteady { kind: FileKind::Pack, id: *id, how: "is in its place, and in no listing" });
+            return Err(Error::Unsteady { kind: FileKind::Pack, id: *id, how: UNLISTED });
         }
     }
     let mut gone: Vec<DamagedPack> = gone
