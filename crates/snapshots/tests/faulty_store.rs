@@ -395,3 +395,69 @@ fn no_fault_at_any_call_of_an_init_makes_half_a_repository_or_takes_another() {
         }
     }
 }
+
+/// Cancels the work during each call that it makes, each time from the same state: what was cancelled leaves no lock and makes no
+/// snapshot, and the same work succeeds afterwards, on the same handle.
+fn cancel_anywhere<T>(name: &str, begin: &MemoryBackend, work: impl Fn(&Repository, &Progress) -> Result<T, Error>) {
+    let listed = |state: &MemoryBackend| state.list(FileKind::Snapshot).unwrap().len();
+    let mut cancelled = 0;
+    for k in 0.. {
+        let state = begin.snapshot();
+        let faulty = FaultyBackend::new(Arc::new(state.clone()), Fault::Cancelled, false);
+        let repo = open(faulty.clone());
+        let bad = faulty.calls.load(Ordering::SeqCst) as i64 + k;
+        faulty.bad_call.store(bad, Ordering::SeqCst);
+        let progress = Progress::default();
+        *faulty.work.lock().unwrap() = progress.clone();
+        let result = work(&repo, &progress).map(drop);
+        let reached = faulty.calls.load(Ordering::SeqCst) as i64 > bad;
+        assert!(state.list(FileKind::Lock).unwrap().is_empty(), "{name}: a lock stays after call {k}");
+        match result {
+            Ok(()) => assert!(!reached || progress.check().is_err(), "{name}: call {k} cancelled nothing"),
+            Err(Error::Cancelled) => {
+                cancelled += 1;
+                assert_eq!(listed(&state), listed(begin), "{name}: a snapshot of what was cancelled at call {k}");
+            }
+            Err(error) => panic!("{name}, cancelled at call {k}: {error}"),
+        }
+        work(&repo, &Progress::default()).map(drop).unwrap_or_else(|e| panic!("{name} again after call {k}: {e}"));
+        if !reached {
+            assert!(cancelled >= 3, "{name}: only {cancelled} of {k} calls cancelled it");
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_is_cancelled_during_any_call_leaves_no_lock_and_no_snapshot_and_succeeds_afterwards() {
+    let world = World::new();
+    let newest = world.kept[1].0;
+    let target = world.dir.path().join("target");
+    cancel_anywhere("archive", &world.state, |repo, progress| {
+        let wanted = ArchiveRequest { parents: vec![Parent::Snapshot(newest)], ..request(&world.source) };
+        repo.archive(&wanted, progress)
+    });
+    cancel_anywhere("verify", &world.state, |repo, progress| repo.verify(newest, &Verify::Everything, progress));
+    cancel_anywhere("restore", &world.state, |repo, progress| {
+        let _ = fs::remove_dir_all(&target);
+        repo.restore(newest, &restore_request(&target), progress)
+    });
+    cancel_anywhere("restore of several", &world.state, |repo, progress| {
+        let _ = fs::remove_dir_all(&target);
+        fs::create_dir(&target).unwrap();
+        let one = restore_request(&target.join("one"));
+        let other = RestoreRequest { target: target.join("other"), ..one.clone() };
+        repo.restore_all(newest, &[one, other], progress)
+    });
+    cancel_anywhere("check", &world.state, |repo, progress| repo.check(Depth::Data, progress));
+    let hurt = world.state.snapshot();
+    let index = hurt.list(FileKind::Index).unwrap()[0].id;
+    hurt.write(FileKind::Index, index, b"nonsense").unwrap();
+    let repair = RepairRequest { mode: Mode::Execute, now: Timestamp::UNIX_EPOCH };
+    cancel_anywhere("repair", &hurt, |repo, progress| repo.repair(&repair, progress));
+    let prune = PruneRequest { grace: SignedDuration::ZERO, ..gently(Timestamp::UNIX_EPOCH) };
+    cancel_anywhere("prune", &world.state, |repo, progress| repo.prune_with(&prune, progress));
+    cancel_anywhere("copy out", &world.state, |repo, progress| memory().1.copy_from(repo, &[newest], progress));
+    let original = open(Arc::new(world.state.clone()));
+    cancel_anywhere("copy in", &memory().0, |repo, progress| repo.copy_from(&original, &[newest], progress));
+}
