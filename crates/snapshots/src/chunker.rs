@@ -168,4 +168,69 @@ mod tests {
         assert!(Grain::was_paged(1 << 20, 32) && Grain::was_paged(10 << 30, (10 << 30) / pages));
         assert!(!Grain::was_paged(1 << 20, 2) && !Grain::was_paged(10, 1));
     }
+
+    /// Where the chunks of a content end.
+    fn ends(data: &[u8]) -> Vec<usize> {
+        let mut end = 0;
+        chunks(data)
+            .into_iter()
+            .map(|chunk| {
+                end += chunk.len();
+                end
+            })
+            .collect()
+    }
+
+    /// Another table, another number of bits or another size would store everything anew beside what is there.
+    #[test]
+    fn contents_are_cut_where_they_always_were() {
+        let golden = [
+            1_066_028, 2_290_823, 3_510_737, 4_660_842, 5_419_067, 6_577_901, 7_255_924, 7_819_921, 9_074_588,
+            9_659_431, 10_850_044, 11_385_682, 12_705_940, 14_624_661, 15_707_745, 16_777_216,
+        ];
+        assert_eq!(ends(&noise(16 << 20)), golden);
+        // Zeros never say so.
+        assert_eq!(ends(&vec![0; (MAX << 1) + 5]), [MAX, MAX << 1, (MAX << 1) + 5]);
+    }
+
+    static NOISE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| noise(5 << 20));
+
+    proptest::proptest! {
+        #![proptest_config(cases())]
+
+        /// So a reader may fill its buffer as it likes, as long as it asks for more before it believes the last cut.
+        #[test]
+        fn prop_a_cut_does_not_depend_on_what_comes_after_it(seed in 0..1_000_u64, kept in 0..(3_usize << 20), other in 0..=255_u8) {
+            let mut data = NOISE[..3 << 20].to_vec();
+            data.rotate_left(usize::try_from(seed * 1000).unwrap_or(0));
+            let whole = cut(&data);
+            let part = cut(&data[..kept]);
+            proptest::prop_assert!(part == whole.min(kept), "{part} of {kept}, and {whole} of all");
+            data[whole..].fill(other);
+            proptest::prop_assert_eq!(cut(&data), whole);
+        }
+
+        /// Whatever is inserted, from the first boundary on that both have, all are the same; and what is in a chunk before the
+        /// bytes that are looked at moves none.
+        #[test]
+        fn prop_boundaries_depend_on_the_content_alone(at in 0..(1_usize << 20), inserted in 0..100_000_usize, edit in 0..MIN - 64) {
+            let mut old = NOISE.to_vec();
+            let mut new = old.clone();
+            new.splice(at..at, std::iter::repeat_n(7, inserted));
+            let (before, after) = (ends(&old), ends(&new));
+            let moved: Vec<usize> = before.iter().filter(|end| **end > at).map(|end| end + inserted).collect();
+            if let Some(first) = moved.iter().position(|end| after.contains(end)) {
+                let again = after.iter().position(|end| *end == moved[first]).unwrap_or(0);
+                proptest::prop_assert_eq!(&moved[first..], &after[again..]);
+            }
+            old[edit] ^= 0x55;
+            proptest::prop_assert_eq!(ends(&old), before);
+        }
+    }
+
+    fn cases() -> proptest::test_runner::Config {
+        let usual = proptest::test_runner::Config::default();
+        let cases = if std::env::var_os("PROPTEST_CASES").is_some() { usual.cases } else { 64 };
+        proptest::test_runner::Config { cases, failure_persistence: None, ..usual }
+    }
 }

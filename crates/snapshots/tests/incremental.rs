@@ -3,14 +3,12 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::*;
-use proptest::prelude::*;
 use support::*;
 
 fn again(repo: &Repository, path: &Path, parents: Vec<Parent>, pass: Pass) -> Archived {
@@ -275,86 +273,6 @@ fn cancellation_leaves_no_snapshot_and_no_lock() {
     assert!(matches!(repo.restore(snapshot, &restore_request(&target), &progress), Err(Error::Cancelled)));
     assert!(!target.exists());
     assert!(backend.list(FileKind::Lock).unwrap().is_empty());
-}
-
-#[derive(Debug, Clone)]
-enum Made {
-    File(Vec<u8>, u32),
-    Link(String),
-    Dir,
-}
-
-fn trees() -> impl Strategy<Value = BTreeMap<Vec<u8>, Made>> {
-    let name = prop_oneof![
-        "[a-c]{1,2}".prop_map(String::into_bytes),
-        proptest::collection::vec(1..=255_u8, 1..5)
-            .prop_filter("a name", |n| !n.contains(&b'/') && n.as_slice() != b"." && n.as_slice() != b".."),
-    ];
-    let made = prop_oneof![
-        3 => (0..3_000_usize, any::<u64>(), 0..0o7777_u32)
-            .prop_map(|(len, seed, mode)| Made::File(corpus::noise(len, seed), mode)),
-        1 => "[a-z]{1,9}".prop_map(Made::Link),
-        1 => Just(Made::Dir),
-    ];
-    let path = proptest::collection::vec(name, 1..4).prop_map(|parts| parts.join(&b'/'));
-    proptest::collection::btree_map(path, made, 0..25)
-}
-
-/// Makes what fits; a path below a file is left out.
-fn build(root: &Path, tree: &BTreeMap<Vec<u8>, Made>) {
-    use std::os::unix::ffi::OsStrExt;
-    for (path, made) in tree {
-        let path: PathBuf = root.join(std::ffi::OsStr::from_bytes(path));
-        if fs::create_dir_all(path.parent().unwrap()).is_err() || fs::symlink_metadata(&path).is_ok_and(|m| m.is_dir())
-        {
-            continue;
-        }
-        match made {
-            Made::File(data, mode) => {
-                let _ = fs::remove_file(&path);
-                fs::write(&path, data).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).unwrap();
-            }
-            Made::Link(to) => {
-                let _ = fs::remove_file(&path);
-                symlink(to, &path).unwrap();
-            }
-            Made::Dir => {
-                let _ = fs::create_dir(&path);
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn random_trees_come_back_and_incremental_equals_full(first in trees(), second in trees()) {
-        let dir = scratch();
-        let source = dir.path().join("source");
-        fs::create_dir(&source).unwrap();
-        build(&source, &first);
-        let (_, repo) = memory();
-        let live = again(&repo, &source, vec![], Pass::Live);
-        build(&source, &second);
-        let incremental = again(&repo, &source, vec![Parent::Tree(live.tree)], Pass::Commit);
-        let (_, other) = memory();
-        let full = again(&other, &source, vec![], Pass::Commit);
-        prop_assert_eq!(&incremental.per_root, &full.per_root);
-        let target = dir.path().join("target");
-        restore(&repo, incremental.snapshot.unwrap(), &target);
-        let expected = compare::snapshot(&source);
-        compare::assert_same(&expected, &compare::snapshot(&target));
-        restore(&other, full.snapshot.unwrap(), &dir.path().join("full"));
-        compare::assert_same(&expected, &compare::snapshot(&dir.path().join("full")));
-        // From one tree to the other in place.
-        build(&target, &first);
-        let replace = RestoreRequest { existing: Existing::Replace, ..restore_request(&target) };
-        repo.restore(incremental.snapshot.unwrap(), &replace, &Progress::default()).unwrap();
-        compare::assert_same(&expected, &compare::snapshot(&target));
-        verify_all(&repo, incremental.snapshot.unwrap());
-    }
 }
 
 #[test]
