@@ -172,7 +172,7 @@ fn wrong_reads_never_pass_a_verification_or_a_restore() {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_is_found() {
+fn a_flipped_bit_anywhere_is_found_and_its_file_is_named() {
     let dir = scratch();
     let source = dir.path().join("source");
     fs::create_dir(&source).unwrap();
@@ -188,11 +188,14 @@ fn a_flipped_bit_anywhere_is_found() {
                 let mut bad = data.clone();
                 bad[byte] ^= 1 << (byte % 8);
                 rotten.write(kind, info.id, &bad).unwrap();
+                let names =
+                    |error: &Error| matches!(error, Error::Damaged { kind: k, id, .. } if (*k, *id) == (kind, info.id));
                 match Repository::open(Arc::new(rotten), &password()) {
-                    Err(e) => assert!(matches!(kind, FileKind::Config | FileKind::Key), "{kind}: {e}"),
+                    Err(e) => assert!(matches!(kind, FileKind::Config | FileKind::Key) && names(&e), "{kind}: {e}"),
                     Ok(repo) => {
                         let report = repo.check(Depth::Data, &Progress::default()).unwrap();
-                        assert!(!report.problems.is_empty(), "{kind} byte {byte}");
+                        let named = report.problems.iter().any(|problem| names(&problem.error));
+                        assert!(named, "{kind} {} at byte {byte}: {:?}", info.id, report.problems);
                         assert!(repo.verify(snapshot, &Verify::Everything, &Progress::default()).is_err());
                     }
                 }
