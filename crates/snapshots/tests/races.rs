@@ -228,24 +228,30 @@ fn a_file_that_changes_while_it_is_read_is_read_again_or_a_loss_and_pipes_never_
     fs::write(&busy, corpus::noise(36 << 20, 0)).unwrap();
     let mode = rustix::fs::Mode::RUSR;
     rustix::fs::mknodat(rustix::fs::CWD, source.join("pipe"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    let run = |times: u64, pass: Pass| {
-        let (backend, _) = memory();
-        let hooked = faulty::HookedBackend::new(Arc::new(backend), change_at_each_pack(busy.clone(), times));
+    let over = |backend: Arc<dyn Backend>, times: u64, pass: Pass| {
+        let hooked = faulty::HookedBackend::new(backend, change_at_each_pack(busy.clone(), times));
         let repo = Repository::open(hooked, &password()).unwrap();
         let result = repo.archive(&ArchiveRequest { pass, ..request(&source) }, &Progress::default());
         (repo, result)
     };
+    let run = |times: u64, pass: Pass| over(Arc::new(memory().0), times, pass);
     // Each time: a live pass takes what it gets, a commit gives up.
     assert_eq!(run(u64::MAX, Pass::Live).1.unwrap().losses, vec![]);
     let (repo, result) = run(u64::MAX, Pass::Commit);
     let Err(Error::Incomplete { losses }) = result else { panic!("{result:?}") };
     assert_eq!(losses, [Loss { path: "/volumes/home/busy".into(), reason: LossReason::Changed }]);
     assert!(repo.find(&[]).unwrap().is_empty());
-    // Once: it is read again.
-    let (repo, result) = run(1, Pass::Commit);
+    // Once: it is read again, and restic finds nothing wrong with that.
+    let (path, _) = local(dir.path());
+    let (repo, result) = over(Arc::new(LocalBackend::new(&path)), 1, Pass::Commit);
     let target = dir.path().join("target");
     restore(&repo, result.unwrap().snapshot.unwrap(), &target);
     compare::assert_same(&compare::snapshot(&source), &compare::snapshot(&target));
+    let text = restic(&path, &["check", "--read-data"]);
+    assert!(text.contains("no errors were found"), "{text}");
+    let theirs = dir.path().join("theirs");
+    restic(&path, &["restore", "latest", "--target", theirs.to_str().unwrap()]);
+    assert!(fs::read(theirs.join("volumes/home/busy")).unwrap() == fs::read(&busy).unwrap());
 }
 
 #[test]
