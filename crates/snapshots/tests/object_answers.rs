@@ -9,15 +9,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use perennial_snapshots::backend::{ConnectOptions, Location, Patience};
+use perennial_snapshots::backend::{Addressing, ConnectOptions, Location, Patience};
 use perennial_snapshots::*;
 
 /// An answer; none: the connection is held and nothing is said.
 type Answer = Option<(u16, String)>;
-type Script = dyn Fn(&str) -> Answer + Send + Sync;
+type Script = dyn Fn(&str, &str) -> Answer + Send + Sync;
 
 /// Answers each request line, such as `GET /bucket/p/config`, by the script. Its threads end with the process.
 fn serve(tls: Option<Arc<rustls::ServerConfig>>, script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> u16 {
+    serve_hosts(tls, move |request, _| script(request))
+}
+
+/// The same for a script that also wants to know the host that is asked for.
+fn serve_hosts(
+    tls: Option<Arc<rustls::ServerConfig>>,
+    script: impl Fn(&str, &str) -> Answer + Send + Sync + 'static,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let script: Arc<Script> = Arc::new(script);
@@ -45,11 +53,15 @@ fn converse(stream: impl Read + Write, script: &Arc<Script>) {
             return Ok(false);
         }
         let mut length = 0;
+        let mut host = String::new();
         loop {
             let mut line = String::new();
             stream.read_line(&mut line)?;
             if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("host:") {
+                value.trim().clone_into(&mut host);
             }
             if line.trim().is_empty() {
                 break;
@@ -57,7 +69,7 @@ fn converse(stream: impl Read + Write, script: &Arc<Script>) {
         }
         io::copy(&mut (&mut stream).take(length), &mut io::sink())?;
         let request = first.rsplit_once(' ').unwrap().0.to_owned();
-        let Some((status, body)) = script(&request) else {
+        let Some((status, body)) = script(&request, &host) else {
             // Until the client gives up.
             stream.read_line(&mut first)?;
             return Ok(false);
@@ -243,4 +255,67 @@ fn only_the_named_authorities_are_trusted() {
     let error = connect(&address, &quick()).list(FileKind::Index).unwrap_err();
     assert!(!error.is_not_found(), "{error:?}");
     assert!(error.source.to_string().to_lowercase().contains("certificate"), "{error:?}");
+}
+
+/// The name of a bucket before that of a host means something to no resolver here, so the requests go to a proxy, which only an
+/// environment can name: this test runs itself again in one.
+#[test]
+fn a_bucket_before_the_host_is_in_the_host_header_and_in_no_path() {
+    const CHILD: &str = "PERENNIAL_TEST_BUCKET_BEFORE_THE_HOST";
+    let read = |addressing| {
+        let backend = connect("s3:http://localhost:9/bucket/p", &ConnectOptions { addressing, ..quick() });
+        assert_eq!(backend.read(FileKind::Config, FileKind::CONFIG_ID).unwrap(), b"the config");
+    };
+    if std::env::var_os(CHILD).is_some() {
+        read(Addressing::Host);
+        return read(Addressing::Path);
+    }
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let asked = Arc::clone(&seen);
+    let port = serve_hosts(None, move |request, host| {
+        asked.lock().unwrap().push(format!("{request} of {host}"));
+        Some((200, "the config".to_owned()))
+    });
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["a_bucket_before_the_host_is_in_the_host_header_and_in_no_path", "--exact"])
+        .env(CHILD, "1")
+        .env("http_proxy", format!("http://127.0.0.1:{port}"))
+        .env_remove("no_proxy")
+        .env_remove("NO_PROXY")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    let by_host = "GET http://bucket.localhost:9/p/config of bucket.localhost:9";
+    let by_path = "GET http://localhost:9/bucket/p/config of localhost:9";
+    assert_eq!(*seen.lock().unwrap(), [by_host, by_path]);
+}
+
+#[test]
+fn no_more_requests_are_on_their_way_than_there_may_be() {
+    const MOST: usize = 4;
+    /// Requests on their way, and the most there ever were.
+    type Counts = (Mutex<(usize, usize)>, std::sync::Condvar);
+    let counts: Arc<Counts> = Arc::default();
+    let counted = Arc::clone(&counts);
+    let port = serve(None, move |_| {
+        let (counts, changed) = &*counted;
+        let mut now = counts.lock().unwrap();
+        now.0 += 1;
+        now.1 = now.1.max(now.0);
+        changed.notify_all();
+        // Nobody is answered before as many are here as there may be at once.
+        let mut now = changed.wait_while(now, |(_, most)| *most < MOST).unwrap();
+        now.0 -= 1;
+        Some((200, "content".to_owned()))
+    });
+    let patience = Patience { connections: MOST, ..Patience::default() };
+    let options = ConnectOptions { patience, ..ConnectOptions::default() };
+    let backend = connect(&format!("s3:http://127.0.0.1:{port}/bucket/p"), &options);
+    std::thread::scope(|scope| {
+        for n in 0..32_u8 {
+            let backend = &backend;
+            scope.spawn(move || backend.read(FileKind::Pack, Id::of(&[n])).unwrap());
+        }
+    });
+    assert_eq!(*counts.0.lock().unwrap(), (0, MOST));
 }
