@@ -3,9 +3,12 @@
 
 mod support;
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use perennial_core::progress::Progress;
@@ -101,6 +104,83 @@ fn we_restore_and_extend_what_restic_writes() {
     verify_all(&repo, archived.snapshot.unwrap());
     restic(&path, &["backup", source.to_str().unwrap()]);
     restic(&path, &["check", "--read-data"]);
+}
+
+/// Names as long as a name can be, paths nearly as long as a path can be, and one directory with very many files.
+fn make_extremes(root: &Path) -> u64 {
+    fs::create_dir(root).unwrap();
+    let long = [vec![b'n'; 255], [&b"\xff\xfe"[..], &[b'x'; 253]].concat(), "ü".repeat(127).into_bytes()];
+    for name in &long {
+        fs::write(root.join(OsStr::from_bytes(name)), b"long").unwrap();
+    }
+    let mut deep = root.to_owned();
+    for level in 0..200 {
+        deep.push(format!("level {level:03} down"));
+        fs::create_dir(&deep).unwrap();
+    }
+    fs::write(deep.join("bottom"), b"deep").unwrap();
+    assert!(deep.as_os_str().len() > 3000, "200 levels are to be a long path");
+    let many = root.join("many");
+    fs::create_dir(&many).unwrap();
+    for n in 0..MANY {
+        fs::write(many.join(format!("{n:06}")), format!("{}", n % 500)).unwrap();
+    }
+    // Directories and files; itself is one.
+    1 + long.len() as u64 + 200 + 1 + 1 + MANY
+}
+
+const MANY: u64 = 100_000;
+
+/// The many are compared by name and content, everything else by all there is.
+fn assert_same_extremes(source: &Path, target: &Path) {
+    let many = |root: &Path| -> Vec<(OsString, Vec<u8>)> {
+        let read = |entry: std::io::Result<fs::DirEntry>| {
+            let entry = entry.unwrap();
+            (entry.file_name(), fs::read(entry.path()).unwrap())
+        };
+        let mut all: Vec<_> = fs::read_dir(root.join("many")).unwrap().map(read).collect();
+        all.sort_unstable();
+        all
+    };
+    let (expected, found) = (many(source), many(target));
+    assert_eq!(found.len() as u64, MANY);
+    assert!(expected == found, "the many differ");
+    fs::remove_dir_all(target.join("many")).unwrap();
+    let mut found = compare::snapshot(target);
+    let rest = |path: &PathBuf| !path.starts_with("many") && !path.as_os_str().is_empty();
+    let mut expected = compare::snapshot_of(source, &rest);
+    found.retain(|path, _| rest(path));
+    for item in expected.values_mut().chain(found.values_mut()) {
+        item.atime = (0, 0);
+    }
+    compare::assert_same(&expected, &found);
+}
+
+#[test]
+fn long_names_deep_trees_and_very_many_files_go_to_restic_and_come_from_it() {
+    let dir = scratch();
+    let source = dir.path().join("s");
+    let entries = make_extremes(&source);
+    let (path, repo) = local(dir.path());
+    let archived = archive(&repo, &source);
+    assert_eq!(archived.per_root[0].counts.files + archived.per_root[0].counts.dirs, entries);
+    verify_all(&repo, archived.snapshot.unwrap());
+    let text = restic(&path, &["check", "--read-data"]);
+    assert!(text.contains("no errors were found"), "{text}");
+    let target = dir.path().join("t");
+    restic(&path, &["restore", "latest", "--target", target.to_str().unwrap()]);
+    assert_same_extremes(&source, &target.join("volumes/home"));
+    fs::remove_dir_all(&target).unwrap();
+    // And theirs, by whatever name restic finds it below the root.
+    let theirs = dir.path().join("theirs");
+    restic(&theirs, &["init", "--repository-version", "2"]);
+    restic(&theirs, &["backup", source.to_str().unwrap()]);
+    let repo = Repository::open(Arc::new(LocalBackend::new(&theirs)), &password()).unwrap();
+    let snapshot = repo.find(&[]).unwrap().remove(0).id;
+    verify_all(&repo, snapshot);
+    let request = RestoreRequest { subtree: source.to_str().unwrap().into(), ..restore_request(&target) };
+    repo.restore(snapshot, &request, &Progress::default()).unwrap();
+    assert_same_extremes(&source, &target);
 }
 
 /// The threads of bounded work stand back, are no more than were said, and do the same.

@@ -47,11 +47,20 @@ fn read(path: &Path) -> Vec<u8> {
 
 /// Everything below a directory, the directory itself under the empty path.
 pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Item> {
+    snapshot_of(root, &|_| true)
+}
+
+/// The same of what is wanted, by its path below the directory; a directory that is not wanted is not looked into.
+pub fn snapshot_of(root: &Path, wanted: &dyn Fn(&PathBuf) -> bool) -> BTreeMap<PathBuf, Item> {
     let mut out = BTreeMap::new();
     let mut inodes = BTreeMap::new();
     let mut todo = vec![root.to_path_buf()];
     let mut all = Vec::new();
     while let Some(path) = todo.pop() {
+        let relative = path.strip_prefix(root).unwrap().to_path_buf();
+        if path != root && !wanted(&relative) {
+            continue;
+        }
         if fs::symlink_metadata(&path).unwrap().is_dir() {
             todo.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
         }
@@ -61,6 +70,9 @@ pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Item> {
     for path in all {
         let meta = fs::symlink_metadata(&path).unwrap();
         let relative = path.strip_prefix(root).unwrap().to_path_buf();
+        if !wanted(&relative) {
+            continue;
+        }
         let t = meta.file_type();
         let kind = match () {
             () if t.is_file() => 'f',
