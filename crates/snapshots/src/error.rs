@@ -39,8 +39,10 @@ pub enum Error {
     /// [`init`](crate::Repository::init) found files already there.
     #[error("there is a repository, or part of one, here already")]
     AlreadyInitialized,
-    /// The repository has a format this crate does not write.
-    #[error("repository format version {version} is not supported (only 2 is)")]
+    /// The repository has a format this crate neither reads nor writes.
+    #[error(
+        "repository format version {version} is not supported, only 2 is; `restic migrate upgrade_repo_v2` makes that of 1"
+    )]
     UnsupportedVersion {
         /// The version the config file states.
         version: u32,

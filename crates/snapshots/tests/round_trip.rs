@@ -183,6 +183,29 @@ fn long_names_deep_trees_and_very_many_files_go_to_restic_and_come_from_it() {
     assert_same_extremes(&source, &target);
 }
 
+#[test]
+fn a_repository_of_format_1_is_refused_and_read_once_restic_has_upgraded_it() {
+    let dir = scratch();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("text"), "compressible ".repeat(10_000)).unwrap();
+    let path = dir.path().join("repo");
+    restic(&path, &["init", "--repository-version", "1"]);
+    restic(&path, &["backup", source.to_str().unwrap()]);
+    let open = || Repository::open(Arc::new(LocalBackend::new(&path)), &password());
+    let refused = open().unwrap_err();
+    assert!(matches!(refused, Error::UnsupportedVersion { version: 1 }), "{refused:?}");
+    let text = refused.to_string();
+    assert!(text.contains("version 1") && text.contains("restic migrate upgrade_repo_v2"), "{text}");
+    restic(&path, &["migrate", "upgrade_repo_v2"]);
+    let repo = open().unwrap();
+    let snapshot = repo.find(&[]).unwrap().remove(0).id;
+    verify_all(&repo, snapshot);
+    let request = RestoreRequest { subtree: source.to_str().unwrap().into(), ..restore_request(&target) };
+    repo.restore(snapshot, &request, &Progress::default()).unwrap();
+    assert_eq!(fs::read(target.join("text")).unwrap(), fs::read(source.join("text")).unwrap());
+}
+
 /// The threads of bounded work stand back, are no more than were said, and do the same.
 #[test]
 fn bounded_work_stands_back_and_does_the_same() {
