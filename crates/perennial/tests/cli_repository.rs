@@ -317,6 +317,91 @@ fn what_cannot_be_is_refused_before_anything_is_touched() {
 }
 
 #[test]
+fn a_restore_in_place_writes_what_differs_and_removes_only_what_was_confirmed() {
+    let desk = Desk::new();
+    let source = desk.source();
+    let at = source.to_str().unwrap();
+    desk.json(&["init"]);
+    desk.json(&["backup", "source"]);
+    let before = look(&source);
+    let elsewhere = desk.directory.path().join("elsewhere");
+    fs::create_dir_all(elsewhere.join("er")).unwrap();
+    fs::write(elsewhere.join("er/precious"), "precious").unwrap();
+    let outside = look(&elsewhere);
+
+    // Another content, one that is missing, extra ones, another kind, and links that lead out.
+    let untouched = fs::metadata(source.join("deep/er/grüße 😀")).unwrap().ino();
+    fs::write(source.join("empty"), "not empty").unwrap();
+    fs::remove_file(source.join("link")).unwrap();
+    fs::create_dir(source.join("link")).unwrap();
+    fs::write(source.join("link/inside"), "inside").unwrap();
+    fs::create_dir_all(source.join("extra/sub")).unwrap();
+    fs::write(source.join("extra/sub/file"), vec![1; 1000]).unwrap();
+    symlink(&elsewhere, source.join("extra/out")).unwrap();
+    fs::remove_dir_all(source.join("cache")).unwrap();
+    symlink(&elsewhere, source.join("cache")).unwrap();
+    let hurt = look(&source);
+
+    let restore = ["restore", "latest", "--path", at, "--target", at];
+    let with = |more: &[&'static str]| [&restore[..], more].concat();
+    desk.run(&restore).fails(4, "is not empty");
+    desk.run(&["restore", "latest", "--target", at, "--in-place"]).fails(2, "--path");
+    desk.run(&with(&["--keep-extra"])).fails(2, "--in-place");
+    let refused = desk.run(&with(&["--in-place"]));
+    refused.fails(2, "needs a confirmation");
+    let dry = desk.json(&with(&["--in-place", "--dry-run"]));
+    // extra, extra/sub, extra/sub/file, extra/out, link, link/inside, cache
+    assert_eq!(
+        (&dry["removed"], &dry["removedBytes"], &dry["replaced"]),
+        (&7.into(), &1006.into(), &1.into()),
+        "{dry}"
+    );
+    // cache, cache/x, cache/x/big, link
+    assert_eq!((&dry["added"], &dry["unchanged"]), (&4.into(), &3.into()), "{dry}");
+    let mut paths: Vec<_> = dry["lost"].as_array().unwrap().iter().map(|l| l["path"].as_str().unwrap()).collect();
+    paths.sort_unstable();
+    assert_eq!(paths, ["cache", "empty", "extra", "link"], "{dry}");
+    let text = desk.run(&with(&["--in-place", "--dry-run"])).stdout;
+    assert!(text.contains("7 removed") && text.contains("nothing was done") && text.contains("extra: "), "{text}");
+    let kept = desk.json(&with(&["--in-place", "--keep-extra", "--dry-run"]));
+    assert_eq!((&kept["removed"], &kept["replaced"]), (&3.into(), &1.into()), "only what is in the way: {kept}");
+    assert_eq!(look(&source), hurt, "nothing was touched so far");
+
+    let some = desk.json(&with(&["--in-place", "--keep-extra", "--yes"]));
+    assert_eq!(some["removedEntries"], 2, "a directory where a link goes, and the reverse: {some}");
+    assert!(source.join("extra/sub/file").exists() && source.join("extra/out").is_symlink());
+    assert_eq!(look(&elsewhere), outside);
+    let done = desk.json(&with(&["--in-place", "--yes"]));
+    assert_eq!((&done["removedEntries"], &done["writtenBytes"]), (&1.into(), &0.into()), "{done}");
+    assert_eq!(look(&source), before);
+    assert_eq!(fs::metadata(source.join("deep/er/grüße 😀")).unwrap().ino(), untouched, "what is the same stays");
+    assert_eq!(look(&elsewhere), outside, "a link is removed and never followed");
+
+    // What loses nothing is not asked about.
+    fs::remove_file(source.join("note")).unwrap();
+    desk.json(&with(&["--in-place"]));
+    assert_eq!(look(&source), before);
+    // A target that is a link is none.
+    symlink(&elsewhere, desk.directory.path().join("way out")).unwrap();
+    let way_out = desk.path("way out");
+    desk.run(&["restore", "latest", "--path", at, "--target", &way_out, "--in-place", "--yes"]).fails(1, "way out");
+    assert_eq!(look(&elsewhere), outside);
+    // Neither what is read from nor what opens it is overwritten.
+    let all = desk.path("");
+    desk.run(&["restore", "latest", "--path", at, "--target", &all, "--in-place", "--yes"]).fails(6, "the repository");
+    let inside = format!("{}/data", desk.repository);
+    desk.run(&["restore", "latest", "--path", at, "--target", &inside, "--in-place", "--yes"])
+        .fails(6, "in the repository");
+    fs::create_dir(desk.path("safe")).unwrap();
+    fs::rename(desk.path("password"), desk.path("safe/password")).unwrap();
+    let place = ["--repo", &desk.repository, "--password-file", "safe/password", "--in-place", "--yes"];
+    let answer =
+        desk.run_raw(&[&["restore", "latest", "--path", at, "--target", &desk.path("safe")], &place[..]].concat());
+    answer.fails(6, "the password file");
+    assert!(desk.directory.path().join("safe/password").exists());
+}
+
+#[test]
 fn a_snapshot_of_a_server_is_not_forgotten_by_hand() {
     let desk = Desk::new();
     desk.json(&["init"]);

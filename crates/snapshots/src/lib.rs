@@ -89,7 +89,7 @@ pub use request::{
     ArchiveRequest, Archived, Counts, Entry, Late, Layout, Loss, LossReason, Parent, Pass, Root, RootSummary,
     SnapshotInfo, Source,
 };
-pub use restore::{Existing, Removals, RestoreRequest, Restored};
+pub use restore::{Existing, Lost, Removals, RestorePreview, RestoreRequest, Restored, WhyLost};
 pub use spool::SpoolLimits;
 pub use trees::{TreeWriter, WrittenTrees};
 pub use verify::{Verified, Verify};

@@ -11,10 +11,12 @@ mod lists;
 mod lower;
 mod meta;
 mod plan;
+mod preview;
 mod remove;
 mod write;
 
 pub(crate) use meta::{Overlay, apply};
+pub use preview::{Lost, RestorePreview, WhyLost};
 pub(crate) use remove::{remove_entry, temporary_name};
 
 use std::path::PathBuf;

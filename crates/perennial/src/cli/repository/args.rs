@@ -44,7 +44,7 @@ pub enum RepositoryCommand {
     Init(PlaceArgs),
     /// Takes a snapshot of directories and reads back what it wrote.
     Backup(BackupArgs),
-    /// Restores a snapshot, or a directory of it, to an empty directory.
+    /// Restores a snapshot, or a directory of it, to an empty directory, or in place.
     Restore(RestoreArgs),
     /// Lists a directory of a snapshot.
     Ls(LsArgs),
@@ -170,12 +170,25 @@ pub struct RestoreArgs {
     /// The repository.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// The directory to restore to; it is made when missing, and must be empty
+    /// The directory to restore to; it is made when missing, and must be empty without --in-place
     #[arg(long, value_name = "DIR")]
     pub target: PathBuf,
-    /// The directory of the snapshot that becomes the target
-    #[arg(long, default_value = "/", value_name = "PATH")]
-    pub path: String,
+    /// The directory of the snapshot that becomes the target [default: /]
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// Make the target what the directory in the snapshot was: only what differs is written, and what the snapshot does not
+    /// have is removed
+    #[arg(long, requires = "path")]
+    pub in_place: bool,
+    /// Keep what the snapshot does not have
+    #[arg(long, requires = "in_place")]
+    pub keep_extra: bool,
+    /// Do it without asking
+    #[arg(long, requires = "in_place")]
+    pub yes: bool,
+    /// Only say what would be removed and replaced
+    #[arg(long, requires = "in_place")]
+    pub dry_run: bool,
 }
 
 /// Arguments of `ls`.

@@ -85,7 +85,11 @@ pub(super) fn forget(desk: &mut Desk<'_>, args: &ForgetArgs) -> Result<(), Failu
     }
     if !args.dry_run {
         if !args.yes {
-            confirm(desk, &format!("These snapshots will be gone for good, with what they alone hold:\n{}", list()))?;
+            confirm(
+                desk,
+                "forget",
+                &format!("These snapshots will be gone for good, with what they alone hold:\n{}", list()),
+            )?;
         }
         let ids: Vec<_> = chosen.iter().map(|info| info.id).collect();
         desk.work(&place, "forget", |_| repository.forget(&ids))?;
@@ -126,9 +130,10 @@ fn kept_text(kept: &[Kept]) -> String {
     if kept.is_empty() { String::new() } else { format!("kept:\n{}", kept.iter().map(line).collect::<String>()) }
 }
 
-fn confirm(desk: &mut Desk<'_>, text: &str) -> Result<(), Failure> {
+/// Asks a person, who sees the text, whether to go on.
+pub(super) fn confirm(desk: &mut Desk<'_>, action: &str, text: &str) -> Result<(), Failure> {
     if !desk.out.is_interactive() {
-        let message = "forget needs a confirmation, and there is no terminal to ask on: nothing was done";
+        let message = format!("{action} needs a confirmation, and there is no terminal to ask on: nothing was done");
         return Err(Failure::usage(message, "see what it does with --dry-run, then confirm with --yes"));
     }
     desk.out.note(text);

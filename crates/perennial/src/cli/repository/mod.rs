@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `args` | what may be typed |
 //! | `open` | place, password and progress; errors of the engine as failures of the command line |
-//! | `write` | init, backup, restore |
+//! | `write` | init, backup |
+//! | `restore` | restore, to an empty directory and in place |
 //! | `read` | snapshots, ls, check, and which snapshot is meant |
 //! | `clean` | forget and prune |
 //! | `copy` | copy |
@@ -17,6 +18,7 @@ mod copy;
 mod open;
 mod read;
 mod repair;
+mod restore;
 mod use_replica;
 mod write;
 
@@ -65,7 +67,7 @@ pub fn run(connection: &Connection, command: RepositoryCommand, out: &mut Out) -
         }
         RepositoryCommand::Init(place) => write::init(&mut desk, &place),
         RepositoryCommand::Backup(args) => write::backup(&mut desk, &args),
-        RepositoryCommand::Restore(args) => write::restore(&mut desk, &args),
+        RepositoryCommand::Restore(args) => restore::restore(&mut desk, &args),
         RepositoryCommand::Ls(args) => read::ls(&mut desk, &args),
         RepositoryCommand::Snapshots(args) => read::snapshots(&mut desk, &args),
         RepositoryCommand::Check(args) => read::check(&mut desk, &args),

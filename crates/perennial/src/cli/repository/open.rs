@@ -1,7 +1,7 @@
 //! Opening a repository on the command line: place, password, progress, and what its errors mean here.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub(super) struct Desk<'a> {
 /// A place that was not looked at yet.
 pub(super) struct Place {
     pub(super) name: String,
+    /// The directory it is in; `None` when it is on no disk of this machine.
+    pub(super) directory: Option<PathBuf>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) password: Password,
     effort: Effort,
@@ -128,7 +130,11 @@ fn connect(
     let backend = location.connect(&options).map_err(invalid)?;
     let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
     let effort = Effort { threads: args.threads, nice: args.nice };
-    Ok(Place { name: location.to_string(), backend, password, effort })
+    let directory = match location {
+        Location::Local(path) => Some(path.clone()),
+        Location::S3(_) | Location::Azure(_) => None,
+    };
+    Ok(Place { name: location.to_string(), directory, backend, password, effort })
 }
 
 /// Opens a repository.
@@ -233,7 +239,9 @@ pub(super) fn failure(error: &Error, place: &str) -> Failure {
         Error::AlreadyInitialized => (Exit::Conflict, "use it as it is, or choose another place"),
         Error::Locked { .. } => (Exit::Conflict, "somebody works on it; try again when they are done"),
         Error::LockLost => (Exit::Conflict, "nothing was finished; try again"),
-        Error::TargetNotEmpty { .. } => (Exit::Conflict, "name an empty directory, or one that does not exist yet"),
+        Error::TargetNotEmpty { .. } => {
+            (Exit::Conflict, "name an empty directory, or one that does not exist yet; --in-place writes what differs")
+        }
         Error::WrongPassword => (Exit::Forbidden, "check --password-file, --password-command or RESTIC_PASSWORD"),
         Error::InvalidRequest(_) | Error::UnsupportedVersion { .. } => (Exit::Invalid, ""),
         Error::Cancelled => (Exit::Interrupted, "what was uploaded is not uploaded again"),

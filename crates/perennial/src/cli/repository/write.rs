@@ -1,17 +1,16 @@
-//! Bytes into a repository and out of it: init, backup, restore.
+//! Bytes into a repository: init, backup.
 
 use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 use perennial_snapshots::{
-    ArchiveRequest, Counts, Existing, KeyCost, Layout, Parent, Pass, Removals, Repository, RestoreRequest, Root,
-    SnapshotInfo, Source, Verify,
+    ArchiveRequest, Counts, KeyCost, Layout, Parent, Pass, Repository, Root, SnapshotInfo, Source, Verify,
 };
 use serde::Serialize;
 
-use super::args::{BackupArgs, PlaceArgs, RestoreArgs};
+use super::args::{BackupArgs, PlaceArgs};
 use super::open::{Desk, failure};
-use super::read::{find, short};
+use super::read::short;
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::human::size;
 use crate::cli::out::clean;
@@ -181,40 +180,4 @@ fn roots(directories: &[PathBuf], exclude: &[PathBuf]) -> Result<Vec<Root>, Fail
         made.push(Root { at, source: Source::Directory { path, layout: Layout::Plain, exclude } });
     }
     Ok(made)
-}
-
-/// What a restore did.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Restored {
-    snapshot: String,
-    target: PathBuf,
-    files: u64,
-    dirs: u64,
-    bytes: u64,
-}
-
-pub(super) fn restore(desk: &mut Desk<'_>, args: &RestoreArgs) -> Result<(), Failure> {
-    let (place, repository) = desk.open(&args.place)?;
-    let snapshot = find(&repository, &place.name, &args.snapshot)?;
-    let request = RestoreRequest {
-        subtree: args.path.clone(),
-        target: args.target.clone(),
-        existing: Existing::MustBeEmpty,
-        removals: Removals::Ignore,
-        against_lower: None,
-    };
-    let done = desk.work(&place, "restore", |progress| repository.restore(snapshot.id, &request, progress))?;
-    let Counts { files, dirs, bytes } = done.counts;
-    let restored = Restored { snapshot: snapshot.id.to_string(), target: args.target.clone(), files, dirs, bytes };
-    desk.show(&restored, |restored, _| {
-        format!(
-            "snapshot {} was restored to {}: {} files, {} directories, {}",
-            short(&restored.snapshot),
-            clean(&restored.target.display().to_string()),
-            restored.files,
-            restored.dirs,
-            size(restored.bytes)
-        )
-    })
 }
