@@ -402,6 +402,26 @@ fn a_restore_in_place_writes_what_differs_and_removes_only_what_was_confirmed() 
 }
 
 #[test]
+fn p14_a_backup_that_cannot_read_a_file_fails_and_names_it() {
+    let desk = Desk::new();
+    desk.json(&["init"]);
+    fs::set_permissions(desk.source().join("deep/er/grüße 😀"), fs::Permissions::from_mode(0)).unwrap();
+    // What keeps others out keeps root out only when it gave up what opens everything.
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = desk.command("setpriv");
+        command.args(["--bounding-set=-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_perennial")]);
+        command
+    } else {
+        desk.command(env!("CARGO_BIN_EXE_perennial"))
+    };
+    command.args(["repository", "backup", "source", "--repo", &desk.repository, "--password-file", "password"]);
+    answer(&mut command).fails(1, "deep/er/grüße 😀");
+    assert_eq!(desk.json(&["snapshots"]), Value::Array(vec![]), "what is not complete is no snapshot");
+    let without = command.args(["--exclude", "source/deep/er/grüße 😀"]);
+    assert_eq!(answer(without).code, 0);
+}
+
+#[test]
 fn a_snapshot_of_a_server_is_not_forgotten_by_hand() {
     let desk = Desk::new();
     desk.json(&["init"]);
