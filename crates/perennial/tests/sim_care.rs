@@ -165,7 +165,7 @@ async fn a_drill_is_asked_for_once_can_be_cancelled_and_holds_its_snapshot() {
     let (_, snapshot) = pod_with_snapshot(&world, &server).await;
     let (admin, first) = (Caller::admin(), asked(&server, snapshot).await);
     assert_eq!(asked(&server, snapshot).await.id, first.id);
-    let refused = server.app.snapshot_delete(Request::new(&admin), snapshot).await.unwrap_err();
+    let refused = server.app.snapshot_delete(Request::new(&admin), snapshot, None).await.unwrap_err();
     assert!(refused.to_string().contains("snapshot-drill"), "{refused}");
     server.app.cancel(Request::new(&admin), first.id).await.unwrap();
     server.housekeeper().drill_due().await;

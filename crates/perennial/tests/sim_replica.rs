@@ -67,7 +67,10 @@ async fn pod_with(world: &World, server: &Server, name: &str) -> (PodId, Snapsho
 }
 
 async fn delete(world: &World, server: &Server, snapshot: SnapshotId) {
-    server.app.snapshot_delete(Request::new(&Caller::admin()), snapshot).await.unwrap();
+    let pod = server.app.store.snapshot_fetch(snapshot).await.unwrap().unwrap().pod;
+    let name = server.app.store.pod_fetch(pod).await.unwrap().unwrap().name;
+    let caller = Caller::admin();
+    server.app.snapshot_delete(Request::new(&caller), snapshot, Some(name.as_str())).await.unwrap();
     hours(world, 1);
     server.housekeeper().run_due().await;
     assert_eq!(server.app.store.snapshot_fetch(snapshot).await.unwrap(), None);

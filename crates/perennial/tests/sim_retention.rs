@@ -203,7 +203,7 @@ async fn sim_what_replaced_a_snapshot_goes_by_hand_and_the_rule_gives_way() {
     // Before anybody gets to it, its owner deletes the newer one.
     let newest = server.snapshots(pod).await[0].id;
     let caller = Caller::admin();
-    server.app.snapshot_delete(perennial::service::Request::new(&caller), newest).await.unwrap();
+    server.app.snapshot_delete(perennial::service::Request::new(&caller), newest, Some("dev")).await.unwrap();
     world.clock.advance(HOUR);
     let mut housekeeper = server.housekeeper();
     housekeeper.run_due().await;

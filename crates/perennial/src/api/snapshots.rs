@@ -12,7 +12,7 @@ use super::action::Action;
 use super::auth::Caller;
 use super::extract::{Id, Query, cursor, cut, page};
 use super::problem::ApiError;
-use super::wire::{AcceptRequest, List, Nothing, Problem, Snapshot, SnapshotOperation};
+use super::wire::{AcceptRequest, List, Nothing, Problem, Snapshot, SnapshotDeleteRequest, SnapshotOperation};
 use super::{ApiState, convert, wire};
 use crate::service::Consent;
 use crate::store::SnapshotFilter;
@@ -122,20 +122,21 @@ pub async fn show(
     Ok(axum::Json(convert::snapshot(&state.app.snapshot(&caller, id).await?, &state.app.settings)))
 }
 
-/// Deletes a snapshot nothing depends on.
+/// Deletes a snapshot nothing depends on; the last verified one of a pod only with the confirmation.
 #[utoipa::path(delete, path = "/api/v1/snapshots/{id}", operation_id = "snapshot_delete", tag = "snapshots",
+    request_body = Option<SnapshotDeleteRequest>,
     params(("id" = String, Path, description = "The snapshot's id."),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes the request repeatable.")),
     responses((status = 202, body = SnapshotOperation), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn delete(
     State(state): State<ApiState>,
     Id(id): Id<SnapshotId>,
-    action: Action<Nothing>,
+    action: Action<SnapshotDeleteRequest>,
 ) -> Result<Response, ApiError> {
     if let Some(answer) = action.replay(&state).await? {
         return Ok(answer);
     }
-    let done = state.app.snapshot_delete(action.request(), id).await;
+    let done = state.app.snapshot_delete(action.request(), id, action.body.confirm.as_deref()).await;
     action.answer(&state, done).await
 }
 

@@ -12,7 +12,7 @@ use super::human::maybe_size;
 use super::session::Context;
 use super::target::{self, Among};
 use super::{Output, compare, files, import, pod, retention, view, wait};
-use crate::api::wire::{OperationKind, OperationState, Pod, Snapshot, SnapshotOperation};
+use crate::api::wire::{OperationKind, OperationState, Pod, Snapshot, SnapshotDeleteRequest, SnapshotOperation};
 
 /// How many pods are asked at the same time when everybody's things are listed.
 const AT_ONCE: usize = 8;
@@ -51,8 +51,8 @@ pub async fn run(context: &mut Context<'_>, connection: &Connection, command: Sn
             follow(context, answer, wait, &format!("drill of snapshot {snapshot}")).await
         }
         SnapshotCommand::Forget(args) => retention::forget(context, &args).await,
-        SnapshotCommand::Rm { snapshot, yes, dry_run, wait } => {
-            remove(context, &snapshot, Consent::from_options(yes, dry_run), wait).await
+        SnapshotCommand::Rm { snapshot, yes, last, dry_run, wait } => {
+            remove(context, &snapshot, (Consent::from_options(yes, dry_run), last), wait).await
         }
     }
 }
@@ -130,10 +130,18 @@ async fn create(context: &mut Context<'_>, args: AcceptArgs) -> Result<(), Failu
     follow(context, answer, args.wait, &format!("snapshot of pod {}", pod.name)).await
 }
 
-async fn remove(context: &mut Context<'_>, id: &str, consent: Consent, args: WaitArgs) -> Result<(), Failure> {
+async fn remove(
+    context: &mut Context<'_>,
+    id: &str,
+    (consent, last): (Consent, bool),
+    args: WaitArgs,
+) -> Result<(), Failure> {
     let snapshot: Snapshot = context.client.get(&["snapshots", id], &[]).await?;
-    if consent != Consent::Given {
+    let mut body = SnapshotDeleteRequest::default();
+    if consent != Consent::Given || last {
         let pod = target::pod(&context.client, &snapshot.pod_id, Among::All).await?;
+        // Who typed the name was shown what is left; who did not has to say that it may be the last.
+        body.confirm = Some(pod.name.clone());
         let mut plan = Consequences::new("deletion of a snapshot", &pod);
         plan.effect(
             format!("snapshot {}", view::brief(&snapshot, context.now())),
@@ -144,7 +152,9 @@ async fn remove(context: &mut Context<'_>, id: &str, consent: Consent, args: Wai
             Some(latest) if latest.id != snapshot.id => {
                 format!("the pod's other snapshots stay; the newest is {}", view::brief(latest, context.now()))
             }
-            _ if pod.container.is_some() => "on the host, in the pod's volumes".to_owned(),
+            _ if pod.container.is_some() => {
+                "on the host, in the pod's volumes; no other snapshot is as new as this one".to_owned()
+            }
             _ => "see perennial snapshot ls; the server refuses to delete what a pod depends on".to_owned(),
         };
         "none".clone_into(&mut plan.way_back);
@@ -152,7 +162,8 @@ async fn remove(context: &mut Context<'_>, id: &str, consent: Consent, args: Wai
             return Ok(());
         }
     }
-    let answer = context.client.delete(&["snapshots", &snapshot.id], None::<&()>).await?;
+    let body = body.confirm.is_some().then_some(&body);
+    let answer = context.client.delete(&["snapshots", &snapshot.id], body).await?;
     follow(context, answer, args, &format!("deletion of snapshot {}", snapshot.id)).await
 }
 

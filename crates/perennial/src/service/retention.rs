@@ -154,16 +154,7 @@ impl App {
     async fn decide_retention(&self, pod: &Pod, keep: Option<Keep>) -> Result<Forgotten, StoreError> {
         let rules = self.settings.snapshot_rules(pod);
         let keep = keep.unwrap_or(rules.keep);
-        let deleting: Vec<SnapshotId> = self
-            .store
-            .operations_unfinished(pod.id)
-            .await?
-            .into_iter()
-            .filter(|o| o.kind == OperationKind::SnapshotDelete)
-            .filter_map(|o| o.snapshot)
-            .collect();
-        let mut rows = self.all_snapshots(pod.id).await?;
-        rows.retain(|row| !deleting.contains(&row.id));
+        let rows = self.snapshots_staying(pod.id).await?;
         let mut in_use: BTreeMap<SnapshotId, String> = plan::referenced_snapshots(pod)
             .into_iter()
             .map(|id| (id, format!("pod {} ({}) refers to it", pod.name, pod.id)))
@@ -180,6 +171,16 @@ impl App {
         let decisions = retention::decide(&rows, &keep, &rules.zone, life, &in_use);
         let decisions = rows.into_iter().zip(decisions).collect();
         Ok(Forgotten { keep, zone: rules.zone, decisions, operations: Vec::new() })
+    }
+
+    /// The snapshots of a pod whose deletion was not asked for, newest first.
+    pub(super) async fn snapshots_staying(&self, pod: PodId) -> Result<Vec<Snapshot>, StoreError> {
+        let unfinished = self.store.operations_unfinished(pod).await?;
+        let deletions = unfinished.into_iter().filter(|o| o.kind == OperationKind::SnapshotDelete);
+        let deleting: Vec<SnapshotId> = deletions.filter_map(|o| o.snapshot).collect();
+        let mut rows = self.all_snapshots(pod).await?;
+        rows.retain(|row| !deleting.contains(&row.id));
+        Ok(rows)
     }
 
     /// All snapshots of a pod, newest first.

@@ -5,6 +5,7 @@ use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::operation::{Operation, OperationKind, OperationState};
 use perennial_core::pod::Pod;
 use perennial_core::progress::ProgressReading;
+use perennial_core::snapshot::{Snapshot, SnapshotKind};
 use perennial_core::verbs;
 
 use super::act::{Outcome, Request, requested};
@@ -28,11 +29,18 @@ impl App {
         .await
     }
 
-    /// Deletes a snapshot nothing depends on (D37); the deletion itself goes on in the background.
+    /// Deletes a snapshot nothing depends on (D37); the deletion itself goes on in the background. `confirm` is the name of
+    /// its pod, typed by a person: without it the pod's last verified snapshot stays.
     ///
     /// # Errors
-    /// [`Error::Conflict`] while a pod depends on it or work refers to it.
-    pub async fn snapshot_delete(&self, request: Request<'_>, id: SnapshotId) -> Result<Outcome, Error> {
+    /// [`Error::Conflict`] while a pod depends on it or work refers to it, and for the last one without the confirmation;
+    /// [`Error::InvalidInput`] for another name.
+    pub async fn snapshot_delete(
+        &self,
+        request: Request<'_>,
+        id: SnapshotId,
+        confirm: Option<&str>,
+    ) -> Result<Outcome, Error> {
         for _ in 0..ATTEMPTS {
             let snapshot = self.snapshot(request.caller, id).await?;
             let (pod, latest) = self.pod(request.caller, snapshot.pod).await?;
@@ -42,6 +50,11 @@ impl App {
                 return Ok(Outcome { pod, latest, operation, snapshot: Some(snapshot) });
             }
             self.refuse_dependents(id, &pod).await?;
+            let consent = Consent { confirm: confirm.map(ToOwned::to_owned), accept_loss: None };
+            consent.check(&pod, Confirmation::WithLosses)?;
+            if confirm.is_none() {
+                self.refuse_last(&snapshot, &pod).await?;
+            }
             let operation = deletion(self, &pod, id, request.caller);
             // The pod's version grows, so that a restore of this snapshot decided meanwhile is decided anew.
             let change = Change {
@@ -91,6 +104,27 @@ impl App {
                 "start or purge that pod, or wait for the operation, and try again",
             )),
         }
+    }
+
+    /// Refuses to let the last snapshot go that a pod could be brought back from, were its volumes lost.
+    async fn refuse_last(&self, snapshot: &Snapshot, pod: &Pod) -> Result<(), Error> {
+        if !snapshot.is_restorable() || snapshot.kind == SnapshotKind::Imported {
+            return Ok(());
+        }
+        let replaces = |other: &Snapshot| other.is_restorable() && other.is_capture() && other.losses.is_empty();
+        let others = self.snapshots_staying(pod.id).await?;
+        if others.iter().any(|other| other.id != snapshot.id && replaces(other)) {
+            return Ok(());
+        }
+        Err(Error::conflict(
+            "last-verified-snapshot",
+            format!("{} is the last verified snapshot of pod {} ({})", snapshot.id, pod.name, pod.id),
+            format!(
+                "take another first (perennial snapshot create {}), or confirm with the pod's name (perennial snapshot rm {} \
+                 --yes --last)",
+                pod.name, snapshot.id
+            ),
+        ))
     }
 
     /// Refuses to build on a snapshot whose deletion was asked for.

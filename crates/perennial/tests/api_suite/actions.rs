@@ -236,7 +236,18 @@ async fn snapshots_are_taken_listed_and_deleted() {
     let done = server.snapshot(id, 1).await;
     let pod = server.get(&format!("/api/v1/pods/{id}")).await.json();
     assert_eq!(pod["latestSnapshot"]["id"], done.to_string());
-    let answer = server.delete(&format!("/api/v1/snapshots/{done}")).await;
+    // It is the only one that the pod could be brought back from.
+    let path = format!("/api/v1/snapshots/{done}");
+    let refused = server.delete(&path).await;
+    assert_eq!((refused.status, &refused.problem().0[..]), (StatusCode::CONFLICT, "last-verified-snapshot"));
+    let hint = refused.json()["hint"].as_str().unwrap().to_owned();
+    assert!(hint.contains("snapshot create dev") && hint.contains("--last"), "{hint}");
+    let confirmed = |name: &str| Body::from(json!({"confirm": name}).to_string());
+    let json = [("content-type", "application/json")];
+    let wrong = server.ask(Method::DELETE, &path, &json, confirmed("other")).await;
+    assert_eq!(wrong.problem().1.as_deref(), Some("confirm"), "{wrong:?}");
+    assert!(server.asked.removed.lock().unwrap().is_empty());
+    let answer = server.ask(Method::DELETE, &path, &json, confirmed("dev")).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
     assert_eq!(answer.json()["operation"]["kind"], "snapshot-delete");
     assert_eq!(server.asked.removed.lock().unwrap().len(), 1);
@@ -246,6 +257,17 @@ async fn snapshots_are_taken_listed_and_deleted() {
     let body = json!({"confirm": "dev", "snapshotId": done.to_string()});
     let restore = server.post(&format!("/api/v1/pods/{id}/restore"), body).await;
     assert_eq!(restore.problem().0, "snapshot-being-deleted");
+}
+
+#[tokio::test]
+async fn of_two_snapshots_only_the_first_goes_without_a_confirmation() {
+    let server = Server::start().await;
+    let id = server.running("dev").await;
+    let (one, two) = (server.snapshot(id, 1).await, server.snapshot(id, 2).await);
+    assert_eq!(server.delete(&format!("/api/v1/snapshots/{two}")).await.status, StatusCode::ACCEPTED);
+    // The other one is going, though it is there still.
+    let refused = server.delete(&format!("/api/v1/snapshots/{one}")).await;
+    assert_eq!(refused.problem().0, "last-verified-snapshot");
 }
 
 #[tokio::test]

@@ -233,6 +233,15 @@ pub struct AcceptRequest {
     pub confirm: Option<String>,
 }
 
+/// Deletes a snapshot. The body may be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotDeleteRequest {
+    /// The pod's name; needed only for the last verified snapshot of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm: Option<String>,
+}
+
 /// Confirms a reset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

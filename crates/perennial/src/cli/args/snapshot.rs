@@ -77,9 +77,12 @@ pub enum SnapshotCommand {
     Rm {
         /// Its id.
         snapshot: String,
-        /// Do not ask for a confirmation
+        /// Do not ask for a confirmation; the last verified snapshot of a pod needs --last as well
         #[arg(long, short)]
         yes: bool,
+        /// Delete it even when the pod has no other verified snapshot
+        #[arg(long, requires = "yes")]
+        last: bool,
         /// Say what would be done and why, and do nothing
         #[arg(long)]
         dry_run: bool,
