@@ -14,7 +14,9 @@ use super::retention::RulesArgs;
 use super::values;
 use crate::api::wire::{Backend, Cpus, OnStop, Port, Size, VolumeDeclaration};
 
-pub use snapshot::{ExportArgs, ForgetArgs, ImportArgs, SnapshotCommand, SnapshotListArgs};
+pub use snapshot::{
+    ExportArgs, ForgetArgs, ImportArgs, RestoreArgs as SnapshotRestoreArgs, SnapshotCommand, SnapshotListArgs,
+};
 
 /// How a client finds its server, and how it answers.
 #[derive(Debug, Clone, Args)]

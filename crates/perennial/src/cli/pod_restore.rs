@@ -1,6 +1,6 @@
-//! `perennial pod restore` and `perennial pod clone`.
+//! `perennial pod restore`, `perennial snapshot restore` and `perennial pod clone`.
 
-use super::args::{CloneArgs, RestoreArgs};
+use super::args::{CloneArgs, DestroyOptions, PartsArgs, RestoreArgs, SnapshotRestoreArgs};
 use super::compare;
 use super::confirm::{Consent, Consequences, Verdict};
 use super::failure::Failure;
@@ -18,7 +18,23 @@ const SHOWN_MAX: usize = 200;
 pub async fn restore(context: &mut Context<'_>, args: RestoreArgs) -> Result<(), Failure> {
     let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
     let snapshot = target::snapshot(&context.client, &pod, &args.snapshot).await?;
-    let (options, chosen) = (args.options, args.parts);
+    replace(context, (&pod, &snapshot), args.parts, args.options).await
+}
+
+/// The same for a snapshot that is named alone: the pod is the one it is of.
+pub async fn restore_of(context: &mut Context<'_>, args: SnapshotRestoreArgs) -> Result<(), Failure> {
+    let id = target::any_snapshot(context, &args.snapshot).await?;
+    let snapshot: Snapshot = context.client.get(&["snapshots", &id], &[]).await?;
+    let pod = target::pod(&context.client, &snapshot.pod_id, Among::Living).await?;
+    replace(context, (&pod, &snapshot), args.parts, args.options).await
+}
+
+async fn replace(
+    context: &mut Context<'_>,
+    (pod, snapshot): (&Pod, &Snapshot),
+    chosen: PartsArgs,
+    options: DestroyOptions,
+) -> Result<(), Failure> {
     let consent = Consent::from_options(options.accept.yes, options.dry_run);
     let is_partial = !(chosen.volumes.is_empty() && chosen.paths.is_empty());
     let mut body = RestoreRequest {
@@ -28,21 +44,21 @@ pub async fn restore(context: &mut Context<'_>, args: RestoreArgs) -> Result<(),
         paths: some(chosen.paths),
         ..RestoreRequest::default()
     };
-    let mut plan = Consequences::new("restore", &pod);
-    let source = format!("snapshot {}", view::brief(&snapshot, context.now()));
+    let mut plan = Consequences::new("restore", pod);
+    let source = format!("snapshot {}", view::brief(snapshot, context.now()));
     if is_partial {
         partial(&mut plan, &body, &source);
         if consent != Consent::Given {
-            preview(context, &mut plan, (&pod, &snapshot), &body).await?;
+            preview(context, &mut plan, (pod, snapshot), &body).await?;
         }
     } else {
-        replaced(&mut plan, &pod, &source, "restore goes back to that point in time");
+        replaced(&mut plan, pod, &source, "restore goes back to that point in time");
         for loss in &snapshot.consistency.losses {
             plan.effect(&loss.path, "will be missing", format!("the snapshot lacks it: {}", loss.reason));
         }
     }
     losses(&mut plan, &options.accept.accept_loss);
-    safety(&mut plan, &pod);
+    safety(&mut plan, pod);
     if plan.confirm(consent, context)? == Verdict::Shown {
         return Ok(());
     }

@@ -11,7 +11,7 @@ use super::failure::{Exit, Failure};
 use super::human::maybe_size;
 use super::session::Context;
 use super::target::{self, Among};
-use super::{Output, compare, files, import, pod, retention, view, wait};
+use super::{Output, compare, files, import, pod, pod_restore, retention, view, wait};
 use crate::api::wire::{OperationKind, OperationState, Pod, Snapshot, SnapshotDeleteRequest, SnapshotOperation};
 
 /// How many pods are asked at the same time when everybody's things are listed.
@@ -50,6 +50,7 @@ pub async fn run(context: &mut Context<'_>, connection: &Connection, command: Sn
             let answer = context.client.post(&["snapshots", &snapshot, "drill"], None::<&()>).await?;
             follow(context, answer, wait, &format!("drill of snapshot {snapshot}")).await
         }
+        SnapshotCommand::Restore(args) => pod_restore::restore_of(context, args).await,
         SnapshotCommand::Forget(args) => retention::forget(context, &args).await,
         SnapshotCommand::Rm { snapshot, yes, last, dry_run, wait } => {
             remove(context, &snapshot, (Consent::from_options(yes, dry_run), last), wait).await

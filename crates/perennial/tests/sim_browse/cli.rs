@@ -1,6 +1,7 @@
 //! The command line against the API, over HTTP.
 
 use perennial::cli::Exit;
+use perennial_core::operation::OperationKind;
 use perennial_core::spec::{Backend, TenantId};
 use perennial_snapshots::FileKind;
 use perennial_snapshots::backend::Backend as _;
@@ -8,6 +9,53 @@ use perennial_snapshots::backend::Backend as _;
 use crate::desk::Desk;
 use crate::shell::{Ran, Shell};
 use crate::world::{World, universal_spec};
+
+#[tokio::test]
+async fn sim_cli_restores_the_pod_of_a_snapshot_and_keeps_its_last_one() {
+    let world = World::new(1);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", universal_spec(Backend::Overlay)).await;
+    world.engine.write(pod, "/home/user/notes.txt", "mine\n").unwrap();
+    let id = desk.snapshot(pod).await.to_string();
+    let shell = Shell::new(&desk).await;
+
+    // Of the last one it has to be said.
+    let refused = shell.run(&["snapshot", "rm", &id, "--yes"]).await;
+    assert_eq!(refused.exit, Exit::Conflict, "{}", refused.stderr);
+    assert!(refused.stderr.contains("last verified snapshot of pod dev") && refused.stderr.contains("--last"));
+    let dry = shell.run(&["snapshot", "rm", &id, "--dry-run"]).await;
+    assert!(dry.exit == Exit::Done && dry.text().contains("no other snapshot is as new"), "{}", dry.text());
+
+    // The pod is the one that the snapshot is of, and everything else is as with pod restore.
+    world.engine.write(pod, "/home/user/notes.txt", "another\n").unwrap();
+    for (alone, beside) in [
+        (vec!["snapshot", "restore", &id[..]], vec!["pod", "restore", "dev", &id[..]]),
+        (vec!["snapshot", "restore", "dev@latest"], vec!["pod", "restore", "dev", "latest"]),
+    ] {
+        for options in
+            [&[][..], &["--dry-run"], &["--path", "/home/user", "--dry-run"], &["--volume", "no", "--dry-run"]]
+        {
+            let (one, other) =
+                (shell.run(&[&alone[..], options].concat()).await, shell.run(&[&beside[..], options].concat()).await);
+            assert_eq!((one.exit, one.text()), (other.exit, other.text()), "{options:?}: {}", one.stderr);
+            assert!(one.stderr.ends_with(&other.stderr), "{}{}", one.stderr, other.stderr);
+        }
+    }
+    let unsure = shell.run(&["snapshot", "restore", &id]).await;
+    assert_eq!(unsure.exit, Exit::Usage, "{}", unsure.stderr);
+    let begun = shell.run(&["snapshot", "restore", &id, "--path", "/home/user", "--yes", "--no-wait"]).await;
+    assert_eq!(begun.exit, Exit::Done, "{}", begun.stderr);
+    let work = desk.server.app.store.operations_unfinished(pod).await.unwrap();
+    assert!(work.iter().any(|o| o.kind == OperationKind::Restore), "{work:?}");
+    desk.server.settle(pod).await;
+    assert_eq!(world.engine.read(pod, "/home/user/notes.txt").unwrap().as_deref(), Some(&b"mine\n"[..]));
+
+    let fresh = desk.snapshot(pod).await.to_string();
+    let older = shell.run(&["snapshot", "rm", &id, "--yes", "--no-wait"]).await;
+    assert_eq!(older.exit, Exit::Done, "{}", older.stderr);
+    let newest = shell.run(&["snapshot", "rm", &fresh, "--yes", "--last", "--no-wait"]).await;
+    assert_eq!(newest.exit, Exit::Done, "{}", newest.stderr);
+}
 
 #[tokio::test]
 async fn sim_cli_lists_prints_and_exports_what_is_in_a_snapshot() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{AcceptArgs, WaitArgs};
+use super::{AcceptArgs, DestroyOptions, PartsArgs, WaitArgs};
 use crate::cli::retention::KeepArgs;
 
 /// What to do with snapshots.
@@ -70,6 +70,8 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Replaces the data of the snapshot's pod, or parts of it, by the snapshot, after a safety snapshot: pod restore.
+    Restore(RestoreArgs),
     /// Deletes the snapshots of a pod that its rules do not keep.
     Forget(ForgetArgs),
     /// Deletes a snapshot.
@@ -90,6 +92,19 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+}
+
+/// A restore of the pod that the snapshot is of.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// Its id; POD or POD@latest for the newest of a pod that is verified and was not imported.
+    pub snapshot: String,
+    /// What of it.
+    #[command(flatten)]
+    pub parts: PartsArgs,
+    /// Shared options.
+    #[command(flatten)]
+    pub options: DestroyOptions,
 }
 
 /// Lets snapshots go.
