@@ -91,6 +91,18 @@ impl Progress {
         self.set_total(self.read().bytes_done.saturating_add(bytes));
     }
 
+    /// Expects about so many bytes beyond those that are done, by what something like it was before; zero: nobody knows.
+    pub fn estimate(&self, bytes: u64) {
+        if bytes == 0 { self.set_total(0) } else { self.expect_more(bytes) }
+    }
+
+    /// Corrects an estimate that turned out to be too low; where nothing was expected, nobody knows the total still.
+    pub fn at_least(&self, bytes: u64) {
+        let raise = |total: u64| (0 < total && total < bytes).then_some(bytes);
+        // Nothing to correct is no failure.
+        let _ = self.counters.bytes_total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raise);
+    }
+
     /// Progress of a part: it counts for the whole, and can be cancelled alone.
     #[must_use]
     pub fn part(&self) -> Self {
@@ -136,6 +148,22 @@ mod tests {
         assert_eq!((whole.read().files_done, other.read().files_done), (1, 1));
         whole.cancel();
         assert_eq!((other.check(), other.part().check()), (Err(Cancelled), Err(Cancelled)));
+    }
+
+    #[test]
+    fn an_estimate_is_corrected_upwards_only() {
+        let progress = Progress::default();
+        progress.at_least(5);
+        assert_eq!(progress.read().bytes_total, 0, "nobody expected anything");
+        progress.add_bytes(3);
+        progress.estimate(0);
+        progress.at_least(5);
+        assert_eq!(progress.read().bytes_total, 0, "that it is something is all that anybody knows");
+        progress.estimate(10);
+        for (at_least, total) in [(4, 13), (20, 20), (15, 20)] {
+            progress.at_least(at_least);
+            assert_eq!(progress.read().bytes_total, total);
+        }
     }
 
     #[test]

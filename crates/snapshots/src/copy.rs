@@ -123,6 +123,7 @@ impl Repository {
             }
         }
         wanted.sort_by_key(|original| (original.file.time, original.id));
+        progress.expect_more(copy.expected(&wanted));
         for original in wanted {
             match copy.one(&original, &mut copied)? {
                 CopyOutcome::Copied(id) => copied.snapshots.push((original.id, id)),
@@ -214,6 +215,18 @@ impl<'a> Copy<'a> {
             guard,
             progress,
         })
+    }
+
+    /// Bytes that will be sent at most, as far as that can be told without looking at trees: what the other repository lacks,
+    /// and no more than the snapshots hold.
+    fn expected(&self, wanted: &[Original]) -> u64 {
+        let lacking = {
+            let from = self.from.index.read().unwrap_or_else(PoisonError::into_inner);
+            let to = self.to.index.read().unwrap_or_else(PoisonError::into_inner);
+            from.lacking_in(&to)
+        };
+        let sizes = wanted.iter().map(|original| original.file.summary.as_ref().map(|s| s.total_bytes_processed));
+        sizes.sum::<Option<u64>>().map_or(lacking, |held| held.min(lacking))
     }
 
     /// Finds a snapshot of the other repository that is this one.

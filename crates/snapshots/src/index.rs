@@ -136,6 +136,15 @@ impl Index {
         self.packs.get(*self.pack_numbers.get(&pack)? as usize).map(|p| p.size)
     }
 
+    /// Bytes in packs of the blobs that another index lacks.
+    pub(crate) fn lacking_in(&self, other: &Self) -> u64 {
+        let of = |ours: &IdMap<Location>, theirs: &IdMap<Location>| {
+            let lacking = ours.iter().filter(|(id, _)| !theirs.contains_key(*id));
+            lacking.map(|(_, location)| u64::from(location.length)).sum::<u64>()
+        };
+        of(&self.data, &other.data) + of(&self.trees, &other.trees)
+    }
+
     /// All packs with the size each must have.
     pub(crate) fn packs(&self) -> impl Iterator<Item = (Id, u64)> + '_ {
         self.packs.iter().map(|p| (p.id, p.size))

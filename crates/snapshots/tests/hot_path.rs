@@ -136,3 +136,32 @@ fn large_files_come_back_to_a_disk_with_holes_and_odd_ends() {
     // Zeros around the pieces fill their blocks.
     assert!((data..data + 6 * 4096).contains(&restored.written_bytes), "{} of {data}", restored.written_bytes);
 }
+
+#[test]
+fn progress_counts_every_file_and_corrects_what_was_expected() {
+    let dir = scratch();
+    let source = dir.path().join("source");
+    many_files(&source);
+    // Other names of a file count as often as they are there, as in the counts of a snapshot.
+    fs::hard_link(source.join("dir0/file0"), source.join("other")).unwrap();
+    let (_, repo) = memory();
+    let mut parent = None;
+    for round in ["new", "unchanged", "partly changed"] {
+        if round == "partly changed" {
+            fs::write(source.join("dir1/file50"), vec![5; 100_000]).unwrap();
+        }
+        let request = ArchiveRequest { parents: Vec::from_iter(parent.map(Parent::Snapshot)), ..request(&source) };
+        for estimate in [0, 1, 50_000_000] {
+            let progress = Progress::default();
+            progress.estimate(estimate);
+            let archived = repo.archive(&request, &progress).unwrap();
+            let read = progress.read();
+            // What is made up needs no looking for.
+            let there = archived.per_root.iter().map(|root| root.counts).max_by_key(|counts| counts.files).unwrap();
+            assert_eq!((read.bytes_done, read.files_done), (there.bytes, there.files), "{round}");
+            let total = if estimate == 1 { there.bytes } else { estimate };
+            assert_eq!(read.bytes_total, total, "{round}, expected {estimate}");
+            parent = archived.snapshot;
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use perennial_core::engine::{Presence, SetAccess, VolumePath};
 use perennial_core::hook::Hook;
-use perennial_core::id::SnapshotId;
+use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::snapshot::{Grade, Loss, Snapshot, SnapshotKind, SnapshotState, SnapshotVolume, WriterStamp};
@@ -55,7 +55,8 @@ impl Reconciler {
         self.ensure_image_stored(view, progress).await?;
         self.note_begin(view.snapshot(snapshot).ok_or(StepError::Overtaken)?);
         let set = view.pod.set(set).ok_or_else(unknown_set)?;
-        let parents = self.parents(view, None).await?;
+        let (parents, expected) = self.parents(view, None).await?;
+        progress.estimate(expected);
         let Reached { paths, mut reach } = self.reach(view, set).await?;
         let request = ArchiveRequest {
             pass: Pass::Live,
@@ -66,7 +67,7 @@ impl Reconciler {
         let (repositories, tenant, progress) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let archived =
             blocking(move || Ok(reach.archive(&repositories.open(&tenant)?, &request, None, &progress)?)).await?;
-        self.memory().live.insert(snapshot, archived.tree);
+        self.memory().live.insert(snapshot, (archived.tree, archived.counts.bytes));
         Ok(())
     }
 
@@ -146,12 +147,9 @@ impl Reconciler {
         let mut roots = vec![pod_file(file.clone())];
         roots.extend(volume_roots(&volumes));
         roots.extend(layer.root().cloned());
-        let mut request = ArchiveRequest {
-            time: captured_at,
-            parents: self.parents(view, Some(row.id)).await?,
-            roots,
-            ..self.request(view, row.id, set)
-        };
+        let (parents, expected) = self.parents(view, Some(row.id)).await?;
+        progress.estimate(expected);
+        let mut request = ArchiveRequest { time: captured_at, parents, roots, ..self.request(view, row.id, set) };
         let (repositories, tenant, counted) = (self.repositories.clone(), view.pod.tenant.clone(), progress.clone());
         let scratch = self.settings.scratch.clone();
         let work = move |writers: Option<&dyn Writers>| {
@@ -383,19 +381,27 @@ impl Reconciler {
         }
     }
 
-    /// Trees whose unchanged files need not be read again: the live pass and the pod's newest snapshot.
-    async fn parents(&self, view: &View, live_of: Option<SnapshotId>) -> Result<Vec<Parent>, StepError> {
-        let mut parents: Vec<Parent> = Vec::new();
-        if let Some(tree) = live_of.and_then(|id| self.memory().live.get(&id).copied()) {
+    /// Trees whose unchanged files need not be read again, the live pass and the pod's newest snapshot; and the bytes that
+    /// are to be expected by them.
+    async fn parents(&self, view: &View, live_of: Option<SnapshotId>) -> Result<(Vec<Parent>, u64), StepError> {
+        let (mut parents, mut expected) = (Vec::new(), 0);
+        if let Some((tree, bytes)) = live_of.and_then(|id| self.memory().live.get(&id).copied()) {
             parents.push(Parent::Tree(tree));
+            expected = bytes;
         }
-        let scope = SnapshotScope::Pod(view.pod.id);
-        let newest = self.store.snapshot_list(&scope, &Page { after: None, limit: 5 }).await?;
-        let newest = newest.iter().find(|s| s.is_restorable() && s.kind != SnapshotKind::Imported);
-        if let Some(id) = newest.and_then(|s| s.repository_id.as_deref()) {
-            parents.push(Parent::Snapshot(parse_id(id)?));
+        if let Some(newest) = self.newest_of(view.pod.id).await? {
+            expected = expected.max(newest.bytes.unwrap_or_default());
+            if let Some(id) = newest.repository_id.as_deref() {
+                parents.push(Parent::Snapshot(parse_id(id)?));
+            }
         }
-        Ok(parents)
+        Ok((parents, expected))
+    }
+
+    /// A pod's newest snapshot that its data could be brought back from.
+    pub(super) async fn newest_of(&self, pod: PodId) -> Result<Option<Snapshot>, StepError> {
+        let newest = self.store.snapshot_list(&SnapshotScope::Pod(pod), &Page { after: None, limit: 5 }).await?;
+        Ok(newest.into_iter().find(|s| s.is_restorable() && s.kind != SnapshotKind::Imported))
     }
 
     /// The volumes of a set that are there, and a mover where they need one.

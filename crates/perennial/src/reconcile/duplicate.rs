@@ -129,6 +129,11 @@ impl Reconciler {
         };
         let copy = Copy { of: (of_source.clone(), of_clone), copying, sources, trees };
         let captured_at = self.now();
+        if copying != Copying::Instant {
+            // To look at everything beforehand would take as long as it takes to share it.
+            let newest = self.newest_of(source).await?;
+            progress.estimate(newest.and_then(|newest| newest.bytes).unwrap_or_default());
+        }
         // What ends the copy in a freeze that was too long does not end the clone.
         let part = progress.part();
         let copied = self.unless_wanted(source, &part, self.copy_at_one_instant(&from, copy, &part));

@@ -85,8 +85,8 @@ pub struct Reconciler {
 /// What only saves work and may be forgotten at any moment.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Trees that live passes uploaded.
-    pub(super) live: HashMap<SnapshotId, TreeId>,
+    /// Trees that live passes uploaded, with the bytes of their files.
+    pub(super) live: HashMap<SnapshotId, (TreeId, u64)>,
     /// Captures that this process began, each with the opening of the repository it began under: only of those it is
     /// known which packs they wrote.
     pub(super) began: HashMap<SnapshotId, u64>,

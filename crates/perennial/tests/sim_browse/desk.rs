@@ -11,7 +11,6 @@ use axum::http::response::Parts;
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures::StreamExt as _;
 use perennial::api::{self, Tokens};
-use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::MEMORY_PASSWORD;
 use perennial::store::Change;
 use perennial_core::fault::{NoTap, Tap};
@@ -81,7 +80,7 @@ impl Desk {
     pub async fn with(world: &World, tap: Arc<dyn Tap>) -> Self {
         let server = world.server_with(tap).await;
         let (stop, stopping) = watch::channel(false);
-        let router = api::router(server.app.clone(), ProgressBoard::default(), Tokens::admin(TOKEN), stopping);
+        let router = api::router(server.app.clone(), server.board.clone(), Tokens::admin(TOKEN), stopping);
         Self { server, router, stop }
     }
 

@@ -9,6 +9,7 @@ mod corpus;
 mod desk;
 mod live;
 mod logs;
+mod progress;
 mod shell;
 mod tree;
 #[path = "../world/mod.rs"]

@@ -91,6 +91,7 @@ pub struct World {
 pub struct Server {
     pub app: App,
     pub reconciler: Arc<Reconciler>,
+    pub board: ProgressBoard,
     pub replicas: Repositories,
     clock: Arc<VirtualClock>,
 }
@@ -216,12 +217,13 @@ impl World {
         let replicas = Repositories::in_memory(self.replicas.clone(), Arc::clone(&tap));
         let repositories = Repositories::in_memory(self.repositories.clone(), tap);
         let imports = Spool::new(self.directory.path(), self.import_limits);
+        let board = ProgressBoard::default();
         let reconciler = Reconciler::new(
             store.clone(),
             Arc::clone(&engine),
             repositories.clone(),
             (Arc::clone(&clock), Arc::clone(&ids)),
-            ProgressBoard::default(),
+            board.clone(),
             Settings {
                 pods_at_once: 8,
                 resync: self.resync,
@@ -254,7 +256,7 @@ impl World {
                 snapshots: SnapshotRules::default(),
             }),
         };
-        Server { app, reconciler: Arc::new(reconciler), replicas, clock: Arc::clone(&self.clock) }
+        Server { app, reconciler: Arc::new(reconciler), board, replicas, clock: Arc::clone(&self.clock) }
     }
 }
 

@@ -72,6 +72,8 @@ pub(crate) struct Shared<'a> {
     failure: Mutex<Option<Error>>,
     failed: AtomicBool,
     pub(crate) read_bytes: AtomicU64,
+    /// What progress had done before, and the sizes of all files met since: the total is no less.
+    met: (u64, AtomicU64),
     /// Whether writers are held still: what can be done later is.
     pub(crate) held: AtomicBool,
     /// Directories whose trees are to be written once they are not.
@@ -85,6 +87,18 @@ impl Shared<'_> {
             return;
         }
         lock(&self.losses).push(loss);
+    }
+
+    /// Counts a file that was found: what its owner expected may be too little.
+    pub(crate) fn meet(&self, size: u64) {
+        let (before, met) = &self.met;
+        self.progress.at_least(before + met.fetch_add(size, Ordering::Relaxed) + size);
+    }
+
+    /// Counts a file that need not be read, or another name of one that was.
+    pub(crate) fn count_whole(&self, size: u64) {
+        self.progress.add_bytes(size);
+        self.progress.add_files(1);
     }
 
     /// Records the first failure and makes everybody stop.
@@ -107,6 +121,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Repository {
     /// Captures directories: stores what the repository lacks and, in a commit pass, writes a snapshot.
+    ///
+    /// Progress counts the bytes of all files, whether they have to be read or not. How many there are nobody knows
+    /// beforehand: what the caller expected ([`Progress::estimate`]) is corrected when more are found.
     ///
     /// # Errors
     /// [`Error::Incomplete`] when a commit pass lost something that was not accepted beforehand (everything else is
@@ -163,6 +180,7 @@ impl Repository {
             failure: Mutex::default(),
             failed: AtomicBool::new(false),
             read_bytes: AtomicU64::new(0),
+            met: (progress.read().bytes_done, AtomicU64::new(0)),
             held: AtomicBool::new(false),
             later: Mutex::default(),
         };

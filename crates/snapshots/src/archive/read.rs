@@ -96,10 +96,10 @@ impl<'a> Worker<'a> {
             Err(ReadError::Lost(reason)) => Err(reason),
         };
         let waiting = job.link.map(|key| lock(&self.shared.links).resolve(key, result.clone())).unwrap_or_default();
-        for slot in std::iter::once(job.slot).chain(waiting) {
+        for (slot, is_other) in std::iter::once((job.slot, false)).chain(waiting.into_iter().map(|slot| (slot, true))) {
             match &result {
                 Ok(node) => {
-                    self.shared.progress.add_files(1);
+                    self.shared.count_whole(if is_other { node.size } else { 0 });
                     slot.fill(self.shared, &mut self.sealer, node.clone())?;
                 }
                 Err(reason) => {

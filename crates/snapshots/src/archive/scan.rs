@@ -429,14 +429,15 @@ impl<'a> Scanner<'a> {
             frame.pending.wait_for_one_more();
             Slot { dir: Arc::clone(&frame.pending), index: slot, name: name.clone(), path: path() }
         };
+        shared.meet(stat.size);
         if let Some(key) = link {
             match lock(&shared.links).meet(key, make_slot) {
                 LinkState::First => {}
                 LinkState::Waiting => return Ok(()),
                 LinkState::Known(mut node) => {
                     node.name = name;
+                    shared.count_whole(node.size);
                     frame.pending.put(slot, *node);
-                    shared.progress.add_files(1);
                     return Ok(());
                 }
                 LinkState::Lost(reason) => {
@@ -447,7 +448,7 @@ impl<'a> Scanner<'a> {
         }
         if let Some((tree, index)) = self.unchanged(frame, &name, stat) {
             let known = &frame.parents[tree].1[index];
-            shared.progress.add_files(1);
+            shared.count_whole(stat.size);
             if link.is_none() && stat.is_all_of(known) {
                 frame.pending.put_same(slot, (tree, index));
                 return Ok(());
@@ -458,7 +459,7 @@ impl<'a> Scanner<'a> {
             if let Some(key) = link {
                 let waiting = lock(&shared.links).resolve(key, Ok(node.clone()));
                 for other in waiting {
-                    shared.progress.add_files(1);
+                    shared.count_whole(node.size);
                     other.fill(shared, &mut self.sealer, node.clone())?;
                 }
             }

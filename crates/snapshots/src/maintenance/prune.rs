@@ -383,9 +383,12 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
     let Plan { snapshots, mut keep, repack, marks, delete, old_indexes, report } = plan;
     let mut rewriter = Rewriter::default();
     let mut plain = Vec::new();
+    let size = |blobs: &[IndexBlob]| blobs.iter().map(|blob| u64::from(blob.length)).sum::<u64>();
+    progress.expect_more(repack.iter().map(|(_, blobs)| size(blobs)).sum());
     for (id, blobs) in repack {
         progress.check()?;
         let data = inner.backend.read(FileKind::Pack, id)?;
+        let moved = size(&blobs);
         for blob in blobs {
             let sealed = data
                 .get(blob.offset as usize..blob.offset as usize + blob.length as usize)
@@ -394,6 +397,7 @@ fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) ->
             open_blob(&inner.key, id, &blob, &mut sealed.to_vec(), &mut plain)?;
             rewriter.add(inner, sealed, blob, &mut keep)?;
         }
+        progress.add_bytes(moved);
     }
     rewriter.finish(inner, &mut keep)?;
     guard.ensure()?;

@@ -79,7 +79,12 @@ pub(super) fn backup(desk: &mut Desk<'_>, args: &BackupArgs) -> Result<(), Failu
         pass: Pass::Commit,
         accept_losses: Vec::new(),
     };
-    let archived = desk.work(&place, "backup", |progress| repository.archive(&request, progress))?;
+    // Most of it is as it was.
+    let expected = parent.and_then(|info| info.counts).map_or(0, |counts| counts.bytes);
+    let archived = desk.work(&place, "backup", |progress| {
+        progress.estimate(expected);
+        repository.archive(&request, progress)
+    })?;
     let Some(snapshot) = archived.snapshot else {
         return Err(Failure::internal("the backup made no snapshot"));
     };
