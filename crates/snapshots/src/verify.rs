@@ -15,7 +15,7 @@ use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdSet, Origin};
 use crate::lock::{LockGuard, LockMode};
 use crate::node::{Node, NodeKind};
-use crate::pack::{expected_size, open_blob, parse_header};
+use crate::pack::{expected_size, parse_header, prove_blobs};
 use crate::repository::{Inner, Repository};
 use crate::request::Counts;
 use crate::wire::{BlobKind, IndexBlob, IndexFile, SnapshotFile};
@@ -221,9 +221,10 @@ fn read_packs(inner: &Inner, packs: &[Id], progress: &Progress) -> Result<PacksR
     let total = Mutex::new(PacksRead::default());
     let failure = Mutex::new(None);
     let work = || -> Result<()> {
+        let mut plain = Vec::new();
         while let Some(pack) = packs.get(next.fetch_add(1, Ordering::Relaxed)) {
             progress.check()?;
-            let read = read_pack(inner, *pack)?;
+            let read = read_pack(inner, *pack, &mut plain)?;
             progress.add_bytes(read.bytes);
             let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
             total.bytes += read.bytes;
@@ -252,7 +253,9 @@ fn read_packs(inner: &Inner, packs: &[Id], progress: &Progress) -> Result<PacksR
 }
 
 /// Reads one pack past the caches and proves its hash, its header, each blob, and that the index says the same.
-pub(crate) fn read_pack(inner: &Inner, id: Id) -> Result<PacksRead> {
+///
+/// The memory of `plain` is used again and again.
+pub(crate) fn read_pack(inner: &Inner, id: Id, plain: &mut Vec<u8>) -> Result<PacksRead> {
     let damaged = |reason: String| Error::damaged(FileKind::Pack, id, reason);
     let read = || {
         inner.backend.drop_caches(FileKind::Pack, id)?;
@@ -266,12 +269,9 @@ pub(crate) fn read_pack(inner: &Inner, id: Id) -> Result<PacksRead> {
         return Err(damaged("its hash is not its name".into()));
     }
     let blobs = parse_header(&inner.key, id, &data)?;
-    let mut plain = Vec::new();
+    prove_blobs(&inner.key, id, &blobs, &mut data, plain)?;
+    let index = inner.index.read().unwrap_or_else(PoisonError::into_inner);
     for blob in &blobs {
-        let (start, len) = (blob.offset as usize, blob.length as usize);
-        let sealed = data.get_mut(start..start + len).ok_or_else(|| damaged("a blob lies outside of it".into()))?;
-        open_blob(&inner.key, id, blob, sealed, &mut plain)?;
-        let index = inner.index.read().unwrap_or_else(PoisonError::into_inner);
         match index.find(blob.kind, blob.id) {
             None => return Err(damaged(format!("its blob {} is in no index", blob.id))),
             Some(found) if found.pack == id && found.blob != *blob => {
@@ -280,11 +280,11 @@ pub(crate) fn read_pack(inner: &Inner, id: Id) -> Result<PacksRead> {
             // The blob may be in other packs as well.
             Some(_) => {}
         }
-        match index.pack_size(id) {
-            Some(size) if size == data.len() as u64 && size == expected_size(&blobs) => {}
-            Some(_) => return Err(damaged("the index and its header list different blobs".into())),
-            None => return Err(damaged("it is in no index".into())),
-        }
+    }
+    match index.pack_size(id) {
+        Some(size) if size == data.len() as u64 && size == expected_size(&blobs) => {}
+        Some(_) => return Err(damaged("the index and its header list different blobs".into())),
+        None => return Err(damaged("it is in no index".into())),
     }
     Ok(PacksRead { bytes: data.len() as u64, blobs: blobs.len() as u64 })
 }

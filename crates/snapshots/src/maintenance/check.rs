@@ -133,10 +133,11 @@ fn read_all(inner: &Inner, packs: Vec<Id>, report: &mut CheckReport, progress: &
         let index = inner.index.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         progress.expect_more(packs.iter().filter_map(|pack| index.pack_size(*pack)).sum());
     }
+    let mut plain = Vec::new();
     for pack in packs {
         progress.check()?;
         report.packs_read += 1;
-        match read_pack(inner, pack).map_err(|error| inner.judged(error)) {
+        match read_pack(inner, pack, &mut plain).map_err(|error| inner.judged(error)) {
             Ok(read) => progress.add_bytes(read.bytes),
             Err(e) => report.note(e, None)?,
         }
