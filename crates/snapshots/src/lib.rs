@@ -54,6 +54,7 @@ mod node;
 mod pack;
 mod password;
 mod polynomial;
+mod pool;
 mod quote;
 mod reader;
 mod repository;

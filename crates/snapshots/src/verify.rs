@@ -4,7 +4,8 @@
 //! the page cache, decrypted and hashed. What is needed is there: every blob of every tree is in the index, in a pack
 //! that exists with the right size. What was counted is there: files, directories and bytes equal the archive's.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use perennial_core::progress::Progress;
@@ -16,9 +17,12 @@ use crate::index::{Found, IdSet, Origin};
 use crate::lock::{LockGuard, LockMode};
 use crate::node::{Node, NodeKind};
 use crate::pack::{expected_size, parse_header, prove_blobs};
+use crate::pool::Pool;
 use crate::repository::{Inner, Repository};
 use crate::request::Counts;
 use crate::wire::{BlobKind, IndexBlob, IndexFile, SnapshotFile};
+
+const MAX_WALKERS: usize = 8;
 
 /// How much to read back.
 #[derive(Debug, Clone)]
@@ -85,11 +89,8 @@ pub(crate) fn prove(
 ) -> Result<(Verified, Vec<Id>)> {
     inner.reread_written_indexes()?;
     inner.refresh_index()?;
-    let mut needed = IdSet::default();
     let load = |tree, path: &str| inner.load_tree(tree, path);
-    let counts = walk_tree((inner, &load), file.tree, "", progress, &mut |found| {
-        needed.insert(found.pack);
-    })?;
+    let Walked { counts, packs: needed } = walk_tree((inner, &load), file.tree, "", progress)?;
     if let Some(summary) = &file.summary
         && let Some(dirs) = summary.perennial_dirs
     {
@@ -151,49 +152,125 @@ impl Inner {
 }
 
 /// A repository, and how its trees are read.
-pub(crate) type Trees<'a> = (&'a Inner, &'a dyn Fn(Id, &str) -> Result<Vec<Node>>);
+pub(crate) type Trees<'a> = (&'a Inner, &'a (dyn Fn(Id, &str) -> Result<Vec<Node>> + Sync));
 
-/// Walks a tree, proves that every blob is known and that file sizes add up, and counts.
-pub(crate) fn walk_tree(
-    (inner, load): Trees<'_>,
-    tree: Id,
-    path: &str,
-    progress: &Progress,
-    found: &mut dyn FnMut(Found),
-) -> Result<Counts> {
-    let mut counts = Counts::default();
-    let mut stack = vec![(tree, path.to_owned())];
-    while let Some((tree, path)) = stack.pop() {
-        progress.check()?;
-        counts.add(NodeKind::Dir, 0);
-        let nodes = load(tree, &format!("directory {path}/"))?;
-        if let Some(place) = inner.find_blob(BlobKind::Tree, tree) {
-            found(place);
-        }
-        for node in nodes {
-            let at = || format!("{path}/{}", String::from_utf8_lossy(&node.name));
-            if let Some(subtree) = node.subtree {
-                stack.push((subtree, at()));
-                continue;
+/// What a walk through a tree found.
+#[derive(Default)]
+pub(crate) struct Walked {
+    pub(crate) counts: Counts,
+    /// The packs that hold what is needed.
+    pub(crate) packs: IdSet,
+}
+
+/// A tree to visit, and its path.
+type Step = (Id, String);
+
+/// Walks a tree, proves that every blob is known and that file sizes add up, and counts. Several threads do it together.
+pub(crate) fn walk_tree(trees: Trees<'_>, tree: Id, path: &str, progress: &Progress) -> Result<Walked> {
+    let (mut walked, mut steps) = (Walked::default(), VecDeque::new());
+    progress.check()?;
+    visit(trees, (tree, path.to_owned()), &mut walked, &mut steps)?;
+    if steps.is_empty() {
+        return Ok(walked);
+    }
+    let effort = trees.0.effort();
+    let walkers = effort.threads(0, MAX_WALKERS);
+    let pool = Pool::new(walkers);
+    let failed = AtomicBool::new(false);
+    let walk = |mut steps: VecDeque<Step>| -> Result<Walked> {
+        let _end = End(&pool);
+        let mut walked = Walked::default();
+        while let Some(step) = steps.pop_back().or_else(|| pool.take()) {
+            progress.check()?;
+            if failed.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
             }
-            counts.add(node.kind, node.size);
-            check_file(inner, &node, &at(), found)?;
+            visit(trees, step, &mut walked, &mut steps).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+            // The one it would come to last, because there is most below it.
+            while pool.is_hungry()
+                && steps.len() > 1
+                && let Some(far) = steps.pop_front()
+            {
+                pool.give(far);
+            }
+        }
+        Ok(walked)
+    };
+    let all: Vec<Result<Walked>> = std::thread::scope(|scope| {
+        let help = || {
+            effort.begin();
+            walk(VecDeque::new())
+        };
+        let others: Vec<_> = (1..walkers).map(|_| scope.spawn(help)).collect();
+        let ours = walk(steps);
+        let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<Walked>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        [ours].into_iter().chain(others.into_iter().map(ended)).collect()
+    });
+    let mut failure = None;
+    for part in all {
+        match part {
+            Ok(part) => {
+                walked.counts.merge(part.counts);
+                walked.packs.extend(part.packs);
+            }
+            // The others end because one failed, and that one says why.
+            Err(error) if matches!(failure, None | Some(Error::Cancelled)) => failure = Some(error),
+            Err(_) => {}
         }
     }
-    Ok(counts)
+    failure.map_or(Ok(walked), Err)
+}
+
+/// Nobody is waited for once one has ended: all are at their end, or it failed, or panicked.
+struct End<'p>(&'p Pool<Step>);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
+}
+
+fn visit((inner, load): Trees<'_>, (tree, path): Step, walked: &mut Walked, steps: &mut VecDeque<Step>) -> Result<()> {
+    walked.counts.add(NodeKind::Dir, 0);
+    let nodes = load(tree, &format!("directory {path}/"))?;
+    if let Some(place) = inner.find_blob(BlobKind::Tree, tree) {
+        walked.packs.insert(place.pack);
+    }
+    for node in nodes {
+        let at = || format!("{path}/{}", String::from_utf8_lossy(&node.name));
+        if let Some(subtree) = node.subtree {
+            steps.push_back((subtree, at()));
+            continue;
+        }
+        walked.counts.add(node.kind, node.size);
+        check_file(inner, &node, at, &mut |found| {
+            walked.packs.insert(found.pack);
+        })?;
+    }
+    Ok(())
 }
 
 /// Proves that every blob of a file is known and that their sizes add up.
-pub(crate) fn check_file(inner: &Inner, node: &Node, at: &str, found: &mut dyn FnMut(Found)) -> Result<()> {
+pub(crate) fn check_file(
+    inner: &Inner,
+    node: &Node,
+    at: impl Fn() -> String,
+    found: &mut dyn FnMut(Found),
+) -> Result<()> {
     let mut size = 0;
     for blob in &node.content {
         let Some(place) = inner.find_blob(BlobKind::Data, *blob) else {
-            return Err(Error::MissingBlob { blob: *blob, needed_by: at.to_owned() });
+            return Err(Error::MissingBlob { blob: *blob, needed_by: at() });
         };
         size += plain_length(&place.blob);
         found(place);
     }
-    if node.kind == NodeKind::File { same(&format!("bytes of {at}"), node.size, size) } else { Ok(()) }
+    if node.kind == NodeKind::File && node.size != size {
+        return Err(Error::Mismatch { what: format!("bytes of {}", at()), expected: node.size, found: size });
+    }
+    Ok(())
 }
 
 /// The length of a blob's content, as the index states it.
@@ -287,4 +364,60 @@ pub(crate) fn read_pack(inner: &Inner, id: Id, plain: &mut Vec<u8>) -> Result<Pa
         None => return Err(damaged("it is in no index".into())),
     }
     Ok(PacksRead { bytes: data.len() as u64, blobs: blobs.len() as u64 })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::node::encode_tree;
+    use crate::pack::Sealer;
+    use crate::uploader::Uploader;
+    use crate::{Effort, KeyCost, MemoryBackend, Password};
+
+    #[test]
+    fn several_walk_a_tree_together_and_one_who_fails_or_panics_ends_it_for_all() {
+        let backend = Arc::new(MemoryBackend::new());
+        let repo = Repository::init(backend, &Password::new("p"), KeyCost::Test).expect("a repository");
+        let repo = repo.with_effort(Effort { threads: std::num::NonZeroUsize::new(4), nice: 0 });
+        let uploader = Uploader::new(&repo.inner);
+        let mut sealer = Sealer::new().expect("a compressor");
+        let mut save = |nodes: &[Node]| {
+            uploader.save(&mut sealer, BlobKind::Tree, &encode_tree(nodes).expect("encoded")).expect("saved")
+        };
+        let level = |tree: Id| {
+            let of = |n: u32| Node { subtree: Some(tree), ..Node::new(format!("{n:02}"), NodeKind::Dir) };
+            (0..20).map(of).collect::<Vec<_>>()
+        };
+        let leaf = save(&[Node::new("pipe", NodeKind::Fifo)]);
+        let middle = save(&level(leaf));
+        let root = save(&level(middle));
+        uploader.flush().expect("flushed");
+        let (inner, progress) = (&*repo.inner, Progress::default());
+        let visited = AtomicUsize::new(0);
+        let load = |tree: Id, at: &str| {
+            visited.fetch_add(1, Ordering::Relaxed);
+            inner.load_tree(tree, at)
+        };
+        let walked = walk_tree((inner, &load), root, "", &progress).expect("walked");
+        assert_eq!((walked.counts.dirs, walked.counts.files), (421, 400));
+        assert_eq!((visited.load(Ordering::Relaxed), walked.packs.len()), (421, 1));
+        let missing = |tree: Id, at: &str| match at {
+            "directory /13/07/" => Err(Error::MissingBlob { blob: tree, needed_by: at.to_owned() }),
+            _ => inner.load_tree(tree, at),
+        };
+        let error = walk_tree((inner, &missing), root, "", &progress).map(|walked| walked.counts);
+        assert!(matches!(error, Err(Error::MissingBlob { .. })), "{error:?}");
+        let panics =
+            |tree: Id, at: &str| if at == "directory /13/" { panic!("{at}") } else { inner.load_tree(tree, at) };
+        assert!(catch_unwind(AssertUnwindSafe(|| walk_tree((inner, &panics), root, "", &progress).is_ok())).is_err());
+        let cancels = |tree: Id, at: &str| {
+            progress.cancel();
+            inner.load_tree(tree, at)
+        };
+        let error = walk_tree((inner, &cancels), root, "", &progress).map(|walked| walked.counts);
+        assert!(matches!(error, Err(Error::Cancelled)), "{error:?}");
+    }
 }

@@ -16,7 +16,6 @@ mod held;
 mod known;
 mod layers;
 mod place;
-mod pool;
 mod read;
 mod scan;
 
@@ -429,12 +428,13 @@ fn take_in(shared: &Shared<'_>, at: &str, (tree, path): (Id, &str), layout: &mut
 /// another snapshot.
 fn count(shared: &Shared<'_>, node: &Node, at: &str) -> Result<Counts> {
     let Some(tree) = node.subtree else {
-        check_file(shared.inner, node, at, &mut |_| {})?;
+        check_file(shared.inner, node, || at.to_owned(), &mut |_| {})?;
         let mut counts = Counts::default();
         counts.add(node.kind, node.size);
         return Ok(counts);
     };
-    walk_tree((shared.inner, &|tree, path| shared.inner.load_tree(tree, path)), tree, at, shared.progress, &mut |_| {})
+    let load = |tree, path: &str| shared.inner.load_tree(tree, path);
+    walk_tree((shared.inner, &load), tree, at, shared.progress).map(|walked| walked.counts)
 }
 
 /// Makes a directory out of another one's entries and of some from elsewhere in the same snapshot.

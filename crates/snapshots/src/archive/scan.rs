@@ -19,7 +19,6 @@ use rustix::io::Errno;
 
 use super::build::{Known, LinkState, Pending, Slot, complete};
 use super::known::Trees;
-use super::pool::{Pool, Task};
 use super::read::{Job, ReadError, capture_xattrs, loss_reason};
 use super::{Shared, lock};
 use crate::chunker::Grain;
@@ -29,6 +28,7 @@ use crate::fsdir::{self, Dir, Stat};
 use crate::id::Id;
 use crate::node::{Node, NodeKind, Time};
 use crate::pack::Sealer;
+use crate::pool::Pool;
 use crate::removed::{self, Removal, Removed};
 use crate::repository::Inner;
 use crate::request::{Counts, Layout, Loss, LossReason, Pass};
@@ -71,11 +71,20 @@ struct PlaceOf<'a> {
     racy_from: Time,
 }
 
+/// A directory that another scanner opened and left to whoever comes.
+struct Task {
+    dir: Dir,
+    /// Where its node goes.
+    parent: (Arc<Pending>, usize),
+    known: Vec<Known>,
+    name: Vec<u8>,
+}
+
 /// One of those who scan a root together.
 struct Scanner<'a> {
     place: &'a PlaceOf<'a>,
     jobs: &'a SyncSender<Vec<Job>>,
-    pool: &'a Pool,
+    pool: &'a Pool<Task>,
     removed: Vec<Removed>,
     /// Files of one directory that no worker was told of yet, and their size.
     batch: Vec<Job>,
@@ -200,7 +209,7 @@ impl Drop for Scanner<'_> {
 }
 
 impl<'a> Scanner<'a> {
-    fn new(place: &'a PlaceOf<'a>, pool: &'a Pool, jobs: &'a SyncSender<Vec<Job>>) -> Result<Self> {
+    fn new(place: &'a PlaceOf<'a>, pool: &'a Pool<Task>, jobs: &'a SyncSender<Vec<Job>>) -> Result<Self> {
         let sealer = Sealer::new().inspect_err(|_| pool.give_up())?;
         let (removed, batch, stack) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self { place, jobs, pool, removed, batch, batch_bytes: 0, sealer, stack })

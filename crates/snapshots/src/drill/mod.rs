@@ -16,7 +16,6 @@ use perennial_core::progress::Progress;
 use crate::backend::{BackendError, FileKind};
 use crate::error::{Error, Result};
 use crate::id::SnapshotFileId;
-use crate::index::IdSet;
 use crate::node::{Node, NodeKind};
 use crate::reader::{Reader, Scratch};
 use crate::removed::{self, Removed};
@@ -175,13 +174,9 @@ impl Repository {
         };
         gone_or(inner.backend.drop_caches(FileKind::Snapshot, snapshot.0))?;
         let tree = inner.load_snapshot(snapshot)?.tree;
-        let mut packs = IdSet::default();
         let reader = Reader::new(inner);
         let load = |tree, path: &str| reader.load_tree(tree, path);
-        walk_tree((inner, &load), tree, "", progress, &mut |found| {
-            packs.insert(found.pack);
-        })?;
-        for pack in packs {
+        for pack in walk_tree((inner, &load), tree, "", progress)?.packs {
             progress.check()?;
             gone_or(inner.backend.drop_caches(FileKind::Pack, pack))?;
         }

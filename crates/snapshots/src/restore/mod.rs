@@ -181,8 +181,7 @@ impl Repository {
         let root = inner.resolve(tree, request.subtree.as_bytes())?;
         let subtree = root.subtree.ok_or_else(|| Error::invalid(&request.subtree, "not a directory"))?;
         let load = |tree, path: &str| reader.load_tree(tree, path);
-        let expected =
-            walk_tree((inner, &load), subtree, request.subtree.trim_end_matches('/'), progress, &mut |_| {})?;
+        let walked = walk_tree((inner, &load), subtree, request.subtree.trim_end_matches('/'), progress)?;
         let list = match &request.removals {
             Removals::Ignore => Vec::new(),
             Removals::Whiteouts { list } | Removals::Delete { list } => self.removed_list(snapshot, list)?,
@@ -190,7 +189,7 @@ impl Repository {
                 removed::below(self.removed_list(snapshot, list)?, directory.as_bytes())
             }
         };
-        Ok(Part { root, expected, list })
+        Ok(Part { root, expected: walked.counts, list })
     }
 
     fn removed_list(&self, snapshot: SnapshotFileId, path: &str) -> Result<Vec<Removed>> {

@@ -1,61 +1,52 @@
-//! Several scanners of one root: who has nothing to do gets a directory that somebody else has not come to.
+//! Several who walk one tree together: who has nothing to do gets a directory that somebody else has not come to.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::build::{Known, Pending};
-use super::lock;
-use crate::fsdir::Dir;
-
-/// A directory that another scanner opened and left to whoever comes.
-pub(super) struct Task {
-    pub(super) dir: Dir,
-    /// Where its node goes.
-    pub(super) parent: (Arc<Pending>, usize),
-    pub(super) known: Vec<Known>,
-    pub(super) name: Vec<u8>,
-}
-
-#[derive(Default)]
-struct State {
-    tasks: Vec<Task>,
+struct State<T> {
+    tasks: Vec<T>,
     working: usize,
     waiting: usize,
     over: bool,
 }
 
-/// What the scanners of a root share.
-pub(super) struct Pool {
-    state: Mutex<State>,
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // One who panicked passes it on when it is joined; what is left in here is only given up.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What those who walk a tree share.
+pub(crate) struct Pool<T> {
+    state: Mutex<State<T>>,
     changed: Condvar,
     /// Whether somebody waits for whom there is no task; a hint that needs no lock.
     hungry: AtomicBool,
 }
 
-impl Pool {
-    /// A pool of so many scanners, all at work.
-    pub(super) fn new(scanners: usize) -> Self {
-        let state = Mutex::new(State { working: scanners, ..State::default() });
+impl<T> Pool<T> {
+    /// A pool of so many, all at work.
+    pub(crate) fn new(walkers: usize) -> Self {
+        let state = Mutex::new(State { tasks: Vec::new(), working: walkers, waiting: 0, over: false });
         Self { state, changed: Condvar::new(), hungry: AtomicBool::new(false) }
     }
 
-    pub(super) fn is_hungry(&self) -> bool {
+    pub(crate) fn is_hungry(&self) -> bool {
         self.hungry.load(Ordering::Relaxed)
     }
 
-    fn hint(&self, state: &State) {
+    fn hint(&self, state: &State<T>) {
         self.hungry.store(state.waiting > state.tasks.len(), Ordering::Relaxed);
     }
 
-    pub(super) fn give(&self, task: Task) {
+    pub(crate) fn give(&self, task: T) {
         let mut state = lock(&self.state);
         state.tasks.push(task);
         self.hint(&state);
         self.changed.notify_one();
     }
 
-    /// The next task, from one who has nothing left; none when nobody has, or when the scan was given up.
-    pub(super) fn take(&self) -> Option<Task> {
+    /// The next task, from one who has nothing left; none when nobody has, or when the walk was given up.
+    pub(crate) fn take(&self) -> Option<T> {
         let mut state = lock(&self.state);
         state.working -= 1;
         state.waiting += 1;
@@ -77,7 +68,7 @@ impl Pool {
     }
 
     /// Ends everybody's waiting after a failure.
-    pub(super) fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         lock(&self.state).over = true;
         self.changed.notify_all();
     }
