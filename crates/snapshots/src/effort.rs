@@ -12,8 +12,9 @@ const NICE_MAX: u8 = 19;
 pub struct Effort {
     /// Threads of one piece of work; `None` takes a few more than there are processors, because some wait for disks and stores.
     pub threads: Option<NonZeroUsize>,
-    /// How far its threads stand back behind others, as in nice(1): from 0 to 19. Where the disk's scheduler goes by it, so do
-    /// their reads and writes (ioprio_set(2)). A running pod that is frozen for a snapshot is read with no such regard.
+    /// How far its threads stand back behind others, as in nice(1): from 0 to 19. Their reads and writes go last among those
+    /// of all others from 1 on, and at 19 only when the disk has nothing else to do (ioprio_set(2)), where the disk's
+    /// scheduler goes by that. Writers that are held still for an archive are read with no such regard.
     pub nice: u8,
 }
 
@@ -37,7 +38,36 @@ impl Effort {
         {
             tracing::debug!(%error, "stand back behind others");
         }
+        let wanted = if self.nice >= NICE_MAX { IDLE } else { LAST };
+        // What the kernel derives from the niceness alone is the middle of the usual class. Classes and their levels both
+        // count from the front to the back.
+        if io_priority().is_some_and(|now| now < wanted)
+            && let Err(error) = set_io_priority(wanted)
+        {
+            tracing::debug!(%error, "stand back behind others at the disk");
+        }
     }
+}
+
+/// The lowest level of the usual class (`IOPRIO_CLASS_BE`).
+const LAST: libc::c_long = 2 << 13 | 7;
+/// The class of what is served when nobody else wants anything (`IOPRIO_CLASS_IDLE`).
+const IDLE: libc::c_long = 3 << 13;
+/// `IOPRIO_WHO_PROCESS`; with 0 it means the thread that calls.
+const THREAD: libc::c_long = 1;
+
+#[expect(unsafe_code, reason = "no library has this call")]
+fn io_priority() -> Option<libc::c_long> {
+    // SAFETY: the call takes two numbers, and touches no memory of this process.
+    let answer = unsafe { libc::syscall(libc::SYS_ioprio_get, THREAD, 0 as libc::c_long) };
+    (answer >= 0).then_some(answer)
+}
+
+#[expect(unsafe_code, reason = "no library has this call")]
+fn set_io_priority(priority: libc::c_long) -> std::io::Result<()> {
+    // SAFETY: the call takes three numbers, and touches no memory of this process.
+    let answer = unsafe { libc::syscall(libc::SYS_ioprio_set, THREAD, 0 as libc::c_long, priority) };
+    if answer == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn nice_of(thread: Option<Pid>) -> Option<i32> {
@@ -73,5 +103,23 @@ mod tests {
         assert_eq!(in_thread(&[9, 3]), Some(least.max(9)), "what stands back stays there");
         assert_eq!(in_thread(&[200]), Some(19));
         assert_eq!(nice_of(None), before, "the process is as it was");
+    }
+
+    #[test]
+    fn a_thread_stands_back_at_the_disk_as_well() {
+        let in_thread = |efforts: &'static [u8]| {
+            let work = move || {
+                efforts.iter().for_each(|nice| Effort { threads: None, nice: *nice }.begin());
+                io_priority().expect("a kernel with priorities of reads and writes")
+            };
+            std::thread::spawn(work).join().expect("no panic")
+        };
+        let before = io_priority().expect("a kernel with priorities of reads and writes");
+        assert_eq!(in_thread(&[0]), before);
+        assert_eq!(in_thread(&[1]), before.max(LAST));
+        // Whoever runs the tests may stand back as far already.
+        assert_eq!(in_thread(&[19]), before.max(IDLE));
+        assert_eq!(in_thread(&[19, 1]), before.max(IDLE), "what stands back stays there");
+        assert_eq!(io_priority(), Some(before), "the process is as it was");
     }
 }
