@@ -44,11 +44,14 @@ pub(crate) fn classify(name: &str, value: &[u8]) -> OverlayMark {
     }
 }
 
+/// The directory of a snapshot that holds its removed lists.
+pub const LISTS: &str = "/removed";
+
 /// Returns where the removed list of an overlay root is in the snapshot.
 #[must_use]
 pub fn list_path(at: &str) -> String {
     let name = at.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    format!("/removed/{name}")
+    format!("{LISTS}/{name}")
 }
 
 /// One entry of a removed list.

@@ -67,10 +67,12 @@ impl Backend for Cached {
     }
 }
 
+/// What is restored one by one, though it is in one directory.
+const APART: &[&str] = &["volumes"];
 const ROOM: Room = Room { bytes: u64::MAX, inodes: u64::MAX };
 
 fn drill_in(repo: &Repository, snapshot: SnapshotFileId, scratch: &Path, free: Room) -> Result<Drilled> {
-    let result = repo.drill(snapshot, scratch, &|_| Ok(free), &Progress::default());
+    let result = repo.drill(snapshot, APART, (scratch, &|_| Ok(free)), &Progress::default());
     assert_eq!(fs::read_dir(scratch).unwrap().count(), 0, "what was restored is removed");
     result
 }
@@ -192,7 +194,7 @@ fn p38_a_drill_finds_a_restore_that_wrote_anything_wrong() {
     let dir = scratch();
     let (_, repo, archived) = all_of_it(dir.path());
     let snapshot = archived.snapshot.unwrap();
-    let parts = repo.drill_parts(snapshot, &Progress::default()).unwrap();
+    let parts = repo.drill_parts(snapshot, APART, &Progress::default()).unwrap();
     let compare = |part: &str, name: &str, wrong: &dyn Fn(&Path)| {
         let part = parts.iter().find(|p| p.path == part).unwrap();
         let target = dir.path().join(name);
@@ -279,7 +281,7 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     let dir = scratch();
     let (backend, repo, archived) = all_of_it(dir.path());
     let snapshot = archived.snapshot.unwrap();
-    let parts = repo.drill_parts(snapshot, &Progress::default()).unwrap();
+    let parts = repo.drill_parts(snapshot, APART, &Progress::default()).unwrap();
     let most = |of: fn(Room) -> u64| parts.iter().map(|part| of(part.needs)).max().unwrap();
     let (bytes, inodes) = (most(|room| room.bytes), most(|room| room.inodes));
     // Holes take up no room: 64 MiB of the corpus are one.
@@ -294,7 +296,7 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     drill_in(&repo, snapshot, scratch().path(), Room { bytes, inodes }).unwrap();
     // A full disk, and a store that fails.
     let full = |_: &Path| Err(Error::NoSpace { path: "/".into(), of: "bytes", needed: 1, free: 0 });
-    assert!(!repo.drill(snapshot, scratch().path(), &full, &Progress::default()).unwrap_err().is_damage());
+    assert!(!repo.drill(snapshot, APART, (scratch().path(), &full), &Progress::default()).unwrap_err().is_damage());
     for k in 0..40 {
         let faulty = FaultyBackend::new(Arc::new(backend.snapshot()), Fault::Error, false);
         let failing = Repository::open(faulty.clone(), &password()).unwrap();
@@ -306,6 +308,6 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     }
     let cancelled = Progress::default();
     cancelled.cancel();
-    let error = repo.drill(snapshot, scratch().path(), &|_| Ok(ROOM), &cancelled).unwrap_err();
+    let error = repo.drill(snapshot, APART, (scratch().path(), &|_| Ok(ROOM)), &cancelled).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
 }

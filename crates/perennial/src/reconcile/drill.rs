@@ -15,6 +15,8 @@ use crate::causes::describe;
 
 /// What directories of drills begin with, below the scratch directory.
 const DRILL: &str = "drill-";
+/// Directories of a snapshot whose entries are restored one by one, as a start does.
+const APART: &[&str] = &["volumes"];
 /// One part in so many of the scratch directory's file system stays free: pods and snapshots may be on it, too.
 const KEPT_FREE: u64 = 20;
 
@@ -83,7 +85,7 @@ impl Reconciler {
                     return Ok(Err(format!("its image cannot be read back: {error}")));
                 }
             }
-            match repository.drill(id, directory.path(), &free_space, &progress) {
+            match repository.drill(id, APART, (directory.path(), &free_space), &progress) {
                 Ok(drilled) => Ok(Ok(drilled)),
                 Err(error) => Ok(Err(of_drill(error)?)),
             }

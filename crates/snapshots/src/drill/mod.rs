@@ -1,6 +1,6 @@
 //! Drills: a snapshot is proven by restoring it, and looking at what came of it.
 //!
-//! Everything that a pod would get back is restored, one directory after the other, into a place of ours; then it is
+//! Everything that somebody would get back is restored, one directory after the other, into a place of ours; then it is
 //! walked by code that shares nothing with the restore ([`compare`]): contents are hashed against the trees, metadata
 //! and removed lists compared. What differs is damage of the snapshot, or of the way back. That there was no space, or
 //! that the store did not answer, says nothing about the snapshot. Bytes come from the medium: what is cached is dropped first.
@@ -63,11 +63,12 @@ pub struct Room {
 }
 
 impl Repository {
-    /// The directories of a snapshot that a drill restores, one after the other.
+    /// The directories of a snapshot that a drill restores, one after the other: those at its top, and in place of those
+    /// that are named by `apart` the ones in them.
     ///
     /// # Errors
     /// Damage, as for [`verify`](Self::verify); store errors.
-    pub fn drill_parts(&self, snapshot: SnapshotFileId, progress: &Progress) -> Result<Vec<DrillPart>> {
+    pub fn drill_parts(&self, snapshot: SnapshotFileId, apart: &[&str], progress: &Progress) -> Result<Vec<DrillPart>> {
         let inner = &*self.inner;
         inner.refresh_index()?;
         let reader = Reader::new(inner);
@@ -75,16 +76,18 @@ impl Repository {
         let mut parts = Vec::new();
         for entry in reader.load_tree(root, "/")? {
             let name = String::from_utf8_lossy(&entry.name).into_owned();
-            match (entry.subtree, name.as_str()) {
+            let at = format!("/{name}");
+            match entry.subtree {
+                None => {}
                 // Lists are read where they are needed.
-                (None, _) | (_, "removed") => {}
-                (Some(volumes), "volumes") => {
-                    for volume in reader.load_tree(volumes, "/volumes")? {
-                        let name = String::from_utf8_lossy(&volume.name).into_owned();
-                        parts.extend(self.part(&reader, root, format!("/volumes/{name}"), &volume, progress)?);
+                Some(_) if at == removed::LISTS => {}
+                Some(all) if apart.contains(&name.as_str()) => {
+                    for one in reader.load_tree(all, &at)? {
+                        let name = String::from_utf8_lossy(&one.name).into_owned();
+                        parts.extend(self.part(&reader, root, format!("{at}/{name}"), &one, progress)?);
                     }
                 }
-                (Some(_), _) => parts.extend(self.part(&reader, root, format!("/{name}"), &entry, progress)?),
+                Some(_) => parts.extend(self.part(&reader, root, at, &entry, progress)?),
             }
         }
         Ok(parts)
@@ -108,7 +111,8 @@ impl Repository {
         Ok(Some(DrillPart { needs: needs(reader, tree, &path, progress)?, path, list }))
     }
 
-    /// Restores every part of a snapshot below an empty directory and compares it; what was restored is removed again.
+    /// Restores every part of a snapshot ([`drill_parts`](Self::drill_parts) says what `apart` means) below an empty directory
+    /// and compares it; what was restored is removed again.
     ///
     /// `space` tells what is free there; a part is begun only when it fits.
     ///
@@ -119,23 +123,23 @@ impl Repository {
     pub fn drill(
         &self,
         snapshot: SnapshotFileId,
-        scratch: &Path,
-        space: &dyn Fn(&Path) -> Result<Room>,
+        apart: &[&str],
+        (scratch, space): (&Path, &dyn Fn(&Path) -> Result<Room>),
         progress: &Progress,
     ) -> Result<Drilled> {
-        self.drilled(snapshot, scratch, space, progress).map_err(|error| self.inner.judged(error))
+        self.drilled(snapshot, apart, (scratch, space), progress).map_err(|error| self.inner.judged(error))
     }
 
     fn drilled(
         &self,
         snapshot: SnapshotFileId,
-        scratch: &Path,
-        space: &dyn Fn(&Path) -> Result<Room>,
+        apart: &[&str],
+        (scratch, space): (&Path, &dyn Fn(&Path) -> Result<Room>),
         progress: &Progress,
     ) -> Result<Drilled> {
         self.drop_what_is_cached(snapshot, progress)?;
         let mut drilled = Drilled::default();
-        for part in self.drill_parts(snapshot, progress)? {
+        for part in self.drill_parts(snapshot, apart, progress)? {
             let free = space(scratch)?;
             let needs = part.needs;
             for (of, needed, free) in [("bytes", needs.bytes, free.bytes), ("inodes", needs.inodes, free.inodes)] {
@@ -242,7 +246,7 @@ impl Repository {
         };
         for node in reader.load_tree(root, "/")? {
             let at = format!("/{}", String::from_utf8_lossy(&node.name));
-            match node.subtree.filter(|_| at == "/removed") {
+            match node.subtree.filter(|_| at == removed::LISTS) {
                 Some(lists) => {
                     for list in reader.load_tree(lists, &at)? {
                         read(&list, &format!("{at}/{}", String::from_utf8_lossy(&list.name)))?;
