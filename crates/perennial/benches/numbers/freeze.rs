@@ -2,7 +2,8 @@
 //!
 //! The pod has 100,000 files. From before a snapshot begins until it ends, a process in it saves every hundredth of them
 //! anew, again and again, one in each directory: whenever the pod is frozen, all of these have changed since the live
-//! pass, and no directory is as it was.
+//! pass, and no directory is as it was. The same is done again once the pod has 4 GiB more in a few files: how long it stands
+//! still must not depend on how much there is.
 
 use std::time::Duration;
 
@@ -26,6 +27,13 @@ const CHANGE: &str = "x=$(head -c 3000 /dev/urandom | base64); cd /workspace; n=
      for k in $(seq 1 10); do echo \"$n $k $x\" | tee $k??/f7 >/dev/null; done; n=$((n+1)); echo $n >/srv/rounds; \
      done; rm /srv/enough";
 
+/// Four GiB in eight files that are never changed.
+const MORE: &str = "mkdir /workspace/more; for k in $(seq 1 8); do dd if=/dev/urandom of=/workspace/more/$k bs=1M count=512 2>/dev/null; done; sync";
+/// What a pod has, in words.
+const DATA: [&str; 2] = ["as it is", "4 GiB more"];
+/// The median with more of it, to that without.
+const APART: f64 = 1.2;
+
 /// Lets the pod change files until the guard is dropped.
 fn changing<T>(server: &Installation, pod: &Pod, meanwhile: impl FnOnce() -> T) -> T {
     std::thread::scope(|scope| {
@@ -40,20 +48,32 @@ fn changing<T>(server: &Installation, pod: &Pod, meanwhile: impl FnOnce() -> T) 
     })
 }
 
-fn measure(kind: &'static str) -> (Samples, Samples) {
+/// Times a pod stood still, and the snapshots took: with little data, and with much.
+fn measure(kind: &'static str) -> [(Samples, Samples); 2] {
     let mut server = Installation::prepared(Docker::shared(), &[]);
-    let disk = (kind != SHARED).then(|| Disk::mount(kind, server.storage(), "4G"));
+    let disk = (kind != SHARED).then(|| Disk::mount(kind, server.storage(), "12G"));
     server.start_server();
     let pod = server.pod_with("freeze", BUSYBOX, "runc", json!({"backend": "overlay"}));
     server.sh(&pod, MAKE);
+    let little = rounds(&server, &pod);
+    server.sh(&pod, MORE);
+    let much = rounds(&server, &pod);
+    server.stop_server();
+    // Nothing may use the disk when it is unmounted.
+    server.docker.remove_labelled(server.label());
+    drop(disk);
+    [little, much]
+}
+
+fn rounds(server: &Installation, pod: &Pod) -> (Samples, Samples) {
     // The first stores everything; what the pod stands still for is what later ones read.
-    server.snapshot(&pod);
+    server.snapshot(pod);
     let (mut frozen, mut whole) = (Samples::default(), Samples::default());
     for _ in 0..ROUNDS {
-        server.sh(&pod, "rm -f /srv/rounds");
-        let (taken, took) = changing(&server, &pod, || {
+        server.sh(pod, "rm -f /srv/rounds");
+        let (taken, took) = changing(server, pod, || {
             let began = std::time::Instant::now();
-            (server.snapshot(&pod), began.elapsed())
+            (server.snapshot(pod), began.elapsed())
         });
         let millis = taken["consistency"]["frozenMillis"].as_u64().expect("a pod that was frozen");
         assert_eq!(taken["state"], "verified", "{taken:#}");
@@ -63,28 +83,33 @@ fn measure(kind: &'static str) -> (Samples, Samples) {
         frozen.add(Duration::from_millis(millis));
         whole.add(took);
     }
-    server.stop_server();
-    // Nothing may use the disk when it is unmounted.
-    server.docker.remove_labelled(server.label());
-    drop(disk);
     (frozen, whole)
 }
 
 pub fn run() -> Vec<String> {
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for (kind, most) in KINDS {
-        let (frozen, whole) = measure(kind);
-        let [median, least, longest] = frozen.cells();
-        let [whole, ..] = whole.cells();
-        rows.push(vec![kind.to_owned(), median, least, longest, whole]);
+        let measured = measure(kind);
+        for ((frozen, whole), data) in measured.iter().zip(DATA) {
+            let [median, least, longest] = frozen.cells();
+            let [whole, ..] = whole.cells();
+            rows.push(vec![kind.to_owned(), data.to_owned(), median, least, longest, whole]);
+            limits.push(Limit {
+                what: format!("{kind}, {data}: 100,000 files, one changed in each of 1,000 directories"),
+                value: frozen.median(),
+                most,
+                unit: " s",
+            });
+        }
+        let [(little, _), (much, _)] = &measured;
         limits.push(Limit {
-            what: format!("{kind}: 100,000 files, one changed in each of 1,000 directories"),
-            value: frozen.median(),
-            most,
-            unit: " s",
+            what: format!("{kind}: with 4 GiB more, to without"),
+            value: much.median() / little.median(),
+            most: APART,
+            unit: " ×",
         });
     }
-    let head = ["storage root", "frozen, median", "min", "max", "the whole snapshot"];
+    let head = ["storage root", "data", "frozen, median", "min", "max", "the whole snapshot"];
     table::print(&format!("Freeze: milliseconds, {ROUNDS} rounds"), &head, &rows);
     table::limits("Freeze: medians", &limits)
 }
