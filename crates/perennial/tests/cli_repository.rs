@@ -255,6 +255,29 @@ fn a_repository_in_a_real_s3_lives_without_a_server() {
 }
 
 #[test]
+fn a_repository_in_a_real_azurite_lives_without_a_server() {
+    let Some(service) = S3::start_by("PERENNIAL_TEST_AZURITE_SCRIPT") else { return };
+    let mut desk = Desk::new();
+    desk.repository = "azure:container:/by hand".to_owned();
+    desk.run(&["init"]).fails(6, "AZURE_ACCOUNT_NAME");
+    let endpoint = service.address.clone().leak();
+    let of = |key| {
+        vec![
+            ("AZURE_ACCOUNT_NAME", "devstoreaccount1"),
+            ("AZURE_ACCOUNT_KEY", key),
+            ("AZURE_STORAGE_ENDPOINT", &*endpoint),
+        ]
+    };
+    desk.environment = of("bm90IHRoZSBvbmU=");
+    let refused = desk.run(&["init"]);
+    refused.fails(5, "403");
+    assert!(!refused.stderr.contains("bm90"), "{}", refused.stderr);
+    // The well-known key of every Azurite.
+    desk.environment = of("Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==");
+    life(&desk);
+}
+
+#[test]
 fn restic_reads_what_the_command_line_writes_and_the_other_way_round() {
     let desk = Desk::new();
     let source = desk.source();

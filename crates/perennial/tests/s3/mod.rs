@@ -11,15 +11,20 @@ pub const CREDENTIALS: [(&str, &str); 2] =
 pub struct S3 {
     script: PathBuf,
     directory: tempfile::TempDir,
-    /// Its bucket, as restic writes it.
+    /// Its bucket, as restic writes it; or what its script says.
     pub address: String,
 }
 
 impl S3 {
     /// Starts one; none when the environment does not say how, which is a failure where everything is required.
     pub fn start() -> Option<Self> {
-        let Some(script) = std::env::var_os("PERENNIAL_TEST_S3_SCRIPT").filter(|s| !s.is_empty()) else {
-            assert!(std::env::var_os("PERENNIAL_TEST_REQUIRE").is_none(), "PERENNIAL_TEST_S3_SCRIPT: ./dev env");
+        Self::start_by("PERENNIAL_TEST_S3_SCRIPT")
+    }
+
+    /// The same for another store, by the variable that names a script which knows the same words.
+    pub fn start_by(variable: &str) -> Option<Self> {
+        let Some(script) = std::env::var_os(variable).filter(|s| !s.is_empty()) else {
+            assert!(std::env::var_os("PERENNIAL_TEST_REQUIRE").is_none(), "{variable}: ./dev env");
             return None;
         };
         let directory = tempfile::tempdir().unwrap();
