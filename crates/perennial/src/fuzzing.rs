@@ -1,6 +1,7 @@
 //! What reads archives and paths that somebody else wrote, for the fuzz targets in `fuzz/`, and seeds for them.
 
 use std::io::{self, Read};
+use std::path::Path;
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::{ArchiveRequest, Node, NodeKind, Pass, Repository, Root, Source};
@@ -86,6 +87,19 @@ fn stored(bytes: &[u8]) -> Option<(Repository, perennial_snapshots::SnapshotFile
     Some((repository, snapshot))
 }
 
+/// An archive of a snapshot that is unpacked below a directory, as `snapshot export --to` does.
+#[must_use]
+pub fn unpack(input: &[u8], into: &Path) -> bool {
+    let Ok(packed) = zstd::encode_all(input, 1) else { return false };
+    crate::cli::unpacks(&packed, into)
+}
+
+/// What a snapshot says about itself. What is taken says the same when it is written again.
+#[must_use]
+pub fn pod_file(input: &[u8]) -> bool {
+    crate::reconcile::pod_file_is_kept(input)
+}
+
 /// Paths, and what records of an archive say; the first byte says which.
 #[must_use]
 pub fn paths(input: &[u8]) -> bool {
@@ -100,6 +114,30 @@ pub fn paths(input: &[u8]) -> bool {
         1 => pax_records(rest).is_ok(),
         _ => std::str::from_utf8(rest).ok().and_then(pax_time).is_some(),
     }
+}
+
+/// Such a file, with everything that may be left out.
+const POD_FILE: &[u8] = br#"{"version":1,"perennial":"0.1.0","pod":"p","name":"dev","tenant":"default","snapshot":"s","capturedAt":
+"2026-01-02T03:04:05Z","dataGeneration":3,"set":2,"backend":"overlay","grade":"hooked","hook":{"command":["sync"],"exitCode":0,"millis":5},
+"writer":{"container":"c","startedAt":null},"image":{"reference":"a","id":"b","digest":null},"command":null,"entrypoint":["x"],"runtime":null,
+"env":{"A":"1"},"volumes":[{"name":"home","mountPath":"/home"}],"imported":{"into":"/srv","base":null,"comment":"c"},"losses":[{"path":"/a",
+"reason":"gone"}],"composed":{"base":"s","partsOf":"t","parts":["/volumes/home"],"identity":["/etc/machine-id"]}}"#;
+
+/// An archive as a server makes it of a directory.
+fn plain_tree(header: impl Fn(tar::EntryType, &str, u64) -> io::Result<tar::Header>) -> io::Result<Vec<u8>> {
+    let mut tree = tar::Builder::new(Vec::new());
+    tree.append(&header(tar::EntryType::Directory, "dir/", 0)?, io::empty())?;
+    tree.append(&header(tar::EntryType::Regular, "dir/file", 7)?, &b"content"[..])?;
+    for (kind, name, target) in
+        [(tar::EntryType::Symlink, "link", "dir/file"), (tar::EntryType::Link, "hard", "dir/file")]
+    {
+        let mut header = header(kind, name, 0)?;
+        header.set_link_name(target)?;
+        header.set_cksum();
+        tree.append(&header, io::empty())?;
+    }
+    tree.append(&header(tar::EntryType::Fifo, "pipe", 0)?, io::empty())?;
+    tree.into_inner()
 }
 
 /// Inputs that the targets take: the target's name, and the bytes.
@@ -167,6 +205,8 @@ pub fn seeds() -> io::Result<Vec<(&'static str, Vec<u8>)>> {
         ("archive", zipped.finish()?),
         ("archive", whole),
         ("image", image.into_inner()?),
+        ("unpack", plain_tree(header)?),
+        ("pod_file", POD_FILE.to_vec()),
         ("paths", b"\0/home/me".to_vec()),
         ("paths", b"\x0112 path=a/b\n9 size=1\n".to_vec()),
         ("paths", b"\x02-1.25".to_vec()),

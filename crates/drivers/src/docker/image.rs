@@ -244,7 +244,7 @@ fn layout_of_tree(rootfs: &Path) -> Result<ImageLayout, EngineError> {
     Ok(layout)
 }
 
-fn layout_of_export(stream: impl std::io::Read) -> Result<ImageLayout, EngineError> {
+pub(super) fn layout_of_export(stream: impl std::io::Read) -> Result<ImageLayout, EngineError> {
     let mut layout = ImageLayout::default();
     let mut archive = tar::Archive::new(stream);
     for entry in archive.entries().map_err(io("read the export"))? {

@@ -25,6 +25,8 @@ mod client;
 mod container;
 mod copying;
 mod firewall;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod image;
 mod labels;
 mod layer;

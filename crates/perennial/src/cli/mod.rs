@@ -320,3 +320,9 @@ mod tests {
         }
     }
 }
+
+/// Unpacks for the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn unpacks(packed: &[u8], into: &std::path::Path) -> bool {
+    unpack::unpack(packed, into, false).is_ok()
+}

@@ -312,3 +312,125 @@ impl Target {
         Ok(sys::utimensat(parent, name, &metadata.times, here)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    /// Names as they are: a library would refuse to write what is wanted here.
+    fn header(kind: EntryType, name: &str, size: u64) -> Header {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o4755);
+        header.set_uid(rustix::process::geteuid().as_raw().into());
+        header.set_gid(rustix::process::getegid().as_raw().into());
+        header.set_mtime(1_600_000_000);
+        header.set_size(size);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_cksum();
+        header
+    }
+
+    struct Tar(Builder<Vec<u8>>);
+
+    impl Tar {
+        fn new() -> Self {
+            Self(Builder::new(Vec::new()))
+        }
+
+        fn add(mut self, kind: EntryType, name: &str, target: &str, content: &[u8]) -> Self {
+            let mut header = header(kind, name, content.len() as u64);
+            header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
+            header.set_cksum();
+            self.0.append(&header, content).expect("in memory");
+            self
+        }
+
+        fn file(self, name: &str) -> Self {
+            self.add(EntryType::Regular, name, "", b"evil")
+        }
+
+        fn link(self, name: &str, target: &str) -> Self {
+            self.add(EntryType::Symlink, name, target, b"")
+        }
+
+        fn hard(self, name: &str, target: &str) -> Self {
+            self.add(EntryType::Link, name, target, b"")
+        }
+
+        fn dir(self, name: &str) -> Self {
+            self.add(EntryType::Directory, name, "", b"")
+        }
+
+        fn done(self) -> Vec<u8> {
+            self.0.into_inner().expect("in memory")
+        }
+    }
+
+    #[test]
+    fn hostile_archives_are_refused_and_change_nothing_outside() {
+        let cut = |archive: Vec<u8>, at: usize| archive[..at].to_vec();
+        let mut long = Tar::new();
+        long.0.append_pax_extensions([("path", &b"../../outside/file"[..])]).expect("in memory");
+        let refused = [
+            ("absolute", Tar::new().file("/outside/file").done()),
+            ("dot dot", Tar::new().dir("a").file("a/../../outside/file").done()),
+            ("dot dot in a record", long.file("a").done()),
+            ("through a link", Tar::new().link("way", "../outside").file("way/file").done()),
+            ("through an absolute link", Tar::new().link("way", "/").file("way/tmp/file").done()),
+            ("through a link within", Tar::new().dir("d").link("l", "d").file("l/x").done()),
+            ("a directory through a link", Tar::new().link("way", "../outside").dir("way/made").done()),
+            ("a directory over a link", Tar::new().link("way", "../outside").dir("way").done()),
+            ("a file over a link", Tar::new().link("way", "../outside/file").file("way").done()),
+            ("a file twice", Tar::new().file("a").file("a").done()),
+            ("a file over the target", Tar::new().file("./").done()),
+            ("a hard link outside", Tar::new().hard("a", "../outside/file").done()),
+            ("an absolute hard link", Tar::new().hard("a", "/etc/passwd").done()),
+            ("a hard link through a link", Tar::new().link("way", "../outside").hard("a", "way/file").done()),
+            ("a hard link to a directory", Tar::new().dir("d").hard("a", "d").done()),
+            ("an unknown type", Tar::new().add(EntryType::new(b'D'), "a", "", b"").done()),
+            ("cut in a content", cut(Tar::new().file("a").done(), 514)),
+            ("noise", vec![0xa5; 4096]),
+        ];
+        for (what, archive) in refused {
+            let base = tempfile::tempdir().expect("a directory");
+            let outside = base.path().join("outside");
+            std::fs::create_dir(&outside).expect("a directory");
+            std::fs::write(outside.join("file"), "precious").expect("a file");
+            let look = || {
+                let meta = |path: &Path| std::fs::metadata(path).expect("there").ctime_nsec();
+                let names = |path: &Path| std::fs::read_dir(path).expect("there").count();
+                let content = std::fs::read(outside.join("file")).expect("there");
+                (content, meta(&outside), meta(&outside.join("file")), names(&outside), names(base.path()))
+            };
+            let target = base.path().join("target");
+            std::fs::create_dir(&target).expect("a directory");
+            let before = look();
+            let packed = zstd::encode_all(&archive[..], 1).expect("in memory");
+            assert!(unpack(&packed[..], &target, false).is_err(), "{what}");
+            assert_eq!(look(), before, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_leads_out_without_being_followed_is_kept_as_it_is() {
+        let base = tempfile::tempdir().expect("a directory");
+        let target = base.path().join("target");
+        let archive = Tar::new()
+            .link("way", "../outside")
+            .hard("same", "way")
+            .add(EntryType::Block, "disk", "", b"")
+            .hard("other", "disk")
+            .done();
+        let done = unpack(&zstd::encode_all(&archive[..], 1).expect("in memory")[..], &target, false).expect("taken");
+        assert_eq!((done.files, done.devices_left_out), (2, 2), "{done:?}");
+        for name in ["way", "same"] {
+            assert_eq!(std::fs::read_link(target.join(name)).expect("a link"), Path::new("../outside"));
+        }
+        assert_eq!(std::fs::read_dir(base.path()).expect("there").count(), 1);
+    }
+}

@@ -50,3 +50,13 @@ pub use drill::Unproven;
 pub use forget::Going;
 pub use replicate::{LOCKED, SeenReplica};
 pub use worker::{Reconciler, Settings};
+
+/// Reads what a snapshot says about itself for the fuzz targets: whether it is taken, and then says the same again.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn pod_file_is_kept(bytes: &[u8]) -> bool {
+    podfile::PodFile::parse(bytes).is_some_and(|file| {
+        assert_eq!(podfile::PodFile::parse(&file.to_bytes()).as_ref(), Some(&file));
+        let _ = (file.volumes(), file.losses(), podfile::grade_named(&file.grade));
+        true
+    })
+}
