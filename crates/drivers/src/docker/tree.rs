@@ -349,4 +349,60 @@ mod tests {
         assert_eq!(from.mtime_nsec(), to.mtime_nsec());
         assert_eq!(xattr::get(&b, "user.colour").expect("get").as_deref(), Some(&b"green"[..]));
     }
+
+    /// Swaps a directory, and a file in it, for links to what is outside and back, as fast as it can.
+    fn attack(victim: &Path, outside: &Path, stop: &std::sync::atomic::AtomicBool, swaps: &AtomicU64) {
+        let aside = victim.with_extension("aside");
+        let file = victim.join("file");
+        while !stop.load(Ordering::Relaxed) {
+            // Whatever fails fails because of the one before, and the next turn puts it right.
+            let _ = std::fs::rename(victim, &aside);
+            let _ = symlink(outside, victim);
+            std::thread::yield_now();
+            let _ = std::fs::remove_file(victim);
+            let _ = std::fs::rename(&aside, victim);
+            let _ = std::fs::remove_file(&file);
+            let _ = symlink(outside.join("file"), &file);
+            std::thread::yield_now();
+            let _ = std::fs::remove_file(&file);
+            let _ = std::fs::write(&file, "inside");
+            swaps.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_tree_that_is_rearranged_meanwhile_never_counts_what_is_outside() {
+        const LARGE: u64 = 8 << 20;
+        let temp = tempfile::tempdir().expect("temp");
+        let (outside, volume) = (temp.path().join("outside"), temp.path().join("volume"));
+        std::fs::create_dir_all(outside.join("sub")).expect("dirs");
+        for file in ["file", "sub/file"] {
+            std::fs::write(outside.join(file), vec![1; LARGE as usize]).expect("file");
+        }
+        sync_all(&outside).expect("sync");
+        assert!(usage(&outside).expect("usage") >= 2 * LARGE);
+        for n in 0..20 {
+            std::fs::create_dir_all(volume.join(format!("d{n}/sub"))).expect("dirs");
+            std::fs::write(volume.join(format!("d{n}/file")), "inside").expect("file");
+            std::fs::write(volume.join(format!("d{n}/sub/file")), "inside").expect("file");
+        }
+        let (stop, swaps) = (std::sync::atomic::AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let attacker = scope.spawn(|| attack(&volume.join("d10"), &outside, &stop, &swaps));
+            let mut rounds = 0;
+            let mut most = 0;
+            while rounds < 200 || swaps.load(Ordering::Relaxed) < 200 {
+                rounds += 1;
+                most = most.max(usage(&volume).unwrap_or(u64::MAX));
+                if most >= LARGE || rounds == 1_000_000 {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            stop.store(true, Ordering::Relaxed);
+            attacker.join().expect("no panic");
+            assert!(most < LARGE, "{most} bytes were counted, or it could not be counted at all");
+            assert!(swaps.load(Ordering::Relaxed) >= 200, "the attacker did not get on");
+        });
+    }
 }
