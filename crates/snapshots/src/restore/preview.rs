@@ -257,6 +257,6 @@ impl Walk<'_> {
     }
 
     fn error(&self, doing: &'static str, dir: &Dir, name: &[u8], errno: Errno) -> Error {
-        Error::io(doing, &self.path(dir, name), errno)
+        Error::io(doing, self.path(dir, name), errno)
     }
 }
