@@ -428,7 +428,7 @@ fn a_restore_in_place_writes_what_differs_and_removes_only_what_was_confirmed() 
 fn p14_a_backup_that_cannot_read_a_file_fails_and_names_it() {
     let desk = Desk::new();
     desk.json(&["init"]);
-    fs::set_permissions(desk.source().join("deep/er/grüße 😀"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(desk.source().join("deep/er/grüße 😀"), fs::Permissions::from_mode(0o0)).unwrap();
     // What keeps others out keeps root out only when it gave up what opens everything.
     let mut command = if rustix::process::geteuid().is_root() {
         let mut command = desk.command("setpriv");

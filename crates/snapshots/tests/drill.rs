@@ -72,7 +72,7 @@ const APART: &[&str] = &["volumes"];
 const ROOM: Room = Room { bytes: u64::MAX, inodes: u64::MAX };
 
 fn drill_in(repo: &Repository, snapshot: SnapshotFileId, scratch: &Path, free: Room) -> Result<Drilled> {
-    let result = repo.drill(snapshot, APART, (scratch, &|_| Ok(free)), &Progress::default());
+    let result = repo.drill(snapshot, APART, scratch, &|_| Ok(free), &Progress::default());
     assert_eq!(fs::read_dir(scratch).unwrap().count(), 0, "what was restored is removed");
     result
 }
@@ -296,7 +296,7 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     drill_in(&repo, snapshot, scratch().path(), Room { bytes, inodes }).unwrap();
     // A full disk, and a store that fails.
     let full = |_: &Path| Err(Error::NoSpace { path: "/".into(), of: "bytes", needed: 1, free: 0 });
-    assert!(!repo.drill(snapshot, APART, (scratch().path(), &full), &Progress::default()).unwrap_err().is_damage());
+    assert!(!repo.drill(snapshot, APART, scratch().path(), &full, &Progress::default()).unwrap_err().is_damage());
     for k in 0..40 {
         let faulty = FaultyBackend::new(Arc::new(backend.snapshot()), Fault::Error, false);
         let failing = Repository::open(faulty.clone(), &password()).unwrap();
@@ -308,6 +308,6 @@ fn p38_a_drill_that_could_not_run_says_nothing_about_the_snapshot() {
     }
     let cancelled = Progress::default();
     cancelled.cancel();
-    let error = repo.drill(snapshot, APART, (scratch().path(), &|_| Ok(ROOM)), &cancelled).unwrap_err();
+    let error = repo.drill(snapshot, APART, scratch().path(), &|_| Ok(ROOM), &cancelled).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
 }

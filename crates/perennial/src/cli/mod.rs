@@ -286,6 +286,12 @@ fn finish(out: &mut Out, result: Result<(), Failure>) -> Exit {
     }
 }
 
+/// Unpacks for the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn unpacks(packed: &[u8], into: &std::path::Path) -> bool {
+    unpack::unpack(packed, into, false).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,10 +325,4 @@ mod tests {
             restore(parts).unwrap();
         }
     }
-}
-
-/// Unpacks for the fuzz targets.
-#[cfg(feature = "fuzzing")]
-pub(crate) fn unpacks(packed: &[u8], into: &std::path::Path) -> bool {
-    unpack::unpack(packed, into, false).is_ok()
 }

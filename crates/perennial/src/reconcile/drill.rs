@@ -85,7 +85,7 @@ impl Reconciler {
                     return Ok(Err(format!("its image cannot be read back: {error}")));
                 }
             }
-            match repository.drill(id, APART, (directory.path(), &free_space), &progress) {
+            match repository.drill(id, APART, directory.path(), &free_space, &progress) {
                 Ok(drilled) => Ok(Ok(drilled)),
                 Err(error) => Ok(Err(of_drill(error)?)),
             }

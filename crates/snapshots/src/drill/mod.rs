@@ -124,17 +124,19 @@ impl Repository {
         &self,
         snapshot: SnapshotFileId,
         apart: &[&str],
-        (scratch, space): (&Path, &dyn Fn(&Path) -> Result<Room>),
+        scratch: &Path,
+        space: &dyn Fn(&Path) -> Result<Room>,
         progress: &Progress,
     ) -> Result<Drilled> {
-        self.drilled(snapshot, apart, (scratch, space), progress).map_err(|error| self.inner.judged(error))
+        self.drilled(snapshot, apart, scratch, space, progress).map_err(|error| self.inner.judged(error))
     }
 
     fn drilled(
         &self,
         snapshot: SnapshotFileId,
         apart: &[&str],
-        (scratch, space): (&Path, &dyn Fn(&Path) -> Result<Room>),
+        scratch: &Path,
+        space: &dyn Fn(&Path) -> Result<Room>,
         progress: &Progress,
     ) -> Result<Drilled> {
         self.drop_what_is_cached(snapshot, progress)?;
