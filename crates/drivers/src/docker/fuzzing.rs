@@ -32,11 +32,14 @@ pub fn seeds() -> io::Result<Vec<(&'static str, Vec<u8>)>> {
     };
     let mut builder = Builder::new(Vec::new());
     builder.append_data(&mut header(EntryType::Directory, 0), "etc/", io::empty())?;
-    builder.append_pax_extensions([("mtime", &b"12.5"[..]), ("SCHILY.xattr.user.a", b"b")])?;
+    builder.append_pax_extensions([("mtime", &b"12.5"[..])])?;
     builder.append_data(&mut header(EntryType::Regular, 2), "etc/motd", &b"hi"[..])?;
     builder.append_link(&mut header(EntryType::Link, 0), "etc/issue", "etc/motd")?;
     builder.append_link(&mut header(EntryType::Symlink, 0), "bin", "usr/bin")?;
-    builder.append_data(&mut header(EntryType::Fifo, 0), "etc/pipe", io::empty())?;
+    let mut pipe = header(EntryType::Fifo, 0);
+    pipe.set_device_major(0)?;
+    pipe.set_device_minor(0)?;
+    builder.append_data(&mut pipe, "etc/pipe", io::empty())?;
     builder.append_data(&mut header(EntryType::Regular, 3), "etc/motd", &b"new"[..])?;
     Ok(vec![("export", builder.into_inner()?)])
 }
