@@ -79,7 +79,8 @@ impl<'a> Subject<'a> {
         spec.stop_timeout = 2;
         let name = PodName::parse("conformance").map_err(|e| Failure(e.to_string()))?;
         let operation = OperationId::from_parts(0, [0; 10]);
-        let tenant = TenantId::default_tenant();
+        // Of its own: processes that share an installation would take each other's network away, which no two servers do.
+        let tenant = TenantId::parse(&format!("conformance-{:x}", fixture.salt)).map_err(|e| Failure(e.to_string()))?;
         let mut pod = Pod::new(fixture.pod_id(), tenant, name, spec, operation, fixture.clock.now());
         pod.image = Some(image.clone());
         let mut subject = Self { fixture, pod, image };

@@ -88,8 +88,8 @@ fn refusal(status: u16, message: &str) -> Refusal {
     if message.contains("overlaps") {
         return Refusal::Taken;
     }
-    // Two networks of one name can be, two bridges cannot. And an engine whose question to the kernel went wrong while it
-    // set its own bridge up takes that for no such device (seen with 20.10 on a loaded host); it keeps nothing of the try.
+    // Two networks of one name can be, two bridges cannot. And another process of the installation may take the network away
+    // while the engine sets its bridge up.
     let passing = status == 409 || message.contains("same bridge name") || message.contains("no such device");
     if passing { Refusal::Passing } else { Refusal::Lasting }
 }
