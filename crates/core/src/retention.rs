@@ -250,6 +250,8 @@ pub fn decide(
             SnapshotState::Verified if !snapshot.losses.is_empty() => {
                 Some("its owner accepted losses: delete it by hand")
             }
+            // A repair may save what is left of it.
+            SnapshotState::Verified if snapshot.damage.is_some() => Some("a drill found damage: delete it by hand"),
             SnapshotState::Verified if snapshot.kind == SnapshotKind::Imported => {
                 Some("imported: kept until it is deleted by hand")
             }
@@ -317,9 +319,10 @@ impl Group {
     }
 }
 
-/// Whether it is of one instant of the pod, with nothing missing: only such a one replaces another.
-fn is_whole(snapshot: &Snapshot) -> bool {
-    snapshot.is_restorable() && snapshot.is_capture() && snapshot.losses.is_empty()
+/// Whether it is of one instant of the pod, with nothing missing, and no drill found it damaged: only such a one replaces another.
+#[must_use]
+pub fn is_whole(snapshot: &Snapshot) -> bool {
+    snapshot.is_restorable() && snapshot.is_capture() && snapshot.losses.is_empty() && snapshot.damage.is_none()
 }
 
 fn instant(snapshot: &Snapshot) -> Timestamp {

@@ -169,6 +169,18 @@ fn what_is_in_use_unfinished_or_damaged_stays_and_says_why() {
 }
 
 #[test]
+fn a_newer_snapshot_that_a_drill_found_damaged_does_not_replace_a_good_one() {
+    let mut all = series(SnapshotKind::Scheduled, "2026-01-01T00:00:00Z", HOUR, 3);
+    all[2].damage = Some("a pack is damaged".to_owned());
+    let keep = Keep { last: 1, ..Keep::default() };
+    let decisions = decide(&all, &keep, &TimeZone::UTC, until(now()), &BTreeMap::new());
+    let fates: Vec<Fate> = decisions.iter().map(|d| d.fate).collect();
+    assert_eq!(fates, [Fate::Forget, Fate::Keep, Fate::Keep]);
+    assert!(decisions[2].reasons.contains(&"a drill found damage: delete it by hand".to_owned()), "{decisions:?}");
+    assert!(!is_replaced(&all[1], &all, now()) && is_replaced(&all[0], &all, now()));
+}
+
+#[test]
 fn a_newer_snapshot_with_losses_does_not_replace_a_whole_one() {
     let mut all = series(SnapshotKind::Final, "2026-01-01T00:00:00Z", HOUR, 3);
     all[2].losses = vec![Loss { path: "/volumes/home/x".into(), reason: "gone".into() }];

@@ -5,6 +5,7 @@ use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::operation::{Operation, OperationKind, OperationState};
 use perennial_core::pod::Pod;
 use perennial_core::progress::ProgressReading;
+use perennial_core::retention;
 use perennial_core::snapshot::{Snapshot, SnapshotKind};
 use perennial_core::verbs;
 
@@ -111,9 +112,8 @@ impl App {
         if !snapshot.is_restorable() || snapshot.kind == SnapshotKind::Imported {
             return Ok(());
         }
-        let replaces = |other: &Snapshot| other.is_restorable() && other.is_capture() && other.losses.is_empty();
         let others = self.snapshots_staying(pod.id).await?;
-        if others.iter().any(|other| other.id != snapshot.id && replaces(other)) {
+        if others.iter().any(|other| other.id != snapshot.id && retention::is_whole(other)) {
             return Ok(());
         }
         Err(Error::conflict(
