@@ -296,7 +296,7 @@ impl<'a> Copy<'a> {
         // A parent is another snapshot's name in the other repository, and only a hint.
         json.remove("parent");
         json.insert("original".to_owned(), Value::String(original.origin().to_string()));
-        let id = self.to.save_json(FileKind::Snapshot, &Value::Object(json))?;
+        let id = self.to.save_snapshot(&Value::Object(json))?;
         self.to.backend.drop_caches(FileKind::Snapshot, id)?;
         self.to.load_snapshot(SnapshotFileId(id))?;
         Ok(SnapshotFileId(id))

@@ -73,10 +73,9 @@ struct PackEntry {
 }
 
 impl Index {
-    /// Takes an index file in. Packs that are not there, or not with the size they must have, are left out: a blob
+    /// Takes in what an index file names. Packs that are not there, or not with the size they must have, are left out: a blob
     /// that cannot be read does not count as present, so the next archive that meets it stores it again.
-    pub(crate) fn add_file(&mut self, id: Id, origin: Origin, file: &IndexFile, present: &IdMap<u64>) {
-        self.files.insert(id, origin);
+    pub(crate) fn add_present(&mut self, file: &IndexFile, present: &IdMap<u64>) {
         for pack in &file.packs {
             if present.get(&pack.id) == Some(&crate::pack::expected_size(&pack.blobs)) {
                 self.add_pack(pack.id, &pack.blobs);

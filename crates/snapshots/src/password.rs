@@ -8,6 +8,9 @@ use crate::id::Id;
 use crate::lock::{LockGuard, LockMode};
 use crate::repository::{Repository, find_key, try_key, wrap_key};
 
+/// Listings of keys after which a store does not do what it says.
+const MOST_LISTINGS: usize = 8;
+
 /// Opens a repository's keys. Never shown by `Debug`.
 #[derive(Clone)]
 pub struct Password(Vec<u8>);
@@ -92,17 +95,26 @@ impl Repository {
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         find_key(backend, kept, &backend.read(FileKind::Config, FileKind::CONFIG_ID)?)?;
         // Until two listings in turn have none: whoever takes a password away counts on that, and a listing may leave one out.
-        let mut clean = 0;
-        while clean < 2 {
+        let (mut clean, mut last) = (0, None);
+        for _ in 0..MOST_LISTINGS {
             clean += 1;
             for info in backend.list(FileKind::Key)? {
-                if try_key(backend, info.id, password)?.is_some() {
+                let opens = match try_key(backend, info.id, password) {
+                    // A listing may be older than what was removed.
+                    Err(Error::Backend(e)) if e.is_not_found() => false,
+                    other => other?.is_some(),
+                };
+                if opens {
                     guard.ensure()?;
                     backend.remove(FileKind::Key, info.id)?;
-                    clean = 0;
+                    (clean, last) = (0, Some(info.id));
                 }
             }
+            if clean == 2 {
+                return Ok(());
+            }
         }
-        Ok(())
+        let how = "is still there, however often it is removed";
+        Err(Error::Unsteady { kind: FileKind::Key, id: last.unwrap_or(FileKind::CONFIG_ID), how })
     }
 }

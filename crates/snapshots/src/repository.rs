@@ -65,6 +65,8 @@ pub(crate) struct Inner {
 #[derive(Default)]
 struct Copies {
     seen: HashSet<Id>,
+    /// What has to be there, because it was written through this handle, or somebody says so.
+    expected: HashSet<Id>,
     /// Each with its tree.
     by_original: HashMap<Id, BTreeMap<Id, Id>>,
 }

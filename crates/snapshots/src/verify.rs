@@ -197,6 +197,8 @@ pub(crate) fn walk_tree(trees: Trees<'_>, tree: Id, path: &str, progress: &Progr
         Ok(walked)
     };
     let all: Vec<Result<Walked>> = std::thread::scope(|scope| {
+        // A thread that cannot be started must not be waited for.
+        let _end = End(&pool);
         let help = || {
             effort.begin();
             walk(VecDeque::new())

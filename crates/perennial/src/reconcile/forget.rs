@@ -12,7 +12,7 @@ use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
 
 use super::capture::snapshot_tag;
 use super::images::blocking;
-use super::step::{StepError, problem};
+use super::step::{StepError, problem, retry};
 use super::worker::{Reconciler, View};
 use crate::store::{Page, SnapshotScope};
 
@@ -20,6 +20,8 @@ use crate::store::{Page, SnapshotScope};
 const PAGE: u32 = 500;
 /// How long what nothing needs is only marked: longer than any upload whose lock might have been lost.
 pub(super) const GRACE: SignedDuration = SignedDuration::from_hours(24);
+/// Listings after which a store does not do what it says.
+const MOST_LISTINGS: u32 = 8;
 /// Bytes of packs that one prune takes apart: everybody else waits that long.
 pub(super) const REWRITE_AT_MOST: u64 = 1 << 30;
 
@@ -114,14 +116,41 @@ impl Reconciler {
         Ok(shown(check.await)?.problems.iter().map(ToString::to_string).collect())
     }
 
+    /// What others than the pod have in its repository, as far as the database knows: snapshots of the tenant's other pods, and images.
+    async fn counted_on(&self, view: &View) -> Result<Vec<SnapshotFileId>, StepError> {
+        let scope = SnapshotScope::Tenant(view.pod.tenant.clone());
+        let (mut ids, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.snapshot_list(&scope, &Page { after: after.take(), limit: PAGE }).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id.to_string());
+            ids.extend(page.iter().filter(|s| s.pod != view.pod.id).filter_map(|s| s.repository_id.clone()));
+        }
+        ids.extend(self.store.images_of(&view.pod.tenant).await?.into_iter().map(|image| image.repository_id));
+        // One that is written in another way is of no repository of ours.
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
     /// Forgets everything of the pod in its repository and prunes what nobody else needs.
     pub(super) async fn forget_everything(&self, view: &View, progress: &Progress) -> Result<(), StepError> {
         let (repositories, tenant) = (self.repositories.clone(), view.pod.tenant.clone());
         let (tag, progress) = (format!("pod:{}", view.pod.id), progress.clone());
+        let others = self.counted_on(view).await?;
         blocking(move || {
             let repository = repositories.open(&tenant)?;
-            let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
-            if !ids.is_empty() {
+            // What goes now goes without a grace time: the database knows what must not.
+            repository.expect(others);
+            // Until two listings in turn have none: one that is left out of the first would stay for ever, and nothing would name it.
+            let (mut clean, mut listings) = (0, 0);
+            while clean < 2 {
+                if listings == MOST_LISTINGS {
+                    let message = "the repository still lists snapshots that were removed again and again";
+                    return Err(retry("repository-unsteady", message));
+                }
+                listings += 1;
+                progress.check().map_err(|_| StepError::Cancelled)?;
+                let ids: Vec<SnapshotFileId> = repository.find(&[&tag])?.into_iter().map(|s| s.id).collect();
+                clean = if ids.is_empty() { clean + 1 } else { 0 };
                 repository.forget(&ids)?;
             }
             // Also when an earlier try forgot them: only now the bytes go.

@@ -27,7 +27,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use perennial_core::progress::Progress;
 
-use crate::backend::FileKind;
 use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId, TreeId};
@@ -219,7 +218,7 @@ impl Repository {
             return Ok(archived);
         }
         let file = snapshot_file(request, &archived);
-        archived.snapshot = Some(SnapshotFileId(self.inner.save_json(FileKind::Snapshot, &file)?));
+        archived.snapshot = Some(SnapshotFileId(self.inner.save_snapshot(&file)?));
         Ok(archived)
     }
 

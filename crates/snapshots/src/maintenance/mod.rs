@@ -26,6 +26,12 @@ pub enum Mode {
 }
 
 impl Repository {
+    /// Says which snapshots somebody counts on: a prune ends when a listing lacks one of them that is there. One that is not there
+    /// is not missed.
+    pub fn expect(&self, snapshots: impl IntoIterator<Item = SnapshotFileId>) {
+        self.inner.expect_snapshots(snapshots.into_iter().map(|id| id.0));
+    }
+
     /// Removes snapshot files; one that is gone already is fine. Only what is called so here goes, and never a copy by its
     /// original's name: the same call again would take one more. What they needed stays until [`prune`](Self::prune).
     ///

@@ -23,12 +23,12 @@ use super::Mode;
 use super::rewrite::{Rewriter, write_indexes};
 use crate::backend::{FileInfo, FileKind};
 use crate::error::{Error, Result};
-use crate::id::{Id, SnapshotFileId};
-use crate::index::{IdMap, IdSet};
+use crate::id::Id;
+use crate::index::{IdMap, IdSet, Origin};
 use crate::lock::{LockGuard, LockMode};
 use crate::pack::{expected_size, open_blob};
 use crate::repository::{Inner, Repository};
-use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack};
+use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack, MarkedPack, SnapshotFile};
 
 /// A pack is rewritten when this share of it is unused, in percent: rewriting costs more than some waste.
 const REPACK_FROM_PERCENT: u64 = 10;
@@ -141,17 +141,19 @@ impl Repository {
         let guard = LockGuard::acquire(&self.inner, LockMode::Exclusive)?;
         refuse_beside_lost_snapshots(inner)?;
         inner.refresh_index()?;
-        let mut recovered = 0;
+        let mut recovered = HashSet::new();
         let mut plan = loop {
             match plan(inner, request, progress) {
-                Err(Error::MissingBlob { blob, needed_by }) if request.mode == Mode::Execute => {
+                // One that is missing all the same is in no pack that can be told.
+                Err(Error::MissingBlob { blob, needed_by })
+                    if request.mode == Mode::Execute && recovered.insert(blob) =>
+                {
                     recover(inner, blob, needed_by)?;
-                    recovered += 1;
                 }
                 other => break other?,
             }
         };
-        plan.report.recovered = recovered;
+        plan.report.recovered = recovered.len() as u64;
         if request.mode == Mode::Execute {
             inner.backend.remove_leftovers()?;
         }
@@ -180,11 +182,11 @@ fn recover(inner: &Inner, blob: Id, needed_by: String) -> Result<()> {
             && inner.backend.size(FileKind::Pack, id)? == Some(expected_size(&blobs))
         {
             tracing::warn!(pack = %id, by = needed_by, "a pack that was to be deleted is needed after all");
-            inner.save_json(
-                FileKind::Index,
-                &IndexFile { packs: vec![IndexPack { id, blobs }], ..IndexFile::default() },
-            )?;
-            return inner.refresh_index();
+            let file = IndexFile { packs: vec![IndexPack { id, blobs }], ..IndexFile::default() };
+            let written = inner.save_json(FileKind::Index, &file)?;
+            // Not by way of a listing, which may lack it: the next plan holds its own against this.
+            inner.index.write().unwrap_or_else(PoisonError::into_inner).add_written(written, Origin::Store, &file);
+            return Ok(());
         }
     }
     Err(Error::MissingBlob { blob, needed_by })
@@ -219,7 +221,14 @@ fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(HashSet<Id>, Hash
     let mut needed = HashSet::new();
     let snapshots = inner.list_all_snapshots()?;
     for id in &snapshots {
-        let file = inner.load_snapshot(SnapshotFileId(*id))?;
+        // By this name and no other: what names it as its original may need less.
+        let file: SnapshotFile = match inner.load_json(FileKind::Snapshot, *id) {
+            Err(Error::Backend(e)) if e.is_not_found() => {
+                let how = "is in a listing, and not there when it is read";
+                return Err(Error::Unsteady { kind: FileKind::Snapshot, id: *id, how });
+            }
+            other => other?,
+        };
         let mut stack = vec![file.tree];
         while let Some(tree) = stack.pop() {
             // A tree met before was walked before, with everything below it.
@@ -256,8 +265,13 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
         old_indexes.push(info.id);
         match inner.load_json::<IndexFile>(FileKind::Index, info.id) {
             Ok(file) => {
-                let named = file.packs.iter().map(|pack| (pack.id, expected_size(&pack.blobs)));
-                inner.look_at_unlisted(named, &mut present, &mut looks)?;
+                let named = |id: &Id, blobs: &[IndexBlob]| (*id, expected_size(blobs));
+                let packs = file.packs.iter().map(|pack| named(&pack.id, &pack.blobs));
+                inner.look_at_unlisted(packs, &mut present, &mut looks)?;
+                // A mark says what is in a pack that an upload left behind as well: nothing.
+                let unlisted = file.packs_to_delete.iter().filter(|pack| !present.contains_key(&pack.id));
+                let unlisted: Vec<_> = unlisted.map(|pack| named(&pack.id, &pack.blobs)).collect();
+                let all = inner.look_at_unlisted(unlisted.into_iter(), &mut present, &mut looks)?;
                 for pack in file.packs {
                     let intact = present.get(&pack.id) == Some(&expected_size(&pack.blobs));
                     let doubled = intact && indexed.insert(pack.id, pack.blobs).is_some();
@@ -266,7 +280,8 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
                 for pack in file.packs_to_delete {
                     // Of two marks the later counts: to wait longer costs only space.
                     let earlier = marked.get(&pack.id).is_none_or(|other| other.time < pack.time);
-                    if earlier && present.contains_key(&pack.id) {
+                    // One that nobody looked for stays marked: without its mark nothing would tell what is in it.
+                    if earlier && (present.contains_key(&pack.id) || !all) {
                         marked.insert(pack.id, pack);
                     }
                 }

@@ -75,6 +75,18 @@ impl Inner {
         Ok(id)
     }
 
+    /// Writes a snapshot file; a listing that lacks it from now on leaves something out.
+    pub(crate) fn save_snapshot(&self, value: &impl Serialize) -> Result<Id> {
+        let id = self.save_json(FileKind::Snapshot, value)?;
+        self.expect_snapshots([id]);
+        Ok(id)
+    }
+
+    /// A listing that lacks one of these, which is there, leaves something out.
+    pub(crate) fn expect_snapshots(&self, ids: impl IntoIterator<Item = Id>) {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner).expected.extend(ids);
+    }
+
     /// Loads a snapshot by what it is called here, or was called in the repository that it was copied from.
     pub(crate) fn load_snapshot(&self, id: SnapshotFileId) -> Result<SnapshotFile> {
         match self.load_json(FileKind::Snapshot, id.0) {
@@ -141,22 +153,24 @@ impl Inner {
     /// Lists what the snapshots are called, for somebody who takes away what they do not need.
     ///
     /// # Errors
-    /// [`Error::Unsteady`] when the listing lacks one that was there before, and still is.
+    /// [`Error::Unsteady`] when the listing lacks one that was there before, or is expected, and is there.
     pub(crate) fn list_all_snapshots(&self) -> Result<HashSet<Id>> {
         let listed = self.refresh_copies()?;
         let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        let unlisted: Vec<Id> = copies.seen.difference(&listed).copied().collect();
+        let unlisted: Vec<Id> =
+            copies.seen.union(&copies.expected).filter(|id| !listed.contains(*id)).copied().collect();
         for id in unlisted {
             if self.backend.size(FileKind::Snapshot, id)?.is_some() {
                 return Err(Error::Unsteady { kind: FileKind::Snapshot, id, how: UNLISTED });
             }
             copies.seen.remove(&id);
+            copies.expected.remove(&id);
         }
         Ok(listed)
     }
 
     /// Looks at packs of which a listing does not say what an index does: a listing that leaves a file out must not make it
-    /// look lost. `looks` counts them.
+    /// look lost. `looks` counts them. Answers whether it came to all of them.
     ///
     /// # Errors
     /// Store errors: nobody knows.
@@ -165,16 +179,22 @@ impl Inner {
         packs: impl Iterator<Item = (Id, u64)>,
         present: &mut IdMap<u64>,
         looks: &mut usize,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut all = true;
         for (id, size) in packs {
-            if *looks < MOST_LOOKS && present.get(&id) != Some(&size) {
+            if present.get(&id) == Some(&size) {
+                continue;
+            }
+            if *looks == MOST_LOOKS {
+                all = false;
+            } else {
                 *looks += 1;
                 if let Some(size) = self.backend.size(FileKind::Pack, id)? {
                     present.insert(id, size);
                 }
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Lists the packs with their sizes.
@@ -256,13 +276,17 @@ impl Inner {
                 Err(e) => return Err(e),
             };
             let named = content.packs.iter().map(|pack| (pack.id, expected_size(&pack.blobs)));
-            self.look_at_unlisted(named, &mut packs, &mut looks)?;
-            match &mut fresh {
-                Some(index) => index.add_file(file.id, Origin::Store, &content, &packs),
-                None => {
-                    let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-                    index.add_file(file.id, Origin::Store, &content, &packs);
+            let complete = self.look_at_unlisted(named, &mut packs, &mut looks)?;
+            let take_in = |index: &mut Index| {
+                index.add_present(&content, &packs);
+                // One of which not everything was looked for is loaded again the next time.
+                if complete {
+                    index.files.insert(file.id, Origin::Store);
                 }
+            };
+            match &mut fresh {
+                Some(index) => take_in(index),
+                None => take_in(&mut self.index.write().unwrap_or_else(PoisonError::into_inner)),
             }
         }
         if let Some(index) = fresh {

@@ -85,6 +85,11 @@ pub struct FaultyBackend {
     pub work: Mutex<Progress>,
     /// Files that are there, and in no listing.
     pub hidden: Mutex<Vec<Id>>,
+    /// Listings lack what is written, and show what is removed, from now on.
+    pub lags: AtomicBool,
+    removed: Mutex<Vec<(FileKind, FileInfo)>>,
+    /// Removals say that they are done, and do nothing.
+    pub keeps: AtomicBool,
     /// Longer pieces of packs cannot be read.
     pub longest_piece: AtomicU64,
     /// These bytes of these packs cannot be read: a part of the medium is gone.
@@ -110,6 +115,9 @@ impl FaultyBackend {
             gate: Gate::default(),
             work: Mutex::default(),
             hidden: Mutex::default(),
+            lags: AtomicBool::new(false),
+            removed: Mutex::default(),
+            keeps: AtomicBool::new(false),
             longest_piece: AtomicU64::new(u64::MAX),
             rotten: Mutex::default(),
             medium_gone: AtomicBool::new(false),
@@ -169,7 +177,9 @@ impl FaultyBackend {
         let fault = self.called(what);
         let shown = |files: Vec<FileInfo>| {
             let hidden = self.hidden.lock().unwrap();
-            files.into_iter().filter(|file| !hidden.contains(&file.id)).collect::<Vec<_>>()
+            let removed = self.removed.lock().unwrap();
+            let removed = removed.iter().filter(|(of, _)| *of == kind && what == "list").map(|(_, file)| *file);
+            files.into_iter().filter(|file| !hidden.contains(&file.id)).chain(removed).collect::<Vec<_>>()
         };
         let list = || list().map(shown);
         let Some(fault) = fault else { return list() };
@@ -252,6 +262,9 @@ impl Backend for FaultyBackend {
         if fault.is_none() && self.dead() {
             return Err(Self::error("write", kind, Some(id)));
         }
+        if self.lags.load(Ordering::SeqCst) {
+            self.hidden.lock().unwrap().push(id);
+        }
         match fault {
             None => self.inner.write(kind, id, data),
             Some(Fault::Error | Fault::Hang | Fault::Cancelled) => Err(Self::error("write", kind, Some(id))),
@@ -268,6 +281,14 @@ impl Backend for FaultyBackend {
         let fault = self.change("remove");
         if fault.is_none() && self.dead() {
             return Err(Self::error("remove", kind, Some(id)));
+        }
+        if self.keeps.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        if self.lags.load(Ordering::SeqCst)
+            && let Some(size) = self.inner.size(kind, id)?
+        {
+            self.removed.lock().unwrap().push((kind, FileInfo { id, size }));
         }
         match fault {
             None => self.inner.remove(kind, id),
