@@ -74,26 +74,6 @@ const fn mask(prefix: u8) -> u32 {
     if prefix == 0 { 0 } else { u32::MAX << (32 - prefix) }
 }
 
-/// What a network that was not made means for the next try.
-#[derive(Debug, PartialEq, Eq)]
-enum Refusal {
-    /// Something of the host has these addresses.
-    Taken,
-    /// Worth the same try again.
-    Passing,
-    Lasting,
-}
-
-fn refusal(status: u16, message: &str) -> Refusal {
-    if message.contains("overlaps") {
-        return Refusal::Taken;
-    }
-    // Two networks of one name can be, two bridges cannot. And another process of the installation may take the network away
-    // while the engine sets its bridge up.
-    let passing = status == 409 || message.contains("same bridge name") || message.contains("no such device");
-    if passing { Refusal::Passing } else { Refusal::Lasting }
-}
-
 impl DockerEngine {
     /// The name of a tenant's network: unique among installations that share an engine.
     fn network_name(&self, tenant: &str) -> String {
@@ -134,15 +114,13 @@ impl DockerEngine {
             }
             match self.docker.create_network(self.network_request(&name, tenant, subnet)).await {
                 Ok(made) => return Ok(Some(TenantNetwork { name, id: made.id })),
-                Err(Bollard::DockerResponseServerError { message, status_code }) => {
-                    match refusal(status_code, &message) {
-                        Refusal::Taken => {}
-                        Refusal::Passing => return Ok(None),
-                        Refusal::Lasting => {
-                            let e = Bollard::DockerResponseServerError { message, status_code };
-                            return Err(fail("make the tenant's network", e));
-                        }
-                    }
+                // Something of the host has these addresses.
+                Err(Bollard::DockerResponseServerError { message, .. }) if message.contains("overlaps") => {}
+                // Two networks of one name can be, two bridges cannot.
+                Err(Bollard::DockerResponseServerError { message, status_code })
+                    if status_code == 409 || message.contains("same bridge name") =>
+                {
+                    return Ok(None);
                 }
                 Err(e) => return Err(fail("make the tenant's network", e)),
             }
@@ -245,17 +223,6 @@ fn host_routes() -> Vec<Subnet> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_engine_says_of_a_network_decides_about_the_next_try() {
-        let overlaps = "Pool overlaps with other one on this address space";
-        assert_eq!(refusal(403, overlaps), Refusal::Taken);
-        let same = "cannot create network x (y): conflicts with network z (y): networks have same bridge name";
-        assert_eq!(refusal(403, same), Refusal::Passing);
-        assert_eq!(refusal(409, "network with name x already exists"), Refusal::Passing);
-        assert_eq!(refusal(500, "Failed to set link up for prn-530797395a7: no such device"), Refusal::Passing);
-        assert_eq!(refusal(500, "could not find an available, non-overlapping IPv4 address pool"), Refusal::Lasting);
-    }
 
     #[test]
     fn a_pool_is_cut_into_networks_that_do_not_overlap() {
