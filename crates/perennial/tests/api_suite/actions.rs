@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
+use jiff::Timestamp;
 use perennial::store::Change;
 use perennial_core::operation::OperationState;
 use perennial_core::pod::{Desired, Phase, ReadyContainer};
+use perennial_core::snapshot::Care;
 use serde_json::{Value, json};
 
 use crate::server::{Answer, Server};
@@ -268,6 +270,19 @@ async fn of_two_snapshots_only_the_first_goes_without_a_confirmation() {
     // The other one is going, though it is there still.
     let refused = server.delete(&format!("/api/v1/snapshots/{one}")).await;
     assert_eq!(refused.problem().0, "last-verified-snapshot");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_a_drill_found_damaged_replaces_no_other() {
+    let server = Server::start().await;
+    let id = server.running("dev").await;
+    let (good, damaged) = (server.snapshot(id, 1).await, server.snapshot(id, 2).await);
+    let care = Care::Damaged(Timestamp::UNIX_EPOCH, "a pack is damaged".to_owned());
+    server.store.commit(Change { cares: vec![(damaged, care)], ..Change::default() }).await.unwrap();
+    let path = format!("/api/v1/snapshots/{good}");
+    assert_eq!(server.delete(&path).await.problem().0, "last-verified-snapshot");
+    assert_eq!(server.delete(&format!("/api/v1/snapshots/{damaged}")).await.status, StatusCode::ACCEPTED);
+    assert_eq!(server.delete(&path).await.problem().0, "last-verified-snapshot");
 }
 
 #[tokio::test]
