@@ -87,6 +87,15 @@ impl Previewed {
     }
 }
 
+/// What becomes of what the snapshot does not have, when `removed` of it were found: what comes into the directory after that was not
+/// there to be asked about.
+fn as_asked(existing: Existing, removed: u64) -> Existing {
+    match existing {
+        Existing::Replace if removed == 0 => Existing::Keep,
+        other => other,
+    }
+}
+
 pub(super) fn restore(desk: &mut Desk<'_>, args: &RestoreArgs) -> Result<(), Failure> {
     let existing = match (args.in_place, args.keep_extra) {
         (false, _) => Existing::MustBeEmpty,
@@ -98,7 +107,7 @@ pub(super) fn restore(desk: &mut Desk<'_>, args: &RestoreArgs) -> Result<(), Fai
         refuse_own_ground(args, &place)?;
     }
     let snapshot = find(&repository, &place.name, &args.snapshot)?;
-    let request = RestoreRequest {
+    let mut request = RestoreRequest {
         subtree: args.path.clone().unwrap_or_else(|| "/".to_owned()),
         target: args.target.clone(),
         existing,
@@ -114,6 +123,7 @@ pub(super) fn restore(desk: &mut Desk<'_>, args: &RestoreArgs) -> Result<(), Fai
             return desk
                 .show(&preview, |preview, _| format!("{}\nThis was a dry run: nothing was done.", preview.text()));
         }
+        request.existing = as_asked(existing, found.removed);
         if loses_anything {
             let what = "What is removed or replaced will be gone for good:";
             confirm(desk, "restore", &format!("{what}\n{}", preview.text()))?;
@@ -191,5 +201,17 @@ fn refuse_own_ground(args: &RestoreArgs, place: &Place) -> Result<(), Failure> {
             "name a directory outside of it: nothing was done",
         )),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_when_nothing_is_to_be_removed_and_nothing_is_removed_then() {
+        assert_eq!(as_asked(Existing::Replace, 0), Existing::Keep);
+        assert_eq!(as_asked(Existing::Replace, 1), Existing::Replace);
+        assert_eq!(as_asked(Existing::Keep, 1), Existing::Keep);
     }
 }
