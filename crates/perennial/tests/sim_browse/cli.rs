@@ -1,6 +1,7 @@
 //! The command line against the API, over HTTP.
 
 use perennial::cli::Exit;
+use perennial_core::id::PodId;
 use perennial_core::operation::OperationKind;
 use perennial_core::spec::{Backend, TenantId};
 use perennial_snapshots::FileKind;
@@ -10,13 +11,19 @@ use crate::desk::Desk;
 use crate::shell::{Ran, Shell};
 use crate::world::{World, universal_spec};
 
-#[tokio::test]
-async fn sim_cli_restores_the_pod_of_a_snapshot_and_keeps_its_last_one() {
-    let world = World::new(1);
-    let desk = Desk::new(&world).await;
+/// A pod `dev` with a file of its own, and a snapshot of it.
+async fn with_notes(world: &World) -> (Desk, PodId, String) {
+    let desk = Desk::new(world).await;
     let pod = desk.server.running("dev", universal_spec(Backend::Overlay)).await;
     world.engine.write(pod, "/home/user/notes.txt", "mine\n").unwrap();
     let id = desk.snapshot(pod).await.to_string();
+    (desk, pod, id)
+}
+
+#[tokio::test]
+async fn sim_cli_restores_the_pod_of_a_snapshot_and_keeps_its_last_one() {
+    let world = World::new(1);
+    let (desk, pod, id) = with_notes(&world).await;
     let shell = Shell::new(&desk).await;
 
     // Of the last one it has to be said.
@@ -60,10 +67,7 @@ async fn sim_cli_restores_the_pod_of_a_snapshot_and_keeps_its_last_one() {
 #[tokio::test]
 async fn sim_cli_lists_prints_and_exports_what_is_in_a_snapshot() {
     let world = World::new(1);
-    let desk = Desk::new(&world).await;
-    let pod = desk.server.running("dev", universal_spec(Backend::Overlay)).await;
-    world.engine.write(pod, "/home/user/notes.txt", "mine\n").unwrap();
-    let id = desk.snapshot(pod).await.to_string();
+    let (desk, _, id) = with_notes(&world).await;
     let shell = Shell::new(&desk).await;
 
     let snapshots = shell.run(&["snapshot", "ls", "dev"]).await;
