@@ -127,7 +127,7 @@ fn a_prune_that_takes_a_mark_back_and_does_not_see_it_ends() {
 #[test]
 fn a_snapshot_that_cannot_be_read_is_not_replaced_by_what_names_it_as_its_original() {
     let dir = scratch();
-    let (state, repo) = memory();
+    let (_, repo) = memory();
     let whole = snapshot_of(&repo, dir.path(), 1);
     let less = MemoryBackend::default();
     let other = Repository::init(Arc::new(less.clone()), &password(), KeyCost::Test).unwrap();

@@ -9,6 +9,7 @@ mod any;
 mod cases;
 mod databases;
 mod fences;
+mod repositories;
 
 use databases::{Cluster, Database};
 
