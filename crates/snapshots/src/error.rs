@@ -36,6 +36,15 @@ pub enum Error {
     /// There is no repository at this place: the config file is proven absent.
     #[error("there is no repository here")]
     NoRepository,
+    /// A repository that is to be taken away has this, and did not when it was looked at: it is another one, or somebody else goes
+    /// on with it.
+    #[error("it is not what was looked at: {kind} {id} was not there then")]
+    NotSeen {
+        /// What kind of file.
+        kind: FileKind,
+        /// Which file.
+        id: Id,
+    },
     /// [`init`](crate::Repository::init) found files already there.
     #[error("there is a repository, or part of one, here already")]
     AlreadyInitialized,
@@ -219,6 +228,7 @@ impl Error {
             ),
             Self::WrongPassword
             | Self::NoRepository
+            | Self::NotSeen { .. }
             | Self::AlreadyInitialized
             | Self::UnsupportedVersion { .. }
             | Self::Damaged { .. }

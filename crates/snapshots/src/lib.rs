@@ -139,7 +139,7 @@ pub use graft::{Composition, Extra, Graft, Lower, With};
 pub use id::{Id, InvalidId, SnapshotFileId, TreeId};
 pub use maintenance::{
     CheckReport, DamagedPack, Depth, DoomedPack, Fate, HurtSnapshot, Mode, Problem, PruneReason, PruneReport,
-    PruneRequest, RepairReport, RepairRequest,
+    PruneRequest, Raze, Razed, RepairReport, RepairRequest, Seen, raze,
 };
 pub use node::{Node, NodeKind, Time, Xattr};
 pub use password::{KeyCost, Password};

@@ -396,6 +396,31 @@ fn no_fault_at_any_call_of_an_init_makes_half_a_repository_or_takes_another() {
     }
 }
 
+#[test]
+fn no_fault_at_any_call_of_a_raze_leaves_a_key_that_it_says_is_gone() {
+    let world = World::new();
+    let seen = Seen::of(&world.state).unwrap().unwrap();
+    let faults = [Fault::Error, Fault::ErrorAfter, Fault::Lie, Fault::Truncate, Fault::Corrupt, Fault::Hang];
+    for (what, gone) in [(Raze::Keys, &[FileKind::Key][..]), (Raze::AllButConfig, &FileKind::ALL[1..])] {
+        for fault in faults {
+            for k in 0.. {
+                let state = world.state.snapshot();
+                let faulty = FaultyBackend::new(Arc::new(state.clone()), fault, false);
+                faulty.bad_call.store(k, Ordering::SeqCst);
+                let progress = Progress::default();
+                let (razed, _) = faulty.gate.cancel_when_it_hangs(&progress, || raze(&*faulty, &seen, what, &progress));
+                let left: Vec<_> = gone.iter().flat_map(|kind| state.list(*kind).unwrap()).collect();
+                assert!(razed.is_err() || left.is_empty(), "{what:?}, {fault:?} at call {k}: {left:?}");
+                if faulty.calls.load(Ordering::SeqCst) as i64 <= k {
+                    razed.unwrap();
+                    assert!(k > 4, "only {k} calls");
+                    break;
+                }
+            }
+        }
+    }
+}
+
 /// Cancels the work during each call that it makes, each time from the same state: what was cancelled leaves no lock and makes no
 /// snapshot, and the same work succeeds afterwards, on the same handle.
 fn cancel_anywhere<T>(name: &str, begin: &MemoryBackend, work: impl Fn(&Repository, &Progress) -> Result<T, Error>) {

@@ -151,3 +151,49 @@ fn restic_and_we_share_a_repository_on_a_real_s3() {
     archive(&repo, &source);
     check("theirs");
 }
+
+/// A whole repository goes, its keys first and its config last, and nothing beside it.
+fn razed(kind: Kind) {
+    let Some(service) = Service::start(kind) else { return };
+    let dir = scratch();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), corpus::noise(100_000, 1)).unwrap();
+    let made = |prefix: &str| {
+        let store = service.backend(prefix);
+        let repo = Repository::init(Arc::clone(&store), &password(), KeyCost::Test).unwrap();
+        repo.add_password(&Password::new("another"), KeyCost::Test).unwrap();
+        (store, archive(&repo, &source).snapshot.unwrap())
+    };
+    let (store, _) = made("tenant/one");
+    // A name that begins the same.
+    let (beside, kept) = made("tenant/one-more");
+    let count = |store: &dyn Backend, kind| store.list(kind).unwrap().len();
+    let seen = Seen::of(&*store).unwrap().unwrap();
+    let progress = Progress::default();
+    let raze = |store: &dyn Backend, what| raze(store, &seen, what, &progress);
+    assert!(matches!(raze(&*beside, Raze::All), Err(Error::NotSeen { kind: FileKind::Config, .. })));
+    assert_eq!(raze(&*store, Raze::Keys).unwrap().files, 2);
+    assert_eq!((count(&*store, FileKind::Key), count(&*store, FileKind::Snapshot)), (0, 1));
+    assert!(Repository::open(Arc::clone(&store), &password()).is_err());
+    let rest = raze(&*store, Raze::AllButConfig).unwrap();
+    assert!(rest.files >= 3 && rest.bytes > 100_000, "{rest:?}");
+    assert_eq!(raze(&*store, Raze::AllButConfig).unwrap(), Razed::default(), "it is safe to repeat");
+    for kind in [FileKind::Key, FileKind::Snapshot, FileKind::Index, FileKind::Pack, FileKind::Lock] {
+        assert_eq!(count(&*store, kind), 0, "{kind}");
+    }
+    raze(&*store, Raze::All).unwrap();
+    assert!(!Repository::exists(&*store).unwrap() && Seen::of(&*store).unwrap().is_none());
+    assert!(matches!(raze(&*store, Raze::AllButConfig), Err(Error::NoRepository)));
+    verify_all(&Repository::open(beside, &password()).unwrap(), kept);
+}
+
+#[test]
+fn a_repository_in_a_real_s3_is_razed_and_nothing_beside_it() {
+    razed(Kind::S3);
+}
+
+#[test]
+fn a_repository_in_a_real_azurite_is_razed_and_nothing_beside_it() {
+    razed(Kind::Azurite);
+}

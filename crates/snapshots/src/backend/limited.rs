@@ -112,6 +112,14 @@ impl Backend for LimitedBackend {
         self.inner.remove_leftovers()
     }
 
+    fn remove_unfinished(&self, kind: FileKind) -> Result<(), BackendError> {
+        self.inner.remove_unfinished(kind)
+    }
+
+    fn remove_place(&self) -> Result<(), BackendError> {
+        self.inner.remove_place()
+    }
+
     fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         self.inner.set_aside(kind, id)
     }

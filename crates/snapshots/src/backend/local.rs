@@ -137,6 +137,37 @@ fn place_alone(temporary: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a directory that is empty; one that is not, or the root of a mount, is somebody else's and stays.
+fn remove_empty(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir(directory) {
+        Err(e) if [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::ResourceBusy].contains(&e.kind()) => Ok(()),
+        other => absent_is_fine(other),
+    }
+}
+
+/// The directories in one; none when it is not there.
+fn directories_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut directories = Vec::new();
+    let entries = match fs::read_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(directories),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            directories.push(entry.path());
+        }
+    }
+    Ok(directories)
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 fn wrap(doing: &'static str, kind: FileKind, id: Option<Id>) -> impl FnOnce(io::Error) -> BackendError {
     move |source| BackendError { doing, kind, id, source }
 }
@@ -278,6 +309,53 @@ impl Backend for LocalBackend {
         };
         run().map_err(wrap("clean up", FileKind::Config, None))?;
         Ok(removed)
+    }
+
+    fn remove_unfinished(&self, kind: FileKind) -> Result<(), BackendError> {
+        let run = || -> io::Result<()> {
+            let mut places = vec![self.place(kind)];
+            if kind == FileKind::Pack {
+                places = directories_in(&places[0])?;
+            }
+            for place in places {
+                let mut removed = false;
+                for entry in fs::read_dir(&place)? {
+                    let entry = entry?;
+                    if entry.file_name().to_str().is_some_and(|name| name.contains("-tmp-")) {
+                        absent_is_fine(fs::remove_file(entry.path()))?;
+                        removed = true;
+                    }
+                }
+                if removed {
+                    File::open(&place)?.sync_all()?;
+                }
+            }
+            Ok(())
+        };
+        run().map_err(wrap("remove unfinished", kind, None))
+    }
+
+    fn remove_place(&self) -> Result<(), BackendError> {
+        let run = || -> io::Result<()> {
+            // Without a config there may be somebody else's place by now.
+            if self.file(FileKind::Config, FileKind::CONFIG_ID).try_exists()? {
+                absent_is_fine(fs::remove_dir_all(self.root.join(ASIDE)))?;
+                let data = self.place(FileKind::Pack);
+                for place in directories_in(&data)? {
+                    remove_empty(&place)?;
+                }
+                remove_empty(&data)?;
+                for kind in [FileKind::Key, FileKind::Index, FileKind::Snapshot, FileKind::Lock] {
+                    remove_empty(&self.place(kind))?;
+                }
+            }
+            remove_empty(&self.root)?;
+            match self.root.parent().filter(|p| !p.as_os_str().is_empty()) {
+                Some(parent) => absent_is_fine(File::open(parent).and_then(|parent| parent.sync_all())),
+                None => Ok(()),
+            }
+        };
+        run().map_err(wrap("remove the place of", FileKind::Config, None))
     }
 
     fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {

@@ -198,6 +198,25 @@ pub trait Backend: Send + Sync + fmt::Debug {
         })
     }
 
+    /// Removes what interrupted writes left of a kind under temporary names, however new: of a key file each may be a whole copy of
+    /// the master key. Called when the repository is taken away, and nobody writes to it any more.
+    ///
+    /// # Errors
+    /// When something may be left.
+    fn remove_unfinished(&self, _kind: FileKind) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Removes the places that [`prepare`](Self::prepare) made, those that are empty, and what was set aside. Called when nothing
+    /// but the config is left of the repository, and again when that went: then only the place of the whole is removed. Places that
+    /// are gone already, and those that somebody else keeps something in, are a success.
+    ///
+    /// # Errors
+    /// When something may be left.
+    fn remove_place(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Makes the next read of a file come from the medium instead of a cache, where the system allows that.
     ///
     /// # Errors

@@ -1,13 +1,16 @@
-//! Housekeeping: forgetting snapshots, pruning what nothing needs, checking everything, repairing what can be repaired.
+//! Housekeeping: forgetting snapshots, pruning what nothing needs, checking everything, repairing what can be repaired; and
+//! the end of a repository ([`raze`]).
 
 mod check;
 mod hurt;
 mod prune;
+mod raze;
 mod repair;
 mod rewrite;
 
 pub use check::{CheckReport, Depth, Problem};
 pub use prune::{DoomedPack, PruneReason, PruneReport, PruneRequest};
+pub use raze::{Raze, Razed, Seen, raze};
 pub use repair::{DamagedPack, Fate, HurtSnapshot, RepairReport, RepairRequest};
 
 use crate::backend::FileKind;
