@@ -68,6 +68,18 @@ impl Backend for TappedBackend {
         self.tapped(("repository.remove", "remove"), (kind, Some(id)), || self.inner.remove(kind, id))
     }
 
+    fn remove_unfinished(&self, kind: FileKind) -> Result<(), BackendError> {
+        self.tapped(("repository.remove_unfinished", "remove unfinished"), (kind, None), || {
+            self.inner.remove_unfinished(kind)
+        })
+    }
+
+    fn remove_place(&self) -> Result<(), BackendError> {
+        self.tapped(("repository.remove_place", "remove the place of"), (FileKind::Config, None), || {
+            self.inner.remove_place()
+        })
+    }
+
     fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
         self.tapped(("repository.set_aside", "set aside"), (kind, Some(id)), || self.inner.set_aside(kind, id))
     }

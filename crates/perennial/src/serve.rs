@@ -37,7 +37,7 @@ use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
-use crate::service::{App, AppSettings};
+use crate::service::{App, AppSettings, Places};
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, Housekeeper, Replicas};
 
@@ -199,7 +199,8 @@ impl Running {
         let ids: Arc<dyn IdSource> = Arc::new(SystemIds);
         let engine = engine(config, store.installation(), &clock, Arc::clone(&tap)).await?;
         // A key that is there came with a repository from elsewhere, which is not to be begun anew.
-        if directory.is_new() && !keys.path(&TenantId::default_tenant()).exists() {
+        let is_erased = store.erasure_fetch(&TenantId::default_tenant()).await?.is_some();
+        if directory.is_new() && !is_erased && !keys.path(&TenantId::default_tenant()).exists() {
             first_repository(keys.clone(), &config.repository).await;
         }
         let board = ProgressBoard::default();
@@ -240,6 +241,10 @@ impl Running {
                 move |pod| waker.wake(pod)
             }),
             remover: Arc::new(deletions),
+            places: Places {
+                repositories: repositories.clone(),
+                replicas: replicas.as_ref().map(|replicas| replicas.repositories.clone()),
+            },
             library: Library::new(repositories, &directory.path().join("scratch")),
             imports,
             settings: Arc::new(AppSettings {

@@ -3,8 +3,8 @@
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
-//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`: the
-//!   routes.
+//! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
+//!   `erase` (tenants): the routes.
 //!
 //! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -16,6 +16,7 @@ mod auth;
 mod compare;
 mod convert;
 mod docs;
+mod erase;
 mod events;
 mod extract;
 mod files;
@@ -113,6 +114,7 @@ impl ApiState {
         (name = "pods", description = "Pods and what can be asked of them."),
         (name = "snapshots", description = "Point-in-time copies."),
         (name = "operations", description = "Durable work."),
+        (name = "tenants", description = "Whose everything is."),
         (name = "events", description = "The audit trail."),
         (name = "system", description = "The installation."),
     ),
@@ -158,6 +160,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::stream))
         .routes(routes!(system::show))
         .routes(routes!(replication::show))
+        .routes(routes!(erase::erase))
+        .routes(routes!(erase::show))
         .routes(routes!(system::recovery_kit))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))

@@ -4,6 +4,7 @@
 //! unknown fields by name; answers may gain fields, so a client must not. The command line uses these same types.
 
 mod answer;
+mod erase;
 mod files;
 mod hooks;
 mod names;
@@ -13,6 +14,7 @@ mod retention;
 mod size;
 
 pub use answer::*;
+pub use erase::*;
 pub use files::*;
 pub use hooks::*;
 pub use names::*;

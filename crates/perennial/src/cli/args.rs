@@ -91,11 +91,54 @@ pub enum ClientCommand {
     },
     /// Shows how far the replicas of the repositories are, and what could not be copied.
     Replication,
+    /// Erases tenants.
+    Tenant {
+        /// What to do.
+        #[command(subcommand)]
+        command: TenantCommand,
+    },
     /// Prints a completion script.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// What to do with a tenant.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TenantCommand {
+    /// Destroys the keys of a tenant without pods: nothing of it can be read again. There is no way back.
+    Erase(EraseArgs),
+    /// Shows how far the erasure of a tenant is, and what it means.
+    Erasure {
+        /// The tenant's name.
+        tenant: String,
+    },
+}
+
+/// Erases a tenant.
+#[derive(Debug, Clone, Args)]
+pub struct EraseArgs {
+    /// The tenant's name.
+    pub tenant: String,
+    /// Delete the files of its repository and replica, too
+    #[arg(long)]
+    pub delete_data: bool,
+    /// Erase although it cannot be told what all would be lost; the dry run says why
+    #[arg(long)]
+    pub accept_unknown: bool,
+    /// Give up what could not be dealt with since it was asked for, and is gone for good: nothing in it is taken away
+    #[arg(long, conflicts_with = "delete_data")]
+    pub give_up: bool,
+    /// Do not ask for a confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Say what it would mean and what stands against it, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Return as soon as the server has recorded it
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 /// What to do with a pod.

@@ -7,11 +7,13 @@
 //! |---|---|
 //! | `TENANT` | the password in use |
 //! | `TENANT.next`, `TENANT.old` | a change of the password is on its way, see [`change`] |
+//! | `TENANT.erased` | the tenant was erased: there is no key, and none is made again, see [`erase`] |
 //! | `TENANT.made` | the repository was made once: none is begun anew in its place |
 //!
 //! `replica-keys/` holds the same for the replicas, whose keys are others.
 
 pub mod change;
+pub mod erase;
 mod installation;
 
 use std::io::Write as _;
@@ -53,6 +55,9 @@ pub enum KeyError {
     /// It is no key, or somebody changed it.
     #[error("the key file {} is damaged, or belongs to another tenant", .0.display())]
     Damaged(PathBuf),
+    /// It was to be destroyed, and is not the one that was named.
+    #[error("the key file {} is not the one that was there when the erasure was asked for", .0.display())]
+    Unknown(PathBuf),
 }
 
 impl KeyError {
@@ -61,6 +66,10 @@ impl KeyError {
     pub const fn hint(&self) -> &'static str {
         match self {
             Self::Io { .. } => "mend the data directory, or the permissions in it",
+            Self::Unknown(_) => {
+                "it may belong to another installation's tenant of this name: is this the right database? When nobody needs \
+                 it, remove it by hand"
+            }
             Self::Empty(_) | Self::Damaged(_) => "bring it back from a copy or from the recovery kit",
             Self::OtherKey { .. } => {
                 "name that installation key in [keys]; when it is lost, the passwords in the recovery kit open the \
@@ -125,6 +134,31 @@ impl Keyring {
     /// What says that a tenant's repository was made: beside its key, because the repository's disk may be another one.
     pub(crate) fn made_path(&self, tenant: &TenantId) -> PathBuf {
         self.directory.join(format!("{tenant}.made"))
+    }
+
+    /// Whether a tenant's repository was made, and is not known to be gone. Blocks.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`]: nobody knows.
+    pub fn is_made(&self, tenant: &TenantId) -> Result<bool, KeyError> {
+        let path = self.made_path(tenant);
+        path.try_exists().map_err(|source| KeyError::Io { doing: "look for", path, source })
+    }
+
+    /// Remembers that the tenant's repository was made. Blocks.
+    ///
+    /// # Errors
+    /// [`KeyError::Io`].
+    pub(crate) fn remember_made(&self, tenant: &TenantId) -> Result<(), KeyError> {
+        if self.is_made(tenant)? {
+            return Ok(());
+        }
+        let path = self.made_path(tenant);
+        write_secret(&path, b"the repository of this tenant was made").map_err(|source| KeyError::Io {
+            doing: "write",
+            path,
+            source,
+        })
     }
 
     /// The password of a tenant's repository; `None` when it has none yet. Blocks.

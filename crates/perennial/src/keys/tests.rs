@@ -1,7 +1,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 
+use perennial_core::fault::{Moment, NoTap, Tap, Verdict};
 use perennial_snapshots::{KeyCost, MemoryBackend, Repository};
 
+use super::erase::Destroyed;
 use super::*;
 
 const FIRST: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -129,4 +131,51 @@ fn an_interrupted_change_of_the_password_goes_on_and_the_file_in_use_always_open
             std::fs::read_dir(dir.path().join("keys")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["default"], "{interrupted_after}");
     }
+}
+
+/// Fails the first removal.
+#[derive(Debug, Default)]
+struct FirstStays(std::sync::atomic::AtomicBool);
+
+impl Tap for FirstStays {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        let is_it = site == "keys.remove" && moment == Moment::Before;
+        if is_it && !self.0.swap(true, std::sync::atomic::Ordering::SeqCst) { Verdict::Fail } else { Verdict::Go }
+    }
+}
+
+#[test]
+fn a_key_that_cannot_be_removed_keeps_none_of_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (keys, acme) = (Keyring::new(dir.path(), None, None), tenant("acme"));
+    keys.write(&acme, &Password::new("present")).unwrap();
+    keys.write_file(&keys.old_path(&acme), &acme, &Password::new("old")).unwrap();
+    let prints = keys.prints(&acme).unwrap();
+    assert!(keys.erase(&acme, &prints, &FirstStays::default()).is_err());
+    assert!(keys.path(&acme).exists() && !keys.old_path(&acme).exists() && keys.is_erased(&acme).unwrap());
+    // Whoever comes after a crash still knows how many there were.
+    assert_eq!(keys.erase(&acme, &prints, &NoTap).unwrap(), Destroyed { had: 2, gone: 1 });
+    assert_eq!(keys.erase(&acme, &prints, &NoTap).unwrap(), Destroyed { had: 2, gone: 0 });
+    let other = tenant("other");
+    assert_eq!(keys.erase(&other, &prints, &NoTap).unwrap(), Destroyed::default());
+    assert_eq!(keys.erase(&other, &prints, &NoTap).unwrap(), Destroyed::default(), "the mark alone is no key");
+}
+
+#[test]
+fn a_key_is_told_by_its_password_however_it_is_wrapped_and_another_one_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let acme = tenant("acme");
+    let plain = Keyring::new(dir.path(), None, None);
+    plain.write(&acme, &Password::new("of acme")).unwrap();
+    let prints = plain.prints(&acme).unwrap();
+    let wrapped = Keyring::new(dir.path(), Some(key(FIRST)), None);
+    wrapped.write(&acme, &Password::new("of another acme")).unwrap();
+    let refused = wrapped.erase(&acme, &prints, &NoTap);
+    assert!(matches!(refused, Err(KeyError::Unknown(_))), "{refused:?}");
+    // One that cannot be read is told by its file, and only by that.
+    let refused = plain.erase(&acme, &prints, &NoTap);
+    assert!(matches!(refused, Err(KeyError::Unknown(_))), "{refused:?}");
+    assert!(wrapped.path(&acme).exists() && !wrapped.is_erased(&acme).unwrap());
+    wrapped.write(&acme, &Password::new("of acme")).unwrap();
+    assert_eq!(wrapped.erase(&acme, &prints, &NoTap).unwrap(), Destroyed { had: 1, gone: 1 });
 }

@@ -220,6 +220,13 @@ impl Library {
         }
     }
 
+    /// Forgets everything that was read of a tenant's snapshots.
+    pub fn close(&self, tenant: &TenantId) {
+        let unpoisoned = PoisonError::into_inner;
+        self.shelf.listings.lock().unwrap_or_else(unpoisoned).retain(|(source, ..)| source.tenant != *tenant);
+        self.shelf.images.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, ..)| of != tenant);
+    }
+
     /// Lists what is at a path.
     ///
     /// # Errors

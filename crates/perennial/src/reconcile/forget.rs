@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::num::NonZeroU64;
 
 use jiff::SignedDuration;
-use perennial_core::id::SnapshotId;
+use perennial_core::id::{OperationId, SnapshotId};
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::spec::TenantId;
@@ -12,6 +12,7 @@ use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
 
 use super::capture::snapshot_tag;
 use super::images::blocking;
+use super::repositories::ERASED;
 use super::step::{StepError, problem, retry};
 use super::worker::{Reconciler, View};
 use crate::store::{Page, SnapshotScope};
@@ -101,6 +102,16 @@ impl Reconciler {
         shown(blocking(move || Ok(repositories.open_existing(&tenant)?.prune_with(&request, &progress)?)).await)
     }
 
+    /// Begins to show how far the files of an erased tenant's repositories are deleted; whoever began it ends it.
+    pub fn erasure_begin(&self, id: OperationId) -> Progress {
+        self.board.begin(Some(id), "take away what is in the repositories")
+    }
+
+    /// Ends that.
+    pub fn erasure_end(&self, id: OperationId) {
+        self.board.end(id);
+    }
+
     /// Reads one share of the packs of a tenant's repository; returns what is wrong, in words.
     ///
     /// # Errors
@@ -137,7 +148,11 @@ impl Reconciler {
         let (tag, progress) = (format!("pod:{}", view.pod.id), progress.clone());
         let others = self.counted_on(view).await?;
         blocking(move || {
-            let repository = repositories.open(&tenant)?;
+            let repository = match repositories.open(&tenant) {
+                // Its tenant was erased, which an old database does not know: there is nothing to forget that anybody can read.
+                Err(StepError::Definite(problem)) if problem.code == ERASED => return Ok(()),
+                other => other?,
+            };
             // What goes now goes without a grace time: the database knows what must not.
             repository.expect(others);
             // Until two listings in turn have none: one that is left out of the first would stay for ever, and nothing would name it.

@@ -1,4 +1,6 @@
-//! The tenants' repositories: one each, its key beside the data directory's other secrets, kept open.
+//! The tenants' repositories: one each, its key beside the data directory's other secrets, kept open. How one ends: [`erase`].
+
+mod erase;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,11 +13,13 @@ use perennial_core::spec::TenantId;
 use perennial_snapshots::backend::{Backend, MemoryBackend};
 use perennial_snapshots::{Effort, Error, KeyCost, Password, Repository};
 
-use super::step::{StepError, problem, retry};
+use super::step::{StepError, definite, problem, retry};
 use crate::causes::describe;
 use crate::config::{ConfigError, RepositorySection};
 use crate::fault::TappedBackend;
-use crate::keys::{KeyError, Keyring, write_secret};
+use crate::keys::{KeyError, Keyring};
+
+pub use erase::Holding;
 
 /// Opens repositories on demand and keeps them open.
 #[derive(Clone)]
@@ -29,6 +33,9 @@ pub struct Repositories {
     closed: Arc<AtomicU64>,
 }
 
+/// Code of the problem that a tenant was erased.
+pub(super) const ERASED: &str = "tenant-erased";
+
 /// What becomes of a repository that is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
@@ -41,8 +48,40 @@ enum Missing {
 enum Place {
     /// Where the configuration says, each below one place.
     Configured { keys: Keyring, section: Arc<RepositorySection> },
-    /// In memory, for the simulator and tests; the map outlives the server that uses it.
-    Memory(MemoryRepositories),
+    /// In memory, for the simulator and tests; the map outlives the server that uses it. Without keys, all have one password.
+    Memory(MemoryRepositories, Option<Keyring>),
+}
+
+impl Place {
+    const fn keys(&self) -> Option<&Keyring> {
+        match self {
+            Self::Configured { keys, .. } => Some(keys),
+            Self::Memory(_, keys) => keys.as_ref(),
+        }
+    }
+
+    /// What the place is called, as restic writes it.
+    fn of_tenant(&self, tenant: &TenantId) -> String {
+        match self {
+            Self::Configured { section, .. } => section.of_tenant(tenant),
+            Self::Memory(..) => format!("memory:{tenant}"),
+        }
+    }
+
+    /// What to ask oneself when a repository is not there that was.
+    fn doubt(&self) -> &'static str {
+        match self {
+            Self::Configured { section, .. } if section.directory().is_none() => "is it the right place?",
+            _ => "is its disk mounted?",
+        }
+    }
+
+    fn backend(&self, tenant: &TenantId) -> Result<Arc<dyn Backend>, StepError> {
+        match self {
+            Self::Configured { section, .. } => section.connect(tenant).map_err(|error| misconfigured(&error)),
+            Self::Memory(memory, _) => Ok(Arc::new(memory.backend(tenant))),
+        }
+    }
 }
 
 /// Repositories that live in memory.
@@ -82,7 +121,13 @@ impl Repositories {
     /// Repositories in memory.
     #[must_use]
     pub fn in_memory(memory: MemoryRepositories, tap: Arc<dyn Tap>) -> Self {
-        Self::at(Place::Memory(memory), tap)
+        Self::at(Place::Memory(memory, None), tap)
+    }
+
+    /// The same, each with a key of its own as on disk.
+    #[must_use]
+    pub fn in_memory_with_keys(memory: MemoryRepositories, keys: Keyring, tap: Arc<dyn Tap>) -> Self {
+        Self::at(Place::Memory(memory, Some(keys)), tap)
     }
 
     /// Makes the tenant's repository when it has none yet, so that its key can be exported from the first day. Blocks.
@@ -134,6 +179,8 @@ impl Repositories {
         }
         let repository = self.open_anew(tenant, missing)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever erases the tenant closes the repository after the mark was made: none is kept that was opened before.
+        self.refuse_erased(tenant)?;
         Ok(open.entry(tenant.clone()).or_insert(repository).clone())
     }
 
@@ -148,23 +195,32 @@ impl Repositories {
         self.closed.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Whether the tenant's is open.
+    fn is_open(&self, tenant: &TenantId) -> bool {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(tenant)
+    }
+
     /// Changes whenever a repository was closed: an open one remembers what it wrote and nobody read back yet.
     pub(super) fn opening(&self) -> u64 {
         self.closed.load(Ordering::SeqCst)
     }
 
     fn open_anew(&self, tenant: &TenantId, missing: Missing) -> Result<Repository, StepError> {
-        let (backend, password, cost): (Arc<dyn Backend>, Password, KeyCost) = match &self.place {
-            Place::Memory(memory) => (Arc::new(memory.backend(tenant)), Password::new(MEMORY_PASSWORD), KeyCost::Test),
-            Place::Configured { keys, section } => {
-                let backend = section.connect(tenant).map_err(|error| misconfigured(&error))?;
+        let name = self.place.of_tenant(tenant);
+        self.refuse_erased(tenant)?;
+        let backend = self.place.backend(tenant)?;
+        let password = match self.place.keys() {
+            None => Password::new(MEMORY_PASSWORD),
+            Some(keys) => {
                 if missing == Missing::IsWrong && !Repository::exists(&*backend)? {
-                    let message = format!("the repository {} is not there", section.of_tenant(tenant));
-                    return Err(retry("repository-missing", message));
+                    return Err(retry("repository-missing", format!("the repository {name} is not there")));
                 }
-                let password = ensure_key(keys, tenant, &*backend, &section.of_tenant(tenant))?;
-                (backend, password, KeyCost::Interactive)
+                ensure_key(keys, tenant, &*backend, &name)?
             }
+        };
+        let cost = match &self.place {
+            Place::Configured { .. } => KeyCost::Interactive,
+            Place::Memory(..) => KeyCost::Test,
         };
         let backend: Arc<dyn Backend> = Arc::new(TappedBackend::new(backend, Arc::clone(&self.tap)));
         if Repository::exists(&*backend)? {
@@ -185,16 +241,16 @@ impl Repositories {
 
     /// A repository that was there and is not is a disk that is not mounted, or a loss: no empty one takes its place.
     fn refuse_second(&self, tenant: &TenantId) -> Result<(), StepError> {
-        let Place::Configured { keys, section } = &self.place else { return Ok(()) };
+        let Some(keys) = self.place.keys() else { return Ok(()) };
         let marker = keys.made_path(tenant);
         match marker.try_exists() {
             Ok(false) => Ok(()),
             Ok(true) => {
-                let why = if section.directory().is_some() { "is its disk mounted?" } else { "is it the right place?" };
+                let why = self.place.doubt();
                 let message = format!(
                     "the repository {} is not there, but one was made before ({why}); bring it back, or move it to where \
                      the configuration says; if it is lost for good, remove {} to begin a new one",
-                    section.of_tenant(tenant),
+                    self.place.of_tenant(tenant),
                     marker.display()
                 );
                 Err(retry("repository-missing", message))
@@ -203,14 +259,24 @@ impl Repositories {
         }
     }
 
-    fn remember_made(&self, tenant: &TenantId) -> Result<(), StepError> {
-        let Place::Configured { keys, .. } = &self.place else { return Ok(()) };
-        let marker = keys.made_path(tenant);
-        if marker.exists() {
+    /// No key is made for a tenant that was erased, and no repository.
+    fn refuse_erased(&self, tenant: &TenantId) -> Result<(), StepError> {
+        let Some(keys) = self.place.keys() else { return Ok(()) };
+        if !keys.is_erased(tenant).map_err(|error| no_key(&error))? {
             return Ok(());
         }
-        write_secret(&marker, b"the repository of this tenant was made").map_err(|e| unreadable(&marker, &e))
+        Err(erased(tenant))
     }
+
+    fn remember_made(&self, tenant: &TenantId) -> Result<(), StepError> {
+        let Some(keys) = self.place.keys() else { return Ok(()) };
+        keys.remember_made(tenant).map_err(|error| no_key(&error))
+    }
+}
+
+fn erased(tenant: &TenantId) -> StepError {
+    let message = format!("tenant {tenant} was erased: the key of its repository was destroyed");
+    definite(ERASED, message, "its name is not used again: name another tenant")
 }
 
 /// Reads the key, or makes it durable before the repository that it opens exists.
@@ -227,10 +293,15 @@ fn ensure_key(keys: &Keyring, tenant: &TenantId, backend: &dyn Backend, name: &s
     }
     let password = Password::random();
     keys.write(tenant, &password).map_err(|error| no_key(&error))?;
+    if keys.is_erased(tenant).map_err(|error| no_key(&error))? {
+        // The mark was made meanwhile, and whoever made it did not see this key, which opens nothing yet.
+        keys.take_back(tenant).map_err(|error| no_key(&error))?;
+        return Err(erased(tenant));
+    }
     Ok(password)
 }
 
-fn no_key(error: &KeyError) -> StepError {
+pub(super) fn no_key(error: &KeyError) -> StepError {
     let code = match error {
         KeyError::Empty(_) => "repository-key-missing",
         _ => "repository-key-unreadable",

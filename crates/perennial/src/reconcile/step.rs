@@ -76,7 +76,7 @@ impl From<perennial_snapshots::Error> for StepError {
             E::Locked { .. } | E::LockLost => retry("repository-locked", message),
             E::Remote { .. } => retry("mover-failed", message),
             E::NotHeld { .. } => retry("freeze-broken", message),
-            E::WrongPassword | E::NoRepository | E::UnsupportedVersion { .. } => {
+            E::WrongPassword | E::NoRepository | E::NotSeen { .. } | E::UnsupportedVersion { .. } => {
                 retry("repository-unreadable", message)
             }
             E::Damaged { .. } | E::MissingBlob { .. } | E::InvalidContent { .. } | E::Mismatch { .. } => {

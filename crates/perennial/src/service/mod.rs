@@ -6,6 +6,7 @@
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
+//! - `erase`: the end of a tenant;
 //! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
 //! - `logs`: what a pod writes;
 //! - `replication`: how far the replicas are;
@@ -16,6 +17,7 @@ mod act;
 mod caller;
 mod care;
 mod clones;
+mod erase;
 mod import;
 mod library;
 mod live;
@@ -55,6 +57,8 @@ pub(crate) use act::requested;
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Scope};
 pub use clones::CloneRequest;
+pub(crate) use erase::became as erasure_became;
+pub use erase::{Erase, Erasing, Places};
 pub use library::{Looked, Shown};
 pub use live::{LiveDiff, LivePlace};
 pub use parts::Preview;
@@ -135,6 +139,8 @@ pub struct App {
     pub waker: Waker,
     /// Deletes snapshots.
     pub remover: Arc<dyn SnapshotRemover>,
+    /// Where the snapshots of all tenants are.
+    pub places: Places,
     /// Looks into snapshots.
     pub library: Library,
     /// Where archives wait that become snapshots.

@@ -98,6 +98,7 @@ impl App {
         };
         let spec = spec(source.as_ref().map(|(_, pod)| &pod.spec))?;
         spec.validate()?;
+        self.refuse_erased(&tenant).await?;
         self.check_engine(&spec).await?;
         if source.is_none() {
             self.check_image(&spec.image).await?;

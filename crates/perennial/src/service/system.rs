@@ -118,6 +118,7 @@ impl App {
         let local = tokio::task::spawn_blocking(move || local_checks(&settings)).await;
         checks.extend(local.unwrap_or_default());
         checks.extend(self.replica_check().await);
+        checks.extend(self.erasure_checks().await);
         checks.push(self.server_clock().await);
         let recovery = self.recovery_state().await;
         checks.push(recovery_kit(&recovery));

@@ -16,7 +16,9 @@ use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
 use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
-use super::{COMMIT_SITE, Committed, Lease, RecoveryExport, ReplicaNote, Store, StoreError, fence};
+use super::{
+    COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, Store, StoreError, erasures, fence,
+};
 
 /// What one transaction writes.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +57,8 @@ pub struct Change {
     pub replica_notes: Vec<ReplicaNote>,
     /// Tenants in whose repositories something was forgotten now, so that there is something to prune.
     pub prunes_wanted: Vec<(TenantId, Timestamp)>,
+    /// What changes in the erasure of a tenant.
+    pub erasure: Option<ErasureChange>,
     /// The answer to a request, so that its repetition is answered alike.
     pub idempotency: Option<IdempotencyRecord>,
 }
@@ -175,7 +179,9 @@ impl Change {
             sqlx::query("DELETE FROM drill_tries WHERE pod = $1").bind(pod.to_string()).execute(&mut *tx).await?;
         }
         // Last, because on Postgres the counter's row is locked from here to the commit.
-        events_insert(tx, &self.events).await
+        let event = events_insert(tx, &self.events).await?;
+        erasures::apply(tx, self).await?;
+        Ok(event)
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! - `change`: everything that is written, as one value and one transaction; `fence`: what has to hold for that;
 //! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
+//! - `erasures`: tenants that are gone for good;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
 //! - `rows`: how domain types are written.
@@ -14,6 +15,7 @@
 mod care;
 mod change;
 mod connections;
+mod erasures;
 mod fence;
 mod heads;
 mod lease;
@@ -29,12 +31,14 @@ use std::sync::Arc;
 use perennial_core::Error;
 use perennial_core::fault::Tap;
 use perennial_core::id::{InstallationId, OperationId, PodId, SnapshotId};
+use perennial_core::spec::TenantId;
 use tokio::sync::broadcast;
 
 use connections::Connections;
 
 pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};
+pub use erasures::{Asked, Became, Erasure, ErasureChange, FoundPlace, FoundPlaces, ServerKeys, Which};
 pub use heads::{HeadedPod, PodHead};
 pub use lease::Lease;
 pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visibility};
@@ -70,6 +74,12 @@ pub enum StoreError {
     /// A snapshot was to be deleted that somebody has begun to need; nothing was written.
     #[error("{0}")]
     SnapshotNeeded(String),
+    /// A pod was to be made in a tenant that is erased; nothing was written.
+    #[error("tenant {0} was erased")]
+    TenantErased(TenantId),
+    /// A tenant was to be erased that is in use, for this reason; nothing was written.
+    #[error("tenant {0} cannot be erased: {1}")]
+    TenantInUse(TenantId, String),
     /// A request with this idempotency key was recorded meanwhile; nothing was written.
     #[error("the idempotency key is used")]
     IdempotencyTaken,
@@ -148,6 +158,16 @@ impl From<StoreError> for Error {
                 "snapshot-in-use",
                 error.to_string(),
                 "start or purge that pod, or wait for the operation, and try again",
+            ),
+            StoreError::TenantErased(_) => Self::conflict(
+                "tenant-erased",
+                error.to_string(),
+                "its name is not used again: name another tenant (perennial tenant erasure says when it was erased, and by whom)",
+            ),
+            StoreError::TenantInUse(..) => Self::conflict(
+                "tenant-in-use",
+                error.to_string(),
+                "purge every pod of it, archived and deleted ones too, wait for what is being done, and try again",
             ),
             StoreError::IdempotencyTaken => Self::conflict(
                 "idempotency-key-used",

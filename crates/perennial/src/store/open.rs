@@ -18,7 +18,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 7] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -26,6 +26,7 @@ const MIGRATIONS: [(i64, &str, &str); 7] = [
     (5, "care", include_str!("../../migrations/0005_care.sql")),
     (6, "replicas", include_str!("../../migrations/0006_replicas.sql")),
     (7, "hooks", include_str!("../../migrations/0007_hooks.sql")),
+    (8, "erasures", include_str!("../../migrations/0008_erasures.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.

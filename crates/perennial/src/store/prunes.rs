@@ -33,7 +33,7 @@ impl Store {
             .raw(" (SELECT 1 FROM prunes p WHERE p.tenant = s.tenant)) AS d WHERE NOT EXISTS")
             .raw(" (SELECT 1 FROM snapshots u WHERE u.tenant = d.tenant AND u.state IN ('pending', 'uploaded')")
             .text(" AND u.id > $)", begun_after.to_string())
-            .raw(" ORDER BY d.tenant");
+            .raw(" AND NOT EXISTS (SELECT 1 FROM erasures e WHERE e.tenant = d.tenant) ORDER BY d.tenant");
         self.rows(select).await?.iter().map(|row| parse_tenant("tenant to prune", row.try_get(0)?)).collect()
     }
 

@@ -66,7 +66,8 @@ impl Store {
         let mut select = Select::new("SELECT d.tenant FROM (SELECT DISTINCT tenant FROM snapshots WHERE");
         select
             .text(" state = $", snapshot_state_text(SnapshotState::Verified))
-            .raw(" UNION SELECT tenant FROM replicas) AS d ORDER BY d.tenant");
+            .raw(" UNION SELECT tenant FROM replicas) AS d WHERE NOT EXISTS")
+            .raw(" (SELECT 1 FROM erasures e WHERE e.tenant = d.tenant) ORDER BY d.tenant");
         self.rows(select).await?.iter().map(|row| parse_tenant("tenant to replicate", row.try_get(0)?)).collect()
     }
 
@@ -101,7 +102,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "INSERT INTO replicas (tenant, replica, holder, busy_until, looked_at, pruned_at, problem) \
-             VALUES ($1, '', $2, $4, '', '', '') \
+             SELECT $1, '', $2, $4, '', '', '' WHERE NOT EXISTS (SELECT 1 FROM erasures WHERE tenant = $1) \
              ON CONFLICT (tenant) DO UPDATE SET holder = excluded.holder, busy_until = excluded.busy_until \
              WHERE replicas.holder = excluded.holder OR replicas.busy_until <= $3",
         )

@@ -3,12 +3,14 @@
 //! - deletion of snapshots, recorded as operations by the API and by retention;
 //! - `schedule`: snapshots that are due, and rules that let older ones go;
 //! - `drill`: drills that were asked for, and those of the schedule;
+//! - `erase`: tenants that are gone for good;
 //! - `prune`: the space of what was forgotten;
 //! - `replicate`: copies of every snapshot in a second repository;
 //! - the end of the undelete window, which executes the consent given at delete;
 //! - old idempotency keys, and received archives and looks at pods that nobody needs any more.
 
 mod drill;
+mod erase;
 mod prune;
 mod replicate;
 mod schedule;
@@ -109,11 +111,13 @@ impl Housekeeper {
     pub fn start(mut self, mut inbox: Inbox, mut stopped: watch::Receiver<bool>) -> JoinHandle<()> {
         let pruner = prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler));
         let driller = self.driller();
+        let eraser = self.eraser();
         let replicator = Arc::clone(&self.replicator);
         tokio::spawn(async move {
             let replicating = replicator.run(stopped.clone());
             let pruning = pruner.run(stopped.clone());
             let drilling = driller.run(stopped.clone());
+            let erasing = eraser.run(stopped.clone());
             let keeping = async {
                 self.find_unfinished(SignedDuration::ZERO).await;
                 while !*stopped.borrow() {
@@ -125,13 +129,22 @@ impl Housekeeper {
                     }
                 }
             };
-            tokio::join!(pruning, drilling, replicating, keeping);
+            tokio::join!(pruning, drilling, replicating, erasing, keeping);
         })
     }
 
     /// Prunes every repository that is due, as the server does beside everything else.
     pub async fn prune_due(&self) {
         prune::Pruner::new(self.app.clone(), Arc::clone(&self.reconciler)).prune_due().await;
+    }
+
+    fn eraser(&self) -> erase::Eraser {
+        erase::Eraser::new(self.app.clone(), Arc::clone(&self.reconciler))
+    }
+
+    /// Gets every erasure of a tenant as far as it goes now, as the server does beside everything else.
+    pub async fn erase_due(&self) {
+        self.eraser().erase_due().await;
     }
 
     fn driller(&self) -> drill::Driller {

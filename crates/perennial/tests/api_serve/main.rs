@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod copies;
+mod erase;
 mod keys;
 mod log;
 mod recovery;

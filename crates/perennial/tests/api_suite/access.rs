@@ -60,6 +60,8 @@ const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/system", Access::Token),
     ("GET", "/api/v1/replication", Access::Token),
     ("POST", "/api/v1/recovery-kit", Access::Token),
+    ("POST", "/api/v1/tenants/{id}/erase", Access::Token),
+    ("GET", "/api/v1/tenants/{id}/erasure", Access::Token),
 ];
 
 fn document() -> Value {
@@ -161,6 +163,7 @@ async fn what_nobody_has_is_not_found_everywhere() {
             "snapshots/{}/diff/live",
             "pods/{}/files/versions?path=/a",
             "operations/{}",
+            "tenants/{}/erasure",
         ] {
             let answer = server.get(&format!("/api/v1/{}", path.replace("{}", id))).await;
             assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path} {id}: {answer:?}");

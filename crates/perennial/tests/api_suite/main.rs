@@ -5,6 +5,7 @@
 mod access;
 mod actions;
 mod contract;
+mod erase;
 mod hooks;
 mod input;
 mod retention;

@@ -14,7 +14,7 @@ use perennial::keys::Keyring;
 use perennial::library::Library;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
-use perennial::service::{App, AppSettings, SnapshotRemover};
+use perennial::service::{App, AppSettings, Places, SnapshotRemover};
 use perennial::store::{Change, Store};
 use perennial_core::clock::IdSource;
 use perennial_core::fault::NoTap;
@@ -63,6 +63,7 @@ pub struct Server {
     pub stop: watch::Sender<bool>,
     pub engine: SimEngine,
     pub directory: tempfile::TempDir,
+    pub repositories: Repositories,
 }
 
 /// An answer, read to its end.
@@ -99,6 +100,9 @@ impl Server {
         let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
         let store = Store::open("sqlite::memory:", Arc::new(NoTap)).await.unwrap();
         let asked = Arc::new(Asked::default());
+        let keys = Keyring::new(directory.path(), None, None);
+        let repositories =
+            Repositories::in_memory_with_keys(MemoryRepositories::default(), keys.clone(), Arc::new(NoTap));
         let app = App {
             store: store.clone(),
             engine: Arc::new(engine.clone()),
@@ -109,10 +113,8 @@ impl Server {
                 move |pod| asked.woken.lock().unwrap().push(pod)
             }),
             remover: Arc::clone(&asked) as _,
-            library: Library::new(
-                Repositories::in_memory(MemoryRepositories::default(), Arc::new(NoTap)),
-                &directory.path().join("scratch"),
-            ),
+            places: Places { repositories: repositories.clone(), replicas: None },
+            library: Library::new(repositories.clone(), &directory.path().join("scratch")),
             imports: Spool::new(directory.path(), Limits::default()),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
@@ -120,7 +122,7 @@ impl Server {
                 storage_root: directory.path().to_owned(),
                 repository: RepositorySection::in_directory(&directory.path().join("repositories")),
                 replication: None,
-                keys: Keyring::new(directory.path(), None, None),
+                keys,
                 volume_prefix: "perennial-vol-".to_owned(),
                 runtimes: Vec::new(),
                 snapshots: SnapshotRules::default(),
@@ -128,7 +130,7 @@ impl Server {
         };
         let (stop, stopping) = watch::channel(false);
         let router = api::router(app, ProgressBoard::default(), Tokens::admin(TOKEN), stopping);
-        Self { router, store, asked, stop, engine, directory }
+        Self { router, store, asked, stop, engine, directory, repositories }
     }
 
     pub async fn send(&self, request: Request<Body>) -> axum::response::Response {

@@ -17,3 +17,4 @@ mod logs;
 mod program;
 mod retention;
 mod show;
+mod tenant;

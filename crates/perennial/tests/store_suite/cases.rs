@@ -17,7 +17,10 @@ use perennial_core::volume::Origin;
 
 use crate::any::Any;
 use crate::databases::Database;
-pub use crate::fences::{of_two_at_the_same_moment_one_is_refused, who_comes_second_to_a_snapshot_is_refused};
+pub use crate::fences::{
+    a_tenant_is_erased_or_gets_a_pod, of_two_at_the_same_moment_one_is_refused,
+    what_is_erased_is_remembered_and_asked_for_once, who_comes_second_to_a_snapshot_is_refused,
+};
 use crate::repositories::image;
 pub use crate::repositories::{
     exported_keys_are_remembered_per_tenant, images_are_remembered_per_tenant, repositories_to_prune_are_found,

@@ -63,6 +63,8 @@ cases!(
     unfinished_work_on_snapshots_is_found,
     who_comes_second_to_a_snapshot_is_refused,
     of_two_at_the_same_moment_one_is_refused,
+    what_is_erased_is_remembered_and_asked_for_once,
+    a_tenant_is_erased_or_gets_a_pod,
     what_drills_found_is_kept_and_brings_nothing_back,
     taps_stop_lose_and_kill_commits,
     commits_are_announced,

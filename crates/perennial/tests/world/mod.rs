@@ -24,7 +24,7 @@ use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Re
 use perennial::reconcile::worker::Passed;
 use perennial::reconcile::{Reconciler, Settings};
 use perennial::service::{
-    App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Request, SnapshotRemover,
+    App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Places, Request, SnapshotRemover,
 };
 use perennial::store::Store;
 use perennial_core::Error;
@@ -84,6 +84,10 @@ pub struct World {
     pub policy: Policy,
     /// How often their controllers look at pods that nothing woke.
     pub resync: Duration,
+    /// Who its servers are to others that share the database.
+    pub holder: String,
+    /// Whether each repository has a key of its own, in files as on disk.
+    pub with_keys: bool,
     store: tokio::sync::OnceCell<Store>,
 }
 
@@ -137,6 +141,9 @@ impl World {
             import_limits: Limits { entries: 10_000, bytes: 1 << 30 },
             policy: Policy::default(),
             resync: RESYNC,
+            // The same server again: its leases are its own.
+            holder: "test".to_owned(),
+            with_keys: false,
             clock,
             ids: Arc::default(),
             engine,
@@ -214,8 +221,14 @@ impl World {
         let engine: Arc<dyn Engine> = Arc::new(Tapped::new(Arc::new(self.engine.clone()), Arc::clone(&tap)));
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let ids = Arc::clone(&self.ids) as Arc<dyn IdSource>;
-        let replicas = Repositories::in_memory(self.replicas.clone(), Arc::clone(&tap));
-        let repositories = Repositories::in_memory(self.repositories.clone(), tap);
+        let keys = Keyring::new(self.directory.path(), None, None);
+        let (first, second) = (self.repositories.clone(), self.replicas.clone());
+        let (repositories, replicas) = if self.with_keys {
+            let second = Repositories::in_memory_with_keys(second, keys.of_replicas(), Arc::clone(&tap));
+            (Repositories::in_memory_with_keys(first, keys, tap), second)
+        } else {
+            (Repositories::in_memory(first, Arc::clone(&tap)), Repositories::in_memory(second, tap))
+        };
         let imports = Spool::new(self.directory.path(), self.import_limits);
         let board = ProgressBoard::default();
         let reconciler = Reconciler::new(
@@ -230,8 +243,7 @@ impl World {
                 policy: self.policy.clone(),
                 scratch: self.directory.path().join("scratch"),
                 imports: imports.clone(),
-                // The same server again: its leases are its own.
-                holder: "test".to_owned(),
+                holder: self.holder.clone(),
                 installation: "test".to_owned(),
             },
         );
@@ -242,6 +254,7 @@ impl World {
             ids,
             waker: Arc::new(|_| {}),
             remover: Arc::new(NoRemover),
+            places: Places { repositories: repositories.clone(), replicas: Some(replicas.clone()) },
             library: Library::new(repositories, &self.directory.path().join("scratch")),
             imports,
             settings: Arc::new(AppSettings {

@@ -4,6 +4,7 @@
 //! [`stored_enum`] so that a field added to the domain type does not compile until it is stored. Documents carry their
 //! format version; unknown fields are refused, so an older program never drops what a newer one wrote.
 
+mod erasure;
 mod operation;
 mod pod;
 mod snapshot;
@@ -17,6 +18,7 @@ use perennial_core::spec::{PodName, TenantId};
 
 use super::StoreError;
 
+pub(super) use erasure::{found_from_text, found_to_text};
 pub(super) use operation::{operation_from_row, operation_to_body};
 pub(super) use pod::{phase_text, pod_from_row, source_snapshot, spec_to_text, state_to_text};
 pub(super) use snapshot::{snapshot_from_body, snapshot_state_text, snapshot_to_body};
