@@ -10,6 +10,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -137,10 +138,11 @@ fn place_alone(temporary: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory that is empty; one that is not, or the root of a mount, is somebody else's and stays.
+/// Removes a directory that is empty; one that is not, the root of a mount, or a link, is somebody else's and stays.
 fn remove_empty(directory: &Path) -> io::Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, ResourceBusy};
     match fs::remove_dir(directory) {
-        Err(e) if [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::ResourceBusy].contains(&e.kind()) => Ok(()),
+        Err(e) if [DirectoryNotEmpty, NotADirectory, ResourceBusy].contains(&e.kind()) => Ok(()),
         other => absent_is_fine(other),
     }
 }
@@ -209,7 +211,12 @@ impl Backend for LocalBackend {
                     for entry in fs::read_dir(self.place(kind))? {
                         let entry = entry?;
                         if entry.file_type()?.is_dir() {
+                            let before = files.len();
                             Self::list_dir(&entry.path(), files)?;
+                            // What lies in another directory than its name says is found by nobody who looks for it.
+                            let (name, all) = (entry.file_name(), files.split_off(before));
+                            let is_found = |file: &FileInfo| name.as_bytes() == &file.id.to_string().as_bytes()[..2];
+                            files.extend(all.into_iter().filter(is_found));
                         }
                     }
                     Ok(())

@@ -43,6 +43,9 @@ impl Raze {
     }
 }
 
+/// Turns until what comes up again and again counts as a store that does not do what it says.
+const MOST_TURNS: u32 = 8;
+
 /// What a raze took away.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Razed {
@@ -116,7 +119,8 @@ fn config_of(backend: &dyn Backend) -> Result<Option<Id>> {
 ///
 /// # Errors
 /// [`Error::NoRepository`] when it is not there (any more); [`Error::NotSeen`] when something is there that was not; then what was
-/// listed before is gone, and nothing else was touched; [`Error::Cancelled`]; store errors. The same call again goes on.
+/// listed before is gone, and nothing else was touched; [`Error::Unsteady`] for what stays listed however often it is removed;
+/// [`Error::Cancelled`]; store errors. The same call again goes on.
 pub fn raze(backend: &dyn Backend, seen: &Seen, what: Raze, progress: &Progress) -> Result<Razed> {
     let mut razed = Razed::default();
     progress.check().map_err(|_| Error::Cancelled)?;
@@ -129,14 +133,22 @@ pub fn raze(backend: &dyn Backend, seen: &Seen, what: Raze, progress: &Progress)
     }
     // Somebody may have been writing while it was listed, and a listing may leave something out: two turns that find nothing are
     // the end.
-    let mut clean = 0;
+    let (mut clean, mut turns) = (0, 0);
     while clean < 2 {
+        turns += 1;
         let before = razed.files;
         for kind in what.kinds() {
             let files = seen.list(backend, *kind)?;
             backend.remove_unfinished(*kind)?;
             progress.expect_more(files.iter().map(|file| file.size).sum());
             for file in files {
+                if turns > MOST_TURNS {
+                    return Err(Error::Unsteady {
+                        kind: *kind,
+                        id: file.id,
+                        how: "is still listed after it was removed",
+                    });
+                }
                 progress.check().map_err(|_| Error::Cancelled)?;
                 backend.remove(*kind, file.id)?;
                 progress.add_bytes(file.size);
@@ -146,6 +158,11 @@ pub fn raze(backend: &dyn Backend, seen: &Seen, what: Raze, progress: &Progress)
             }
         }
         clean = if razed.files == before { clean + 1 } else { 0 };
+    }
+    // Also what no listing showed: each of them opens everything.
+    seen.still(backend)?;
+    for key in &seen.keys {
+        backend.remove(FileKind::Key, *key)?;
     }
     seen.still(backend)?;
     if what == Raze::All {

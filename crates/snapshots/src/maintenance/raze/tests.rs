@@ -269,3 +269,95 @@ fn what_somebody_else_keeps_in_the_place_stays() {
     backend.remove_place().expect("remove");
     assert!(backend.path().join("data/ac").exists());
 }
+
+/// A store that does not do what it says.
+#[derive(Debug)]
+struct Liar {
+    place: MemoryBackend,
+    hides: Option<FileKind>,
+    keeps: Option<FileKind>,
+}
+
+impl Backend for Liar {
+    fn prepare(&self) -> Result<(), BackendError> {
+        self.place.prepare()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        if self.hides == Some(kind) { Ok(Vec::new()) } else { self.place.list(kind) }
+    }
+
+    fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        self.place.read(kind, id)
+    }
+
+    fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        self.place.read_range(kind, id, offset, len)
+    }
+
+    fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
+        self.place.write(kind, id, data)
+    }
+
+    fn remove(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        if self.keeps == Some(kind) { Ok(()) } else { self.place.remove(kind, id) }
+    }
+
+    fn size(&self, kind: FileKind, id: Id) -> Result<Option<u64>, BackendError> {
+        self.place.size(kind, id)
+    }
+
+    fn set_aside(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.place.set_aside(kind, id)
+    }
+
+    fn list_aside(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.place.list_aside(kind)
+    }
+
+    fn drop_caches(&self, kind: FileKind, id: Id) -> Result<(), BackendError> {
+        self.place.drop_caches(kind, id)
+    }
+}
+
+#[test]
+fn a_key_that_no_listing_shows_any_more_goes_by_its_name() {
+    for what in ALL {
+        let ours = made("ours");
+        let seen = seen(&ours);
+        let liar = Liar { place: ours.clone(), hides: Some(FileKind::Key), keeps: None };
+        raze(&liar, &seen, what, &Progress::default()).expect("raze");
+        assert!(ours.list(FileKind::Key).expect("list").is_empty(), "{what:?}");
+    }
+}
+
+#[test]
+fn what_stays_listed_however_often_it_is_removed_ends_it() {
+    for (what, kind) in [(Raze::Keys, FileKind::Key), (Raze::AllButConfig, FileKind::Pack), (Raze::All, FileKind::Pack)]
+    {
+        let ours = made("ours");
+        let seen = seen(&ours);
+        let liar = Liar { place: ours.clone(), hides: None, keeps: Some(kind) };
+        let ended = raze(&liar, &seen, what, &Progress::default());
+        assert!(matches!(&ended, Err(Error::Unsteady { kind: of, .. }) if *of == kind), "{ended:?}");
+        assert!(Seen::of(&ours).expect("read").is_some(), "the config stays: {what:?}");
+    }
+}
+
+#[test]
+fn a_place_behind_a_link_is_emptied_and_the_link_stays() {
+    let home = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir_all(home.path().join("large/data")).expect("make");
+    let backend = LocalBackend::new(home.path().join("place"));
+    std::os::unix::fs::symlink(home.path().join("large"), backend.path()).expect("link");
+    Repository::init(Arc::new(backend.clone()), &Password::new("ours"), KeyCost::Test).expect("init");
+    let seen = seen(&backend);
+    // Of a name that is looked for elsewhere: no pack of the repository, and nothing to wait for.
+    let stray = Id::of(b"stray");
+    let wrong = if stray.to_string().starts_with("00") { "01" } else { "00" };
+    let stray = backend.path().join("data").join(wrong).join(stray.to_string());
+    std::fs::write(&stray, "copied back by hand").expect("write");
+    raze(&backend, &seen, Raze::All, &Progress::default()).expect("raze");
+    assert!(stray.exists() && backend.path().is_symlink());
+    assert!(!backend.path().join("config").exists() && !backend.path().join("keys").exists());
+}
