@@ -82,7 +82,7 @@ fn shown(state: &ApiState, erasing: Erasing) -> Erasure {
         accept_unknown: erasing.accept(),
         tenant: erasing.tenant.to_string(),
         blockers: erasing.blockers,
-        doubts: erasing.doubts,
+        doubts: erasing.doubts.into_iter().map(|doubt| doubt.text).collect(),
         meaning: erasing.meaning,
     }
 }

@@ -124,9 +124,9 @@ pub struct EraseArgs {
     /// Delete the files of its repository and replica, too
     #[arg(long)]
     pub delete_data: bool,
-    /// Erase although it cannot be told what all would be lost; the dry run says why
-    #[arg(long)]
-    pub accept_unknown: bool,
+    /// Erase although it cannot be told what all would be lost; the dry run says why, and what to repeat here
+    #[arg(long, value_name = "WORD")]
+    pub accept_unknown: Option<String>,
     /// Give up what could not be dealt with since it was asked for, and is gone for good: nothing in it is taken away
     #[arg(long, conflicts_with = "delete_data")]
     pub give_up: bool,

@@ -32,8 +32,8 @@ async fn erase(context: &mut Context<'_>, args: &EraseArgs) -> Result<(), Failur
         if !args.yes {
             confirm(context, &told(&plan), &args.tenant)?;
         }
-        // The doubts that were told are accepted, and no others.
-        let accept_unknown = plan.accept_unknown.filter(|_| args.accept_unknown);
+        // The doubts that a person was told are accepted, and no others.
+        let accept_unknown = args.accept_unknown.clone();
         let confirm = Some(args.tenant.clone());
         let request = EraseRequest { dry_run: false, confirm, delete_data, accept_unknown, give_up };
         let begun: Erasure = context.client.post(&path, Some(&request)).await?;
@@ -135,7 +135,8 @@ fn told(erasure: &Erasure) -> String {
         (!all.is_empty()).then(|| format!("{what}{}", all.concat()))
     };
     lines.extend(stands("It would be refused now:", &erasure.blockers));
-    lines.extend(stands("It would be refused without --accept-unknown:", &erasure.doubts));
+    let word = erasure.accept_unknown.as_deref().unwrap_or_default();
+    lines.extend(stands(&format!("It would be refused without --accept-unknown {}:", clean(word)), &erasure.doubts));
     if erasure.state == ErasureState::Planned {
         lines.push("Nothing was done.".to_owned());
     }

@@ -19,7 +19,7 @@ use crate::config::{ConfigError, RepositorySection};
 use crate::fault::TappedBackend;
 use crate::keys::{KeyError, Keyring};
 
-pub use erase::Holding;
+pub use erase::{Contents, Holding};
 
 /// Opens repositories on demand and keeps them open.
 #[derive(Clone)]

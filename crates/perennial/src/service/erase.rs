@@ -25,8 +25,9 @@ use words::{KITS, kits, meaning, shown, summary};
 const NAMED: usize = 20;
 /// Pods that are looked at.
 const PODS: u32 = 1000;
-/// How long a place may take until it counts as one that does not answer.
-const LOOK: Duration = Duration::from_secs(120);
+/// How long a place may take until it counts as one that does not answer. The places are looked at at the same time, and whoever asked
+/// waits for it: the command line waits longer.
+pub(crate) const LOOK: Duration = Duration::from_secs(60);
 
 /// The repositories of all tenants, and their replicas where there are any.
 #[derive(Clone)]
@@ -46,8 +47,8 @@ pub struct Erase {
     pub dry_run: bool,
     /// Whether the files of the repositories are deleted as well.
     pub delete_data: bool,
-    /// Which doubts do not matter: that snapshots become unreadable that the database knows nothing of, and places that cannot be
-    /// looked at are left as they are.
+    /// Which doubts do not matter ([`Erasing::accept`]): that snapshots are destroyed which the database knows nothing of, and that
+    /// places which cannot be looked at are left as they are.
     pub accept_unknown: Option<String>,
     /// Whether what was not dealt with so far is given up.
     pub give_up: bool,
@@ -67,17 +68,26 @@ pub struct Erasing {
     /// What stands against it.
     pub blockers: Vec<String>,
     /// What stands against it unless it is accepted.
-    pub doubts: Vec<String>,
+    pub doubts: Vec<Doubt>,
     /// What it means, in sentences.
     pub meaning: Vec<String>,
+}
+
+/// Why it cannot be told what all would be lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    /// What it is about, always in the same words: how long a store took to say no is of no concern.
+    key: String,
+    /// What a person is told.
+    pub text: String,
 }
 
 impl Erasing {
     /// What has to be said to accept these doubts, and no others; `None`: there are none.
     #[must_use]
     pub fn accept(&self) -> Option<String> {
-        let hash = || hex::encode(&Sha256::digest(self.doubts.join("\n"))[..8]);
-        (!self.doubts.is_empty()).then(hash)
+        let keys: Vec<&str> = self.doubts.iter().map(|doubt| doubt.key.as_str()).collect();
+        (!keys.is_empty()).then(|| hex::encode(&Sha256::digest(keys.join("\n"))[..8]))
     }
 }
 
@@ -119,7 +129,8 @@ impl App {
             return Err(Error::conflict("tenant-in-use", format!("tenant {tenant} cannot be erased: {all}"), hint));
         }
         if plan.accept() != ask.accept_unknown.clone().filter(|_| !plan.doubts.is_empty()) {
-            let problem = format!("it is not sure what would be lost: {}", plan.doubts.join("; "));
+            let doubts: Vec<&str> = plan.doubts.iter().map(|doubt| doubt.text.as_str()).collect();
+            let problem = format!("it is not sure what would be lost: {}", doubts.join("; "));
             let hint = "is it the right database, and is every disk mounted? acceptUnknown (--accept-unknown) erases all the same, \
                         when it repeats what the dry run says of just these doubts";
             return Err(Error::conflict("tenant-unclear", problem, hint));
@@ -312,7 +323,7 @@ impl App {
     }
 
     /// What is in a replica that this database never had copied there: after a takeover it may be somebody's only copy.
-    async fn unknown_in(&self, tenant: &TenantId, replica: &Holding) -> Result<Option<String>, Error> {
+    async fn unknown_in(&self, tenant: &TenantId, replica: &Holding) -> Result<Option<Doubt>, Error> {
         let (Some(contents), Some(seen)) = (&replica.contents, &replica.seen) else { return Ok(None) };
         let noted = self.store.replicated(tenant, &contents.id).await?;
         let known: HashSet<String> = noted
@@ -324,7 +335,13 @@ impl App {
             .collect();
         let unknown = seen.snapshots.iter().filter(|name| !known.contains(&name.to_string())).count();
         let place = &replica.location;
-        Ok((unknown > 0).then(|| format!("{place} holds {unknown} snapshots that this server never copied there")))
+        Ok((unknown > 0).then(|| Doubt {
+            key: format!("{place} never copied {unknown}"),
+            text: format!(
+                "{place} holds {unknown} snapshots that this server never copied there, and they would be destroyed: after a takeover \
+                 they may be another host's only ones"
+            ),
+        }))
     }
 }
 
@@ -382,8 +399,9 @@ fn found(holding: &Holding) -> FoundPlace {
     let is_told = holding.problem.is_none() && holding.of_others.is_none();
     let became = match &holding.seen {
         _ if !is_told => Some(Became::Untouched),
-        Some(_) => None,
-        None => Some(Became::Absent),
+        // One that somebody works on is looked at when they are done; nothing is recorded before.
+        None if holding.in_work.is_none() => Some(Became::Absent),
+        _ => None,
     };
     FoundPlace {
         location: holding.location.clone(),
@@ -396,20 +414,32 @@ fn found(holding: &Holding) -> FoundPlace {
 }
 
 /// What would be lost that nobody can have meant, because the database does not know of it, or nobody can look.
-fn doubts(first: &Holding, replica: Option<&Holding>, pods: &[Pod]) -> Vec<String> {
+fn doubts(first: &Holding, replica: Option<&Holding>, pods: &[Pod]) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     for place in [Some(first), replica].into_iter().flatten() {
         if let Some(problem) = &place.problem {
             let location = shown(&place.location);
-            doubts.push(format!("{location} cannot be looked at, and would be left as it is: {}", problem.message));
+            doubts.push(Doubt {
+                key: format!("{location} not looked at"),
+                text: format!("{location} cannot be looked at, and would be left as it is: {}", problem.message),
+            });
         }
     }
     let known: HashSet<String> = pods.iter().map(|pod| pod.id.to_string()).collect();
     let held = first.contents.iter().flat_map(|contents| &contents.pods);
     let unknown = held.filter(|pod| !known.contains(*pod)).count();
-    if unknown > 0 {
-        let place = &first.location;
-        doubts.push(format!("{place} holds snapshots of {unknown} pods that the database does not know"));
-    }
+    let place = &first.location;
+    let mut lost = |count: usize, what: &str| {
+        if count > 0 {
+            let text = format!("{place} holds {what}, and they would be destroyed");
+            doubts.push(Doubt { key: text.clone(), text });
+        }
+    };
+    lost(unknown, &format!("snapshots of {unknown} pods that the database does not know"));
+    let others = first.contents.as_ref().map_or(0, |contents| contents.others);
+    lost(others, &format!("{others} snapshots that no server of this installation made"));
     doubts
 }
+
+#[cfg(test)]
+mod tests;

@@ -185,11 +185,13 @@ impl Erasure {
         self
     }
 
-    /// Gives up what was not dealt with: places, and keys that no server has. What servers say of their keys is forgotten; those
-    /// that run say it again.
+    /// Gives up what was not dealt with: places, the config of one in which nothing else is left, and keys that no server has. What
+    /// servers say of their keys is forgotten; those that run say it again.
     pub fn give_up(&mut self, at: Timestamp) {
         for place in self.found.all_mut() {
-            place.became.get_or_insert(Became::GivenUp);
+            if let Became::Emptied { .. } = place.became.get_or_insert(Became::GivenUp) {
+                place.seen = None;
+            }
         }
         self.servers.values_mut().for_each(|keys| keys.problem = None);
         self.keys_at.get_or_insert(at);

@@ -36,6 +36,7 @@ async fn a_dry_run_says_everything_and_asks_for_nothing() {
     let mut plan = Erasure {
         blockers: vec!["pod dev (01) is not purged".to_owned()],
         doubts: vec!["/far/acme cannot be looked at".to_owned()],
+        accept_unknown: Some("abc".to_owned()),
         ..erasure(ErasureState::Planned)
     };
     plan.replica.as_mut().unwrap().became = Some(PlaceBecame::Untouched);
@@ -50,7 +51,7 @@ erasing tenant acme would mean:
 - There is no way back.
 It would be refused now:
   pod dev (01) is not purged
-It would be refused without --accept-unknown:
+It would be refused without --accept-unknown abc:
   /far/acme cannot be looked at
 Nothing was done.
 "
@@ -110,7 +111,8 @@ async fn what_is_in_the_way_is_told() {
 
 #[tokio::test]
 async fn the_doubts_that_were_told_are_accepted_and_only_with_a_word() {
-    for (words, sent) in [(vec!["--accept-unknown"], json!("abc")), (Vec::new(), serde_json::Value::Null)] {
+    // Not what the plan of this moment says: nobody was shown it.
+    for (words, sent) in [(vec!["--accept-unknown", "def"], json!("def")), (Vec::new(), serde_json::Value::Null)] {
         let fake = Fake::default();
         let doubts = vec!["/far/acme cannot be looked at".to_owned()];
         let plan = Erasure { doubts, accept_unknown: Some("abc".to_owned()), ..erasure(ErasureState::Planned) };

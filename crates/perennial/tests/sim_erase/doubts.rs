@@ -157,7 +157,11 @@ async fn sim_what_a_replica_holds_that_was_never_copied_there_is_a_doubt() {
     let server = world.server_on(other, Arc::new(NoTap));
     server.app.places.repositories.prepare(&tenant()).unwrap();
     let (code_, text) = code(ask(&server, confirmed(true)).await);
-    assert!(code_ == "tenant-unclear" && text.contains("snapshots that this server never copied there"), "{text}");
+    assert!(
+        code_ == "tenant-unclear"
+            && text.contains("snapshots that this server never copied there, and they would be destroyed"),
+        "{text}"
+    );
     assert!(all_files(&backends(&world)[0]) > 0);
 }
 

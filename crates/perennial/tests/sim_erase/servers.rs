@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use perennial::service::Erase;
-use perennial::store::Became;
+use perennial::store::{Became, EventFilter};
 use perennial_core::Error;
-use perennial_core::fault::NoTap;
+use perennial_core::fault::{Moment, NoTap, Tap, Verdict};
 use perennial_snapshots::Password;
 
 use super::doubts::{all_files, problem, remove};
@@ -203,6 +203,35 @@ async fn sim_what_is_gone_for_good_is_given_up_by_a_person() {
     assert!(told.iter().any(|line| line.contains("is given up: nobody knows")), "{told:?}");
 }
 
+/// A place in which everything can be removed but the last directories.
+#[derive(Debug)]
+struct NoLastDirectory;
+
+impl Tap for NoLastDirectory {
+    fn at(&self, site: &str, _: Moment) -> Verdict {
+        if site == "repository.remove_place" { Verdict::Fail } else { Verdict::Go }
+    }
+}
+
+#[tokio::test]
+async fn sim_what_fails_after_everything_else_went_can_be_given_up() {
+    let world = keyed();
+    drop(without_pods(&world).await);
+    let server = world.server_with(Arc::new(NoLastDirectory)).await;
+    ask(&server, confirmed(true)).await.unwrap();
+    let why = problem(&server).await;
+    assert!(why.contains("--give-up"), "{why}");
+    assert!(row(&server).await.found.all().all(|place| matches!(place.became, Some(Became::Emptied { .. }))));
+    ask(&server, giving_up()).await.unwrap();
+    let all = server.app.store.event_list(0, &EventFilter::default(), 1000).await.unwrap();
+    let given_up = all.into_iter().find(|event| event.line.kind == "tenant.erase-given-up").unwrap().line.message;
+    assert!(given_up.contains("the config of memory:default"), "{given_up}");
+    housekeeper(&server).erase_due().await;
+    assert!(is_done(&server).await);
+    // There was nothing in it but what says that it was a repository.
+    assert_eq!(backends(&world).map(|backend| all_files(&backend)), [1, 1]);
+}
+
 #[tokio::test]
 async fn sim_keys_that_no_server_has_any_more_are_given_up_and_not_called_destroyed() {
     let world = keyed();
@@ -249,7 +278,7 @@ async fn sim_a_replica_that_is_not_configured_any_more_is_not_called_erased() {
     server.app.places.replicas = None;
     let plan = ask(&server, dry()).await.unwrap();
     assert_eq!(plan.found.replica.as_ref().unwrap().became, Some(Became::Untouched));
-    assert!(plan.doubts.iter().any(|doubt| doubt.contains("replica-keys/default")), "{plan:?}");
+    assert!(plan.doubts.iter().any(|doubt| doubt.text.contains("replica-keys/default")), "{plan:?}");
     assert_eq!(code(ask(&server, confirmed(true)).await).0, "tenant-unclear");
     let request = accepted(&server, true).await;
     ask(&server, request).await.unwrap();

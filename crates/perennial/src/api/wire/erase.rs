@@ -17,7 +17,7 @@ pub struct EraseRequest {
     /// Delete the files of its repositories, too. Without it they stay, unreadable; this can be asked for later.
     pub delete_data: bool,
     /// Erase although it cannot be told what all would be lost, which is what `doubts` says: the `acceptUnknown` of the answer that
-    /// says so. What nobody can prove to be the tenant's is not touched all the same.
+    /// says so. Snapshots that nobody knows of are destroyed then; a place that could not be looked at is left as it is.
     pub accept_unknown: Option<String>,
     /// Give up what was not dealt with: places that are gone for good, and keys of servers that are. Only for an erasure that was
     /// asked for before.

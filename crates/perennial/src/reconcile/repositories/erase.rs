@@ -53,6 +53,8 @@ pub struct Contents {
     pub id: String,
     /// The pods that have snapshots; none are read of a replica.
     pub pods: HashSet<String>,
+    /// How many snapshots are of no pod and no image; those of a replica are not read.
+    pub others: usize,
 }
 
 impl Repositories {
@@ -132,7 +134,10 @@ impl Repositories {
         // A replica's are told by their names.
         if which == Which::Repository {
             for snapshot in repository.find(&[])? {
-                contents.pods.extend(snapshot.tags.iter().filter_map(|tag| Some(tag.strip_prefix("pod:")?.to_owned())));
+                let pods: Vec<&str> = snapshot.tags.iter().filter_map(|tag| tag.strip_prefix("pod:")).collect();
+                let is_image = snapshot.tags.iter().any(|tag| tag.starts_with("image:"));
+                contents.others += usize::from(pods.is_empty() && !is_image);
+                contents.pods.extend(pods.into_iter().map(str::to_owned));
             }
         }
         holding.contents = Some(contents);

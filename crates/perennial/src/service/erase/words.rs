@@ -54,7 +54,14 @@ pub(super) fn summary(erasure: &Erasure) -> String {
 
 /// What is not dealt with yet, for the audit trail.
 pub(super) fn open(erasure: &Erasure) -> Vec<String> {
-    let places = erasure.found.all().filter(|place| place.became.is_none()).map(|place| place.location.clone());
+    let of_place = |place: &FoundPlace| match place.became {
+        None => Some(shown(&place.location).to_owned()),
+        Some(Became::Emptied { .. }) if erasure.done_at.is_none() && place.seen.is_some() => {
+            Some(format!("the config of {}", place.location))
+        }
+        Some(_) => None,
+    };
+    let places = erasure.found.all().filter_map(of_place);
     let keys = erasure.keys_at.is_none().then(|| "keys that no server has".to_owned());
     let servers = erasure.servers.iter().filter(|(_, keys)| keys.problem.is_some());
     let servers = servers.map(|(server, _)| format!("what server {server} says of its keys"));
