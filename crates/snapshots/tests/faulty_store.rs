@@ -119,10 +119,10 @@ fn sweep<T>(
             faulty.victim.store(victim, Ordering::SeqCst);
             faulty.bad_call.store(bad, Ordering::SeqCst);
             let progress = Progress::default();
-            let (result, hung) = faulty.gate.cancel_when_it_hangs(&progress, || work(&repo, &progress));
-            if hung {
+            let (result, hung) = faulty.gate.cancel_when_it_hangs(&progress, &faulty.calls, || work(&repo, &progress));
+            if let Some(before) = hung {
                 // What is left to do is to note what arrived, and to give the lock back; two threads at most are on their way.
-                let more = faulty.calls.load(Ordering::SeqCst) as i64 - bad;
+                let more = faulty.calls.load(Ordering::SeqCst) - before;
                 assert!(more <= 12, "{label}: {more} more calls after the cancellation");
             }
             drop(repo);
@@ -377,7 +377,7 @@ fn no_fault_at_any_call_of_an_init_makes_half_a_repository_or_takes_another() {
                 let faulty = FaultyBackend::new(Arc::new(state.clone()), fault, false);
                 faulty.bad_call.store(k, Ordering::SeqCst);
                 let init = || Repository::init(faulty.clone(), &password(), KeyCost::Test);
-                let (made, _) = faulty.gate.cancel_when_it_hangs(&Progress::default(), init);
+                let (made, _) = faulty.gate.cancel_when_it_hangs(&Progress::default(), &faulty.calls, init);
                 reached |= faulty.calls.load(Ordering::SeqCst) as i64 > k;
                 let label = format!("{fault:?} at call {k}");
                 if exists {
@@ -408,7 +408,9 @@ fn no_fault_at_any_call_of_a_raze_leaves_a_key_that_it_says_is_gone() {
                 let faulty = FaultyBackend::new(Arc::new(state.clone()), fault, false);
                 faulty.bad_call.store(k, Ordering::SeqCst);
                 let progress = Progress::default();
-                let (razed, _) = faulty.gate.cancel_when_it_hangs(&progress, || raze(&*faulty, &seen, what, &progress));
+                let (razed, _) = faulty
+                    .gate
+                    .cancel_when_it_hangs(&progress, &faulty.calls, || raze(&*faulty, &seen, what, &progress));
                 let left: Vec<_> = gone.iter().flat_map(|kind| state.list(*kind).unwrap()).collect();
                 assert!(razed.is_err() || left.is_empty(), "{what:?}, {fault:?} at call {k}: {left:?}");
                 if faulty.calls.load(Ordering::SeqCst) as i64 <= k {

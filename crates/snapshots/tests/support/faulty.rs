@@ -43,16 +43,22 @@ impl Gate {
         drop(self.changed.wait_while(state, |(_, open)| !*open).unwrap());
     }
 
-    /// Runs work, cancels it when a call hangs, and lets the call fail then; returns whether one did.
-    pub fn cancel_when_it_hangs<T>(&self, progress: &Progress, work: impl FnOnce() -> T) -> (T, bool) {
+    /// Runs work, cancels it when a call hangs, and lets the call fail then; returns what `calls` said at that moment, if one did.
+    pub fn cancel_when_it_hangs<T>(
+        &self,
+        progress: &Progress,
+        calls: &AtomicU64,
+        work: impl FnOnce() -> T,
+    ) -> (T, Option<u64>) {
         std::thread::scope(|scope| {
             let canceller = scope.spawn(|| {
                 let state = self.state.lock().unwrap();
                 let mut state = self.changed.wait_while(state, |(hangs, open)| !*hangs && !*open).unwrap();
+                let before = calls.load(Ordering::SeqCst);
                 progress.cancel();
                 state.1 = true;
                 self.changed.notify_all();
-                state.0
+                state.0.then_some(before)
             });
             let done = work();
             self.state.lock().unwrap().1 = true;
