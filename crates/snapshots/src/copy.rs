@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use perennial_core::progress::Progress;
 use serde_json::{Map, Value};
 
+use crate::archive::Kept;
 use crate::backend::FileKind;
 use crate::crypto::opened_text;
 use crate::error::{Error, Result};
@@ -283,7 +284,8 @@ impl<'a> Copy<'a> {
     /// Proves that all of it is there. Every pack was read back before an index named it, except those of other work of this
     /// handle.
     fn prove(&self, file: &SnapshotFile) -> Result<()> {
-        let (_, packs) = prove(self.to, file, &Verify::Written { packs: Vec::new() }, self.progress)?;
+        let (_, packs) =
+            prove(self.to, file, (&Verify::Written { packs: Vec::new() }, &Kept::default()), self.progress)?;
         self.guard.ensure()?;
         self.to.read_back(&packs);
         Ok(())

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::archive::Kept;
 use crate::backend::{Backend, FileKind};
 use crate::crypto::Key;
 use crate::effort::Effort;
@@ -50,6 +51,8 @@ pub(crate) struct Inner {
     /// Packs that this handle wrote, or tried to, and nobody has read back: also those of passes that failed, for
     /// later passes count on their blobs.
     pub(crate) unread: Mutex<IdSet>,
+    /// What the newest snapshot of this handle has from others, until somebody proves it.
+    pub(crate) kept: Mutex<Option<(Id, Kept)>>,
     repository_id: String,
     /// What copies in this repository were called at first; filled when somebody asks for a snapshot by such a name.
     copies: Mutex<Copies>,
@@ -175,6 +178,7 @@ impl Repository {
             refreshing: Mutex::default(),
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
+            kept: Mutex::default(),
             repository_id: config.id,
             copies: Mutex::default(),
             locks: Locks::Own,
@@ -195,6 +199,7 @@ impl Repository {
             refreshing: Mutex::default(),
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
+            kept: Mutex::default(),
             repository_id: String::new(),
             copies: Mutex::default(),
             locks: Locks::OtherEnd,

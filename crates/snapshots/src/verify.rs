@@ -3,13 +3,17 @@
 //! Three things are proven. What was written arrived: packs, index files and the snapshot file are read again past
 //! the page cache, decrypted and hashed. What is needed is there: every blob of every tree is in the index, in a pack
 //! that exists with the right size. What was counted is there: files, directories and bytes equal the archive's.
+//!
+//! A tree that was in the repository before, and is in the snapshot as it is, was read and hashed by the archive a moment ago
+//! ([`Kept`]). It is not read a second time; its pack and every blob in it are looked up like those of all others.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use perennial_core::progress::Progress;
 
+use crate::archive::Kept;
 use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
@@ -68,7 +72,15 @@ impl Repository {
             other => other?,
         }
         let file = inner.load_snapshot(snapshot)?;
-        let (verified, packs) = prove(inner, &file, verify, progress).map_err(|error| match verify {
+        let kept = match verify {
+            Verify::Everything => None,
+            Verify::Written { .. } => {
+                let mut kept = inner.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.take_if(|(of, _)| *of == snapshot.0)
+            }
+        };
+        let kept = kept.map(|(_, kept)| kept).unwrap_or_default();
+        let (verified, packs) = prove(inner, &file, (verify, &kept), progress).map_err(|error| match verify {
             Verify::Everything => inner.judged(error),
             Verify::Written { .. } => error,
         })?;
@@ -84,12 +96,16 @@ impl Repository {
 pub(crate) fn prove(
     inner: &Inner,
     file: &SnapshotFile,
-    verify: &Verify,
+    (verify, kept): (&Verify, &Kept),
     progress: &Progress,
 ) -> Result<(Verified, Vec<Id>)> {
     inner.reread_written_indexes()?;
     inner.refresh_index()?;
-    let load = |tree, path: &str| inner.load_tree(tree, path);
+    let load = |tree, path: &str| match kept.get(tree) {
+        // Its pack is there still; what is in it is looked up as everywhere.
+        Some(nodes) if inner.find_blob(BlobKind::Tree, tree).is_some() => Ok(nodes),
+        _ => inner.load_tree(tree, path).map(Arc::new),
+    };
     let Walked { counts, packs: needed } = walk_tree((inner, &load), file.tree, "", progress)?;
     if let Some(summary) = &file.summary
         && let Some(dirs) = summary.perennial_dirs
@@ -152,7 +168,7 @@ impl Inner {
 }
 
 /// A repository, and how its trees are read.
-pub(crate) type Trees<'a> = (&'a Inner, &'a (dyn Fn(Id, &str) -> Result<Vec<Node>> + Sync));
+pub(crate) type Trees<'a> = (&'a Inner, &'a (dyn Fn(Id, &str) -> Result<Arc<Vec<Node>>> + Sync));
 
 /// What a walk through a tree found.
 #[derive(Default)]
@@ -240,14 +256,14 @@ fn visit((inner, load): Trees<'_>, (tree, path): Step, walked: &mut Walked, step
     if let Some(place) = inner.find_blob(BlobKind::Tree, tree) {
         walked.packs.insert(place.pack);
     }
-    for node in nodes {
+    for node in nodes.iter() {
         let at = || format!("{path}/{}", String::from_utf8_lossy(&node.name));
         if let Some(subtree) = node.subtree {
             steps.push_back((subtree, at()));
             continue;
         }
         walked.counts.add(node.kind, node.size);
-        check_file(inner, &node, at, &mut |found| {
+        check_file(inner, node, at, &mut |found| {
             walked.packs.insert(found.pack);
         })?;
     }
@@ -370,14 +386,14 @@ pub(crate) fn read_pack(inner: &Inner, id: Id, plain: &mut Vec<u8>) -> Result<Pa
 
 #[cfg(test)]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::Arc;
-
     use super::*;
     use crate::node::encode_tree;
     use crate::pack::Sealer;
     use crate::uploader::Uploader;
-    use crate::{Effort, KeyCost, MemoryBackend, Password};
+    use crate::{
+        ArchiveRequest, Backend as _, Effort, KeyCost, Layout, MemoryBackend, Parent, Pass, Password, Root, Source,
+    };
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     #[test]
     fn several_walk_a_tree_together_and_one_who_fails_or_panics_ends_it_for_all() {
@@ -401,25 +417,83 @@ mod tests {
         let visited = AtomicUsize::new(0);
         let load = |tree: Id, at: &str| {
             visited.fetch_add(1, Ordering::Relaxed);
-            inner.load_tree(tree, at)
+            inner.load_tree(tree, at).map(Arc::new)
         };
         let walked = walk_tree((inner, &load), root, "", &progress).expect("walked");
         assert_eq!((walked.counts.dirs, walked.counts.files), (421, 400));
         assert_eq!((visited.load(Ordering::Relaxed), walked.packs.len()), (421, 1));
         let missing = |tree: Id, at: &str| match at {
             "directory /13/07/" => Err(Error::MissingBlob { blob: tree, needed_by: at.to_owned() }),
-            _ => inner.load_tree(tree, at),
+            _ => inner.load_tree(tree, at).map(Arc::new),
         };
         let error = walk_tree((inner, &missing), root, "", &progress).map(|walked| walked.counts);
         assert!(matches!(error, Err(Error::MissingBlob { .. })), "{error:?}");
-        let panics =
-            |tree: Id, at: &str| if at == "directory /13/" { panic!("{at}") } else { inner.load_tree(tree, at) };
+        let panics = |tree: Id, at: &str| {
+            if at == "directory /13/" { panic!("{at}") } else { inner.load_tree(tree, at).map(Arc::new) }
+        };
         assert!(catch_unwind(AssertUnwindSafe(|| walk_tree((inner, &panics), root, "", &progress).is_ok())).is_err());
         let cancels = |tree: Id, at: &str| {
             progress.cancel();
-            inner.load_tree(tree, at)
+            inner.load_tree(tree, at).map(Arc::new)
         };
         let error = walk_tree((inner, &cancels), root, "", &progress).map(|walked| walked.counts);
         assert!(matches!(error, Err(Error::Cancelled)), "{error:?}");
+    }
+
+    #[test]
+    fn what_an_archive_found_as_it_is_is_not_read_again_and_its_packs_are_looked_for_all_the_same() {
+        let backend = MemoryBackend::new();
+        let repo =
+            Repository::init(Arc::new(backend.clone()), &Password::new("p"), KeyCost::Test).expect("a repository");
+        let home = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(home.path().join("below")).expect("made");
+        // A file that was written a moment ago would be read again, and a look changes a link.
+        let pipe = home.path().join("below/pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("made");
+        let progress = Progress::default();
+        let archive = |parent: Option<SnapshotFileId>| {
+            let source = Source::Directory { path: home.path().into(), layout: Layout::Plain, exclude: vec![] };
+            let request = ArchiveRequest {
+                time: jiff::Timestamp::UNIX_EPOCH,
+                hostname: "test".into(),
+                tags: vec![],
+                parents: parent.map(Parent::Snapshot).into_iter().collect(),
+                roots: vec![Root { at: "/data".into(), source }],
+                pass: Pass::Commit,
+                accept_losses: vec![],
+            };
+            let archived = repo.archive(&request, &progress).expect("archived");
+            (archived.snapshot.expect("a snapshot"), Verify::Written { packs: archived.written_packs })
+        };
+        let kept = || repo.inner.kept.lock().expect("no panic").as_ref().map(|(of, kept)| (*of, kept.len()));
+        let (first, written) = archive(None);
+        assert_eq!(kept(), Some((first.0, 0)), "all of it is new");
+        let whole = repo.verify(first, &written, &progress).expect("verified");
+        assert_eq!(kept(), None);
+
+        let (second, written) = archive(Some(first));
+        assert_eq!(kept(), Some((second.0, 2)), "what is in the volume; what is around it is made up anew");
+        // Of another snapshot it says nothing, nor to whoever wants everything read.
+        repo.verify(first, &Verify::Everything, &progress).expect("verified");
+        repo.verify(second, &Verify::Everything, &progress).expect("verified");
+        assert_eq!(kept(), Some((second.0, 2)));
+        let again = repo.verify(second, &written, &progress).expect("verified");
+        assert_eq!((again.counts, kept()), (whole.counts, None));
+
+        let (third, written) = archive(Some(first));
+        assert!(matches!(kept(), Some((of, 2)) if of == third.0));
+        let trees = kept_packs(&repo);
+        for pack in trees {
+            backend.remove(FileKind::Pack, pack).expect("removed");
+        }
+        let missing = repo.verify(third, &written, &progress);
+        assert!(matches!(missing, Err(Error::MissingBlob { .. })), "{missing:?}");
+    }
+
+    fn kept_packs(repo: &Repository) -> Vec<Id> {
+        let kept = repo.inner.kept.lock().expect("no panic");
+        let (_, kept) = kept.as_ref().expect("some are kept");
+        kept.ids().filter_map(|id| repo.inner.find_blob(BlobKind::Tree, id)).map(|found| found.pack).collect()
     }
 }

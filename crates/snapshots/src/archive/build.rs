@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::node::{Node, NodeKind, encode_tree};
 use crate::pack::Sealer;
-use crate::request::Counts;
+use crate::request::{Counts, Pass};
 use crate::wire::BlobKind;
 
 /// A directory whose entries are not all known yet.
@@ -98,7 +98,7 @@ impl Pending {
 
     /// The tree to compare with that has exactly these entries.
     fn same_tree(&self, shared: &Shared<'_>, entries: &[Entry]) -> Option<Id> {
-        let found = self.known.iter().enumerate().find(|(at, (id, nodes))| {
+        let (_, (id, nodes)) = self.known.iter().enumerate().find(|(at, (id, nodes))| {
             let same = |(index, entry): (usize, &Entry)| match entry {
                 Entry::Same(tree, i) if (*tree as usize, *i as usize) == (*at, index) => true,
                 entry => self.node_of(entry) == nodes.get(index),
@@ -106,8 +106,11 @@ impl Pending {
             entries.len() == nodes.len()
                 && entries.iter().enumerate().all(same)
                 && shared.uploader.has(BlobKind::Tree, *id)
-        });
-        found.map(|(_, (id, _))| *id)
+        })?;
+        if shared.pass == Pass::Commit {
+            lock(&shared.kept).keep(*id, nodes);
+        }
+        Some(*id)
     }
 
     /// Takes the finished root out.

@@ -19,6 +19,8 @@ use crate::wire::BlobKind;
 
 /// So many bytes of trees at most are ready to compare.
 const READY: usize = 128 << 20;
+/// So many bytes of them at most are kept until the proof: some 100,000 files.
+const KEPT: usize = 48 << 20;
 
 enum Tree {
     Ready(Arc<Vec<Node>>),
@@ -81,6 +83,37 @@ impl Loaded {
 fn memory_of(node: &Node) -> usize {
     let attributes: usize = node.xattrs.iter().map(|x| x.name.len() + x.value.len() + size_of_val(x)).sum();
     size_of::<Node>() + node.name.len() + node.content.len() * size_of::<Id>() + node.link_target.len() + attributes
+}
+
+/// Trees of the repository that are in a snapshot as they are, from when its archive read them until it is proven: they need not be
+/// read, opened and hashed a second time within a moment. What is in them is looked up again.
+#[derive(Default)]
+pub(crate) struct Kept {
+    trees: HashMap<Id, Arc<Vec<Node>>>,
+    bytes: usize,
+}
+
+impl Kept {
+    pub(crate) fn keep(&mut self, id: Id, nodes: &Arc<Vec<Node>>) {
+        let bytes = nodes.iter().map(memory_of).sum::<usize>();
+        if self.bytes + bytes <= KEPT && self.trees.insert(id, Arc::clone(nodes)).is_none() {
+            self.bytes += bytes;
+        }
+    }
+
+    pub(crate) fn get(&self, id: Id) -> Option<Arc<Vec<Node>>> {
+        self.trees.get(&id).map(Arc::clone)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.trees.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn ids(&self) -> impl Iterator<Item = Id> + '_ {
+        self.trees.keys().copied()
+    }
 }
 
 /// Where scanners get the trees from that they compare with.

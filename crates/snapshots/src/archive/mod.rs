@@ -47,6 +47,7 @@ use ahead::Ahead;
 use build::{Links, Pending};
 pub(crate) use held::Release;
 pub use held::{Held, Writers};
+pub(crate) use known::Kept;
 use known::{Loaded, Trees};
 use place::{Virtual, made_up};
 use read::Job;
@@ -76,6 +77,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) held: AtomicBool,
     /// Directories whose trees are to be written once they are not.
     pub(crate) later: Mutex<Vec<Arc<Pending>>>,
+    /// What the proof of the snapshot will look at.
+    pub(crate) kept: Mutex<Kept>,
 }
 
 impl Shared<'_> {
@@ -181,6 +184,7 @@ impl Repository {
             met: (progress.read().bytes_done, AtomicU64::new(0)),
             held: AtomicBool::new(false),
             later: Mutex::default(),
+            kept: Mutex::default(),
         };
         let mut layout = Virtual::default();
         let mut sealer = Sealer::new()?;
@@ -218,7 +222,9 @@ impl Repository {
             return Ok(archived);
         }
         let file = snapshot_file(request, &archived);
-        archived.snapshot = Some(SnapshotFileId(self.inner.save_snapshot(&file)?));
+        let id = self.inner.save_snapshot(&file)?;
+        archived.snapshot = Some(SnapshotFileId(id));
+        *lock(&self.inner.kept) = Some((id, std::mem::take(&mut *lock(&shared.kept))));
         Ok(archived)
     }
 
@@ -432,7 +438,7 @@ fn count(shared: &Shared<'_>, node: &Node, at: &str) -> Result<Counts> {
         counts.add(node.kind, node.size);
         return Ok(counts);
     };
-    let load = |tree, path: &str| shared.inner.load_tree(tree, path);
+    let load = |tree, path: &str| shared.inner.load_tree(tree, path).map(Arc::new);
     walk_tree((shared.inner, &load), tree, at, shared.progress).map(|walked| walked.counts)
 }
 

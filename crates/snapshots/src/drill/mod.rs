@@ -10,6 +10,7 @@ mod compare;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use perennial_core::progress::Progress;
 
@@ -181,7 +182,7 @@ impl Repository {
         gone_or(inner.backend.drop_caches(FileKind::Snapshot, snapshot.0))?;
         let tree = inner.load_snapshot(snapshot)?.tree;
         let reader = Reader::new(inner);
-        let load = |tree, path: &str| reader.load_tree(tree, path);
+        let load = |tree, path: &str| reader.load_tree(tree, path).map(Arc::new);
         for pack in walk_tree((inner, &load), tree, "", progress)?.packs {
             progress.check()?;
             gone_or(inner.backend.drop_caches(FileKind::Pack, pack))?;

@@ -212,6 +212,7 @@ impl Inner {
             refreshing: Mutex::default(),
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
+            kept: Mutex::default(),
             repository_id: below.repository_id.clone(),
             copies: Mutex::default(),
             locks: Locks::Nobody,

@@ -20,6 +20,7 @@ pub use preview::{Lost, RestorePreview, WhyLost};
 pub(crate) use remove::{remove_entry, temporary_name};
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use perennial_core::progress::Progress;
 
@@ -180,7 +181,7 @@ impl Repository {
         let inner = &self.inner;
         let root = inner.resolve(tree, request.subtree.as_bytes())?;
         let subtree = root.subtree.ok_or_else(|| Error::invalid(&request.subtree, "not a directory"))?;
-        let load = |tree, path: &str| reader.load_tree(tree, path);
+        let load = |tree, path: &str| reader.load_tree(tree, path).map(Arc::new);
         let walked = walk_tree((inner, &load), subtree, request.subtree.trim_end_matches('/'), progress)?;
         let list = match &request.removals {
             Removals::Ignore => Vec::new(),
