@@ -31,8 +31,13 @@ impl Hasher for IdHasher {
 pub(crate) type IdMap<V> = HashMap<Id, V, BuildHasherDefault<IdHasher>>;
 pub(crate) type IdSet = HashSet<Id, BuildHasherDefault<IdHasher>>;
 
+/// In [`Location::pack`]: a prune that is under way found a snapshot that needs the blob. A set of its own of millions of ids
+/// would take half as much memory again as the index.
+const NEEDED: u32 = 1 << 31;
+
 #[derive(Debug, Clone, Copy)]
 struct Location {
+    /// Its number, and perhaps [`NEEDED`].
     pack: u32,
     offset: u32,
     length: u32,
@@ -96,8 +101,8 @@ impl Index {
         if self.pack_numbers.contains_key(&id) {
             return;
         }
-        // Four billion packs are 64 PiB.
-        let Ok(number) = u32::try_from(self.packs.len()) else { return };
+        // Two billion packs are 32 PiB.
+        let Some(number) = u32::try_from(self.packs.len()).ok().filter(|number| *number < NEEDED) else { return };
         self.pack_numbers.insert(id, number);
         self.packs.push(PackEntry { id, size: crate::pack::expected_size(blobs) });
         for blob in blobs {
@@ -107,7 +112,11 @@ impl Index {
                 length: blob.length,
                 uncompressed_length: blob.uncompressed_length,
             };
-            self.map_mut(blob.kind).insert(blob.id, location);
+            if let Some(before) = self.map_mut(blob.kind).insert(blob.id, location)
+                && before.pack & NEEDED != 0
+            {
+                self.need(blob.kind, blob.id);
+            }
         }
     }
 
@@ -124,10 +133,37 @@ impl Index {
             BlobKind::Tree => &self.trees,
         };
         let l = map.get(&id)?;
-        let pack = self.packs.get(l.pack as usize)?;
+        let pack = self.packs.get((l.pack & !NEEDED) as usize)?;
         let blob =
             IndexBlob { id, kind, offset: l.offset, length: l.length, uncompressed_length: l.uncompressed_length };
         Some(Found { pack: pack.id, blob })
+    }
+
+    /// Marks a blob as needed; tells whether that is new, and nothing when the blob is not known.
+    pub(crate) fn need(&mut self, kind: BlobKind, id: Id) -> Option<bool> {
+        let location = self.map_mut(kind).get_mut(&id)?;
+        let new = location.pack & NEEDED == 0;
+        location.pack |= NEEDED;
+        Some(new)
+    }
+
+    /// Takes the mark of a needed blob away; tells whether there was one.
+    pub(crate) fn take_needed(&mut self, kind: BlobKind, id: Id) -> bool {
+        let Some(location) = self.map_mut(kind).get_mut(&id) else { return false };
+        let needed = location.pack & NEEDED != 0;
+        location.pack &= !NEEDED;
+        needed
+    }
+
+    /// A blob that is still marked as needed.
+    pub(crate) fn any_needed(&self) -> Option<Id> {
+        let needed = |(id, location): (&Id, &Location)| (location.pack & NEEDED != 0).then_some(*id);
+        self.data.iter().chain(&self.trees).find_map(needed)
+    }
+
+    /// Takes all marks away.
+    pub(crate) fn need_nothing(&mut self) {
+        self.data.values_mut().chain(self.trees.values_mut()).for_each(|location| location.pack &= !NEEDED);
     }
 
     /// The size a pack must have; none when no index names the pack.
@@ -147,5 +183,36 @@ impl Index {
     /// All packs with the size each must have.
     pub(crate) fn packs(&self) -> impl Iterator<Item = (Id, u64)> + '_ {
         self.packs.iter().map(|p| (p.id, p.size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_taken_once_and_change_nothing_else() {
+        let (pack, blob) =
+            (Id([1; 32]), |kind, id| IndexBlob { id, kind, offset: 7, length: 40, uncompressed_length: 9 });
+        let (id, other) = (Id([2; 32]), Id([3; 32]));
+        let mut index = Index::default();
+        index.add_pack(Id([9; 32]), &[]);
+        index.add_pack(pack, &[blob(BlobKind::Data, id), blob(BlobKind::Tree, id), blob(BlobKind::Data, other)]);
+        assert_eq!(index.need(BlobKind::Data, pack), None);
+        assert_eq!((index.need(BlobKind::Data, id), index.need(BlobKind::Data, id)), (Some(true), Some(false)));
+        assert_eq!(index.any_needed(), Some(id));
+        let found = index.find(BlobKind::Data, id).expect("found");
+        assert_eq!((found.pack, found.blob), (pack, blob(BlobKind::Data, id)));
+        assert!(!index.take_needed(BlobKind::Tree, id) && !index.take_needed(BlobKind::Data, other));
+        assert!(index.take_needed(BlobKind::Data, id) && !index.take_needed(BlobKind::Data, id));
+        assert_eq!(index.any_needed(), None);
+        // A blob that another pack holds as well is needed all the same.
+        index.need(BlobKind::Data, other);
+        index.add_pack(Id([4; 32]), &[blob(BlobKind::Data, other)]);
+        assert_eq!(index.find(BlobKind::Data, other).map(|found| found.pack), Some(Id([4; 32])));
+        assert!(index.take_needed(BlobKind::Data, other));
+        index.need(BlobKind::Tree, id);
+        index.need_nothing();
+        assert_eq!(index.any_needed(), None);
     }
 }

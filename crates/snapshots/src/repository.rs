@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     pub(crate) index: RwLock<Index>,
     /// Held while the index is brought up to date, so that two operations do not load the same files twice.
     refreshing: Mutex<()>,
+    /// Held while the index has the marks of a prune: another one's would be taken for them.
+    pub(crate) marks: Mutex<()>,
     /// Locks that could not be read, and when that was seen first.
     pub(crate) unreadable_locks: Mutex<HashMap<Id, Timestamp>>,
     /// Packs that this handle wrote, or tried to, and nobody has read back: also those of passes that failed, for
@@ -176,6 +178,7 @@ impl Repository {
             hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             index: RwLock::default(),
             refreshing: Mutex::default(),
+            marks: Mutex::default(),
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
             kept: Mutex::default(),
@@ -197,6 +200,7 @@ impl Repository {
             hostname: String::new(),
             index: RwLock::default(),
             refreshing: Mutex::default(),
+            marks: Mutex::default(),
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
             kept: Mutex::default(),

@@ -5,13 +5,13 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
 use perennial_snapshots::*;
-use support::faulty::{Fault, FaultyBackend};
+use support::faulty::{Fault, FaultyBackend, HookedBackend};
 use support::*;
 
 const GRACE: SignedDuration = SignedDuration::from_hours(24);
@@ -164,4 +164,84 @@ fn a_password_is_removed_on_a_store_whose_listings_lag_and_not_on_one_that_remov
     backend.lags.store(true, Ordering::SeqCst);
     opened.remove_password(&password(), &next).unwrap();
     assert!(matches!(Repository::open(Arc::new(state), &password()), Err(Error::WrongPassword)));
+}
+
+/// Prunes, and has others do something before the call so many after the first listing of snapshots. Says how many calls there
+/// were from then on.
+fn prune_beside(
+    state: &MemoryBackend,
+    mode: Mode,
+    call: usize,
+    others: impl Fn(&Repository) + Send + Sync + 'static,
+) -> (Result<PruneReport, Error>, usize) {
+    let (calls, handle) = (Arc::new(AtomicUsize::new(0)), Arc::new(OnceLock::<Repository>::new()));
+    let hook = {
+        let (calls, handle) = (Arc::clone(&calls), Arc::clone(&handle));
+        move |kind| {
+            if kind == FileKind::Snapshot || calls.load(Ordering::SeqCst) > 0 {
+                let now = calls.fetch_add(1, Ordering::SeqCst);
+                if let Some(handle) = handle.get().filter(|_| now == call) {
+                    others(handle);
+                }
+            }
+        }
+    };
+    // No listing shows the locks that are taken with this handle.
+    let lags = lists_wrongly(state);
+    let opened = open(HookedBackend::before_reads(lags.clone(), hook));
+    lags.lags.store(true, Ordering::SeqCst);
+    handle.set(opened.clone()).unwrap();
+    let pruned = opened.prune(mode, &Progress::default());
+    (pruned, calls.load(Ordering::SeqCst))
+}
+
+#[test]
+fn a_prune_whose_lock_nobody_sees_takes_nothing_when_another_makes_its_index_load_anew() {
+    let dir = scratch();
+    let (state, repo) = memory();
+    let [old, first, second] = [1, 2, 3].map(|seed| snapshot_of(&repo, dir.path(), seed));
+    repo.forget(&[old]).unwrap();
+    let (plan, calls) = prune_beside(&state.snapshot(), Mode::DryRun, usize::MAX, |_| ());
+    assert_eq!(plan.unwrap().snapshots, 2);
+    let mut lost_the_lock = 0;
+    for call in 0..calls {
+        let state = state.snapshot();
+        let others = {
+            let state = state.clone();
+            move |handle: &Repository| {
+                let other = lists_wrongly(&state);
+                *other.hidden.lock().unwrap() =
+                    state.list(FileKind::Lock).unwrap().iter().map(|lock| lock.id).collect();
+                open(other).prune(Mode::Execute, &Progress::default()).unwrap();
+                // The index files that this handle knows are gone, and it finds out while it counts what is needed.
+                verify_all(handle, first);
+            }
+        };
+        let (pruned, _) = prune_beside(&state, Mode::Execute, call, others);
+        lost_the_lock += usize::from(matches!(pruned, Err(Error::LockLost)));
+        let fresh = open(Arc::new(state));
+        verify_all(&fresh, first);
+        verify_all(&fresh, second);
+    }
+    assert!(lost_the_lock > 0, "in {calls} calls");
+}
+
+#[test]
+fn of_two_prunes_that_no_lock_keeps_apart_one_ends() {
+    let dir = scratch();
+    let (state, repo) = memory();
+    let [old, kept] = [1, 2].map(|seed| snapshot_of(&repo, dir.path(), seed));
+    repo.forget(&[old]).unwrap();
+    let inner = Arc::new(Mutex::new(None));
+    let others = {
+        let inner = Arc::clone(&inner);
+        move |handle: &Repository| {
+            *inner.lock().unwrap() = Some(handle.prune(Mode::Execute, &Progress::default()));
+        }
+    };
+    let (pruned, calls) = prune_beside(&state, Mode::Execute, 3, others);
+    let refused = inner.lock().unwrap().take();
+    assert!(matches!(refused, Some(Err(Error::LockLost))), "{refused:?} in {calls} calls");
+    assert!(!pruned.unwrap().doomed.is_empty());
+    verify_all(&open(Arc::new(state)), kept);
 }

@@ -14,7 +14,7 @@
 //! which takes the mark back. So an upload whose lock was lost, or a store that listed a snapshot late, costs nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
+use std::sync::{PoisonError, RwLockWriteGuard, TryLockError};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::progress::Progress;
@@ -24,7 +24,7 @@ use super::rewrite::{Rewriter, write_indexes};
 use crate::backend::{FileInfo, FileKind};
 use crate::error::{Error, Result};
 use crate::id::Id;
-use crate::index::{IdMap, IdSet, Origin};
+use crate::index::{IdMap, IdSet, Index, Origin};
 use crate::lock::{LockGuard, LockMode};
 use crate::pack::{expected_size, open_blob};
 use crate::repository::{Inner, Repository};
@@ -101,8 +101,6 @@ pub struct PruneReport {
     /// Bytes freed now, rewritten ones taken off.
     pub freed_bytes: u64,
 }
-
-type BlobKey = (BlobKind, Id);
 
 struct Plan {
     /// What was planned for.
@@ -216,9 +214,15 @@ fn refuse_unplanned_snapshots(inner: &Inner, planned: &HashSet<Id>) -> Result<()
     }
 }
 
-/// Every blob that any snapshot needs; fails when one is not there.
-fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(HashSet<Id>, HashSet<BlobKey>)> {
-    let mut needed = HashSet::new();
+fn index(inner: &Inner) -> RwLockWriteGuard<'_, Index> {
+    inner.index.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Marks every blob that any snapshot needs in the index; fails when one is not there. Returns the snapshots, and how many
+/// blobs that are: so many marks must be found again, or some were lost.
+fn mark_needed(inner: &Inner, progress: &Progress) -> Result<(HashSet<Id>, u64)> {
+    index(inner).need_nothing();
+    let mut needed = 0;
     let snapshots = inner.list_all_snapshots()?;
     for id in &snapshots {
         // By this name and no other: what names it as its original may need less.
@@ -229,21 +233,25 @@ fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(HashSet<Id>, Hash
             }
             other => other?,
         };
+        let place = format!("snapshot {id}");
         let mut stack = vec![file.tree];
         while let Some(tree) = stack.pop() {
             // A tree met before was walked before, with everything below it.
-            if !needed.insert((BlobKind::Tree, tree)) {
+            let new = index(inner).need(BlobKind::Tree, tree);
+            if new == Some(false) {
                 continue;
             }
             progress.check()?;
-            let place = format!("snapshot {id}");
-            for node in inner.load_tree(tree, &place)? {
+            let nodes = inner.load_tree(tree, &place)?;
+            let mut index = index(inner);
+            let missing = |blob| Error::MissingBlob { blob, needed_by: place.clone() };
+            // An index file that was in no listing before may have come with it.
+            let new = new.or_else(|| index.need(BlobKind::Tree, tree)).ok_or_else(|| missing(tree))?;
+            needed += u64::from(new);
+            for node in nodes {
                 stack.extend(node.subtree);
                 for blob in node.content {
-                    if inner.find_blob(BlobKind::Data, blob).is_none() {
-                        return Err(Error::MissingBlob { blob, needed_by: place });
-                    }
-                    needed.insert((BlobKind::Data, blob));
+                    needed += u64::from(index.need(BlobKind::Data, blob).ok_or_else(|| missing(blob))?);
                 }
             }
         }
@@ -252,9 +260,15 @@ fn needed_blobs(inner: &Inner, progress: &Progress) -> Result<(HashSet<Id>, Hash
 }
 
 fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Plan> {
-    let (snapshots, mut needed) = needed_blobs(inner, progress)?;
+    let _marks = match inner.marks.try_lock() {
+        Ok(marks) => marks,
+        Err(TryLockError::Poisoned(marks)) => marks.into_inner(),
+        // Its lock should have kept this one away, or this one's that.
+        Err(TryLockError::WouldBlock) => return Err(Error::LockLost),
+    };
+    let (snapshots, needed) = mark_needed(inner, progress)?;
     let count = snapshots.len() as u64;
-    let mut report = PruneReport { snapshots: count, blobs_needed: needed.len() as u64, ..PruneReport::default() };
+    let mut report = PruneReport { snapshots: count, blobs_needed: needed, ..PruneReport::default() };
     let mut present = inner.list_packs()?;
     let mut looks = 0;
     let mut old_indexes = Vec::new();
@@ -313,6 +327,7 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
     let mut delete = Vec::new();
     let mut marks = Vec::new();
     let mut rewritten = 0_u64;
+    let mut at_home = 0_u64;
     let doom = |id: Id, blobs: Vec<IndexBlob>, delete: &mut Vec<Id>, marks: &mut Vec<MarkedPack>| {
         if request.grace.is_zero() {
             delete.push(id);
@@ -325,12 +340,12 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
     packs.sort_by_key(|(id, _)| (std::cmp::Reverse(present.get(id).copied()), *id));
     for (id, blobs) in packs {
         let size = present.get(&id).copied().unwrap_or(0);
-        let used: Vec<IndexBlob> = blobs
-            .iter()
-            // Taken out when its home is found, so that a blob has one and what is left over has none.
-            .filter(|b| needed.remove(&(b.kind, b.id)))
-            .copied()
-            .collect();
+        let used: Vec<IndexBlob> = {
+            let mut index = index(inner);
+            // Taken away when its home is found, so that a blob has one and what is left over has none.
+            blobs.iter().filter(|b| index.take_needed(b.kind, b.id)).copied().collect()
+        };
+        at_home += used.len() as u64;
         let moved: u64 = used.iter().map(|b| u64::from(b.length)).sum();
         let all: u64 = blobs.iter().map(|b| u64::from(b.length)).sum();
         let mixed = blobs.windows(2).any(|pair| pair[0].kind != pair[1].kind);
@@ -361,8 +376,13 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
         doom(id, blobs, &mut delete, &mut marks);
     }
     // What the index in memory knows and the index files do not would be deleted with packs that look abandoned.
-    if let Some((_, blob)) = needed.iter().next() {
-        return Err(Error::MissingBlob { blob: *blob, needed_by: "a snapshot, according to the index files".into() });
+    if let Some(blob) = index(inner).any_needed() {
+        return Err(Error::MissingBlob { blob, needed_by: "a snapshot, according to the index files".into() });
+    }
+    // An index that was loaded anew meanwhile has lost its marks, and says of nothing that it is needed. What makes that
+    // necessary is somebody else's prune, whom the lock did not keep away.
+    if at_home != needed {
+        return Err(Error::LockLost);
     }
     let known: IdSet = keep.iter().map(|p| p.id).chain(report.doomed.iter().map(|p| p.id)).collect();
     for (id, size) in present.iter().filter(|(id, _)| !known.contains(*id) && !marked.contains_key(*id)) {

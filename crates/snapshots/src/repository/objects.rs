@@ -210,6 +210,7 @@ impl Inner {
             hostname: below.hostname.clone(),
             index: RwLock::default(),
             refreshing: Mutex::default(),
+            marks: Mutex::default(),
             unreadable_locks: Mutex::default(),
             unread: Mutex::default(),
             kept: Mutex::default(),

@@ -350,10 +350,11 @@ impl Backend for FaultyBackend {
     }
 }
 
-/// Calls a hook after each write.
+/// Calls a hook after each write, or before each listing and read.
 pub struct HookedBackend<F> {
     inner: Arc<dyn Backend>,
     hook: F,
+    before_reads: bool,
 }
 
 impl<F> std::fmt::Debug for HookedBackend<F> {
@@ -364,7 +365,17 @@ impl<F> std::fmt::Debug for HookedBackend<F> {
 
 impl<F: Fn(FileKind) + Send + Sync> HookedBackend<F> {
     pub fn new(inner: Arc<dyn Backend>, hook: F) -> Arc<Self> {
-        Arc::new(Self { inner, hook })
+        Arc::new(Self { inner, hook, before_reads: false })
+    }
+
+    pub fn before_reads(inner: Arc<dyn Backend>, hook: F) -> Arc<Self> {
+        Arc::new(Self { inner, hook, before_reads: true })
+    }
+
+    fn reads(&self, kind: FileKind) {
+        if self.before_reads {
+            (self.hook)(kind);
+        }
     }
 }
 
@@ -374,20 +385,25 @@ impl<F: Fn(FileKind) + Send + Sync> Backend for HookedBackend<F> {
     }
 
     fn list(&self, kind: FileKind) -> Result<Vec<FileInfo>, BackendError> {
+        self.reads(kind);
         self.inner.list(kind)
     }
 
     fn read(&self, kind: FileKind, id: Id) -> Result<Vec<u8>, BackendError> {
+        self.reads(kind);
         self.inner.read(kind, id)
     }
 
     fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError> {
+        self.reads(kind);
         self.inner.read_range(kind, id, offset, len)
     }
 
     fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
         self.inner.write(kind, id, data)?;
-        (self.hook)(kind);
+        if !self.before_reads {
+            (self.hook)(kind);
+        }
         Ok(())
     }
 
