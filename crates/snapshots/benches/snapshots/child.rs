@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use perennial_core::progress::Progress;
 use perennial_snapshots::{
-    ArchiveRequest, Existing, KeyCost, Layout, LocalBackend, Parent, Pass, Password, Removals, Repository,
+    ArchiveRequest, Existing, KeyCost, Layout, LocalBackend, Mode, Parent, Pass, Password, Removals, Repository,
     RestoreRequest, Root, Source, Verify,
 };
 
@@ -28,6 +28,9 @@ pub fn main(arguments: &[String]) {
         let share = repository.parse().unwrap();
         return crate::data::generate(Path::new(path), share).unwrap();
     }
+    if what == "tiny" {
+        return crate::memory::tiny(Path::new(path), repository.parse().unwrap());
+    }
     let mut watch = Stopwatch::start();
     let repository = if Repository::exists(&*backend).unwrap() {
         Repository::open(backend, &password).unwrap()
@@ -38,6 +41,11 @@ pub fn main(arguments: &[String]) {
     match what.as_str() {
         "backup" => backup(&repository, Path::new(path), &mut watch),
         "restore" => restore(&repository, Path::new(path), &mut watch),
+        "prune" => {
+            // What there is to delete does not matter: everything is looked at.
+            repository.prune(Mode::Execute, &Progress::default()).unwrap();
+            watch.lap("prune");
+        }
         other => panic!("unknown: {other}"),
     }
 }

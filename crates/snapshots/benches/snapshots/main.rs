@@ -6,7 +6,8 @@
 //! the end, because ext4 avoids inodes that were freed a moment ago, and whoever comes next pays for that.
 //!
 //! `PERENNIAL_BENCH_SHARE` (1) scales the data set, `PERENNIAL_BENCH_ROUNDS` (3) says how often, and
-//! `PERENNIAL_BENCH_DIR` where (15 GB for each round).
+//! `PERENNIAL_BENCH_DIR` where (15 GB for each round). With `PERENNIAL_BENCH_TINY_FILES` it is only peak memory that is
+//! measured, with so many files of a few bytes ([`memory`]).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a measurement that cannot go on ends")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the tables are what it is for")]
@@ -14,6 +15,7 @@
 mod child;
 mod data;
 mod measure;
+mod memory;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,11 @@ fn main() {
     let scratch: PathBuf = setting("PERENNIAL_BENCH_DIR", std::env::temp_dir());
     std::fs::create_dir_all(&scratch).unwrap();
     let scratch = tempfile::Builder::new().prefix("perennial-bench-").tempdir_in(scratch).unwrap();
+    let tiny: u64 = setting("PERENNIAL_BENCH_TINY_FILES", 0);
+    if tiny > 0 {
+        let missed = memory::measure(scratch.path(), tiny);
+        return end(scratch, &missed);
+    }
     let share: f64 = setting("PERENNIAL_BENCH_SHARE", 1.0);
     let rounds: u64 = setting("PERENNIAL_BENCH_ROUNDS", 3);
     let source = scratch.path().join("source");
@@ -45,6 +52,11 @@ fn main() {
     let mut bench = Bench { scratch: scratch.path(), source: &source, samples: Samples::default() };
     let sizes: Vec<report::Sizes> = (0..rounds).map(|round| bench.round(round)).collect();
     let missed = report::print(&bench.samples, &sizes);
+    end(scratch, &missed);
+}
+
+/// Removes what was made, and fails when a number was beyond its limit.
+fn end(scratch: tempfile::TempDir, missed: &[String]) {
     if !missed.is_empty() {
         println!("\nbeyond their limits:\n  {}", missed.join("\n  "));
         drop(scratch);
