@@ -9,6 +9,9 @@
 //! that shows up then ends the prune, as does one that an earlier prune of this handle saw and that is still in its place; index
 //! files are held against those in memory; and a pack that an index names is looked at itself.
 //!
+//! What is needed is marked in the index in memory, and every mark is found again or nothing goes: a set of its own takes as
+//! much memory as half the index, and grows by leaps.
+//!
 //! With a grace time there are two phases. What nothing needs is only marked in the index: from then on no upload
 //! builds on it, and it is still there. A prune after the grace time deletes it, unless a snapshot needs it by then,
 //! which takes the mark back. So an upload whose lock was lost, or a store that listed a snapshot late, costs nothing.
