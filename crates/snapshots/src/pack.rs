@@ -21,6 +21,9 @@ use crate::wire::{BlobKind, IndexBlob};
 
 /// A pack is written once it holds this much: restic's default.
 pub(crate) const TARGET_SIZE: usize = 16 << 20;
+/// A pack is written once it holds so many blobs, however small they are: its header is 2.7 MB then, and restic reads none of more
+/// than 16 MiB. What names them in an index is kept in memory meanwhile.
+pub(crate) const MOST_BLOBS: usize = 1 << 16;
 /// zstd at its fastest regular level: compression is the ceiling of a first snapshot.
 const LEVEL: i32 = 1;
 /// The next level costs small blobs little, and they gain more by it.
@@ -116,7 +119,7 @@ impl PackBuilder {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.data.len() >= TARGET_SIZE
+        self.data.len() >= TARGET_SIZE || self.blobs.len() >= MOST_BLOBS
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -18,13 +18,15 @@ use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::index::{IdSet, Origin};
-use crate::pack::{PackBuilder, Sealer};
+use crate::pack::{MOST_BLOBS, PackBuilder, Sealer};
 use crate::repository::Inner;
 use crate::spool::{Spool, Waiting};
 use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack};
 
 /// An index file is written after so many packs, so that a crash costs little work.
 const PACKS_PER_INDEX: usize = 8;
+/// Or after so many blobs: writing and reading it takes a few hundred bytes of memory for each.
+const BLOBS_PER_INDEX: usize = MOST_BLOBS;
 const SHARDS: usize = 16;
 /// So many packs' memory is kept for those that come: as many as there are workers at most.
 const SPARE: usize = 16;
@@ -33,7 +35,7 @@ const DRAINS: usize = 4;
 
 pub(crate) struct Uploader<'a> {
     inner: &'a Inner,
-    /// Blobs this upload has taken on: in an open pack, being written, or written.
+    /// Blobs this upload has taken on: in an open pack, being written, or written. Those that the index has got are no more in here.
     taken: [[Mutex<IdSet>; SHARDS]; 2],
     open: [Mutex<Vec<PackBuilder>>; 2],
     /// Memory of packs that were written, for those that come: the system would have to clear as much for each.
@@ -119,7 +121,8 @@ impl<'a> Uploader<'a> {
 
     /// Reports whether a blob is in the repository or on its way.
     pub(crate) fn has(&self, kind: BlobKind, id: Id) -> bool {
-        self.inner.find_blob(kind, id).is_some() || lock(self.shard(kind, id)).contains(&id)
+        // In this order: what goes from here is in the index by then.
+        lock(self.shard(kind, id)).contains(&id) || self.inner.find_blob(kind, id).is_some()
     }
 
     fn shard(&self, kind: BlobKind, id: Id) -> &Mutex<IdSet> {
@@ -150,8 +153,12 @@ impl<'a> Uploader<'a> {
     }
 
     fn put(&self, kind: BlobKind, id: Id, add: impl FnOnce(&mut PackBuilder) -> Result<()>) -> Result<()> {
-        if self.inner.find_blob(kind, id).is_some() || !lock(self.shard(kind, id)).insert(id) {
-            return Ok(());
+        {
+            let mut taken = lock(self.shard(kind, id));
+            // With the shard locked: in between it could go from here to the index.
+            if self.inner.find_blob(kind, id).is_some() || !taken.insert(id) {
+                return Ok(());
+            }
         }
         let pool = &self.open[kind as usize];
         let open = lock(pool).pop();
@@ -196,7 +203,9 @@ impl<'a> Uploader<'a> {
             }
             drop(spare);
             unindexed.push(IndexPack { id: pack.id, blobs: pack.blobs });
-            let now = unindexed.len() >= PACKS_PER_INDEX && !self.holding.load(Ordering::Acquire);
+            let blobs = || unindexed.iter().map(|pack| pack.blobs.len()).sum::<usize>();
+            let enough = unindexed.len() >= PACKS_PER_INDEX || blobs() >= BLOBS_PER_INDEX;
+            let now = enough && !self.holding.load(Ordering::Acquire);
             now.then(|| std::mem::take(&mut *unindexed))
         };
         ready.map_or(Ok(()), |packs| self.write_index(packs))
@@ -206,6 +215,9 @@ impl<'a> Uploader<'a> {
         let file = IndexFile { packs, ..IndexFile::default() };
         let id = self.inner.save_json(FileKind::Index, &file)?;
         self.inner.index.write().unwrap_or_else(PoisonError::into_inner).add_written(id, Origin::Written, &file);
+        for blob in file.packs.iter().flat_map(|pack| &pack.blobs) {
+            lock(self.shard(blob.kind, blob.id)).remove(&blob.id);
+        }
         Ok(())
     }
 
@@ -236,5 +248,53 @@ impl<'a> Uploader<'a> {
 
     pub(crate) fn written_packs(&self) -> Vec<Id> {
         lock(&self.written).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::pack::expected_size;
+    use crate::{Backend as _, KeyCost, MemoryBackend, Password, Repository};
+
+    #[test]
+    fn many_tiny_blobs_fill_packs_and_index_files_by_their_number_and_are_kept_in_mind_once() {
+        let backend = MemoryBackend::new();
+        let repo =
+            Repository::init(Arc::new(backend.clone()), &Password::new("p"), KeyCost::Test).expect("a repository");
+        let inner = &*repo.inner;
+        let uploader = Uploader::new(inner);
+        let count = MOST_BLOBS as u64 * 5 / 2;
+        let save = |from: u64| -> Result<()> {
+            let mut sealer = Sealer::new()?;
+            for n in (from..count).chain(0..from) {
+                uploader.save(&mut sealer, BlobKind::Data, &n.to_le_bytes())?;
+            }
+            Ok(())
+        };
+        // Two bring the same, each its own half first: nothing of it is stored twice.
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| save(count / 2));
+            save(0).expect("saved");
+            other.join().expect("no panic").expect("saved");
+        });
+        assert!(uploader.has(BlobKind::Data, Id::of(&0_u64.to_le_bytes())));
+        uploader.flush().expect("flushed");
+        let taken: usize = uploader.taken.iter().flatten().map(|shard| lock(shard).len()).sum();
+        assert_eq!(taken, 0, "the index has them");
+        let files = backend.list(FileKind::Index).expect("listed");
+        let files: Vec<IndexFile> =
+            files.iter().map(|file| inner.load_json(FileKind::Index, file.id).expect("read")).collect();
+        let packs: Vec<&IndexPack> = files.iter().flat_map(|file| &file.packs).collect();
+        let blobs: IdSet = packs.iter().flat_map(|pack| &pack.blobs).map(|blob| blob.id).collect();
+        assert_eq!(packs.iter().map(|pack| pack.blobs.len() as u64).sum::<u64>(), count);
+        assert_eq!(blobs.len() as u64, count);
+        assert!(packs.iter().all(|pack| pack.blobs.len() <= MOST_BLOBS && expected_size(&pack.blobs) < 16 << 20));
+        let in_file = |file: &IndexFile| file.packs.iter().map(|pack| pack.blobs.len()).sum::<usize>();
+        assert!(files.len() >= 2 && files.iter().all(|file| in_file(file) < 2 * BLOBS_PER_INDEX));
+        assert!(uploader.has(BlobKind::Data, Id::of(&0_u64.to_le_bytes())));
+        assert!(!uploader.has(BlobKind::Data, Id::of(b"what nobody brought")));
     }
 }

@@ -17,7 +17,7 @@ use crate::pack::{expected_size, open_blob};
 use crate::wire::{BlobKind, IndexFile, SnapshotFile};
 
 /// The largest file that is no pack, unpacked, in bytes: an index of ten million blobs is a third of it.
-const MAX_UNPACKED: u64 = if cfg!(test) { 1 << 20 } else { 4 << 30 };
+const MAX_UNPACKED: u64 = if cfg!(test) { 32 << 20 } else { 4 << 30 };
 
 /// Files that are looked at one by one in one go because a listing lacks them: beyond, it is believed.
 const MOST_LOOKS: usize = 64;
