@@ -201,6 +201,11 @@ impl<F: Freezes> Session<'_, F> {
     }
 
     async fn release(&mut self) -> Result<(), Error> {
+        // Whoever is ready as the time ends came too late, whichever of both is noticed first.
+        if self.since.is_some_and(|since| since.elapsed() >= self.limits.freeze) {
+            self.give_up().await;
+            return Err(Error::NotHeld { problem: "it was frozen for as long as it may be".to_owned() });
+        }
         if self.since.is_none() {
             return Err(Error::NotHeld { problem: "the freeze was given up before everything was read".to_owned() });
         }
@@ -430,6 +435,17 @@ mod tests {
         // Work that needs no freeze gets none.
         let ((), lasted) = freezing(&fake, LONG, |_| Ok(())).await.expect("done");
         assert_eq!((lasted, fake.calls().len()), (None, 2));
+    }
+
+    #[tokio::test]
+    async fn whoever_is_ready_as_the_time_ends_came_too_late_whatever_is_noticed_first() {
+        // Both are ready at every moment.
+        for _ in 0..100 {
+            let fake = Arc::new(Fake::default());
+            let result = freezing(&fake, Limits { freeze: Duration::ZERO, ..LONG }, read_all).await;
+            assert!(matches!(&result, Err(StepError::Definite(problem)) if problem.code == TOO_LONG), "{result:?}");
+            assert_eq!(fake.calls(), ["freeze", "thaw"]);
+        }
     }
 
     #[tokio::test]
