@@ -15,6 +15,8 @@ const PODS: usize = 10_000;
 const AHEAD: usize = 64;
 /// How often a server looks at every pod although nothing woke it.
 const RESYNC: Duration = Duration::from_secs(30);
+/// How long a server that has just started may be at work.
+const REST_MAX: Duration = Duration::from_secs(60);
 /// Passes over all pods whose cost is measured.
 const PASSES: u32 = 2;
 const RATE: u32 = 1000;
@@ -90,8 +92,12 @@ fn fill(server: &Installation) {
 }
 
 /// Waits until the process has nothing to do.
+///
+/// # Panics
+/// When it does not come to rest: five minutes after they started, pods have their system layers looked at for good.
 fn rest(pid: u32) {
     let quiet = Duration::from_millis(20);
+    let began = Instant::now();
     let mut before = process::cpu(pid);
     loop {
         std::thread::sleep(Duration::from_secs(2));
@@ -100,5 +106,6 @@ fn rest(pid: u32) {
             return;
         }
         before = now;
+        assert!(began.elapsed() < REST_MAX, "the server found no rest for {REST_MAX:?}: this machine has other work");
     }
 }

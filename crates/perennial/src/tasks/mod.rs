@@ -73,6 +73,8 @@ pub struct Housekeeper {
     open: BTreeSet<OperationId>,
     /// What was looked at when rules were applied last.
     applied: schedule::Applied,
+    /// Pods of which no schedule wants anything yet.
+    resting: schedule::Resting,
     /// `None`: nothing is drilled by itself.
     drills: Option<DrillRules>,
     replicator: Arc<replicate::Replicator>,
@@ -88,6 +90,7 @@ impl Housekeeper {
             reconciler,
             open: BTreeSet::new(),
             applied: schedule::Applied::default(),
+            resting: schedule::Resting::default(),
             drills: None,
             replicator: Arc::new(replicator),
         }
