@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdSet};
 use crate::lock::{LockGuard, LockMode};
+use crate::memory::Work;
 use crate::pack::open_blob;
 use crate::reader::Reader;
 use crate::repository::{Inner, Repository};
@@ -30,7 +31,7 @@ use crate::verify::{Verify, prove};
 use crate::wire::{BlobKind, SnapshotFile};
 
 /// Blobs that are looked for before they are copied; this many places are in memory.
-const BATCH: usize = 16 << 10;
+pub(crate) const BATCH: usize = 16 << 10;
 /// How much of a pack is read at once.
 const PIECE: u64 = 4 << 20;
 /// Bytes between two wanted blobs that are read along: a request costs more.
@@ -357,7 +358,7 @@ impl<'a> Copy<'a> {
         };
         let effort = self.from.effort();
         std::thread::scope(|scope| {
-            for _ in 0..effort.threads(2, pieces.len().min(MAX_WORKERS)) {
+            for _ in 0..effort.workers(Work::Copy, 2, pieces.len().min(MAX_WORKERS)) {
                 scope.spawn(|| {
                     effort.begin();
                     if let Err(error) = work() {
@@ -382,7 +383,7 @@ impl<'a> Copy<'a> {
         let len = usize::try_from(end - start).unwrap_or(usize::MAX);
         // When it fails, the blobs may be readable all the same: what lies between them need not be.
         let whole = self.from.backend.read_range(FileKind::Pack, first.pack, start, len).ok();
-        let (mut sealed, mut plain) = (Vec::new(), Vec::new());
+        let (mut sealed, mut plain, mut charge) = (Vec::new(), Vec::new(), self.from.charge(0));
         let mut read = whole.as_ref().map_or(0, |data| data.len() as u64);
         for found in piece {
             let (offset, len) = (u64::from(found.blob.offset), found.blob.length as usize);
@@ -398,6 +399,7 @@ impl<'a> Copy<'a> {
                 }
             }
             open_blob(&self.from.key, found.pack, &found.blob, &mut sealed, &mut plain)?;
+            charge.set(whole.as_ref().map_or(0, Vec::capacity) + sealed.capacity() + plain.capacity());
             uploader.save_stored(&found.blob, opened_text(&sealed))?;
             self.progress.add_bytes(u64::from(found.blob.length));
         }

@@ -4,6 +4,8 @@ use std::num::NonZeroUsize;
 
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 
+use crate::memory::{Memory, Shares, Work};
+
 /// Niceness of a thread that gets only what nobody else wants.
 const NICE_MAX: u8 = 19;
 
@@ -16,6 +18,9 @@ pub struct Effort {
     /// of all others from 1 on, and at 19 only when the disk has nothing else to do (ioprio_set(2)), where the disk's
     /// scheduler goes by that. Writers that are held still for an archive are read with no such regard.
     pub nice: u8,
+    /// What one piece of work keeps in flight; there are fewer threads than asked for where it is too little for their buffers. `None`
+    /// bounds it by nothing but the number of threads.
+    pub memory: Option<Memory>,
 }
 
 impl Effort {
@@ -23,6 +28,16 @@ impl Effort {
     pub(crate) fn threads(self, waiting: usize, most: usize) -> usize {
         let many = || std::thread::available_parallelism().map_or(2, NonZeroUsize::get) + waiting;
         self.threads.map_or_else(many, NonZeroUsize::get).clamp(1, most.max(1))
+    }
+
+    /// How many threads to begin that have buffers of their own.
+    pub(crate) fn workers(self, work: Work, waiting: usize, most: usize) -> usize {
+        self.threads(waiting, most.min(Shares::of(self.memory).workers(work)))
+    }
+
+    /// The same for work that somebody stands still for: it goes first, and has all processors.
+    pub(crate) fn urgent(self) -> Self {
+        Self { threads: None, nice: 0, ..self }
     }
 
     /// Makes the thread that calls this one of the work; it must end with it, because it cannot be taken back.
@@ -80,7 +95,7 @@ mod tests {
 
     #[test]
     fn threads_are_as_many_as_was_said_and_never_none() {
-        let of = |threads| Effort { threads: NonZeroUsize::new(threads), nice: 0 };
+        let of = |threads| Effort { threads: NonZeroUsize::new(threads), ..Effort::default() };
         assert_eq!((of(1).threads(2, 16), of(5).threads(2, 16), of(99).threads(2, 16)), (1, 5, 16));
         let processors = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
         assert_eq!(Effort::default().threads(2, 1000), processors + 2);
@@ -92,7 +107,7 @@ mod tests {
         let before = nice_of(None);
         let in_thread = |efforts: &'static [u8]| {
             let work = move || {
-                efforts.iter().for_each(|nice| Effort { threads: None, nice: *nice }.begin());
+                efforts.iter().for_each(|nice| Effort { nice: *nice, ..Effort::default() }.begin());
                 nice_of(Some(rustix::thread::gettid()))
             };
             std::thread::spawn(work).join().expect("no panic")
@@ -109,7 +124,7 @@ mod tests {
     fn a_thread_stands_back_at_the_disk_as_well() {
         let in_thread = |efforts: &'static [u8]| {
             let work = move || {
-                efforts.iter().for_each(|nice| Effort { threads: None, nice: *nice }.begin());
+                efforts.iter().for_each(|nice| Effort { nice: *nice, ..Effort::default() }.begin());
                 io_priority().expect("a kernel with priorities of reads and writes")
             };
             std::thread::spawn(work).join().expect("no panic")

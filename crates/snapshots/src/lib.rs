@@ -70,6 +70,7 @@
 //! | `reader` | many blobs with few reads |
 //! | `fsdir` | directories that somebody hostile rearranges while we are in them |
 //! | `chunker`, `spool`, `uploader`, `archive` | from directories to a snapshot |
+//! | `effort`, `memory` | what work may take from its machine |
 //! | `graft` | a snapshot made of parts of others |
 //! | `verify` | nothing counts before it was read back |
 //! | `restore` | from a snapshot to directories |
@@ -108,6 +109,7 @@ mod index;
 mod lock;
 mod maintenance;
 mod medium;
+mod memory;
 mod node;
 mod pack;
 mod password;
@@ -141,6 +143,7 @@ pub use maintenance::{
     CheckReport, DamagedPack, Depth, DoomedPack, Fate, HurtSnapshot, Mode, Problem, PruneReason, PruneReport,
     PruneRequest, Raze, Razed, RepairReport, RepairRequest, Seen, raze,
 };
+pub use memory::{Memory, TooLittleMemory};
 pub use node::{Node, NodeKind, Time, Xattr};
 pub use password::{KeyCost, Password};
 pub use repository::Repository;

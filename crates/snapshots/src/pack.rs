@@ -14,9 +14,11 @@ use std::ops::Range;
 use zstd::zstd_safe::WriteBuf;
 
 use crate::backend::FileKind;
+use crate::chunker;
 use crate::crypto::{Key, OVERHEAD, opened_text};
 use crate::error::{Error, Result};
 use crate::id::Id;
+use crate::memory::{Charge, make_room};
 use crate::wire::{BlobKind, IndexBlob};
 
 /// A pack is written once it holds this much: restic's default.
@@ -29,6 +31,8 @@ const LEVEL: i32 = 1;
 /// The next level costs small blobs little, and they gain more by it.
 const LEVEL_OF_SMALL: i32 = 2;
 const SMALL: usize = 64 << 10;
+/// The longest entry of a header.
+const HEADER_ENTRY: usize = 41;
 /// Blobs from this size on are only compressed when a part of them shrinks.
 const SAMPLE_FROM: usize = 64 << 10;
 const SAMPLE: usize = 4 << 10;
@@ -60,7 +64,9 @@ impl Sealer {
         let offset = pack.data.len();
         // What does not shrink is kept as it is: the format marks each blob.
         let smaller = self.may_shrink(data)? && self.compress(data)? < data.len();
-        key.seal_into(if smaller { &self.compressed } else { data }, &mut pack.data);
+        let stored = if smaller { &self.compressed } else { data };
+        pack.make_room(stored.len());
+        key.seal_into(stored, &mut pack.data);
         let too_large = || Error::invalid(format!("blob {id}"), "too large for a pack");
         let blob = IndexBlob {
             id,
@@ -73,9 +79,14 @@ impl Sealer {
         Ok(u64::from(blob.length))
     }
 
+    /// Memory that it keeps for the next blob, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.compressed.capacity()
+    }
+
     fn compress(&mut self, data: &[u8]) -> Result<usize> {
         self.compressed.clear();
-        self.compressed.reserve(zstd::zstd_safe::compress_bound(data.len()));
+        make_room(&mut self.compressed, zstd::zstd_safe::compress_bound(data.len()), chunker::MAX);
         self.compressor
             .set_compression_level(if data.len() <= SMALL { LEVEL_OF_SMALL } else { LEVEL })
             .and_then(|()| self.compressor.compress_to_buffer(data, &mut self.compressed))
@@ -97,11 +108,44 @@ impl Sealer {
     }
 }
 
+/// When a pack is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PackSize {
+    /// Bytes of its blobs.
+    pub(crate) bytes: usize,
+    /// Their number.
+    pub(crate) blobs: usize,
+}
+
+impl Default for PackSize {
+    fn default() -> Self {
+        Self { bytes: TARGET_SIZE, blobs: MOST_BLOBS }
+    }
+}
+
+impl PackSize {
+    /// The name of a blob while its pack is not in an index file yet.
+    pub(crate) const MEMORY_OF_BLOB: usize = size_of::<IndexBlob>();
+
+    /// A pack of so many bytes, within what is reasonable: restic makes none below 4 MiB.
+    pub(crate) fn of(bytes: usize) -> Self {
+        let bytes = bytes.clamp(TARGET_SIZE / 4, TARGET_SIZE);
+        Self { bytes, blobs: bytes / (TARGET_SIZE / MOST_BLOBS) }
+    }
+
+    /// The most that such a pack takes: with one large blob after it was nearly full, and its header.
+    pub(crate) const fn most_bytes(self) -> usize {
+        self.bytes + chunker::MAX + OVERHEAD + self.blobs * HEADER_ENTRY + OVERHEAD + 4
+    }
+}
+
 /// A pack being filled in memory.
 #[derive(Default)]
 pub(crate) struct PackBuilder {
     data: Vec<u8>,
     blobs: Vec<IndexBlob>,
+    size: PackSize,
+    charge: Charge,
 }
 
 /// A pack ready to be written.
@@ -109,17 +153,26 @@ pub(crate) struct FinishedPack {
     pub(crate) id: Id,
     pub(crate) data: Vec<u8>,
     pub(crate) blobs: Vec<IndexBlob>,
+    /// For all of it.
+    pub(crate) charge: Charge,
 }
 
 impl PackBuilder {
-    /// Starts in memory that an earlier pack was in.
-    pub(crate) fn reusing(mut data: Vec<u8>) -> Self {
+    /// Starts one of such a size, in memory that an earlier pack was in.
+    pub(crate) fn new(size: PackSize, (mut data, mut charge): (Vec<u8>, Charge)) -> Self {
         data.clear();
-        Self { data, blobs: Vec::new() }
+        charge.set(data.capacity());
+        Self { data, blobs: Vec::new(), size, charge }
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.data.len() >= TARGET_SIZE || self.blobs.len() >= MOST_BLOBS
+        self.data.len() >= self.size.bytes || self.blobs.len() >= self.size.blobs
+    }
+
+    /// Makes room for a blob of so many bytes.
+    fn make_room(&mut self, length: usize) {
+        make_room(&mut self.data, length + OVERHEAD, self.size.most_bytes());
+        self.charge.set(self.data.capacity() + self.blobs.capacity() * PackSize::MEMORY_OF_BLOB);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -129,6 +182,7 @@ impl PackBuilder {
     /// Copies a sealed blob out of another pack as it is: blobs do not depend on their pack.
     pub(crate) fn copy_sealed(&mut self, sealed: &[u8], blob: IndexBlob) -> Result<()> {
         let offset = u32::try_from(self.data.len()).map_err(|_| Error::invalid("a pack", "too large"))?;
+        self.make_room(sealed.len());
         self.data.extend_from_slice(sealed);
         self.blobs.push(IndexBlob { offset, ..blob });
         Ok(())
@@ -137,6 +191,7 @@ impl PackBuilder {
     /// Adds a blob in its stored form, compressed or not as `blob` says, sealed with another key.
     pub(crate) fn add_stored(&mut self, key: &Key, stored: &[u8], blob: &IndexBlob) -> Result<()> {
         let offset = u32::try_from(self.data.len()).map_err(|_| Error::invalid("a pack", "too large"))?;
+        self.make_room(stored.len());
         key.seal_into(stored, &mut self.data);
         // Sealed it is as long as it was under the other key.
         self.blobs.push(IndexBlob { offset, ..*blob });
@@ -144,7 +199,7 @@ impl PackBuilder {
     }
 
     pub(crate) fn finish(mut self, key: &Key) -> FinishedPack {
-        let mut header = Vec::with_capacity(self.blobs.len() * 41);
+        let mut header = Vec::with_capacity(self.blobs.len() * HEADER_ENTRY);
         for blob in &self.blobs {
             let base = u8::from(blob.kind == BlobKind::Tree);
             if blob.uncompressed_length == 0 {
@@ -158,11 +213,13 @@ impl PackBuilder {
             header.extend_from_slice(blob.id.as_bytes());
         }
         let start = self.data.len();
+        self.make_room(header.len() + 4);
         key.seal_into(&header, &mut self.data);
         // The header of a 16 MiB pack cannot reach 4 GiB.
         let length = u32::try_from(self.data.len() - start).unwrap_or(u32::MAX);
         self.data.extend_from_slice(&length.to_le_bytes());
-        FinishedPack { id: Id::of(&self.data), data: self.data, blobs: self.blobs }
+        self.charge.set(self.data.capacity() + self.blobs.capacity() * PackSize::MEMORY_OF_BLOB);
+        FinishedPack { id: Id::of(&self.data), data: self.data, blobs: self.blobs, charge: self.charge }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::backend::{BackendError, FileKind};
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::index::Found;
+use crate::memory::Charge;
 use crate::node::{Node, decode_tree};
 use crate::pack::open_blob;
 use crate::repository::Inner;
@@ -23,15 +24,14 @@ const PIECE: u64 = 1 << 20;
 const LARGE: u64 = PIECE / 4;
 /// How far behind the last read a blob still counts as the next one: several threads ask, and not quite in order.
 const NEAR: u64 = PIECE / 2;
-/// How many pieces are kept, for data and for trees: as many megabytes of memory.
-const MOST: [usize; 2] = [32, 16];
-
 /// Memory that an unusually large blob needed is not kept by whoever lends it.
 pub(crate) const KEPT: usize = 4 << 20;
 
 /// Reads from one repository, for as long as one operation takes. May be asked by many threads at once.
 pub(crate) struct Reader<'a> {
     inner: &'a Inner,
+    /// How many pieces are kept, for data and for trees: as many megabytes of memory.
+    most: [usize; 2],
     /// The last used at the end.
     recent: [Mutex<Recent>; 2],
 }
@@ -46,6 +46,7 @@ type Recent = Vec<(Key, Arc<Mutex<Piece>>)>;
 struct Piece {
     start: u64,
     data: Arc<Vec<u8>>,
+    charge: Charge,
     /// Where the next piece is expected to begin; at first, where every pack begins.
     end: u64,
     /// Where the last blob ended that was read alone.
@@ -57,6 +58,7 @@ struct Piece {
 pub(crate) struct Scratch {
     sealed: Vec<u8>,
     plain: Vec<u8>,
+    charge: Charge,
 }
 
 impl Scratch {
@@ -67,6 +69,7 @@ impl Scratch {
                 *memory = Vec::new();
             }
         }
+        self.charge.set(self.sealed.capacity() + self.plain.capacity());
     }
 }
 
@@ -77,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(inner: &'a Inner) -> Self {
-        Self { inner, recent: Default::default() }
+        Self { inner, most: inner.shares().pieces, recent: Default::default() }
     }
 
     /// Reads one blob, proven by its hash.
@@ -91,7 +94,7 @@ impl<'a> Reader<'a> {
         needed_by: &str,
         scratch: &'s mut Scratch,
     ) -> Result<&'s [u8]> {
-        let Scratch { sealed, plain } = scratch;
+        let Scratch { sealed, plain, charge } = scratch;
         let found = match self.inner.find_blob(kind, id) {
             Some(found) => match self.read(&found, sealed) {
                 Ok(()) => Some(found),
@@ -102,7 +105,12 @@ impl<'a> Reader<'a> {
             None => None,
         };
         match found {
-            Some(found) => open_blob(&self.inner.key, found.pack, &found.blob, sealed, plain),
+            Some(found) => {
+                let length = found.blob.uncompressed_length as usize;
+                charge.begin(&self.inner.account);
+                charge.set(sealed.capacity() + plain.capacity().max(length));
+                open_blob(&self.inner.key, found.pack, &found.blob, sealed, plain)
+            }
             None => {
                 *plain = self.inner.load_blob(kind, id, needed_by)?;
                 Ok(plain)
@@ -159,7 +167,10 @@ impl<'a> Reader<'a> {
         let wanted = usize::try_from(end - start).unwrap_or(0);
         match self.inner.backend.read_range(FileKind::Pack, found.pack, start, wanted) {
             Ok(data) if data.len() == wanted => {
-                *piece = Piece { start, data: Arc::new(data), end, alone: piece.alone };
+                let mut charge = std::mem::take(&mut piece.charge);
+                charge.begin(&self.inner.account);
+                charge.set(data.len());
+                *piece = Piece { start, data: Arc::new(data), charge, end, alone: piece.alone };
                 true
             }
             // The blob itself may be readable when a neighbour is not; reading it alone tells.
@@ -173,7 +184,7 @@ impl<'a> Reader<'a> {
         let found = match recent.iter().rposition(|(other, _)| *other == key) {
             Some(at) => recent.remove(at).1,
             None => {
-                if recent.len() >= MOST[kind as usize] {
+                if recent.len() >= self.most[kind as usize] {
                     recent.remove(0);
                 }
                 Arc::default()

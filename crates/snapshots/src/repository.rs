@@ -24,6 +24,7 @@ use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId, TreeId};
 use crate::index::{IdSet, Index};
+use crate::memory::Account;
 use crate::node::{Node, NodeKind};
 use crate::password::{KeyCost, Password};
 use crate::polynomial;
@@ -62,6 +63,8 @@ pub(crate) struct Inner {
     pub(crate) locks: Locks,
     /// Set once.
     effort: OnceLock<Effort>,
+    /// What all work on this handle keeps in flight.
+    pub(crate) account: Arc<Account>,
     /// The repository that this one is a sketch of; none for all others.
     pub(crate) below: Option<Arc<Self>>,
 }
@@ -186,6 +189,7 @@ impl Repository {
             copies: Mutex::default(),
             locks: Locks::Own,
             effort: OnceLock::new(),
+            account: Arc::default(),
             below: None,
         };
         inner.refresh_index()?;
@@ -208,6 +212,7 @@ impl Repository {
             copies: Mutex::default(),
             locks: Locks::OtherEnd,
             effort: OnceLock::new(),
+            account: Arc::default(),
             below: None,
         };
         Self { inner: Arc::new(inner) }
@@ -218,6 +223,13 @@ impl Repository {
     pub fn with_effort(self, effort: Effort) -> Self {
         self.inner.effort.get_or_init(|| effort);
         self
+    }
+
+    /// The most bytes that work on this handle and its clones has kept in flight at a time since it was opened, by its own
+    /// accounts. What is counted is what [`Memory`](crate::Memory) bounds.
+    #[must_use]
+    pub fn peak_in_flight(&self) -> u64 {
+        self.inner.account.peak()
     }
 
     /// The id in the config file: 64 hexadecimal digits, drawn when the repository was made.

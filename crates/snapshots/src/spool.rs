@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::id::Id;
+use crate::memory::{Account, Charge, Shares};
 use crate::wire::IndexBlob;
 
 /// How much may wait, and where.
@@ -31,10 +32,12 @@ pub(crate) struct Waiting {
     pub(crate) data: Vec<u8>,
     /// What it holds; empty where somebody else keeps the index.
     pub(crate) blobs: Vec<IndexBlob>,
+    /// For all of it.
+    pub(crate) charge: Charge,
 }
 
 enum Place {
-    Memory(Vec<u8>),
+    Memory(Vec<u8>, Charge),
     File { offset: u64, length: usize },
 }
 
@@ -54,15 +57,15 @@ pub(crate) struct Spool {
 }
 
 impl Spool {
-    /// Makes everything ready, so that nothing has to be made while the writers wait.
-    pub(crate) fn new(limits: &SpoolLimits) -> Self {
+    /// Makes everything ready, so that nothing has to be made while the writers wait. No more is in memory than `shares` allow.
+    pub(crate) fn new(limits: &SpoolLimits, shares: &Shares) -> Self {
         let file = limits.directory.as_ref().and_then(|directory| {
             let free = rustix::fs::statvfs(directory).map(|found| found.f_bavail.saturating_mul(found.f_frsize));
             let made = tempfile::tempfile_in(directory).and_then(|file| Ok((file, free? / SHARE_OF_FREE)));
             // Without it there is the memory, and then the store.
             made.inspect_err(|error| tracing::warn!(%error, directory = %directory.display(), "make a spool file")).ok()
         });
-        Self { memory: limits.memory, file, state: Mutex::default() }
+        Self { memory: shares.spool(limits.memory), file, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -72,9 +75,9 @@ impl Spool {
     /// Takes a pack in, or gives it back when there is no room for it.
     pub(crate) fn put(&self, pack: Waiting) -> Option<Waiting> {
         let mut state = self.state();
-        if state.in_memory + pack.data.len() <= self.memory {
-            state.in_memory += pack.data.len();
-            state.packs.push_back((pack.id, pack.blobs, Place::Memory(pack.data)));
+        if state.in_memory + pack.data.capacity() <= self.memory {
+            state.in_memory += pack.data.capacity();
+            state.packs.push_back((pack.id, pack.blobs, Place::Memory(pack.data, pack.charge)));
             return None;
         }
         let Some((file, most)) = &self.file else { return Some(pack) };
@@ -92,26 +95,27 @@ impl Spool {
         None
     }
 
-    /// Gives the next one out.
+    /// Gives the next one out, on somebody's account.
     ///
     /// # Errors
     /// When it cannot be read back from the file; what was read wrongly shows when the pack is verified.
-    pub(crate) fn take(&self) -> std::io::Result<Option<Waiting>> {
+    pub(crate) fn take(&self, account: &Arc<Account>) -> std::io::Result<Option<Waiting>> {
         let Some((id, blobs, place)) = self.state().packs.pop_front() else { return Ok(None) };
-        let data = match place {
-            Place::Memory(data) => {
-                self.state().in_memory -= data.len();
-                data
+        let (data, charge) = match place {
+            Place::Memory(data, charge) => {
+                self.state().in_memory -= data.capacity();
+                (data, charge)
             }
             Place::File { offset, length } => {
+                let charge = Charge::new(account, length);
                 let mut data = vec![0; length];
                 if let Some((file, _)) = &self.file {
                     file.read_exact_at(&mut data, offset)?;
                 }
-                data
+                (data, charge)
             }
         };
-        Ok(Some(Waiting { id, data, blobs }))
+        Ok(Some(Waiting { id, data, blobs, charge }))
     }
 }
 
@@ -121,29 +125,30 @@ mod tests {
 
     fn pack(n: u8, length: usize) -> Waiting {
         let data = vec![n; length];
-        Waiting { id: Id::of(&data), data, blobs: Vec::new() }
+        Waiting { id: Id::of(&data), data, blobs: Vec::new(), charge: Charge::default() }
     }
 
     #[test]
     fn memory_comes_first_then_the_file_and_what_has_no_room_comes_back() {
         let directory = tempfile::tempdir().expect("a directory");
         let limits = SpoolLimits { memory: 100, directory: Some(directory.path().into()) };
-        let spool = Spool::new(&limits);
+        let (shares, account) = (Shares::of(None), Arc::default());
+        let spool = Spool::new(&limits, &shares);
         for n in 0..4 {
             assert!(spool.put(pack(n, 60)).is_none());
         }
         let names = std::fs::read_dir(directory.path()).expect("listed").count();
         assert_eq!(names, 0, "a crash would leave the file behind");
         for n in 0..4 {
-            let taken = spool.take().expect("read").expect("there");
+            let taken = spool.take(&account).expect("read").expect("there");
             assert!(taken.id == Id::of(&taken.data) && taken.data == [n; 60], "pack {n}");
         }
-        assert!(spool.take().expect("read").is_none());
+        assert!(spool.take(&account).expect("read").is_none());
 
-        let none = Spool::new(&SpoolLimits { memory: 100, directory: None });
+        let none = Spool::new(&SpoolLimits { memory: 100, directory: None }, &shares);
         assert!(none.put(pack(1, 100)).is_none());
         assert_eq!(none.put(pack(2, 1)).map(|p| p.data), Some(vec![2]));
-        none.take().expect("read");
+        none.take(&account).expect("read");
         assert!(none.put(pack(3, 100)).is_none(), "room that is free again");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Workers compress and encrypt on their own and share nothing but a pool of packs being filled: each takes one,
 //! adds its blob and puts it back, or writes it when it is full. So there are never more open packs than workers, and
-//! a small archive makes a single one.
+//! a small archive makes a single one. Where memory is bounded there may be fewer: then a worker waits for one.
 //!
 //! While writers are held still, finished packs wait in a [`Spool`]. Only what the store has taken is in the index:
 //! another archive of the same repository must not count on blobs that may never get there.
@@ -10,7 +10,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use perennial_core::progress::Progress;
 
@@ -18,15 +18,16 @@ use crate::backend::FileKind;
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::index::{IdSet, Origin};
-use crate::pack::{MOST_BLOBS, PackBuilder, Sealer};
+use crate::memory::{Charge, NAMED, Shares, Work};
+use crate::pack::{PackBuilder, Sealer};
 use crate::repository::Inner;
 use crate::spool::{Spool, Waiting};
 use crate::wire::{BlobKind, IndexBlob, IndexFile, IndexPack};
 
 /// An index file is written after so many packs, so that a crash costs little work.
+///
+/// Or after as many blobs as a pack has at most: writing and reading it takes a few hundred bytes of memory for each.
 const PACKS_PER_INDEX: usize = 8;
-/// Or after so many blobs: writing and reading it takes a few hundred bytes of memory for each.
-const BLOBS_PER_INDEX: usize = MOST_BLOBS;
 const SHARDS: usize = 16;
 /// So many packs' memory is kept for those that come: as many as there are workers at most.
 const SPARE: usize = 16;
@@ -37,9 +38,10 @@ pub(crate) struct Uploader<'a> {
     inner: &'a Inner,
     /// Blobs this upload has taken on: in an open pack, being written, or written. Those that the index has got are no more in here.
     taken: [[Mutex<IdSet>; SHARDS]; 2],
-    open: [Mutex<Vec<PackBuilder>>; 2],
+    open: [Open; 2],
     /// Memory of packs that were written, for those that come: the system would have to clear as much for each.
-    spare: Mutex<Vec<Vec<u8>>>,
+    spare: Mutex<Vec<(Vec<u8>, Charge)>>,
+    shares: Shares,
     unindexed: Mutex<Vec<IndexPack>>,
     written: Mutex<Vec<Id>>,
     new_bytes: AtomicU64,
@@ -52,6 +54,53 @@ pub(crate) struct Uploader<'a> {
     hasher: RandomState,
 }
 
+/// Packs that are being filled.
+struct Open {
+    packs: Mutex<Packs>,
+    /// One that somebody had is back, or another may be begun.
+    back: Condvar,
+    most: usize,
+}
+
+#[derive(Default)]
+struct Packs {
+    here: Vec<PackBuilder>,
+    /// Somebody adds to them, or writes them.
+    taken: usize,
+}
+
+impl Open {
+    fn new(most: usize) -> Self {
+        Self { packs: Mutex::default(), back: Condvar::new(), most }
+    }
+
+    /// Takes a pack to add to; none: a new one may be begun. Waits until either is so.
+    fn take(&self) -> (Option<PackBuilder>, Taken<'_>) {
+        let mut packs = lock(&self.packs);
+        while packs.here.is_empty() && packs.taken >= self.most {
+            packs = self.back.wait(packs).unwrap_or_else(PoisonError::into_inner);
+        }
+        packs.taken += 1;
+        (packs.here.pop(), Taken(self))
+    }
+}
+
+/// Somebody has a pack, until this is dropped.
+struct Taken<'o>(&'o Open);
+
+impl Taken<'_> {
+    fn put_back(self, pack: PackBuilder) {
+        lock(&self.0.packs).here.push(pack);
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.packs).taken -= 1;
+        self.0.back.notify_one();
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A worker that panicked makes the whole upload fail; what it left in here is not used for anything that counts.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -60,10 +109,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<'a> Uploader<'a> {
     /// Starts an upload. The index must be fresh as of after the lock was taken.
     pub(crate) fn new(inner: &'a Inner) -> Self {
+        let shares = inner.shares();
         Self {
             inner,
             taken: Default::default(),
-            open: Default::default(),
+            open: shares.open_packs(Work::Archive).map(Open::new),
+            shares,
             spare: Mutex::default(),
             unindexed: Mutex::default(),
             written: Mutex::default(),
@@ -83,7 +134,8 @@ impl<'a> Uploader<'a> {
     /// The same, and no index names a pack that was not read back: whoever goes on after an interruption can count on all
     /// that is there.
     pub(crate) fn reading_back(self) -> Self {
-        Self { reads_back: true, ..self }
+        let open = self.shares.open_packs(Work::Copy).map(Open::new);
+        Self { reads_back: true, open, ..self }
     }
 
     /// From now on finished packs wait, as far as there is room.
@@ -102,14 +154,16 @@ impl<'a> Uploader<'a> {
         let drain = || -> Result<()> {
             loop {
                 progress.check()?;
-                let taken =
-                    spool.take().map_err(|source| Error::System { doing: "read a pack that waited", source })?;
+                let taken = spool
+                    .take(&self.inner.account)
+                    .map_err(|source| Error::System { doing: "read a pack that waited", source })?;
                 let Some(pack) = taken else { return Ok(()) };
                 self.store(pack)?;
             }
         };
         let drained: Vec<Result<()>> = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..DRAINS).map(|_| scope.spawn(drain)).collect();
+            let drains = DRAINS.min(self.shares.workers(Work::Archive));
+            let others: Vec<_> = (1..drains).map(|_| scope.spawn(drain)).collect();
             let ours = drain();
             let ended = |thread: std::thread::ScopedJoinHandle<'_, Result<()>>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -160,21 +214,23 @@ impl<'a> Uploader<'a> {
                 return Ok(());
             }
         }
-        let pool = &self.open[kind as usize];
-        let open = lock(pool).pop();
-        let mut pack = open.unwrap_or_else(|| PackBuilder::reusing(lock(&self.spare).pop().unwrap_or_default()));
+        let (open, taken) = self.open[kind as usize].take();
+        let mut pack = open.unwrap_or_else(|| {
+            let spare = lock(&self.spare).pop();
+            PackBuilder::new(self.shares.pack, spare.unwrap_or_else(|| (Vec::new(), self.inner.charge(0))))
+        });
         add(&mut pack)?;
         if pack.is_full() {
             self.write(pack)?;
         } else {
-            lock(pool).push(pack);
+            taken.put_back(pack);
         }
         Ok(())
     }
 
     fn write(&self, pack: PackBuilder) -> Result<()> {
         let pack = pack.finish(&self.inner.key);
-        let pack = Waiting { id: pack.id, data: pack.data, blobs: pack.blobs };
+        let pack = Waiting { id: pack.id, data: pack.data, blobs: pack.blobs, charge: pack.charge };
         let held = self.holding.load(Ordering::Acquire).then_some(self.spool.as_ref()).flatten();
         match held {
             Some(spool) => spool.put(pack).map_or(Ok(()), |pack| self.store(pack)),
@@ -184,9 +240,14 @@ impl<'a> Uploader<'a> {
 
     fn store(&self, pack: Waiting) -> Result<()> {
         lock(&self.inner.unread).insert(pack.id);
-        self.inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
+        {
+            // The client of an object store has what it sends a second time.
+            let _sent = self.inner.charge(pack.data.len());
+            self.inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
+        }
         if self.reads_back {
             self.inner.backend.drop_caches(FileKind::Pack, pack.id)?;
+            let _read = self.inner.charge(2 * pack.data.len());
             if Id::of(&self.inner.backend.read(FileKind::Pack, pack.id)?) != pack.id {
                 return Err(Error::Unsteady { kind: FileKind::Pack, id: pack.id, how: "is not there as it was sent" });
             }
@@ -198,13 +259,13 @@ impl<'a> Uploader<'a> {
             let mut unindexed = lock(&self.unindexed);
             let mut spare = lock(&self.spare);
             // What comes out of a spool is more than can ever be used again.
-            if spare.len() < SPARE {
-                spare.push(pack.data);
+            if spare.len() < SPARE.min(self.shares.workers(Work::Archive)) {
+                spare.push((pack.data, pack.charge));
             }
             drop(spare);
             unindexed.push(IndexPack { id: pack.id, blobs: pack.blobs });
             let blobs = || unindexed.iter().map(|pack| pack.blobs.len()).sum::<usize>();
-            let enough = unindexed.len() >= PACKS_PER_INDEX || blobs() >= BLOBS_PER_INDEX;
+            let enough = unindexed.len() >= PACKS_PER_INDEX || blobs() >= self.shares.pack.blobs;
             let now = enough && !self.holding.load(Ordering::Acquire);
             now.then(|| std::mem::take(&mut *unindexed))
         };
@@ -212,6 +273,7 @@ impl<'a> Uploader<'a> {
     }
 
     fn write_index(&self, packs: Vec<IndexPack>) -> Result<()> {
+        let _names = self.inner.charge(packs.iter().map(|pack| pack.blobs.len()).sum::<usize>() * NAMED);
         let file = IndexFile { packs, ..IndexFile::default() };
         let id = self.inner.save_json(FileKind::Index, &file)?;
         self.inner.index.write().unwrap_or_else(PoisonError::into_inner).add_written(id, Origin::Written, &file);
@@ -224,7 +286,7 @@ impl<'a> Uploader<'a> {
     /// Writes everything that is still open: after this, the repository holds every blob that was saved.
     pub(crate) fn flush(&self) -> Result<()> {
         for pool in &self.open {
-            for pack in std::mem::take(&mut *lock(pool)) {
+            for pack in std::mem::take(&mut lock(&pool.packs).here) {
                 if !pack.is_empty() {
                     self.write(pack)?;
                 }
@@ -256,7 +318,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::pack::expected_size;
+    use crate::pack::{MOST_BLOBS, expected_size};
     use crate::{Backend as _, KeyCost, MemoryBackend, Password, Repository};
 
     #[test]
@@ -293,7 +355,7 @@ mod tests {
         assert_eq!(blobs.len() as u64, count);
         assert!(packs.iter().all(|pack| pack.blobs.len() <= MOST_BLOBS && expected_size(&pack.blobs) < 16 << 20));
         let in_file = |file: &IndexFile| file.packs.iter().map(|pack| pack.blobs.len()).sum::<usize>();
-        assert!(files.len() >= 2 && files.iter().all(|file| in_file(file) < 2 * BLOBS_PER_INDEX));
+        assert!(files.len() >= 2 && files.iter().all(|file| in_file(file) < 2 * MOST_BLOBS));
         assert!(uploader.has(BlobKind::Data, Id::of(&0_u64.to_le_bytes())));
         assert!(!uploader.has(BlobKind::Data, Id::of(b"what nobody brought")));
     }

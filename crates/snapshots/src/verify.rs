@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdSet, Origin};
 use crate::lock::{LockGuard, LockMode};
+use crate::memory::Work;
 use crate::node::{Node, NodeKind};
 use crate::pack::{expected_size, parse_header, prove_blobs};
 use crate::pool::Pool;
@@ -329,7 +330,7 @@ fn read_packs(inner: &Inner, packs: &[Id], progress: &Progress) -> Result<PacksR
     };
     // More than processors, because some wait for the disk.
     let effort = inner.effort();
-    let workers = effort.threads(2, packs.len().min(16));
+    let workers = effort.workers(Work::Verify, 2, packs.len().min(16));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -356,6 +357,8 @@ pub(crate) fn read_pack(inner: &Inner, id: Id, plain: &mut Vec<u8>) -> Result<Pa
         inner.backend.drop_caches(FileKind::Pack, id)?;
         inner.backend.read(FileKind::Pack, id)
     };
+    // A store's client may have what it received a second time.
+    let mut read_charge = inner.charge(2 * usize::try_from(inner.pack_size(id).unwrap_or(0)).unwrap_or(0));
     let mut data = match read() {
         Err(e) if e.is_not_found() => return Err(damaged("it is missing".into())),
         other => other?,
@@ -365,6 +368,7 @@ pub(crate) fn read_pack(inner: &Inner, id: Id, plain: &mut Vec<u8>) -> Result<Pa
     }
     let blobs = parse_header(&inner.key, id, &data)?;
     prove_blobs(&inner.key, id, &blobs, &mut data, plain)?;
+    read_charge.set(data.capacity() + plain.capacity());
     let index = inner.index.read().unwrap_or_else(PoisonError::into_inner);
     for blob in &blobs {
         match index.find(blob.kind, blob.id) {
@@ -399,7 +403,7 @@ mod tests {
     fn several_walk_a_tree_together_and_one_who_fails_or_panics_ends_it_for_all() {
         let backend = Arc::new(MemoryBackend::new());
         let repo = Repository::init(backend, &Password::new("p"), KeyCost::Test).expect("a repository");
-        let repo = repo.with_effort(Effort { threads: std::num::NonZeroUsize::new(4), nice: 0 });
+        let repo = repo.with_effort(Effort { threads: std::num::NonZeroUsize::new(4), ..Effort::default() });
         let uploader = Uploader::new(&repo.inner);
         let mut sealer = Sealer::new().expect("a compressor");
         let mut save = |nodes: &[Node]| {

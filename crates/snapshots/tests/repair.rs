@@ -56,7 +56,7 @@ fn unverified(repo: &Repository, all: &[SnapshotFileId]) -> BTreeSet<SnapshotFil
 /// packs are begun as there are threads that store at the same time: what lies together is the same everywhere.
 fn two(source: &Path) -> (MemoryBackend, [SnapshotFileId; 2]) {
     let (backend, repo) = memory();
-    let repo = repo.with_effort(Effort { threads: NonZeroUsize::new(1), nice: 0 });
+    let repo = repo.with_effort(Effort { threads: NonZeroUsize::new(1), ..Effort::default() });
     fs::create_dir_all(source.join("sub")).unwrap();
     for n in 0..6 {
         fs::write(source.join(format!("f{n}")), corpus::noise(3000, n)).unwrap();

@@ -227,7 +227,7 @@ fn bounded_work_stands_back_and_does_the_same() {
     let before = rustix::process::getpriority_process(None).unwrap();
     let backend = HookedBackend::new(Arc::new(MemoryBackend::new()), hook);
     let repo = Repository::init(backend, &password(), KeyCost::Test).unwrap();
-    let repo = repo.with_effort(Effort { threads: NonZeroUsize::new(1), nice: 11 });
+    let repo = repo.with_effort(Effort { threads: NonZeroUsize::new(1), nice: 11, memory: None });
     let snapshot = archive(&repo, &source).snapshot.unwrap();
     let seen = nice_of_writers.lock().unwrap().clone();
     assert!(seen.contains(&before.max(11)), "{seen:?}");

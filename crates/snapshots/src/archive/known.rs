@@ -1,7 +1,7 @@
 //! Trees to compare with, all of them in memory before the writers are held still: meanwhile the store is not asked.
 //!
 //! Up to a bound they are ready to compare; those beyond it are kept compressed, at some 60 to 100 bytes a file, and
-//! cost the scanner their decoding.
+//! cost the scanner their decoding. Those that are kept compressed are counted, and not bounded: the store may not be asked for them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,15 +12,11 @@ use super::ahead::Asker;
 use super::build::Known;
 use crate::error::{Error, Result};
 use crate::id::Id;
+use crate::memory::Charge;
 use crate::node::{Node, decode_tree};
 use crate::reader::{Reader, Scratch};
 use crate::repository::Inner;
 use crate::wire::BlobKind;
-
-/// So many bytes of trees at most are ready to compare.
-const READY: usize = 128 << 20;
-/// So many bytes of them at most are kept until the proof: some 100,000 files.
-const KEPT: usize = 48 << 20;
 
 enum Tree {
     Ready(Arc<Vec<Node>>),
@@ -32,6 +28,8 @@ enum Tree {
 pub(crate) struct Loaded {
     trees: HashMap<Id, Tree>,
     ready: usize,
+    packed: usize,
+    charge: Charge,
 }
 
 impl Loaded {
@@ -39,6 +37,8 @@ impl Loaded {
     /// damage heals.
     pub(crate) fn add(&mut self, inner: &Inner, root: Id, progress: &Progress) -> Result<()> {
         let reader = Reader::new(inner);
+        let most = inner.shares().ready;
+        self.charge.begin(&inner.account);
         let mut scratch = Scratch::default();
         let mut wanted = vec![root];
         while let Some(id) = wanted.pop() {
@@ -57,13 +57,16 @@ impl Loaded {
             // The first is visited first, and lies first in its pack.
             wanted.extend(nodes.iter().rev().filter_map(|node| node.subtree));
             let size = nodes.iter().map(memory_of).sum::<usize>();
-            let tree = if self.ready + size <= READY {
+            let tree = if self.ready + size <= most {
                 self.ready += size;
                 Tree::Ready(Arc::new(nodes))
             } else {
                 let packed = zstd::bulk::compress(json, 1);
-                Tree::Packed(packed.map_err(|source| Error::System { doing: "compress", source })?)
+                let packed = packed.map_err(|source| Error::System { doing: "compress", source })?;
+                self.packed += packed.capacity();
+                Tree::Packed(packed)
             };
+            self.charge.set(self.ready + self.packed);
             self.trees.insert(id, tree);
         }
         Ok(())
@@ -91,13 +94,21 @@ fn memory_of(node: &Node) -> usize {
 pub(crate) struct Kept {
     trees: HashMap<Id, Arc<Vec<Node>>>,
     bytes: usize,
+    most: usize,
+    charge: Charge,
 }
 
 impl Kept {
+    /// Keeps no more bytes than there are shares for; the default keeps none.
+    pub(crate) fn new(inner: &Inner) -> Self {
+        Self { most: inner.shares().kept, charge: inner.charge(0), ..Self::default() }
+    }
+
     pub(crate) fn keep(&mut self, id: Id, nodes: &Arc<Vec<Node>>) {
         let bytes = nodes.iter().map(memory_of).sum::<usize>();
-        if self.bytes + bytes <= KEPT && self.trees.insert(id, Arc::clone(nodes)).is_none() {
+        if self.bytes + bytes <= self.most && self.trees.insert(id, Arc::clone(nodes)).is_none() {
             self.bytes += bytes;
+            self.charge.set(self.bytes);
         }
     }
 

@@ -31,6 +31,7 @@ use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId, TreeId};
 use crate::lock::{LockGuard, LockMode};
+use crate::memory::Work;
 use crate::node::{Node, NodeKind, Time, encode_tree};
 use crate::pack::Sealer;
 use crate::removed;
@@ -155,7 +156,8 @@ impl Repository {
         let guard = LockGuard::acquire(&self.inner, LockMode::Shared)?;
         // Only what the repository holds now, with the lock in place, may be counted on: before, somebody could prune.
         self.inner.refresh_index()?;
-        let uploader = Uploader::new(&self.inner).with_spool(held.map(|held| Spool::new(&held.spool)));
+        let uploader =
+            Uploader::new(&self.inner).with_spool(held.map(|held| Spool::new(&held.spool, &self.inner.shares())));
         let result = self.archive_locked(request, held, progress, (&guard, &uploader));
         if result.is_err() {
             uploader.salvage();
@@ -184,7 +186,7 @@ impl Repository {
             met: (progress.read().bytes_done, AtomicU64::new(0)),
             held: AtomicBool::new(false),
             later: Mutex::default(),
-            kept: Mutex::default(),
+            kept: Mutex::new(Kept::new(&self.inner)),
         };
         let mut layout = Virtual::default();
         let mut sealer = Sealer::new()?;
@@ -314,7 +316,7 @@ fn capture_directories(
         scans.push(scan::Scan::prepare(shared, place, (*layout, exclude), trees, racy_from)?);
     }
     shared.progress.check()?;
-    let scanners = scanners(Effort::default());
+    let scanners = scanners(shared.inner.effort().urgent());
     shared.uploader.hold();
     shared.held.store(true, Ordering::Release);
     let release = Release::after_hold(held.writers)?;
@@ -338,7 +340,7 @@ fn directory(root: &Root) -> Option<(&Path, Layout, &[PathBuf])> {
 /// Does what waited until the writers went on: trees, and packs.
 fn write_what_waited(shared: &Shared<'_>) -> Result<()> {
     let effort = shared.inner.effort();
-    let workers = effort.threads(0, MAX_WORKERS);
+    let workers = effort.workers(Work::Archive, 0, MAX_WORKERS);
     let trees = || {
         effort.begin();
         build::write_later(shared, &mut Sealer::new()?)
@@ -498,8 +500,8 @@ fn run(
 ) -> Result<scan::Scanned> {
     // Somebody stands still until this is done.
     let held = shared.held.load(Ordering::Acquire);
-    let effort = if held { Effort::default() } else { shared.inner.effort() };
-    let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
+    let effort = if held { shared.inner.effort().urgent() } else { shared.inner.effort() };
+    let workers = effort.workers(Work::Archive, WAITING_WORKERS, MAX_WORKERS);
     let (sender, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let outcome = std::thread::scope(|scope| {

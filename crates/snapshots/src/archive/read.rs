@@ -16,6 +16,7 @@ use crate::chunker::{self, Grain};
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Stat, XattrError};
 use crate::id::Id;
+use crate::memory::{Charge, make_room};
 use crate::node::{Node, NodeKind, Time, Xattr};
 use crate::pack::Sealer;
 use crate::removed::{OverlayMark, classify};
@@ -55,6 +56,8 @@ pub(crate) struct Worker<'a> {
     shared: &'a Shared<'a>,
     sealer: Sealer,
     buffer: Vec<u8>,
+    /// For what is read and what is compressed.
+    charge: Charge,
 }
 
 /// What came of reading a file.
@@ -86,7 +89,7 @@ pub(crate) fn loss_reason(errno: Errno) -> LossReason {
 
 impl<'a> Worker<'a> {
     pub(crate) fn new(shared: &'a Shared<'a>) -> Result<Self> {
-        Ok(Self { shared, sealer: Sealer::new()?, buffer: Vec::new() })
+        Ok(Self { shared, sealer: Sealer::new()?, buffer: Vec::new(), charge: shared.inner.charge(0) })
     }
 
     pub(crate) fn run(&mut self, job: Job) -> Result<()> {
@@ -189,9 +192,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads once, so much that the cost of a call does not matter and so little that it stays in the caches.
-    fn fill(&self, fd: &OwnedFd, buffer: &mut Vec<u8>, limit: u64) -> Result<usize, ReadError> {
+    fn fill(&mut self, fd: &OwnedFd, buffer: &mut Vec<u8>, limit: u64) -> Result<usize, ReadError> {
         let room = READ.min(usize::try_from(limit).unwrap_or(usize::MAX));
         let old = buffer.len();
+        make_room(buffer, room, chunker::MAX + READ);
+        self.charge.set(buffer.capacity() + self.sealer.memory());
         buffer.resize(old + room, 0);
         let got = loop {
             match rustix::io::read(fd, &mut buffer[old..]) {
@@ -219,6 +224,7 @@ impl<'a> Worker<'a> {
             content.push(self.shared.uploader.save_content(&mut self.sealer, &rest[..len])?);
             start += len;
         }
+        self.charge.set(buffer.capacity() + self.sealer.memory());
         buffer.drain(..start);
         Ok(start as u64)
     }

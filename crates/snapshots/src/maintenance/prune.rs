@@ -419,13 +419,14 @@ fn plan(inner: &Inner, request: &PruneRequest, progress: &Progress) -> Result<Pl
 
 fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) -> Result<PruneReport> {
     let Plan { snapshots, mut keep, repack, marks, delete, old_indexes, report } = plan;
-    let mut rewriter = Rewriter::default();
+    let mut rewriter = Rewriter::new(inner);
     let mut plain = Vec::new();
     let size = |blobs: &[IndexBlob]| blobs.iter().map(|blob| u64::from(blob.length)).sum::<u64>();
     progress.expect_more(repack.iter().map(|(_, blobs)| size(blobs)).sum());
     for (id, blobs) in repack {
         progress.check()?;
         let data = inner.backend.read(FileKind::Pack, id)?;
+        let _read = inner.charge(data.len());
         let moved = size(&blobs);
         for blob in blobs {
             let sealed = data

@@ -12,10 +12,17 @@ use crate::wire::{IndexBlob, IndexFile, IndexPack, MarkedPack};
 const BLOBS_PER_INDEX: usize = 50_000;
 
 /// Packs being filled with blobs of others, as they are sealed; data and trees apart.
-#[derive(Default)]
 pub(super) struct Rewriter([PackBuilder; 2]);
 
+fn empty_pack(inner: &Inner) -> PackBuilder {
+    PackBuilder::new(inner.shares().pack, (Vec::new(), inner.charge(0)))
+}
+
 impl Rewriter {
+    pub(super) fn new(inner: &Inner) -> Self {
+        Self([empty_pack(inner), empty_pack(inner)])
+    }
+
     /// Adds a blob that was proven; `done` is told of a pack that became full and was written.
     pub(super) fn add(
         &mut self,
@@ -27,7 +34,7 @@ impl Rewriter {
         let builder = &mut self.0[blob.kind as usize];
         builder.copy_sealed(sealed, blob)?;
         if builder.is_full() {
-            done.push(write_pack(inner, std::mem::take(builder))?);
+            done.push(write_pack(inner, std::mem::replace(builder, empty_pack(inner)))?);
         }
         Ok(())
     }
@@ -48,6 +55,7 @@ fn write_pack(inner: &Inner, builder: PackBuilder) -> Result<IndexPack> {
     let pack = builder.finish(&inner.key);
     inner.backend.write(FileKind::Pack, pack.id, &pack.data)?;
     inner.backend.drop_caches(FileKind::Pack, pack.id)?;
+    let _read = inner.charge(2 * pack.data.len());
     let data = inner.backend.read(FileKind::Pack, pack.id)?;
     if Id::of(&data) != pack.id || parse_header(&inner.key, pack.id, &data)? != pack.blobs {
         return Err(Error::damaged(FileKind::Pack, pack.id, "it was not written as it was sent"));

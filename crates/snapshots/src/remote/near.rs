@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::Origin;
 use crate::lock::{LockGuard, LockMode};
+use crate::memory::{Shares, Work};
 use crate::repository::{Inner, Repository, master_key};
 use crate::request::{ArchiveRequest, Archived};
 use crate::restore::{RestoreRequest, Restored};
@@ -90,12 +91,17 @@ impl Session {
             let thread = std::thread::Builder::new().name(name.into()).spawn(work);
             thread.map_err(|source| Error::System { doing: "start a thread that talks to a mover", source })
         };
-        let (arrived, frames) = sync_channel(QUEUE);
+        let effort = near.inner.effort();
+        let workers =
+            effort.memory.map_or(WORKERS, |memory| Shares::of(Some(memory)).workers(Work::Answer).min(WORKERS));
+        // A bound counts two frames beside those that are answered: the next one, and the one after it.
+        let queue = if effort.memory.is_some() { 0 } else { QUEUE };
+        let (arrived, frames) = sync_channel(queue);
         spawn("mover-reader", Box::new(move || read_all(reader, &arrived)))?;
-        let (calls, waiting) = sync_channel::<(u64, Call, Vec<u8>)>(QUEUE);
+        let (calls, waiting) = sync_channel::<(u64, Call, Vec<u8>)>(queue);
         let waiting = Arc::new(Mutex::new(waiting));
         // Not scoped: a write into a channel that nobody empties must not keep the caller from giving up.
-        for _ in 0..WORKERS {
+        for _ in 0..workers {
             let (near, waiting) = (Arc::clone(&near), Arc::clone(&waiting));
             spawn("mover-calls", Box::new(move || answer_all(&near, &waiting)))?;
         }
@@ -165,7 +171,7 @@ impl Session {
         let outcome = match held {
             None => self.run(job, progress)?,
             Some(held) => {
-                let mut hold = Hold::new(held);
+                let mut hold = Hold::new(held, &self.near.inner.shares());
                 let outcome = self.run_held(job, &mut hold, progress);
                 self.near.noted().spool = None;
                 let outcome = outcome?;
@@ -291,8 +297,8 @@ enum Hold<'a> {
 }
 
 impl<'a> Hold<'a> {
-    fn new(held: &'a Held<'a>) -> Self {
-        Self::Before(held, Arc::new(Spool::new(&held.spool)))
+    fn new(held: &'a Held<'a>, shares: &Shares) -> Self {
+        Self::Before(held, Arc::new(Spool::new(&held.spool, shares)))
     }
 
     fn begin(&mut self, near: &Near) -> Result<()> {
@@ -314,7 +320,9 @@ impl<'a> Hold<'a> {
         released?;
         loop {
             progress.check()?;
-            let taken = spool.take().map_err(|source| Error::System { doing: "read a pack that waited", source })?;
+            let taken = spool
+                .take(&near.inner.account)
+                .map_err(|source| Error::System { doing: "read a pack that waited", source })?;
             let Some(pack) = taken else { return Ok(()) };
             near.store(pack.id, &pack.data)?;
         }
@@ -412,10 +420,13 @@ impl Near {
                 let spool = self.noted().spool.clone();
                 match spool {
                     None => self.store(id, data),
-                    Some(spool) => match spool.put(Waiting { id, data: data.to_vec(), blobs: Vec::new() }) {
-                        None => Ok(()),
-                        Some(pack) => self.store(id, &pack.data),
-                    },
+                    Some(spool) => {
+                        let charge = self.inner.charge(data.len());
+                        match spool.put(Waiting { id, data: data.to_vec(), blobs: Vec::new(), charge }) {
+                            None => Ok(()),
+                            Some(pack) => self.store(id, &pack.data),
+                        }
+                    }
                 }
             }
             Place::Index => {

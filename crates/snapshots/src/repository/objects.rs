@@ -12,6 +12,7 @@ use crate::effort::Effort;
 use crate::error::{Error, Result};
 use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdMap, Index, Origin};
+use crate::memory::{Charge, Shares};
 use crate::node::{Node, NodeKind, decode_tree};
 use crate::pack::{expected_size, open_blob};
 use crate::wire::{BlobKind, IndexFile, SnapshotFile};
@@ -36,6 +37,16 @@ pub(crate) const UNLISTED: &str = "is in its place, and in no listing";
 impl Inner {
     pub(crate) fn effort(&self) -> Effort {
         self.effort.get().copied().unwrap_or_default()
+    }
+
+    /// What work may keep in memory.
+    pub(crate) fn shares(&self) -> Shares {
+        Shares::of(self.effort().memory)
+    }
+
+    /// Counts what is kept from now on, in bytes.
+    pub(crate) fn charge(&self, bytes: usize) -> Charge {
+        Charge::new(&self.account, bytes)
     }
 
     /// Reads a file that is not a pack: proves its name, decrypts and decompresses.
@@ -218,6 +229,7 @@ impl Inner {
             copies: Mutex::default(),
             locks: Locks::Nobody,
             effort: below.effort.clone(),
+            account: Arc::clone(&below.account),
             below: Some(Arc::clone(below)),
         }
     }

@@ -22,6 +22,7 @@ use super::{Existing, Removals, RestoreRequest, Restored};
 use crate::durable::not_synced;
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Dir, Stat};
+use crate::memory::Work;
 use crate::node::{Node, NodeKind};
 use crate::reader::Reader;
 use crate::removed::{Removal, Removed};
@@ -212,7 +213,7 @@ pub(crate) fn run(
     let (jobs, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     let effort = shared.inner.effort();
-    let workers = effort.threads(WAITING_WORKERS, MAX_WORKERS);
+    let workers = effort.workers(Work::Restore, WAITING_WORKERS, MAX_WORKERS);
     // Everything is durable only after the last call, but the disk need not be idle until then.
     let (written, due) = sync_channel::<()>(1);
     std::thread::scope(|scope| {

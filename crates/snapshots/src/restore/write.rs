@@ -16,6 +16,7 @@ use crate::archive::ZEROS;
 use crate::error::{Error, Result};
 use crate::fsdir::{self, Stat, proc_path};
 use crate::id::Id;
+use crate::memory::{Charge, make_room};
 use crate::node::{Node, NodeKind};
 use crate::reader::{KEPT, Scratch};
 use crate::repository::Inner;
@@ -102,15 +103,20 @@ impl Links {
 pub(crate) struct Writer {
     scratch: Scratch,
     gathered: Vec<u8>,
+    /// For what is gathered.
+    charge: Charge,
 }
 
 impl Writer {
     pub(crate) fn run(&mut self, shared: &Shared<'_>, job: Job) -> Result<()> {
         let Job { place, fd, node } = job;
         let inode = write_file(self, shared, &place, &fd, &node)?;
+        self.charge.begin(&shared.inner.account);
+        self.charge.set(self.gathered.capacity());
         self.scratch.trim();
         if self.gathered.capacity() > KEPT {
             self.gathered = Vec::new();
+            self.charge.set(0);
         }
         shared.count(&node);
         let task = Arc::clone(&place.task);
@@ -213,7 +219,7 @@ fn write_content(
     node: &Node,
     error: &impl Fn(Errno) -> Error,
 ) -> Result<()> {
-    let Writer { scratch, gathered } = writer;
+    let Writer { scratch, gathered, .. } = writer;
     gathered.clear();
     let mut end = 0;
     let mut write = |data: &[u8], offset: u64| -> Result<()> {
@@ -241,6 +247,7 @@ fn write_content(
             write(data, 0)?;
             continue;
         }
+        make_room(gathered, data.len(), GATHER);
         gathered.extend_from_slice(data);
         if gathered.len() >= GATHER {
             // Ends with a block, so that none is written twice.

@@ -12,6 +12,7 @@ use perennial_core::progress::Progress;
 use crate::backend::{BackendError, FileKind};
 use crate::error::{Error, Result};
 use crate::id::Id;
+use crate::memory::Work;
 use crate::pack::{open_blob, parse_header};
 use crate::repository::Inner;
 use crate::wire::{BlobKind, IndexBlob};
@@ -55,7 +56,7 @@ pub(super) fn look_at_all<'n>(
         Ok(())
     };
     let effort = inner.effort();
-    let workers = effort.threads(0, packs.len().min(16));
+    let workers = effort.workers(Work::Verify, 0, packs.len().min(16));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {

@@ -399,7 +399,7 @@ fn find_hurt(inner: &Inner, index: &Index, report: &mut RepairReport, progress: 
 
 fn execute(inner: &Inner, guard: &LockGuard, plan: Plan, progress: &Progress) -> Result<RepairReport> {
     let Plan { mut keep, marks, salvage, aside, listed, report } = plan;
-    let mut rewriter = Rewriter::default();
+    let mut rewriter = Rewriter::new(inner);
     let mut plain = Vec::new();
     for (look, blobs) in salvage {
         progress.check()?;
