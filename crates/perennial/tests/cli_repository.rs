@@ -236,6 +236,27 @@ fn copies(desk: &Desk, id: &str) {
 }
 
 #[test]
+fn with_the_least_memory_a_repository_holds_the_same_and_less_is_refused_before_anything_is_touched() {
+    let desk = Desk::new();
+    let source = desk.source();
+    fs::write(source.join("large"), noise(20 << 20)).unwrap();
+    desk.run(&["init", "--memory", "127Mi"]).fails(2, "128Mi or more");
+    assert!(!Path::new(&desk.repository).exists());
+    desk.run(&["init", "--memory", "some"]).fails(2, "not a size");
+    desk.json(&["init"]);
+    let least = |arguments: &[&str]| desk.json(&[arguments, &["--memory", "128Mi", "--threads", "8"]].concat());
+    least(&["backup", "source"]);
+    assert_eq!(least(&["check", "--read-data"])["problems"], Value::Array(vec![]));
+    least(&["restore", "latest", "--target", &desk.path("out"), "--path", source.to_str().unwrap()]);
+    assert_eq!(look(&desk.directory.path().join("out")), look(&source));
+    // Whoever has more goes on with it, and the other way round.
+    assert_eq!(desk.json(&["backup", "source"])["newBytes"].as_u64().map(|bytes| bytes < 1 << 20), Some(true));
+    least(&["forget", "latest", "--yes"]);
+    least(&["prune"]);
+    desk.restic(&["check", "--read-data"]);
+}
+
+#[test]
 fn a_repository_in_a_directory_lives_without_a_server() {
     life(&Desk::new());
 }

@@ -2,6 +2,8 @@
 //!
 //! Only what cannot be put into a request at all is refused here; limits and names are the server's to judge.
 
+use perennial_snapshots::Memory;
+
 use super::human::parse_duration;
 use crate::api::wire::{Backend, OnStop, Port, Size, VolumeDeclaration};
 
@@ -52,6 +54,14 @@ pub fn seconds(text: &str) -> Result<u32, String> {
     u32::try_from(parse_duration(text)?.as_secs()).map_err(|_| format!("{text:?} is too long"))
 }
 
+/// Reads what work on a repository may keep in memory.
+///
+/// # Errors
+/// What is wrong, and the least that works.
+pub fn memory(text: &str) -> Result<Memory, String> {
+    Memory::new(Size::parse(text)?.0).map_err(|error| format!("{error}: {}", error.hint()))
+}
+
 /// Reads a volume backend.
 ///
 /// # Errors
@@ -88,6 +98,12 @@ mod tests {
         let data = volume("data:/data:1Mi").unwrap();
         assert_eq!((data.name.as_str(), data.mount_path.as_str(), data.size), ("data", "/data", Some(Size(1 << 20))));
         assert_eq!(volume("data:/data").unwrap().size, None);
+        assert_eq!(memory("0.5Gi").map(Memory::bytes), Ok(512 << 20));
+        assert!(memory("much").is_err());
+        assert_eq!(
+            memory("1Mi"),
+            Err("1048576 bytes are too little memory to work with: give 128Mi or more".to_owned())
+        );
         assert!(volume("/data").is_err() && volume("data:/data:1MB").is_err());
         assert_eq!(port("8080:80"), Ok(Port { container: 80, host: Some(8080) }));
         assert_eq!(port("80"), Ok(Port { container: 80, host: None }));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserializer, Visitor};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// Suffixes of sizes, and what they multiply by.
@@ -65,6 +65,10 @@ impl<'de> Deserialize<'de> for Size {
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Size, E> {
                 Ok(Size(value))
+            }
+            /// TOML has signed numbers only.
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Size, E> {
+                u64::try_from(value).map(Size).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
                 Size::parse(text).map_err(E::custom)

@@ -4,8 +4,10 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use perennial_snapshots::Memory;
 
 use crate::cli::retention::KeepArgs;
+use crate::cli::values;
 use crate::config::BucketLookup;
 
 /// What to do with a repository.
@@ -143,6 +145,9 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "0-19", default_value_t = 0, hide_default_value = true,
           value_parser = clap::value_parser!(u8).range(0..=19), help_heading = "Repository")]
     pub nice: u8,
+    /// Keep no more than so much in flight, such as 256Mi; the index of the repository comes on top of it
+    #[arg(long, value_name = "SIZE", value_parser = values::memory, help_heading = "Repository")]
+    pub memory: Option<Memory>,
 }
 
 /// Arguments of `backup`.

@@ -47,6 +47,7 @@ pub fn open_for_import(connection: &Connection, args: &ImportArgs) -> Result<(Re
         limit_download: None,
         threads: None,
         nice: 0,
+        memory: None,
     };
     let (place, repository) = open::open(connection, &place)?;
     let found = read::find(&repository, &place.name, args.snapshot.as_deref().unwrap_or("latest"))?;

@@ -129,7 +129,7 @@ fn connect(
     let password = password(of)?;
     let backend = location.connect(&options).map_err(invalid)?;
     let backend = limited(backend, bandwidth(args.limit_upload, args.limit_download));
-    let effort = Effort { threads: args.threads, nice: args.nice };
+    let effort = Effort { threads: args.threads, nice: args.nice, memory: args.memory };
     let directory = match location {
         Location::Local(path) => Some(path.clone()),
         Location::S3(_) | Location::Azure(_) => None,
