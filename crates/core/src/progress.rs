@@ -110,6 +110,12 @@ impl Progress {
         Self { counters: Arc::clone(&self.counters), wanted: Arc::new(wanted) }
     }
 
+    /// Progress of a part that counts for itself alone, and is cancelled with the whole.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { counters: Arc::default(), ..self.part() }
+    }
+
     /// Reads the counters.
     #[must_use]
     pub fn read(&self) -> ProgressReading {
@@ -146,7 +152,12 @@ mod tests {
         one.cancel();
         assert_eq!((one.check(), other.check(), whole.check()), (Err(Cancelled), Ok(()), Ok(())));
         assert_eq!((whole.read().files_done, other.read().files_done), (1, 1));
+        let apart = whole.apart();
+        apart.add_files(5);
+        assert_eq!((apart.read().files_done, whole.read().files_done), (5, 1));
+        assert_eq!(apart.check(), Ok(()));
         whole.cancel();
+        assert_eq!(apart.check(), Err(Cancelled));
         assert_eq!((other.check(), other.part().check()), (Err(Cancelled), Err(Cancelled)));
     }
 

@@ -7,15 +7,17 @@ mod world;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use jiff::SignedDuration;
+use perennial::reconcile::progress::{ProgressBoard, ShownCopy};
 use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories};
 use perennial::service::{Caller, CreateRequest, Request};
 use perennial::store::EventFilter;
 use perennial_core::fault::{Moment, NoTap, Tap, Verdict};
 use perennial_core::id::{PodId, SnapshotId};
-use perennial_core::progress::Progress;
+use perennial_core::progress::{Progress, ProgressReading};
+use perennial_core::replication::Part;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{Backend, PodName, TenantId};
 use perennial_snapshots::{Backend as _, Depth, FileKind, Password, Repository};
@@ -390,6 +392,66 @@ impl Tap for Slow {
         }
         Verdict::Go
     }
+}
+
+/// Looks at what is shown of the copies whenever a repository is written to.
+#[derive(Default)]
+struct Watching {
+    board: OnceLock<ProgressBoard>,
+    seen: Mutex<Vec<ShownCopy>>,
+    fails: AtomicBool,
+}
+
+impl Tap for Watching {
+    fn at(&self, site: &str, moment: Moment) -> Verdict {
+        if site != "repository.write" || moment != Moment::Before {
+            return Verdict::Go;
+        }
+        let shown = self.board.get().and_then(|board| board.copying(&TenantId::default_tenant()));
+        self.seen.lock().unwrap().extend(shown);
+        if self.fails.load(Ordering::SeqCst) { Verdict::Fail } else { Verdict::Go }
+    }
+}
+
+#[tokio::test]
+async fn what_is_being_copied_is_shown_with_how_far_it_is_and_nothing_afterwards() {
+    let world = World::new(473);
+    let watching = Arc::new(Watching::default());
+    let server = world.server_with(Arc::clone(&watching) as _).await;
+    let tenant = TenantId::default_tenant();
+    let (pod, first) = pod_with(&world, &server, "one").await;
+    world.engine.write(pod, "/srv/next", "next".repeat(9_000)).unwrap();
+    let second = server.snapshot_of(pod).await;
+    watching.board.set(server.board.clone()).unwrap();
+    let take = || std::mem::take(&mut *watching.seen.lock().unwrap());
+
+    // One that fails is not shown any longer either.
+    watching.fails.store(true, Ordering::SeqCst);
+    server.replicator().replicate_due().await;
+    assert_eq!(server.board.copying(&tenant), None);
+    watching.fails.store(false, Ordering::SeqCst);
+    take();
+    hours(&world, 2);
+    server.replicator().replicate_due().await;
+    assert_eq!(server.board.copying(&tenant), None);
+    let seen = take();
+    let of = |part: Part, name: &str| -> Vec<ProgressReading> {
+        let copies = seen.iter().filter(|shown| shown.what.part == part && shown.what.name == name);
+        copies.map(|shown| shown.reading).collect()
+    };
+    let image = row(&server, first).await.image.unwrap();
+    for (part, name) in
+        [(Part::Image, image), (Part::Snapshot, second.to_string()), (Part::Snapshot, first.to_string())]
+    {
+        let readings = of(part, &name);
+        let last = readings.last().unwrap_or_else(|| panic!("{part:?} {name}: {seen:?}"));
+        assert_eq!(last.bytes_done, last.bytes_total, "all of it was sent before the snapshot file: {readings:?}");
+        assert!(readings.iter().all(|now| now.bytes_done <= now.bytes_total), "{readings:?}");
+    }
+    // Of the older one only what the newer did not bring is sent.
+    let sent = |snapshot: SnapshotId| of(Part::Snapshot, &snapshot.to_string()).last().unwrap().bytes_done;
+    assert!(sent(second) > 0 && sent(first) < sent(second), "{seen:?}");
+    assert_eq!(content(&world.replicas, &tenant), content(&world.repositories, &tenant));
 }
 
 #[tokio::test]

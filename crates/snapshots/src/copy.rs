@@ -68,6 +68,16 @@ pub enum CopyOutcome {
     Failed(Error),
 }
 
+/// How far [`Repository::copy_each`] is with one of the snapshots.
+#[derive(Debug)]
+pub enum CopyStep {
+    /// It is begun. Its progress counts bytes as they are stored: the total is what the repository lacks at most, and exactly
+    /// that once all directories were looked at.
+    Begun(Progress),
+    /// It ended so.
+    Ended(CopyOutcome),
+}
+
 /// One snapshot of the source, as its file says.
 struct Original {
     id: SnapshotFileId,
@@ -92,6 +102,11 @@ impl Original {
     /// What this snapshot was called when it was made, wherever it was copied since.
     fn origin(&self) -> Id {
         self.file.original.unwrap_or(self.id.0)
+    }
+
+    /// Bytes of all its files; none when it does not say.
+    fn held(&self) -> Option<u64> {
+        self.file.summary.as_ref().map(|summary| summary.total_bytes_processed)
     }
 
     /// Reports whether a snapshot of the other repository is this one.
@@ -136,8 +151,8 @@ impl Repository {
         Ok(copied)
     }
 
-    /// Copies the snapshots that are named, in this order, and tells what became of each as soon as it is known; the
-    /// answer says whether to go on. A name may be that of an original. A snapshot that is not there, or damaged, is told and keeps none of the others back.
+    /// Copies the snapshots that are named, in this order, tells when each is begun, and what became of it as soon as that is known;
+    /// the answer to that says whether to go on. A name may be that of an original. A snapshot that is not there, or damaged, is told and keeps none of the others back.
     ///
     /// # Errors
     /// As [`Repository::copy_from`]; what was told before is so.
@@ -146,19 +161,29 @@ impl Repository {
         source: &Self,
         snapshots: &[SnapshotFileId],
         progress: &Progress,
-        tell: &mut dyn FnMut(SnapshotFileId, CopyOutcome) -> ControlFlow<()>,
+        tell: &mut dyn FnMut(SnapshotFileId, CopyStep) -> ControlFlow<()>,
     ) -> Result<()> {
         progress.check()?;
         let mut copied = Copied::default();
         let mut copy = Copy::begin(self, source, progress)?;
+        let mut lacking = copy.lacking();
         for id in snapshots {
+            let (one, before) = (progress.apart(), copied.read_bytes);
+            copy.of_one(&one);
+            if tell(*id, CopyStep::Begun(one)).is_break() {
+                break;
+            }
             let named = source.inner.name_here(*id).and_then(|name| Original::load(&source.inner, name));
             let outcome = match named {
-                Ok(original) => copy.one(&original, &mut copied)?,
+                Ok(original) => {
+                    copy.progress.estimate(original.held().map_or(lacking, |held| held.min(lacking)));
+                    copy.one(&original, &mut copied)?
+                }
                 Err(error @ (Error::Damaged { .. } | Error::NotFound { .. })) => CopyOutcome::Failed(error),
                 Err(error) => return Err(error),
             };
-            if tell(*id, outcome).is_break() {
+            lacking = lacking.saturating_sub(copied.read_bytes - before);
+            if tell(*id, CopyStep::Ended(outcome)).is_break() {
                 break;
             }
         }
@@ -194,12 +219,22 @@ struct Copy<'a> {
     walked: HashSet<Id>,
     _source_guard: LockGuard,
     guard: LockGuard,
-    progress: &'a Progress,
+    progress: Progress,
+    counts: Counted,
+}
+
+/// What progress is told of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    /// All snapshots together.
+    Together,
+    /// Each by itself.
+    One,
 }
 
 impl<'a> Copy<'a> {
     /// Locks both against prunes, and looks at what is in them.
-    fn begin(to: &'a Repository, source: &'a Repository, progress: &'a Progress) -> Result<Self> {
+    fn begin(to: &'a Repository, source: &'a Repository, progress: &Progress) -> Result<Self> {
         if to.id() == source.id() {
             return Err(Error::InvalidRequest("a repository cannot be copied to itself".into()));
         }
@@ -215,20 +250,28 @@ impl<'a> Copy<'a> {
             walked: HashSet::new(),
             _source_guard: source_guard,
             guard,
-            progress,
+            progress: progress.clone(),
+            counts: Counted::Together,
         })
+    }
+
+    /// From now on progress is that of one snapshot.
+    fn of_one(&mut self, progress: &Progress) {
+        (self.progress, self.counts) = (progress.clone(), Counted::One);
+    }
+
+    /// Bytes of packs of all that the other repository lacks.
+    fn lacking(&self) -> u64 {
+        let from = self.from.index.read().unwrap_or_else(PoisonError::into_inner);
+        let to = self.to.index.read().unwrap_or_else(PoisonError::into_inner);
+        from.lacking_in(&to)
     }
 
     /// Bytes that will be sent at most, as far as that can be told without looking at trees: what the other repository lacks,
     /// and no more than the snapshots hold.
     fn expected(&self, wanted: &[Original]) -> u64 {
-        let lacking = {
-            let from = self.from.index.read().unwrap_or_else(PoisonError::into_inner);
-            let to = self.to.index.read().unwrap_or_else(PoisonError::into_inner);
-            from.lacking_in(&to)
-        };
-        let sizes = wanted.iter().map(|original| original.file.summary.as_ref().map(|s| s.total_bytes_processed));
-        sizes.sum::<Option<u64>>().map_or(lacking, |held| held.min(lacking))
+        let lacking = self.lacking();
+        wanted.iter().map(Original::held).sum::<Option<u64>>().map_or(lacking, |held| held.min(lacking))
     }
 
     /// Finds a snapshot of the other repository that is this one.
@@ -286,7 +329,7 @@ impl<'a> Copy<'a> {
     /// handle.
     fn prove(&self, file: &SnapshotFile) -> Result<()> {
         let (_, packs) =
-            prove(self.to, file, (&Verify::Written { packs: Vec::new() }, &Kept::default()), self.progress)?;
+            prove(self.to, file, (&Verify::Written { packs: Vec::new() }, &Kept::default()), &self.progress)?;
         self.guard.ensure()?;
         self.to.read_back(&packs);
         Ok(())
@@ -333,10 +376,14 @@ impl<'a> Copy<'a> {
                 stack.extend(node.subtree.map(|subtree| (subtree, at())));
             }
             want(BlobKind::Tree, tree, &place)?;
-            if batch.len() >= BATCH {
+            if batch.len() >= BATCH && !stack.is_empty() {
                 self.send(std::mem::take(&mut batch), uploader, copied)?;
                 in_batch = Default::default();
             }
+        }
+        if self.counts == Counted::One {
+            // Now all of it is known.
+            self.progress.expect_more(batch.iter().map(|found| u64::from(found.blob.length)).sum());
         }
         self.send(batch, uploader, copied)?;
         uploader.flush()

@@ -130,7 +130,7 @@ mod wire;
 pub use archive::{Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
-pub use copy::{Copied, CopyOutcome};
+pub use copy::{Copied, CopyOutcome, CopyStep};
 pub use drill::{DrillPart, Drilled, Room};
 pub use duplicate::{Duplicate, Duplicated, Tree, sync};
 pub use durable::Unsynced;

@@ -481,7 +481,18 @@ fn each_copy_is_told_as_soon_as_it_is_there_and_none_keeps_the_others_back() {
     let (there, to) = memory();
     let mut told = Vec::new();
     let wanted = [absent, third, lost, first, second];
-    to.copy_each(&from, &wanted, &Progress::default(), &mut |id, outcome| {
+    let (mut now, mut sent) = (None, Vec::new());
+    to.copy_each(&from, &wanted, &Progress::default(), &mut |id, step| {
+        let outcome = match step {
+            CopyStep::Begun(progress) => {
+                now = Some((id, progress));
+                return std::ops::ControlFlow::Continue(());
+            }
+            CopyStep::Ended(outcome) => outcome,
+        };
+        let (begun, progress) = now.take().unwrap();
+        assert_eq!(begun, id);
+        sent.push(progress.read());
         let good = match outcome {
             CopyOutcome::Copied(copy) => {
                 // It counts now, and not at the end.
@@ -496,13 +507,20 @@ fn each_copy_is_told_as_soon_as_it_is_there_and_none_keeps_the_others_back() {
     })
     .unwrap();
     assert_eq!(told, [(absent, false), (third, true), (lost, false), (first, true)]);
+    // Each counts for itself, and what was sent with an earlier one is not sent again.
+    let [none, whole, _, rest] = sent[..] else { panic!("{sent:?}") };
+    assert_eq!((none.bytes_done, none.bytes_total), (0, 0));
+    assert!(whole.bytes_done > 0 && whole.bytes_done == whole.bytes_total, "{whole:?}");
+    assert!(rest.bytes_done < whole.bytes_done && rest.bytes_done == rest.bytes_total, "{rest:?}");
     assert_eq!(to.snapshot_names().unwrap().len(), 2);
     for info in to.find(&[]).unwrap() {
         verify_all(&to, info.id);
     }
     let mut again = Vec::new();
-    to.copy_each(&from, &[third, second], &Progress::default(), &mut |id, outcome| {
-        again.push((id, matches!(outcome, CopyOutcome::There(_))));
+    to.copy_each(&from, &[third, second], &Progress::default(), &mut |id, step| {
+        if let CopyStep::Ended(outcome) = step {
+            again.push((id, matches!(outcome, CopyOutcome::There(_))));
+        }
         std::ops::ControlFlow::Continue(())
     })
     .unwrap();

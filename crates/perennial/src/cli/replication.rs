@@ -1,11 +1,16 @@
 //! `perennial replication`: how far the replicas are.
 
+use std::time::Duration;
+
+use perennial_core::progress::ProgressReading;
+
 use super::failure::Failure;
 use super::human::maybe_ago;
-use super::out::{Colour, clean};
+use super::out::{Colour, Out, clean};
 use super::session::Context;
 use super::table::Rows;
-use crate::api::wire::Replication;
+use super::view::how_far;
+use crate::api::wire::{ReplicaCopying, ReplicaPart, Replication};
 
 /// Runs `replication`.
 pub async fn run(context: &mut Context<'_>) -> Result<(), Failure> {
@@ -39,6 +44,9 @@ pub async fn run(context: &mut Context<'_>) -> Result<(), Failure> {
         }
         let mut text = rows.render(out);
         for replica in &replication.replicas {
+            if let Some(copying) = &replica.copying {
+                text.push_str(&format!("\n{}: {}", clean(&replica.tenant), copied(copying, out)));
+            }
             if let Some(problem) = &replica.problem {
                 text.push_str(&format!("\n{}: {}", clean(&replica.tenant), clean(problem)));
             }
@@ -50,4 +58,45 @@ pub async fn run(context: &mut Context<'_>) -> Result<(), Failure> {
         text.push_str(&format!("\nWhat is deleted goes from the replicas after {}.", clean(forget_after)));
         text
     })
+}
+
+/// What is being copied: with a bar on a terminal.
+fn copied(copying: &ReplicaCopying, out: &Out) -> String {
+    let what = match copying.part {
+        ReplicaPart::Image => "image",
+        ReplicaPart::Snapshot => "snapshot",
+        ReplicaPart::Layer => "layer of pod",
+    };
+    let (bytes_done, bytes_total) = (copying.bytes_done, copying.bytes_total);
+    let reading = ProgressReading { bytes_done, bytes_total, files_done: 0 };
+    let left = copying.seconds_left.map(Duration::from_secs);
+    let name = format!("copying {what} {}", clean(&copying.id));
+    let bar = bar(reading).filter(|_| out.is_terminal()).map_or_else(String::new, |bar| format!("{bar} "));
+    format!("{bar}{}", how_far(name, reading, copying.bytes_per_second, left))
+}
+
+/// Characters of a bar.
+const BAR: u64 = 20;
+
+/// A bar of what is done; none while nobody knows the total.
+fn bar(reading: ProgressReading) -> Option<String> {
+    let done = reading.bytes_done.min(reading.bytes_total);
+    let share = (u128::from(done) * u128::from(BAR)).checked_div(u128::from(reading.bytes_total))?;
+    let full = usize::try_from(share).unwrap_or_default();
+    let rest = usize::try_from(BAR).unwrap_or_default() - full;
+    Some(format!("[{}{}]", "=".repeat(full), " ".repeat(rest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_as_long_as_what_is_done_and_stays_within_its_frame() {
+        let of = |bytes_done, bytes_total| bar(ProgressReading { bytes_done, bytes_total, files_done: 0 });
+        assert_eq!(of(0, 0), None);
+        assert_eq!(of(0, 10), Some(format!("[{}]", " ".repeat(20))));
+        assert_eq!(of(5, 10), Some(format!("[{}{}]", "=".repeat(10), " ".repeat(10))));
+        assert_eq!(of(u64::MAX, 1), Some(format!("[{}]", "=".repeat(20))));
+    }
 }

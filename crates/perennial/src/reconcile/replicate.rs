@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
-use perennial_core::replication::Copying;
+use perennial_core::replication::{Copying, Wanted};
 use perennial_core::spec::TenantId;
-use perennial_snapshots::{CopyOutcome, Mode, PruneReport, PruneRequest, Repository, SnapshotFileId};
+use perennial_snapshots::{CopyOutcome, CopyStep, Mode, PruneReport, PruneRequest, Repository, SnapshotFileId};
 use tokio::sync::mpsc;
 
 use super::forget::{GRACE, REWRITE_AT_MOST, shown};
@@ -46,7 +46,7 @@ impl Reconciler {
         self.told_of(replicas, tenant, seen.await)
     }
 
-    /// Copies these snapshots of a tenant's repository to its replica, in this order, and tells what became of each. After
+    /// Copies this of a tenant's repository to its replica, in this order, shows how far each is, and tells what became of it. After
     /// `at_most` no other is begun, so that whoever needs a repository for himself gets it in between.
     ///
     /// # Errors
@@ -54,17 +54,29 @@ impl Reconciler {
     pub async fn replicate(
         &self,
         (replicas, tenant): (&Repositories, &TenantId),
-        originals: &[String],
+        wanted: &[Wanted],
         (progress, at_most): (&Progress, Duration),
         told: mpsc::UnboundedSender<(String, Copying)>,
     ) -> Result<(), Problem> {
         let both = self.both(replicas, tenant);
-        let (originals, progress) = (originals.to_vec(), progress.clone());
+        let (wanted, progress) = (wanted.to_vec(), progress.clone());
+        let (board, of_tenant) = (self.board.clone(), tenant.clone());
         let copied = blocking(move || {
-            let ids = originals.iter().map(|id| parse_id(id)).collect::<Result<Vec<SnapshotFileId>, _>>()?;
+            let ids = wanted.iter().map(|one| parse_id(&one.original)).collect::<Result<Vec<SnapshotFileId>, _>>()?;
             let (first, replica) = both()?;
             let began = Instant::now();
-            replica.copy_each(&first, &ids, &progress, &mut |id, outcome| {
+            let mut shown = None;
+            replica.copy_each(&first, &ids, &progress, &mut |id, step| {
+                let outcome = match step {
+                    CopyStep::Begun(progress) => {
+                        let what = ids.iter().zip(&wanted).find(|(other, _)| **other == id);
+                        shown = what.map(|(_, what)| board.begin_copy(&of_tenant, what.clone(), progress));
+                        return ControlFlow::Continue(());
+                    }
+                    CopyStep::Ended(outcome) => outcome,
+                };
+                // Before it is told: who is told may look.
+                drop(shown.take());
                 let copying = match outcome {
                     CopyOutcome::Copied(copy) | CopyOutcome::There(copy) => Copying::Copied(copy.to_string()),
                     CopyOutcome::Failed(error) => Copying::Failed(describe(&error)),

@@ -70,6 +70,7 @@ async fn replicas_in_s3_follow_and_take_the_place_of_repositories_that_are_lost(
     until(&client, &format!("snapshots/{last}"), |row| row["replicatedAt"].is_string()).await;
     let status = until(&client, "replication", |status| status["replicas"][0]["missing"] == 0).await;
     assert_eq!((&status["replicas"][0]["copied"], &status["forgetAfter"]), (&json!(1), &json!("30d")));
+    assert_eq!(status["replicas"][0].get("copying"), Some(&json!(null)), "{status}");
     let (_, shown) = command(&server.url(), &data, &["replication"], None).await;
     assert!(shown.contains("/far/default") && shown.contains("after 30d"), "{shown}");
     let system = client.get("system").await;

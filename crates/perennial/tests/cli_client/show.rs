@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use perennial::api::wire::{
     Backend, Check, CheckStatus, EngineInfo, List, Loss, MeasuredVolume, OperationKind, OperationState, Phase, Pod,
-    PodStatus, Runtime, Snapshot, SnapshotState, System, VolumeState,
+    PodStatus, ReplicaCopying, ReplicaPart, ReplicaStatus, Replication, Runtime, Snapshot, SnapshotState, System,
+    VolumeState,
 };
 use perennial::cli::{Exit, Out, run_from};
 
@@ -39,6 +40,44 @@ broken  error (DataLost)  debian:12  -         2 d ago  01kefakep0d0000000000000
     let ran = fake.run(&["pod", "ls", "--all", "--tenant", "x"]).await;
     assert!(ran.stdout.starts_with("NAME    TENANT   PHASE"), "{}", ran.stdout);
     assert_eq!(fake.asked()[0].what, "GET /api/v1/pods?visibility=all&tenant=x&limit=500");
+}
+
+#[tokio::test]
+async fn what_is_being_copied_to_a_replica_has_a_bar_on_a_terminal() {
+    let copying = ReplicaCopying {
+        part: ReplicaPart::Snapshot,
+        id: SNAPSHOT.to_owned(),
+        snapshot_id: Some(SNAPSHOT.to_owned()),
+        bytes_done: 1 << 30,
+        bytes_total: 4 << 30,
+        bytes_per_second: Some(10 << 20),
+        seconds_left: Some(308),
+    };
+    let status = ReplicaStatus {
+        tenant: "default".to_owned(),
+        location: "/far/default".to_owned(),
+        looked_at: Some(now()),
+        problem: None,
+        copied: 3,
+        going: 0,
+        missing: 1,
+        missing_since: Some(now()),
+        copying: Some(copying),
+        failed: Vec::new(),
+    };
+    let fake = Fake::default();
+    let replication = Replication { forget_after: Some("30d".to_owned()), replicas: vec![status] };
+    fake.on("GET /api/v1/replication", [replication]);
+    let words = format!("copying snapshot {SNAPSHOT}, 1.0 GiB of 4.0 GiB, 10.0 MiB/s, 5 minutes left");
+    let plain = fake.run(&["replication"]).await.stdout;
+    assert!(plain.contains(&format!("\ndefault: {words}\n")), "{plain}");
+    let json: serde_json::Value = serde_json::from_str(&fake.run(&["replication", "-o", "json"]).await.stdout).unwrap();
+    assert_eq!(json["replicas"][0]["copying"]["snapshotId"], SNAPSHOT);
+    assert_eq!(json["replicas"][0]["copying"]["secondsLeft"], 308);
+    let (server, stdout, stderr) = (fake.serve().await, Buffer::default(), Buffer::default());
+    let mut out = Out::captured(Box::new(stdout.clone()), Box::new(stderr), None).coloured();
+    run_from(&["perennial", "--server", &server, "replication"], session(), &mut out).await;
+    assert!(stdout.text().contains(&format!("default: [=====               ] {words}")), "{}", stdout.text());
 }
 
 #[tokio::test]

@@ -36,8 +36,31 @@ pub struct ReplicaStatus {
     /// When the oldest of them was taken; null when none is missing.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub missing_since: Option<Timestamp>,
+    /// What is being copied now; null when nothing is, and when another server does it.
+    #[serde(default)]
+    pub copying: Option<ReplicaCopying>,
     /// What could not be copied, the first hundred.
     pub failed: Vec<ReplicaFailure>,
+}
+
+/// What is being copied to a replica, and how far that is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaCopying {
+    /// What it is.
+    pub part: ReplicaPart,
+    /// Which: the id of the snapshot, of the image, or of the pod whose layer it is.
+    pub id: String,
+    /// The snapshot; null when it is an image or a layer.
+    pub snapshot_id: Option<String>,
+    /// Bytes finished, as they are stored; what the replica has already is not sent.
+    pub bytes_done: u64,
+    /// Bytes in all: at most so many until everything was looked for, and then exactly; 0 while nobody knows.
+    pub bytes_total: u64,
+    /// Bytes a second since this began; null in its first second.
+    pub bytes_per_second: Option<u64>,
+    /// Seconds that the rest takes at that rate; null while nobody knows.
+    pub seconds_left: Option<u64>,
 }
 
 /// Something that could not be copied to a replica.

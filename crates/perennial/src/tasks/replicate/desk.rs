@@ -199,12 +199,11 @@ impl<'a> Desk<'a> {
         wanted: &[Wanted],
     ) -> Result<(usize, Result<(), Stopped>), StoreError> {
         let of: HashMap<&str, &Wanted> = wanted.iter().map(|one| (one.original.as_str(), one)).collect();
-        let originals: Vec<String> = wanted.iter().map(|one| one.original.clone()).collect();
         let (told, mut hear) = mpsc::unbounded_channel();
         let replicator = self.replicator;
         let work = replicator.reconciler.replicate(
             (&replicas.repositories, self.tenant),
-            &originals,
+            wanted,
             (&replicator.progress, TURN.saturating_sub(self.began.elapsed())),
             told,
         );
