@@ -31,6 +31,12 @@ pub enum Error {
         /// How to go on.
         hint: String,
     },
+    /// Nobody knows the caller, or not any more.
+    #[error("{problem}")]
+    Unauthorized {
+        /// What is missing, without anything of what was shown.
+        problem: String,
+    },
     /// The caller is known but may not do this.
     #[error("not allowed: {problem}")]
     Forbidden {
@@ -66,6 +72,7 @@ impl Error {
             Self::NotFound { .. }
             | Self::InvalidInput { .. }
             | Self::Conflict { .. }
+            | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
             | Self::QuotaExceeded { .. } => false,
         }

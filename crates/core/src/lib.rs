@@ -2,6 +2,7 @@
 //!
 //! Nothing here awaits, reads a clock, touches a disk, or knows a wire format.
 
+pub mod access;
 pub mod clock;
 pub mod engine;
 pub mod error;

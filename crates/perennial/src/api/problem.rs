@@ -66,6 +66,8 @@ impl From<Error> for ApiError {
                 Self::new(StatusCode::PRECONDITION_FAILED, code, problem).hint(hint)
             }
             Error::Conflict { code, problem, hint } => Self::new(StatusCode::CONFLICT, code, problem).hint(hint),
+            Error::Unauthorized { .. } => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", text)
+                .hint("perennial token create makes one; the administrator's is in the file admin-token of the server's data directory"),
             Error::Forbidden { .. } => Self::new(StatusCode::FORBIDDEN, "forbidden", text),
             Error::QuotaExceeded { .. } => Self::new(StatusCode::FORBIDDEN, "quota-exceeded", text),
             Error::Unavailable { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text)
