@@ -27,7 +27,7 @@ use rustix::net::sockopt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::api::{self, Tokens};
+use crate::api;
 use crate::config::{Config, ConfigError, EngineKind, RepositorySection, VolumeAccess};
 use crate::fault::process_tap;
 use crate::import::Spool;
@@ -37,7 +37,7 @@ use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
-use crate::service::{App, AppSettings, Places};
+use crate::service::{Access, App, AppSettings, Places};
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, Housekeeper, Replicas};
 
@@ -88,6 +88,9 @@ pub enum ServeError {
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Nobody decided who may ask for a route: a defect of this program.
+    #[error(transparent)]
+    Routes(#[from] api::Undecided),
     /// Nothing can be listened on.
     #[error("listen on {address}")]
     Listen {
@@ -118,6 +121,7 @@ impl ServeError {
             Self::Engine(_) => "start Docker, or set DOCKER_HOST to where it listens; --engine sim needs none",
             Self::Simulator(_) => "check --storage-root",
             Self::Tls(error) => error.hint(),
+            Self::Routes(_) => "this program must not be used: run another version",
             Self::Listen { .. } => "another server may run already; choose another --listen address",
         }
     }
@@ -232,6 +236,7 @@ impl Running {
             },
         ));
         let app = App {
+            access: Access::new(store.clone(), Arc::clone(&clock), directory.admin_token()),
             store: store.clone(),
             engine,
             clock,
@@ -260,11 +265,10 @@ impl Running {
             }),
         };
         let (stop, stopping) = watch::channel(false);
-        let tokens = Tokens::admin(directory.admin_token());
         let housekeeper =
             Housekeeper::new(app.clone(), Arc::clone(&reconciler)).with_drills(drills).with_replicas(replicas);
         let housekeeper = housekeeper.start(inbox, stopping.clone());
-        let router = api::router(app, board, tokens, stopping.clone());
+        let router = api::router(app, board, stopping.clone())?;
         let controller = Controller::start(reconciler, waker);
         let http = match &certificate {
             Some(certificate) => {

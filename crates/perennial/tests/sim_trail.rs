@@ -12,7 +12,7 @@ use perennial_core::spec::{Backend, PodSpec};
 use world::{Ended, Server, World, small_spec, universal_spec};
 
 async fn trail(server: &Server, pod: PodId) -> Vec<Event> {
-    let filter = EventFilter { pod: Some(pod), tenant: None };
+    let filter = EventFilter { pod: Some(pod), ..EventFilter::default() };
     server.app.store.event_list(0, &filter, 1000).await.unwrap()
 }
 

@@ -38,15 +38,14 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Action<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: HttpRequest, state: &ApiState) -> Result<Self, ApiError> {
-        let (mut parts, body) = request.into_parts();
-        let Caller(caller) = Caller::from_request_parts(&mut parts, state).await?;
+        let (parts, body) = request.into_parts();
         let key = key(&parts.headers)?;
         let (method, uri) = (parts.method.clone(), parts.uri.clone());
         let json = Json::<T>::from_request(HttpRequest::from_parts(parts, body), state).await?;
         let request_hash = hash(&[method.as_str().as_bytes(), uri.path().as_bytes(), &json.bytes]);
         let settings = state.app.settings.clone();
         let render = Box::new(move |outcome: &Outcome| (202, render(outcome, &settings)));
-        Ok(Self { body: json.value, caller, key, request_hash, render })
+        Ok(Self { body: json.value, caller: json.caller, key, request_hash, render })
     }
 }
 
@@ -113,7 +112,9 @@ impl<T> Action<T> {
     /// The recorded answer, when this request was answered before.
     pub async fn replay(&self, state: &ApiState) -> Result<Option<Response>, ApiError> {
         let Some(key) = &self.key else { return Ok(None) };
-        let recorded = state.app.store.idempotency_fetch(&self.caller.home(), key).await.map_err(Error::from)?;
+        let recorded = state.app.store.idempotency_fetch(&self.caller.owner(), key).await.map_err(Error::from)?;
+        // What the caller may not see any more is not shown again either: the request finds nothing.
+        let recorded = recorded.filter(|record| record.about.as_ref().is_none_or(|tenant| self.caller.may_see(tenant)));
         let Some(record) = recorded else { return Ok(None) };
         if record.request_hash != self.request_hash {
             let status = StatusCode::UNPROCESSABLE_ENTITY;

@@ -1,46 +1,24 @@
 //! Who asks: one layer before every route, deny by default (law 10).
 //!
-//! Everything but the health checks needs a bearer token. Tokens are compared as hashes and in constant time, so that
-//! neither their length nor a common prefix shows in the time an answer takes.
+//! What a route takes is in [`super::access`]. Tokens are looked up and compared as hashes, the comparison in constant time, so
+//! that neither their length nor a common prefix shows in the time an answer takes.
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::body::HttpBody as _;
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+use perennial_core::Error;
 
+use super::access::{self, Rule};
+use super::guard::guarded;
 use super::problem::ApiError;
-use crate::service;
+use crate::service::{self, Access, Credential};
 
-/// Paths that answer without a token.
-const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 /// Pages a browser opens by itself: it may send the token as the password of basic authentication.
 const PAGES: [&str; 2] = ["/docs", "/openapi.json"];
-
-/// The tokens the server knows.
-#[derive(Clone)]
-pub struct Tokens {
-    admin: [u8; 32],
-}
-
-impl Tokens {
-    /// Knows only the admin token.
-    #[must_use]
-    pub fn admin(token: &str) -> Self {
-        Self { admin: hash(token) }
-    }
-
-    fn caller(&self, token: &str) -> Option<service::Caller> {
-        bool::from(hash(token).ct_eq(&self.admin)).then(service::Caller::admin)
-    }
-}
-
-fn hash(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
-}
 
 /// Who asks; a handler that takes it cannot be reached without a token.
 #[derive(Debug, Clone)]
@@ -54,25 +32,66 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Lets a request pass when it needs no token or has a good one.
-pub async fn authenticate(State(tokens): State<Tokens>, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    if OPEN.contains(&path) {
+/// Lets a request pass when it needs no token, or has a good one with the rights that its route takes.
+pub async fn authenticate(State(access): State<Access>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let rule = path.as_deref().map(|path| access::rule(request.method(), path));
+    if rule == Some(Rule::Open) {
         return next.run(request).await;
     }
-    let page = PAGES.contains(&path) && request.method() == Method::GET;
-    let token = token(request.headers(), page);
-    let Some(caller) = token.and_then(|token| tokens.caller(&token)) else {
-        let mut response = unauthorized().into_response();
+    let page = PAGES.contains(&request.uri().path()) && request.method() == Method::GET;
+    let mut response = match let_in(&access, rule, path.as_deref(), page, request, next).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    };
+    if response.status() == StatusCode::UNAUTHORIZED {
         // One line for each: browsers take two in one line for neither.
         let challenges: &[&str] = if page { &["Basic realm=\"perennial\"", "Bearer"] } else { &["Bearer"] };
         for challenge in challenges {
             response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        return response;
-    };
-    request.extensions_mut().insert(Caller(caller));
-    next.run(request).await
+    }
+    response
+}
+
+async fn let_in(
+    access: &Access,
+    rule: Option<Rule>,
+    path: Option<&str>,
+    page: bool,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let token = token(request.headers(), page).ok_or_else(unauthorized)?;
+    let caller = access.caller(&token).await?.ok_or_else(unauthorized)?;
+    match (rule, path) {
+        (Some(Rule::Of(needs)), _) => needs.check(&caller.rights)?,
+        // There is no such path, which the router says.
+        (None, _) | (_, None) => return Ok(next.run(request).await),
+        (Some(Rule::OtherMethods | Rule::Open), Some(path)) => return Ok(wrong_method(path)),
+    }
+    tracing::debug!(actor = %caller.actor, "let in");
+    request.extensions_mut().insert(Caller(caller.clone()));
+    // Nothing takes rights from the administrator's token.
+    if !matches!(caller.credential, Credential::Token { .. }) {
+        return Ok(next.run(request).await);
+    }
+    let request = request.map(|body| if body.is_end_stream() { body } else { guarded(body, access, &caller) });
+    let response = next.run(request).await;
+    // An answer whose length is known is in memory already.
+    let is_here = response.body().size_hint().exact().is_some();
+    Ok(response.map(|body| if is_here { body } else { guarded(body, access, &caller) }))
+}
+
+fn wrong_method(path: &str) -> Response {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    let error = ApiError::new(status, "method-not-allowed", "this route does not take that method")
+        .hint("GET /openapi.json lists them");
+    let mut response = error.into_response();
+    if let Ok(allowed) = HeaderValue::from_str(&access::allowed(path)) {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
+    response
 }
 
 fn token(headers: &HeaderMap, page: bool) -> Option<String> {
@@ -92,6 +111,5 @@ fn token(headers: &HeaderMap, page: bool) -> Option<String> {
 }
 
 fn unauthorized() -> ApiError {
-    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "a valid bearer token is needed")
-        .hint("the admin token is in the file admin-token of the server's data directory")
+    Error::Unauthorized { problem: "a valid bearer token is needed".to_owned() }.into()
 }

@@ -18,7 +18,7 @@ use crate::store::{Became, Erasure as Row, FoundPlace};
 
 /// A tenant in a path; what cannot be one is as good as unknown.
 #[derive(Debug)]
-pub struct Tenant(TenantId);
+pub struct Tenant(pub TenantId);
 
 impl FromStr for Tenant {
     type Err = Error;
@@ -36,9 +36,8 @@ impl FromStr for Tenant {
         (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn erase(
     State(state): State<ApiState>,
-    Caller(caller): Caller,
     Id(Tenant(tenant)): Id<Tenant>,
-    Json { value: body, .. }: Json<EraseRequest>,
+    Json { value: body, caller, .. }: Json<EraseRequest>,
 ) -> Result<Response, ApiError> {
     let EraseRequest { dry_run, confirm, delete_data, accept_unknown, give_up } = body;
     let ask = Erase { confirm, dry_run, delete_data, accept_unknown, give_up };

@@ -70,7 +70,7 @@ fn number(field: &str, text: Option<&str>) -> Result<Option<i64>, Error> {
 
 fn filter(pod: Option<&str>, tenant: Option<&str>) -> Result<EventFilter, Error> {
     let pod = pod.map(|p| p.parse::<PodId>().map_err(|e| Error::invalid("pod", e.to_string(), "perennial pod ls")));
-    Ok(EventFilter { pod: pod.transpose()?, tenant: tenant.map(TenantId::parse).transpose()? })
+    Ok(EventFilter { pod: pod.transpose()?, tenant: tenant.map(TenantId::parse).transpose()?, within: None })
 }
 
 async fn listed(
@@ -109,7 +109,7 @@ pub async fn of_pod(
     Query(query): Query<super::snapshots::PageQuery>,
 ) -> Result<axum::Json<List<Event>>, ApiError> {
     state.app.pod(&caller, id).await?;
-    let filter = EventFilter { pod: Some(id), tenant: None };
+    let filter = EventFilter { pod: Some(id), ..EventFilter::default() };
     listed(&state, &caller, &filter, (query.after, query.limit)).await
 }
 
@@ -131,7 +131,7 @@ pub async fn stream(
         (None, None) => state.app.store.event_last().await.map_err(Error::from)?,
     };
     // Refuses what the caller may not see before the stream begins.
-    caller.restrict(filter.tenant.clone())?;
+    caller.within(filter.tenant.as_ref())?;
     let commits = state.app.store.subscribe();
     let tail = Tail { state, caller, filter, after, commits, ready: VecDeque::new() };
     let stream = futures::stream::unfold(tail, |mut tail| async move {
@@ -160,6 +160,10 @@ impl Tail {
                 let wire = convert::event(&event);
                 let sse = SseEvent::default().id(event.id.to_string()).event(wire.kind.clone());
                 return sse.json_data(&wire).ok();
+            }
+            match self.state.app.access.again(&self.caller).await {
+                Ok(caller) => self.caller = caller,
+                Err(_) => return None,
             }
             match self.state.app.events(&self.caller, self.after, &self.filter, BATCH).await {
                 Ok(events) => self.ready.extend(events),

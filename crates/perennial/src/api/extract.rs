@@ -8,8 +8,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use perennial_core::Error;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+use super::ApiState;
+use super::auth::Caller;
 use super::problem::ApiError;
 use crate::library::PodPath;
+use crate::service;
 use crate::store::Page;
 
 /// Items of a page when the request does not say.
@@ -17,21 +20,27 @@ const LIMIT_DEFAULT: u32 = 100;
 /// Most items of a page.
 const LIMIT_MAX: u32 = 1000;
 
-/// A JSON body and its bytes; none at all is `{}`.
+/// A JSON body, its bytes, and who sent it; none at all is `{}`.
 #[derive(Debug)]
 pub struct Json<T> {
     /// What it says.
     pub value: T,
     /// What was sent, for the hash of an idempotent request.
     pub bytes: Bytes,
+    /// Who sent it, with the rights they have now that it was read: a client may hold a body back for as long as it likes.
+    pub caller: service::Caller,
 }
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned> FromRequest<ApiState> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, ApiError> {
         let json = is_json(request.headers());
-        let bytes = Bytes::from_request(request, state).await.map_err(|e| unreadable(&e))?;
+        let (mut parts, body) = request.into_parts();
+        let Caller(caller) = Caller::from_request_parts(&mut parts, state).await?;
+        let bytes = Bytes::from_request(Request::from_parts(parts, body), state).await;
+        let caller = state.app.access.again(&caller).await?;
+        let bytes = bytes.map_err(|e| unreadable(&e))?;
         if !bytes.is_empty() && !json {
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Err(ApiError::new(status, "not-json", "the body is not declared as JSON")
@@ -39,7 +48,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         }
         // A body that may be left out may also be null.
         let text: &[u8] = if bytes.is_empty() || bytes == "null" { b"{}" } else { &bytes };
-        Ok(Self { value: parse(text)?, bytes })
+        Ok(Self { value: parse(text)?, bytes, caller })
     }
 }
 

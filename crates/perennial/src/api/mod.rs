@@ -1,16 +1,17 @@
 //! The HTTP API: routes, wire types, problem+json, SSE. No SQL and no engines here.
 //!
 //! - `wire`: the JSON; `convert`: domain types into it and back;
-//! - `auth`: one layer before every route; `extract`, `action`: reading requests; `problem`: failures as answers;
+//! - `auth`: one layer before every route, `access`: the table it goes by, `guard`: bodies that end with their sender's rights; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
-//!   `erase` (tenants): the routes.
+//!   `users`, `tenants`, `tokens`, `erase` (tenants): the routes.
 //!
-//! A route is added to [`routes`], and nowhere else: the OpenAPI document, the golden file and the test that asks every
+//! A route is added to [`routes`] and to the table in `access`, and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
 
 pub mod wire;
 
+mod access;
 mod action;
 mod auth;
 mod compare;
@@ -20,6 +21,7 @@ mod erase;
 mod events;
 mod extract;
 mod files;
+mod guard;
 mod hooks;
 mod import;
 mod logs;
@@ -32,6 +34,9 @@ pub(crate) mod retention;
 mod shown;
 mod snapshots;
 mod system;
+mod tenants;
+mod tokens;
+mod users;
 
 use std::sync::Arc;
 
@@ -48,7 +53,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use auth::Tokens;
+pub use access::Undecided;
 
 use crate::reconcile::progress::ProgressBoard;
 use crate::service::App;
@@ -115,6 +120,7 @@ impl ApiState {
         (name = "snapshots", description = "Point-in-time copies."),
         (name = "operations", description = "Durable work."),
         (name = "tenants", description = "Whose everything is."),
+        (name = "users", description = "Who may ask for what."),
         (name = "events", description = "The audit trail."),
         (name = "system", description = "The installation."),
     ),
@@ -160,6 +166,14 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::stream))
         .routes(routes!(system::show))
         .routes(routes!(replication::show))
+        .routes(routes!(users::me))
+        .routes(routes!(users::create, users::list))
+        .routes(routes!(users::show, users::patch, users::delete))
+        .routes(routes!(tokens::create, tokens::list))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(tenants::create, tenants::list))
+        .routes(routes!(tenants::show))
+        .routes(routes!(tenants::member_add, tenants::member_remove))
         .routes(routes!(erase::erase))
         .routes(routes!(erase::show))
         .routes(routes!(system::recovery_kit))
@@ -169,10 +183,15 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(docs::docs))
 }
 
+/// The OpenAPI 3.1 document.
+fn described() -> utoipa::openapi::OpenApi {
+    routes().split_for_parts().1
+}
+
 /// The OpenAPI 3.1 document, as pretty JSON.
 #[must_use]
 pub fn openapi() -> String {
-    let (_, mut document) = routes().split_for_parts();
+    let mut document = described();
     problem::declare(&mut document);
     let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     document.components.get_or_insert_default().add_security_scheme("bearer", bearer);
@@ -182,27 +201,26 @@ pub fn openapi() -> String {
 }
 
 /// Builds the router. Handlers that wait end when `stopping` becomes true.
-pub fn router(app: App, board: ProgressBoard, tokens: Tokens, stopping: watch::Receiver<bool>) -> Router {
+///
+/// # Errors
+/// [`Undecided`] when somebody forgot to decide who may ask for a route.
+pub fn router(app: App, board: ProgressBoard, stopping: watch::Receiver<bool>) -> Result<Router, Undecided> {
+    let tokens = app.access.clone();
     let state = ApiState { app, board, pods: shown::ShownPods::default(), openapi: openapi().into(), stopping };
-    let (router, _) = routes().split_for_parts();
-    router
+    let (router, document) = routes().split_for_parts();
+    access::check(&document)?;
+    let router = router
         .fallback(unknown_route)
-        .method_not_allowed_fallback(wrong_method)
         .with_state(state)
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(tokens, auth::authenticate))
-        .layer(from_fn(identify))
+        .layer(from_fn(identify));
+    Ok(router)
 }
 
 async fn unknown_route() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "no-such-route", "there is no such route").hint("GET /openapi.json lists them")
-}
-
-async fn wrong_method() -> ApiError {
-    let status = StatusCode::METHOD_NOT_ALLOWED;
-    ApiError::new(status, "method-not-allowed", "this route does not take that method")
-        .hint("GET /openapi.json lists them")
 }
 
 fn panicked(cause: Box<dyn std::any::Any + Send>) -> Response {

@@ -79,7 +79,8 @@ async fn ended(
     // Subscribed before the first look, so that a commit between look and wait is not missed.
     let mut commits = state.app.store.subscribe();
     loop {
-        let operation = state.app.operation(caller, id).await?;
+        let caller = state.app.access.again(caller).await?;
+        let operation = state.app.operation(&caller, id).await?;
         if operation.state.is_terminal() || Instant::now() >= until || state.stopping() {
             return Ok(operation);
         }

@@ -94,6 +94,7 @@ pub async fn list(
         tenant: query.tenant.as_deref().map(TenantId::parse).transpose()?,
         name: query.name.as_deref().map(PodName::parse).transpose()?,
         phase: query.phase.map(Into::into),
+        within: None,
         visibility: match query.visibility.unwrap_or_default() {
             Shown::Living => Visibility::Living,
             Shown::Hidden => Visibility::Hidden,
@@ -163,14 +164,13 @@ pub async fn show(
     responses((status = 200, body = wire::Pod), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn patch(
     State(state): State<ApiState>,
-    Caller(caller): Caller,
     Id(id): Id<PodId>,
     headers: HeaderMap,
     body: Json<PatchPod>,
 ) -> Result<Response, ApiError> {
     let version = if_match(&headers)?;
     let change = |spec: &_| Ok(convert::patched_spec(spec, &body.value));
-    let (pod, latest) = state.app.patch(&caller, id, version, change).await?;
+    let (pod, latest) = state.app.patch(&body.caller, id, version, change).await?;
     Ok(shown(&state, &pod, latest.as_ref()))
 }
 

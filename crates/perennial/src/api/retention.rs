@@ -7,7 +7,6 @@ use perennial_core::id::PodId;
 use perennial_core::retention::{self, Manual};
 use perennial_core::schedule;
 
-use super::auth::Caller;
 use super::extract::{Id, Json};
 use super::problem::ApiError;
 use super::wire::{self, Age, ForgetRequest, Forgetting, Problem};
@@ -53,9 +52,8 @@ pub(crate) fn domain_keep(keep: &wire::Keep) -> retention::Keep {
         (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn forget(
     State(state): State<ApiState>,
-    Caller(caller): Caller,
     Id(id): Id<PodId>,
-    Json { value: body, .. }: Json<ForgetRequest>,
+    Json { value: body, caller, .. }: Json<ForgetRequest>,
 ) -> Result<Response, ApiError> {
     let ask = Forget { keep: body.keep.as_ref().map(domain_keep), confirm: body.confirm, dry_run: body.dry_run };
     let done = state.app.snapshots_forget(&caller, id, &ask).await?;

@@ -64,6 +64,7 @@ pub async fn of_all(
         query.pod.map(|pod| pod.parse::<PodId>().map_err(|e| Error::invalid("pod", e.to_string(), "perennial pod ls")));
     let filter = SnapshotFilter {
         tenant: query.tenant.as_deref().map(TenantId::parse).transpose()?,
+        within: None,
         pod: pod.transpose()?,
         state: query.state.map(Into::into),
         kind: query.kind.map(Into::into),

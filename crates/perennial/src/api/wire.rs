@@ -3,6 +3,7 @@
 //! Names are camelCase, times RFC 3339 UTC, sizes bytes as numbers; requests also take `"512Mi"`. Requests refuse
 //! unknown fields by name; answers may gain fields, so a client must not. The command line uses these same types.
 
+mod access;
 mod answer;
 mod erase;
 mod files;
@@ -13,6 +14,7 @@ mod request;
 mod retention;
 mod size;
 
+pub use access::*;
 pub use answer::*;
 pub use erase::*;
 pub use files::*;

@@ -120,7 +120,8 @@ impl App {
         change.idempotency = request.once.map(|once| {
             let (status, body) = (once.render)(&outcome);
             IdempotencyRecord {
-                tenant: request.caller.home(),
+                owner: request.caller.owner(),
+                about: Some(outcome.pod.tenant.clone()),
                 key: once.key.to_owned(),
                 request_hash: once.request_hash.to_owned(),
                 status,

@@ -16,7 +16,8 @@ use super::system::{Check, CheckState};
 use super::{App, Caller};
 use crate::reconcile::repositories::{Holding, Repositories};
 use crate::store::{
-    Became, Change, Erasure, ErasureChange, FoundPlace, FoundPlaces, Page, PodFilter, StoreError, Visibility, Which,
+    Became, Change, Erasure, ErasureChange, FoundPlace, FoundPlaces, Page, PodFilter, StoreError, TokenFilter,
+    Visibility, Which,
 };
 pub(crate) use words::became;
 use words::{KITS, kits, meaning, shown, summary};
@@ -293,15 +294,18 @@ impl App {
         }
         let exports = self.store.recovery_exports().await?;
         let found = FoundPlaces { repository: found(&first), replica: replica.as_ref().map(found) };
-        Ok(Erasing {
-            meaning: meaning(&found, delete_data, words::KEYS_GO, &kits(&exports, tenant)),
-            doubts,
-            tenant: tenant.clone(),
-            erasure: None,
-            delete_data,
-            found,
-            blockers,
-        })
+        let mut meaning = meaning(&found, delete_data, words::KEYS_GO, &kits(&exports, tenant));
+        meaning.extend(self.rights_in(tenant).await?);
+        Ok(Erasing { meaning, doubts, tenant: tenant.clone(), erasure: None, delete_data, found, blockers })
+    }
+
+    /// Whose rights end with the tenant, in words; `None`: nobody's.
+    async fn rights_in(&self, tenant: &TenantId) -> Result<Option<String>, Error> {
+        let members = self.store.members_of(tenant).await?.len();
+        let filter = TokenFilter { user: None, tenant: Some(tenant.clone()) };
+        let tokens = self.store.token_list(&filter, &Page::first(PODS)).await?;
+        let tokens = tokens.iter().filter(|token| token.revoked_at.is_none()).count();
+        Ok((members + tokens > 0).then(|| words::rights(members, tokens)))
     }
 
     /// What is left here of a replica that the configuration names no more; `None`: nothing.

@@ -40,7 +40,11 @@ impl App {
         let turn = self.imports.turn(&record.tenant);
         let turn = turn.map_err(|problem| Error::Unavailable { problem: problem.to_owned() })?;
         let waiting = self.imports_of(&record.tenant).await?;
-        let mut received = receive(&self.imports, (id, turn, waiting), body, expected).await?;
+        let received = receive(&self.imports, (id, turn, waiting), body, expected).await;
+        // It may have taken hours: whoever sent it may not be allowed to any more, and that is the reason then.
+        let caller = self.access.again(request.caller).await?;
+        let request = Request { caller: &caller, once: request.once };
+        let mut received = received?;
         // Before the commit: a client that goes away now must not take along what is recorded already.
         received.keep();
         let outcome = self.act(request, pod, |pod, order| verbs::import(pod, id, import.clone(), order)).await;

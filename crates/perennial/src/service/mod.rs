@@ -2,17 +2,19 @@
 //!
 //! Thin on purpose: what a verb means is in `perennial_core::verbs`, what follows from it in `perennial_core::plan`.
 //!
-//! - `caller`: who asks, and what they may see;
+//! - `caller`: who asks, and what they may see; `access`: which token is whose;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
 //! - `erase`: the end of a tenant;
 //! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
 //! - `logs`: what a pod writes;
+//! - `users`, `tenants`, `tokens`: who may ask, and for whose things;
 //! - `replication`: how far the replicas are;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `system`: what works and what does not.
 
+mod access;
 mod act;
 mod caller;
 mod care;
@@ -29,6 +31,9 @@ mod replication;
 mod retention;
 mod snapshots;
 mod system;
+mod tenants;
+mod tokens;
+mod users;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,9 +58,10 @@ use crate::library::Library;
 use crate::reconcile::worker::set_spec;
 use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
 
+pub use access::{Access, token_hash};
 pub(crate) use act::requested;
 pub use act::{Once, Outcome, Request};
-pub use caller::{Caller, Scope};
+pub use caller::{Caller, Credential};
 pub use clones::CloneRequest;
 pub(crate) use erase::became as erasure_became;
 pub use erase::{Erase, Erasing, Places};
@@ -68,6 +74,9 @@ pub use replication::ReplicaStatus;
 pub(crate) use retention::RETENTION;
 pub use retention::{Forget, Forgotten, Scheduled};
 pub use system::{Check, CheckState, SystemReport};
+pub use tenants::Membership;
+pub use tokens::{MadeToken, NewToken};
+pub use users::{Identity, NewUser, Person, UserChange};
 
 /// How long an answer waits for what only the engine knows and what it can do without.
 const GLANCE: Duration = Duration::from_secs(2);
@@ -129,6 +138,8 @@ impl AppSettings {
 pub struct App {
     /// What is remembered.
     pub store: Store,
+    /// Who may ask for what.
+    pub access: Access,
     /// What runs containers.
     pub engine: Arc<dyn Engine>,
     /// The time.
@@ -185,10 +196,10 @@ impl App {
     /// # Errors
     /// [`Error::Forbidden`].
     pub fn require_admin(&self, caller: &Caller) -> Result<(), Error> {
-        match caller.scope {
-            Scope::Admin => Ok(()),
-            Scope::Tenant(_) => Err(Error::Forbidden { problem: "only administrators see this".to_owned() }),
+        if caller.rights.is_platform() {
+            return Ok(());
         }
+        Err(Error::Forbidden { problem: "this takes an administrator, and a token with the scope admin".to_owned() })
     }
 
     /// Reads a pod and its newest verified snapshot.
@@ -238,7 +249,7 @@ impl App {
     /// # Errors
     /// [`Error::NotFound`] for another's tenant.
     pub async fn pod_heads(&self, caller: &Caller, filter: PodFilter, page: &Page) -> Result<Vec<PodHead>, Error> {
-        let filter = PodFilter { tenant: caller.restrict(filter.tenant)?, ..filter };
+        let filter = PodFilter { within: caller.within(filter.tenant.as_ref())?, ..filter };
         Ok(self.store.pod_heads(&filter, page).await?)
     }
 
@@ -309,7 +320,7 @@ impl App {
         if let Some(pod) = filter.pod {
             self.pod(caller, pod).await?;
         }
-        let filter = SnapshotFilter { tenant: caller.restrict(filter.tenant)?, ..filter };
+        let filter = SnapshotFilter { within: caller.within(filter.tenant.as_ref())?, ..filter };
         Ok(self.store.snapshot_search(&filter, page).await?)
     }
 
@@ -324,7 +335,7 @@ impl App {
         filter: &EventFilter,
         limit: u32,
     ) -> Result<Vec<Event>, Error> {
-        let filter = EventFilter { tenant: caller.restrict(filter.tenant.clone())?, ..filter.clone() };
+        let filter = EventFilter { within: caller.within(filter.tenant.as_ref())?, ..filter.clone() };
         Ok(self.store.event_list(after, &filter, limit).await?)
     }
 }

@@ -88,7 +88,10 @@ impl App {
         create: CreateRequest,
         spec: impl Fn(Option<&PodSpec>) -> Result<PodSpec, Error>,
     ) -> Result<Outcome, Error> {
-        let tenant = create.tenant.unwrap_or_else(|| request.caller.home());
+        let tenant = match create.tenant {
+            Some(tenant) => tenant,
+            None => request.caller.home()?,
+        };
         if !request.caller.may_see(&tenant) {
             return Err(Error::not_found(format!("tenant {tenant}")));
         }

@@ -69,7 +69,7 @@ impl App {
         let event = NewEvent {
             at,
             actor: caller.actor.clone(),
-            tenant: caller.home(),
+            tenant: TenantId::default_tenant(),
             pod: None,
             operation: None,
             kind: "recovery-kit.exported".to_owned(),

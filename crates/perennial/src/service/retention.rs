@@ -69,7 +69,7 @@ impl App {
     /// # Errors
     /// Why the store could not tell or write; the next call tries again.
     pub async fn snapshot_scheduled(&self, pod: PodId) -> Result<Scheduled, Error> {
-        let caller = Caller { actor: SCHEDULER.to_owned(), ..Caller::admin() };
+        let caller = Caller::server(SCHEDULER);
         for _ in 0..ATTEMPTS {
             let Some((pod, latest)) = self.store.pod_fetch_with_latest(pod).await? else {
                 return Ok(Scheduled::Nothing);
@@ -136,7 +136,7 @@ impl App {
     /// # Errors
     /// Why the store could not tell or write; the next call tries again.
     pub async fn retention_apply(&self, pod: PodId) -> Result<Vec<OperationId>, Error> {
-        let caller = Caller { actor: RETENTION.to_owned(), ..Caller::admin() };
+        let caller = Caller::server(RETENTION);
         let Some(pod) = self.store.pod_fetch(pod).await? else { return Ok(Vec::new()) };
         let purging = pod.tasks.iter().any(|t| matches!(t.work, perennial_core::pod::Work::Purge { .. }));
         if purging || self.settings.snapshot_rules(&pod).keep.is_empty() {

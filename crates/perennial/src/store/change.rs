@@ -11,13 +11,15 @@ use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, Connection as _, Row as _};
 
+use super::access::Announcement;
 use super::care::{care_note, drill_try_upsert};
 use super::prunes::prune_wanted_upsert;
 use super::recovery::export_upsert;
 use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
-    COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, Store, StoreError, erasures, fence,
+    AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, Store, StoreError,
+    access, erasures, fence,
 };
 
 /// What one transaction writes.
@@ -59,6 +61,8 @@ pub struct Change {
     pub prunes_wanted: Vec<(TenantId, Timestamp)>,
     /// What changes in the erasure of a tenant.
     pub erasure: Option<ErasureChange>,
+    /// What changes of who may do what.
+    pub access: Option<AccessRequest>,
     /// The answer to a request, so that its repetition is answered alike.
     pub idempotency: Option<IdempotencyRecord>,
 }
@@ -79,8 +83,10 @@ pub struct StoredImage {
 /// The recorded answer to a request that carried an `Idempotency-Key`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdempotencyRecord {
-    /// Whose; keys of different tenants do not meet.
-    pub tenant: TenantId,
+    /// Who asked; keys of different people do not meet.
+    pub owner: String,
+    /// The tenant of what was answered; `None`: not recorded, as by versions before users.
+    pub about: Option<TenantId>,
     /// The key.
     pub key: String,
     /// Hash of method, path and body: the same key with another request is a mistake.
@@ -105,10 +111,12 @@ impl Store {
             Verdict::Die => std::future::pending().await,
         }
         let mut held = self.write.acquire().await?;
+        let announced = Announcement::of(&change, &self.access);
         let mut transaction = held.connection()?.begin().await?;
         let event = change.write(&mut transaction).await?;
         transaction.commit().await.map_err(|e| StoreError::OutcomeUnknown(Some(e)))?;
         held.done();
+        drop(announced);
         // Nobody may listen: that is fine.
         let _ = self.committed.send(Arc::new(Committed {
             pod: change.pod.as_ref().map(|p| p.id).or(change.pod_gone),
@@ -181,6 +189,7 @@ impl Change {
         // Last, because on Postgres the counter's row is locked from here to the commit.
         let event = events_insert(tx, &self.events).await?;
         erasures::apply(tx, self).await?;
+        access::apply(tx, self).await?;
         Ok(event)
     }
 }
@@ -307,15 +316,16 @@ async fn image_upsert(tx: &mut AnyConnection, image: &StoredImage) -> Result<(),
 
 async fn idempotency_insert(tx: &mut AnyConnection, record: &IdempotencyRecord) -> Result<(), StoreError> {
     let done = sqlx::query(
-        "INSERT INTO idempotency (tenant, key, request_hash, status, body, at) VALUES ($1, $2, $3, $4, $5, $6) \
+        "INSERT INTO idempotency (tenant, key, request_hash, status, body, at, about) VALUES ($1, $2, $3, $4, $5, $6, $7) \
          ON CONFLICT (tenant, key) DO NOTHING",
     )
-    .bind(record.tenant.as_str())
+    .bind(record.owner.as_str())
     .bind(record.key.as_str())
     .bind(record.request_hash.as_str())
     .bind(i64::from(record.status))
     .bind(record.body.as_str())
     .bind(time(record.at))
+    .bind(record.about.as_ref().map(|tenant| tenant.as_str().to_owned()).unwrap_or_default())
     .execute(tx)
     .await?;
     if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::IdempotencyTaken) }

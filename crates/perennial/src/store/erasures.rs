@@ -15,7 +15,7 @@ use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
 use super::change::Change;
 use super::read::Select;
 use super::rows::{found_from_text, found_to_text, parse, parse_tenant, parse_time, time};
-use super::{Store, StoreError};
+use super::{Store, StoreError, access};
 
 /// Who has the replicas of erased tenants, and until when.
 const HOLDER: &str = "erasure";
@@ -286,6 +286,7 @@ impl Store {
             "SELECT 1 FROM replicas",
             "SELECT 1 FROM recovery_exports",
             "SELECT 1 FROM erasures",
+            "SELECT 1 FROM (SELECT name AS tenant FROM tenants) t",
         ] {
             let mut select = Select::new(from);
             select.text(" WHERE tenant = $ LIMIT 1", tenant.as_str());
@@ -324,9 +325,7 @@ pub(super) async fn apply(tx: &mut AnyConnection, change: &Change) -> Result<(),
     }
     sqlx::query("UPDATE counters SET value = value WHERE name = 'event'").execute(&mut *tx).await?;
     for pod in made() {
-        if row_of(tx, &pod.tenant).await?.is_some() {
-            return Err(StoreError::TenantErased(pod.tenant.clone()));
-        }
+        access::tenant_ensure(tx, &pod.tenant, pod.created_at).await?;
     }
     let Some(change) = &change.erasure else { return Ok(()) };
     if let ErasureChange::Begun(asked) = change {
@@ -442,6 +441,7 @@ async fn begin(tx: &mut AnyConnection, erasure: &Erasure) -> Result<(), StoreErr
             erasure.clone()
         }
     };
+    access::tenant_gone(tx, &erasure.tenant, erasure.asked_at).await?;
     write(tx, &asked).await
 }
 

@@ -5,6 +5,7 @@
 //!
 //! - `change`: everything that is written, as one value and one transaction; `fence`: what has to hold for that;
 //! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
+//! - `access`: tenants, users, memberships and tokens;
 //! - `erasures`: tenants that are gone for good;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
@@ -12,6 +13,7 @@
 //!
 //! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
 
+mod access;
 mod care;
 mod change;
 mod connections;
@@ -32,10 +34,11 @@ use perennial_core::Error;
 use perennial_core::fault::Tap;
 use perennial_core::id::{InstallationId, OperationId, PodId, SnapshotId};
 use perennial_core::spec::TenantId;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use connections::Connections;
 
+pub use access::{AccessChange, AccessRequest, Tenant, TokenFilter, TokenHash, UserPatch};
 pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use erasures::{Asked, Became, Erasure, ErasureChange, FoundPlace, FoundPlaces, ServerKeys, Which};
@@ -80,6 +83,15 @@ pub enum StoreError {
     /// A tenant was to be erased that is in use, for this reason; nothing was written.
     #[error("tenant {0} cannot be erased: {1}")]
     TenantInUse(TenantId, String),
+    /// Who asked has no longer the rights that this takes; nothing was written.
+    #[error("the rights of who asks were taken away meanwhile")]
+    RightsLost,
+    /// Something that has to be there is not; nothing was written.
+    #[error("{0} not found")]
+    Missing(String),
+    /// Something of this name is there, or was; nothing was written.
+    #[error("{0} is there already")]
+    Taken(String),
     /// A request with this idempotency key was recorded meanwhile; nothing was written.
     #[error("the idempotency key is used")]
     IdempotencyTaken,
@@ -169,6 +181,13 @@ impl From<StoreError> for Error {
                 error.to_string(),
                 "purge every pod of it, archived and deleted ones too, wait for what is being done, and try again",
             ),
+            StoreError::RightsLost => Self::Unauthorized { problem: error.to_string() },
+            StoreError::Missing(what) => Self::not_found(what),
+            StoreError::Taken(_) => Self::conflict(
+                "name-taken",
+                error.to_string(),
+                "choose another; the name of a user that was removed is not given away again",
+            ),
             StoreError::IdempotencyTaken => Self::conflict(
                 "idempotency-key-used",
                 "a request with this Idempotency-Key was accepted meanwhile",
@@ -202,6 +221,7 @@ pub struct Store {
     read: Connections,
     tap: Arc<dyn Tap>,
     committed: broadcast::Sender<Arc<Committed>>,
+    access: watch::Sender<u64>,
     installation: InstallationId,
 }
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use perennial_core::fault::Tap;
 use perennial_core::id::InstallationId;
+use perennial_core::spec::TenantId;
 use rand::RngExt as _;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AnyConnection, Row as _, SqlStr};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::connections::{Connections, Local, WAIT};
 use super::rows::{parse, time};
@@ -18,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 8] = [
+const MIGRATIONS: [(i64, &str, &str); 9] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -27,6 +28,7 @@ const MIGRATIONS: [(i64, &str, &str); 8] = [
     (6, "replicas", include_str!("../../migrations/0006_replicas.sql")),
     (7, "hooks", include_str!("../../migrations/0007_hooks.sql")),
     (8, "erasures", include_str!("../../migrations/0008_erasures.sql")),
+    (9, "access", include_str!("../../migrations/0009_access.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.
@@ -92,8 +94,10 @@ impl Store {
         let mut held = write.acquire().await?;
         migrate(held.connection()?).await?;
         let installation = installation(held.connection()?).await?;
+        first_tenant(held.connection()?).await?;
         held.done();
-        Ok(Self { write, read, tap, committed: broadcast::channel(BACKLOG).0, installation })
+        let committed = broadcast::channel(BACKLOG).0;
+        Ok(Self { write, read, tap, committed, access: watch::Sender::new(0), installation })
     }
 }
 
@@ -109,6 +113,16 @@ async fn migrate(connection: &mut AnyConnection) -> Result<(), StoreError> {
         }
         Err(other) => Err(StoreError::Migration(other)),
     }
+}
+
+/// Makes the tenant that every installation starts with, unless it was erased.
+async fn first_tenant(connection: &mut AnyConnection) -> Result<(), StoreError> {
+    let name = TenantId::default_tenant();
+    let sql = "INSERT INTO tenants (name, created_at) SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM erasures WHERE tenant = $3) \
+               ON CONFLICT (name) DO NOTHING";
+    let query = sqlx::query(sql).bind(name.as_str().to_owned()).bind(time(Timestamp::now()));
+    query.bind(name.as_str().to_owned()).execute(connection).await?;
+    Ok(())
 }
 
 /// Reads the installation's id, or makes it. Two servers that start at once on one Postgres agree on the first.

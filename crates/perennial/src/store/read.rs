@@ -1,5 +1,7 @@
 //! Everything that is looked up. Lists are pages: a cursor and a limit.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{Event, NewEvent, Operation};
@@ -23,6 +25,9 @@ pub(super) const POD_COLUMNS: &str =
 pub(super) const LATEST_SNAPSHOT: &str = "(SELECT s.body FROM snapshots s WHERE s.pod = p.id AND s.state = 'verified' \
      AND s.body NOT LIKE '%\"kind\":\"imported\"%' ORDER BY s.id DESC LIMIT 1)";
 
+/// Leaves out events of the installation, which are written under a tenant only because each event is.
+const OF_TENANTS: &str = " AND kind NOT LIKE 'user.%' AND kind NOT LIKE 'token.%' AND kind NOT LIKE 'recovery-kit.%'";
+
 /// Which pods are meant, by whether they are archived or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Visibility {
@@ -40,6 +45,8 @@ pub enum Visibility {
 pub struct PodFilter {
     /// Only this tenant's; `None`: everybody's.
     pub tenant: Option<TenantId>,
+    /// Only of these tenants, which are those that exist for who asks; `None`: all do.
+    pub within: Option<BTreeSet<TenantId>>,
     /// Living, hidden, or both.
     pub visibility: Visibility,
     /// Only in this phase.
@@ -79,6 +86,8 @@ pub enum SnapshotScope {
 pub struct SnapshotFilter {
     /// Only this tenant's; `None`: everybody's.
     pub tenant: Option<TenantId>,
+    /// Only of these tenants, which are those that exist for who asks; `None`: all do.
+    pub within: Option<BTreeSet<TenantId>>,
     /// Only of this pod.
     pub pod: Option<PodId>,
     /// Only in this state.
@@ -94,6 +103,8 @@ pub struct EventFilter {
     pub pod: Option<PodId>,
     /// Only this tenant's.
     pub tenant: Option<TenantId>,
+    /// Only of these tenants, which are those that exist for who asks, and nothing of the installation; `None`: all do.
+    pub within: Option<BTreeSet<TenantId>>,
 }
 
 /// A SELECT that is put together from fixed fragments; every value is bound.
@@ -129,7 +140,19 @@ impl Select {
         self
     }
 
-    fn limit(&mut self, limit: u32) -> &mut Self {
+    /// Adds a condition on one of these tenants; none for `None`, and one that nothing meets when there is no tenant.
+    pub(super) fn among(&mut self, fragment: &'static str, tenants: Option<&BTreeSet<TenantId>>) -> &mut Self {
+        let Some(tenants) = tenants else { return self };
+        let mut all = tenants.iter();
+        let Some(first) = all.next() else { return self.raw(" AND 1 = 0") };
+        self.raw(fragment).text("$", first.as_str());
+        for tenant in all {
+            self.text(", $", tenant.as_str());
+        }
+        self.raw(")")
+    }
+
+    pub(super) fn limit(&mut self, limit: u32) -> &mut Self {
         self.with(" LIMIT $", Value::Number(i64::from(limit)))
     }
 
@@ -304,6 +327,7 @@ impl Store {
             if let Some(tenant) = &filter.tenant {
                 select.text(" AND tenant = $", tenant.as_str());
             }
+            select.among(" AND tenant IN (", filter.within.as_ref());
             if let Some(pod) = filter.pod {
                 select.text(" AND pod = $", pod.to_string());
             }
@@ -398,6 +422,10 @@ impl Store {
         if let Some(tenant) = &filter.tenant {
             select.text(" AND tenant = $", tenant.as_str());
         }
+        select.among(" AND tenant IN (", filter.within.as_ref());
+        if filter.within.is_some() {
+            select.raw(OF_TENANTS);
+        }
         select.raw(" ORDER BY id").limit(limit);
         self.rows(select).await?.iter().map(event_from_row).collect()
     }
@@ -431,17 +459,16 @@ impl Store {
     ///
     /// # Errors
     /// Why it could not be read.
-    pub async fn idempotency_fetch(
-        &self,
-        tenant: &TenantId,
-        key: &str,
-    ) -> Result<Option<IdempotencyRecord>, StoreError> {
-        let mut select = Select::new("SELECT request_hash, status, body, at FROM idempotency");
-        select.text(" WHERE tenant = $", tenant.as_str()).text(" AND key = $", key);
+    pub async fn idempotency_fetch(&self, owner: &str, key: &str) -> Result<Option<IdempotencyRecord>, StoreError> {
+        let mut select = Select::new("SELECT request_hash, status, body, at, about FROM idempotency");
+        select.text(" WHERE tenant = $", owner).text(" AND key = $", key);
         let Some(row) = self.row(select).await? else { return Ok(None) };
         let status: i64 = row.try_get(1)?;
+        let about: &str = row.try_get(4)?;
+        let about = (!about.is_empty()).then(|| parse_tenant("idempotency", about)).transpose()?;
         Ok(Some(IdempotencyRecord {
-            tenant: tenant.clone(),
+            owner: owner.to_owned(),
+            about,
             key: key.to_owned(),
             request_hash: row.try_get(0)?,
             status: u16::try_from(status).unwrap_or(500),
@@ -465,6 +492,7 @@ impl PodFilter {
         if let Some(tenant) = &self.tenant {
             select.text(" AND p.tenant = $", tenant.as_str());
         }
+        select.among(" AND p.tenant IN (", self.within.as_ref());
         if let Some(phase) = self.phase {
             select.text(" AND p.phase = $", phase_text(phase));
         }

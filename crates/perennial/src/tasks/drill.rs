@@ -146,7 +146,7 @@ impl Driller {
             let drill_tries = vec![(pod.id, self.app.clock.now())];
             return self.app.store.commit(Change { drill_tries, ..Change::default() }).await;
         }
-        let caller = Caller { actor: ACTOR.to_owned(), ..Caller::admin() };
+        let caller = Caller::server(ACTOR);
         let operation = self.app.drill_of(pod, snapshot, &caller);
         let events = vec![requested(&operation)];
         self.app.store.commit(Change { operations: vec![operation], events, ..Change::default() }).await

@@ -209,7 +209,7 @@ impl Housekeeper {
         let Some(trash) = record.trash.filter(|t| perennial_core::permit::window_ended(t, self.app.clock.now())) else {
             return Ok(());
         };
-        let caller = Caller { actor: trash.actor, ..Caller::admin() };
+        let caller = Caller::server(trash.actor);
         let consent = Consent { confirm: Some(record.name.to_string()), accept_loss: None };
         self.app.purge(Request::new(&caller), pod, &consent).await.map(drop)
     }

@@ -7,14 +7,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use jiff::{SignedDuration, Timestamp};
-use perennial::api::{self, Tokens};
+use perennial::api;
 use perennial::config::RepositorySection;
 use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
 use perennial::library::Library;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
-use perennial::service::{App, AppSettings, Places, SnapshotRemover};
+use perennial::service::{Access, App, AppSettings, Places, SnapshotRemover};
 use perennial::store::{Change, Store};
 use perennial_core::clock::IdSource;
 use perennial_core::fault::NoTap;
@@ -62,6 +62,7 @@ pub struct Server {
     pub asked: Arc<Asked>,
     pub stop: watch::Sender<bool>,
     pub engine: SimEngine,
+    pub clock: Arc<VirtualClock>,
     pub directory: tempfile::TempDir,
     pub repositories: Repositories,
 }
@@ -94,16 +95,21 @@ impl Answer {
 
 impl Server {
     pub async fn start() -> Self {
+        Self::on(Store::open("sqlite::memory:", Arc::new(NoTap)).await.unwrap()).await
+    }
+
+    /// A server on this database.
+    pub async fn on(store: Store) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(VirtualClock::new("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap()));
         let options = SimOptions { images: ImagePolicy::AcceptAny, ..SimOptions::default() };
         let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
-        let store = Store::open("sqlite::memory:", Arc::new(NoTap)).await.unwrap();
         let asked = Arc::new(Asked::default());
         let keys = Keyring::new(directory.path(), None, None);
         let repositories =
             Repositories::in_memory_with_keys(MemoryRepositories::default(), keys.clone(), Arc::new(NoTap));
         let app = App {
+            access: Access::new(store.clone(), Arc::clone(&clock) as _, TOKEN),
             store: store.clone(),
             engine: Arc::new(engine.clone()),
             clock: Arc::clone(&clock) as _,
@@ -129,8 +135,8 @@ impl Server {
             }),
         };
         let (stop, stopping) = watch::channel(false);
-        let router = api::router(app, ProgressBoard::default(), Tokens::admin(TOKEN), stopping);
-        Self { router, store, asked, stop, engine, directory, repositories }
+        let router = api::router(app, ProgressBoard::default(), stopping).unwrap();
+        Self { router, store, asked, stop, engine, clock, directory, repositories }
     }
 
     pub async fn send(&self, request: Request<Body>) -> axum::response::Response {
@@ -139,8 +145,20 @@ impl Server {
 
     /// Sends a request with the token and these headers.
     pub async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        self.ask_as(TOKEN, method, path, headers, body).await
+    }
+
+    /// The same with another token.
+    pub async fn ask_as(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+    ) -> Answer {
         let mut request =
-            Request::builder().method(method).uri(path).header("authorization", format!("Bearer {TOKEN}"));
+            Request::builder().method(method).uri(path).header("authorization", format!("Bearer {token}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -163,6 +181,49 @@ impl Server {
         let mut headers = vec![("content-type", "application/json")];
         headers.extend(etag.map(|tag| ("if-match", tag)));
         self.ask(Method::PATCH, path, &headers, body.to_string()).await
+    }
+
+    pub async fn get_as(&self, token: &str, path: &str) -> Answer {
+        self.ask_as(token, Method::GET, path, &[], Body::empty()).await
+    }
+
+    pub async fn post_as(&self, token: &str, path: &str, body: Value) -> Answer {
+        self.ask_as(token, Method::POST, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn patch_as(&self, token: &str, path: &str, body: Value) -> Answer {
+        self.ask_as(token, Method::PATCH, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn delete_as(&self, token: &str, path: &str) -> Answer {
+        self.ask_as(token, Method::DELETE, path, &[], Body::empty()).await
+    }
+
+    /// Makes a user of this role, who is a member of these tenants, which are made where they are missing.
+    pub async fn user(&self, name: &str, role: &str, tenants: &[&str]) {
+        let made = self.post("/api/v1/users", json!({"name": name, "role": role})).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+        for tenant in tenants {
+            self.post("/api/v1/tenants", json!({"name": tenant})).await;
+            let path = format!("/api/v1/tenants/{tenant}/members/{name}");
+            let added = self.ask(Method::PUT, &path, &[], Body::empty()).await;
+            assert_eq!(added.status, StatusCode::OK, "{added:?}");
+        }
+    }
+
+    /// Makes a token for a user: its id and its secret.
+    pub async fn token(&self, user: &str, scopes: &[&str]) -> (String, String) {
+        let made = self.post("/api/v1/tokens", json!({"user": user, "scopes": scopes})).await;
+        assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+        let made = made.json();
+        (made["token"]["id"].as_str().unwrap().to_owned(), made["secret"].as_str().unwrap().to_owned())
+    }
+
+    /// Makes a pod of a tenant and returns its id; it is recorded and not yet running.
+    pub async fn pod_of(&self, tenant: &str, name: &str) -> PodId {
+        let answer = self.post("/api/v1/pods", json!({"name": name, "image": "debian:12", "tenant": tenant})).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+        answer.json()["pod"]["id"].as_str().unwrap().parse().unwrap()
     }
 
     /// Makes a pod and returns its id; it is recorded and not yet running.

@@ -10,7 +10,7 @@ use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::response::Parts;
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures::StreamExt as _;
-use perennial::api::{self, Tokens};
+use perennial::api;
 use perennial::reconcile::repositories::MEMORY_PASSWORD;
 use perennial::store::Change;
 use perennial_core::fault::{NoTap, Tap};
@@ -80,13 +80,18 @@ impl Desk {
     pub async fn with(world: &World, tap: Arc<dyn Tap>) -> Self {
         let server = world.server_with(tap).await;
         let (stop, stopping) = watch::channel(false);
-        let router = api::router(server.app.clone(), server.board.clone(), Tokens::admin(TOKEN), stopping);
+        let router = api::router(server.app.clone(), server.board.clone(), stopping).unwrap();
         Self { server, router, stop }
     }
 
     /// Asks, and leaves the body to be read.
     pub async fn open(&self, path: &str, headers: &[(&str, &str)]) -> (Parts, BodyDataStream) {
-        let mut request = Request::get(format!("/api/v1/{path}")).header("authorization", format!("Bearer {TOKEN}"));
+        self.open_as(TOKEN, path, headers).await
+    }
+
+    /// The same with another token.
+    pub async fn open_as(&self, token: &str, path: &str, headers: &[(&str, &str)]) -> (Parts, BodyDataStream) {
+        let mut request = Request::get(format!("/api/v1/{path}")).header("authorization", format!("Bearer {token}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

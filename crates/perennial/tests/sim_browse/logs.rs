@@ -8,11 +8,13 @@ use axum::http::StatusCode;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use perennial::cli::{Exit, Interrupt};
+use perennial::service::{Caller, NewToken, NewUser};
+use perennial_core::access::{Role, Scope, UserName, Wanted};
 use perennial_core::id::PodId;
-use perennial_core::spec::{Backend, PodSpec};
+use perennial_core::spec::{Backend, PodSpec, TenantId};
 use tokio::sync::Notify;
 
-use crate::desk::Desk;
+use crate::desk::{Desk, TOKEN};
 use crate::shell::{Buffer, Shell};
 use crate::world::{World, small_spec};
 
@@ -75,7 +77,11 @@ struct Followed {
 
 impl Followed {
     async fn open(desk: &Desk, pod: PodId) -> Self {
-        let (parts, body) = desk.open(&format!("pods/{pod}/logs?follow=true"), &[]).await;
+        Self::open_as(desk, TOKEN, pod).await
+    }
+
+    async fn open_as(desk: &Desk, token: &str, pod: PodId) -> Self {
+        let (parts, body) = desk.open_as(token, &format!("pods/{pod}/logs?follow=true"), &[]).await;
         assert_eq!(parts.status, StatusCode::OK);
         Self { body, text: String::new() }
     }
@@ -114,6 +120,26 @@ async fn sim_a_log_is_followed_until_the_container_ends_or_the_server_stops() {
     desk.stop.send(true).unwrap();
     let why = followed.ending().await;
     assert!(why.as_ref().is_some_and(|why| why.contains("the server stops")), "{why:?}");
+}
+
+#[tokio::test]
+async fn sim_a_log_that_is_followed_breaks_off_when_the_token_is_revoked() {
+    let world = World::new(6);
+    let desk = Desk::new(&world).await;
+    let pod = desk.server.running("dev", talking()).await;
+    let (app, admin) = (&desk.server.app, Caller::admin());
+    let name = UserName::parse("ann").unwrap();
+    let new = NewUser { name: name.clone(), email: None, role: Role::User, password: None };
+    app.user_create(&admin, new).await.unwrap();
+    app.member_add(&admin, &TenantId::default_tenant(), &name).await.unwrap();
+    let wanted = Wanted { scopes: [Scope::Read].into(), tenant: None, expires_at: None };
+    let new = NewToken { user: Some(name), label: String::new(), wanted };
+    let made = app.token_create(&admin, new).await.unwrap();
+    let mut followed = Followed::open_as(&desk, &made.secret, pod).await;
+    followed.until("second\n").await;
+    app.token_revoke(&admin, made.token.id).await.unwrap();
+    let why = followed.ending().await;
+    assert!(why.as_ref().is_some_and(|why| why.contains("has not the rights any more")), "{why:?}");
 }
 
 #[tokio::test]

@@ -27,6 +27,11 @@ pub use crate::repositories::{
     unfinished_work_on_snapshots_is_found, what_drills_found_is_kept_and_brings_nothing_back,
     what_replicas_hold_is_remembered_per_tenant_and_replica, what_replicas_lack_is_found_by_an_index,
 };
+pub use crate::rights::{
+    a_token_is_revoked_before_or_after_it_makes_another, an_erased_tenant_has_no_members_and_is_not_made_again,
+    tenants_of_before_are_there_after_the_upgrade, users_tenants_and_tokens_are_remembered,
+    what_is_not_there_or_taken_is_refused, who_lost_rights_gives_none,
+};
 
 pub fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
@@ -53,7 +58,8 @@ pub async fn inserted(store: &Store, any: &mut Any, name: &str) -> Pod {
 
 fn record(key: &str) -> IdempotencyRecord {
     IdempotencyRecord {
-        tenant: TenantId::default_tenant(),
+        owner: "default".into(),
+        about: Some(TenantId::default_tenant()),
         key: key.into(),
         request_hash: "h".into(),
         status: 202,
@@ -82,7 +88,7 @@ pub async fn a_change_is_written_whole(db: &Database) {
     let found = store.event_list(0, &EventFilter::default(), 10).await.unwrap();
     assert_eq!(found.into_iter().map(|e| e.line).collect::<Vec<_>>(), events);
     assert_eq!(store.image_fetch(&pod.tenant, "sha256:1").await.unwrap(), Some(image("default", "r")));
-    assert_eq!(store.idempotency_fetch(&pod.tenant, "k").await.unwrap(), Some(record("k")));
+    assert_eq!(store.idempotency_fetch("default", "k").await.unwrap(), Some(record("k")));
 }
 
 pub async fn a_change_that_fails_leaves_nothing(db: &Database) {
@@ -226,9 +232,9 @@ pub async fn events_are_numbered_in_commit_order(db: &Database) {
     assert_eq!(ids(2, EventFilter::default(), 3).await, [3, 4, 5], "a reader resumes");
     let all = store.event_list(0, &EventFilter::default(), 100).await.unwrap();
     let of_pod: Vec<i64> = all.iter().filter(|e| e.line.pod == Some(pod.id)).map(|e| e.id).collect();
-    assert_eq!(ids(0, EventFilter { pod: Some(pod.id), tenant: None }, 100).await, of_pod);
+    assert_eq!(ids(0, EventFilter { pod: Some(pod.id), ..EventFilter::default() }, 100).await, of_pod);
     let nobody = TenantId::parse("nobody").unwrap();
-    assert_eq!(ids(0, EventFilter { pod: None, tenant: Some(nobody) }, 100).await, Vec::<i64>::new());
+    assert_eq!(ids(0, EventFilter { tenant: Some(nobody), ..EventFilter::default() }, 100).await, Vec::<i64>::new());
 }
 
 /// Whoever has seen event n never misses an earlier one that is committed later.
@@ -418,11 +424,11 @@ pub async fn idempotency_keys_are_used_once(db: &Database) {
     let change = |key| Change { idempotency: Some(record(key)), ..Change::default() };
     store.commit(change("a")).await.unwrap();
     assert!(matches!(store.commit(change("a")).await, Err(StoreError::IdempotencyTaken)));
-    let other = IdempotencyRecord { tenant: TenantId::parse("acme").unwrap(), ..record("a") };
+    let other = IdempotencyRecord { owner: "user:ann".into(), ..record("a") };
     store.commit(Change { idempotency: Some(other), ..Change::default() }).await.unwrap();
     assert_eq!(store.idempotency_prune(now()).await.unwrap(), 0);
     assert_eq!(store.idempotency_prune(after(1)).await.unwrap(), 2);
-    assert_eq!(store.idempotency_fetch(&TenantId::default_tenant(), "a").await.unwrap(), None);
+    assert_eq!(store.idempotency_fetch("default", "a").await.unwrap(), None);
 }
 
 /// Answers once with a verdict.

@@ -97,7 +97,7 @@ pub async fn of_two_at_the_same_moment_one_is_refused(db: &Database) {
     }
 }
 
-fn erasure(any: &mut Any, tenant: &str, delete_data: bool) -> Erasure {
+pub fn erasure(any: &mut Any, tenant: &str, delete_data: bool) -> Erasure {
     let place = |location: &str| FoundPlace {
         location: location.into(),
         seen: Some(Seen {

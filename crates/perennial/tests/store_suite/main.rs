@@ -10,6 +10,7 @@ mod cases;
 mod databases;
 mod fences;
 mod repositories;
+mod rights;
 
 use databases::{Cluster, Database};
 
@@ -66,6 +67,12 @@ cases!(
     what_is_erased_is_remembered_and_asked_for_once,
     a_tenant_is_erased_or_gets_a_pod,
     what_drills_found_is_kept_and_brings_nothing_back,
+    users_tenants_and_tokens_are_remembered,
+    what_is_not_there_or_taken_is_refused,
+    who_lost_rights_gives_none,
+    a_token_is_revoked_before_or_after_it_makes_another,
+    an_erased_tenant_has_no_members_and_is_not_made_again,
+    tenants_of_before_are_there_after_the_upgrade,
     taps_stop_lose_and_kill_commits,
     commits_are_announced,
     opening_again_keeps_everything,

@@ -24,7 +24,7 @@ use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Re
 use perennial::reconcile::worker::Passed;
 use perennial::reconcile::{Reconciler, Settings};
 use perennial::service::{
-    App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Places, Request, SnapshotRemover,
+    Access, App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Places, Request, SnapshotRemover,
 };
 use perennial::store::Store;
 use perennial_core::Error;
@@ -248,6 +248,7 @@ impl World {
             },
         );
         let app = App {
+            access: Access::new(store.clone(), Arc::clone(&clock), "the-token"),
             store,
             engine,
             clock,

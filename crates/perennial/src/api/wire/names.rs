@@ -300,3 +300,25 @@ names! {
         Failed = "failed",
     }
 }
+
+names! {
+    /// What a user is to the installation.
+    Role {
+        /// Works in the tenants they are a member of.
+        User = "user",
+        /// Works in all tenants, and on the installation.
+        Admin = "admin",
+    }
+}
+
+names! {
+    /// What a token may be used for. None includes another.
+    Scope {
+        /// To look.
+        Read = "read",
+        /// To change pods, snapshots and one's own tokens.
+        Operate = "operate",
+        /// To work on the installation; of use to administrators only.
+        Admin = "admin",
+    }
+}

@@ -85,6 +85,17 @@ pub(crate) fn became(place: &FoundPlace) -> String {
     }
 }
 
+/// Whose rights end.
+pub(super) fn rights(members: usize, tokens: usize) -> String {
+    let counted = |count: usize, what: &str| if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") };
+    format!(
+        "{} of it and {} that {} good in no other tenant end at once, and for good.",
+        counted(members, "membership"),
+        counted(tokens, "token"),
+        if tokens == 1 { "is" } else { "are" }
+    )
+}
+
 /// What became of the keys.
 pub(super) fn keys(erasure: &Erasure) -> String {
     let destroyed = erasure.servers.iter().filter(|(_, keys)| keys.files > 0);

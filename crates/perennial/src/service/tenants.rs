@@ -1,0 +1,89 @@
+//! Tenants and their members.
+
+use perennial_core::Error;
+use perennial_core::access::UserName;
+use perennial_core::spec::TenantId;
+
+use super::{App, Caller};
+use crate::store::{AccessChange, Page, StoreError, Tenant};
+
+/// A tenant and who works in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// Which.
+    pub tenant: Tenant,
+    /// By name.
+    pub members: Vec<UserName>,
+}
+
+impl App {
+    /// Makes a tenant.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators; [`Error::Conflict`] when it is there, or was erased.
+    pub async fn tenant_create(&self, caller: &Caller, name: TenantId) -> Result<Membership, Error> {
+        self.require_admin(caller)?;
+        self.refuse_erased(&name).await?;
+        let event = (name.clone(), "tenant.created", format!("tenant {name} made"));
+        match self.access_commit(caller, AccessChange::TenantNew(name.clone()), event).await {
+            Err(StoreError::Taken(what)) => {
+                let problem = format!("{what} is there already");
+                return Err(Error::conflict("tenant-name-taken", problem, "perennial tenant ls lists them"));
+            }
+            other => other?,
+        }
+        self.membership(&name).await
+    }
+
+    /// Reads a tenant.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none, or the caller may not know of it.
+    pub async fn tenant(&self, caller: &Caller, name: &TenantId) -> Result<Membership, Error> {
+        if !caller.may_see(name) {
+            return Err(missing(name));
+        }
+        self.membership(name).await
+    }
+
+    async fn membership(&self, name: &TenantId) -> Result<Membership, Error> {
+        let tenant = self.store.tenant_fetch(name).await?.ok_or_else(|| missing(name))?;
+        Ok(Membership { members: self.store.members_of(name).await?, tenant })
+    }
+
+    /// Lists the tenants that exist for the caller, by name.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn tenants(&self, caller: &Caller, page: &Page) -> Result<Vec<Tenant>, Error> {
+        let within = caller.within(None)?;
+        Ok(self.store.tenant_list(within.as_ref(), page).await?)
+    }
+
+    /// Makes a user a member of a tenant, unless they are one.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for who cannot give that; [`Error::NotFound`] when there is no such user or tenant.
+    pub async fn member_add(&self, caller: &Caller, tenant: &TenantId, user: &UserName) -> Result<Membership, Error> {
+        self.require_admin(caller)?;
+        self.require_unbounded(caller, "making somebody a member")?;
+        let event = (tenant.clone(), "tenant.member-added", format!("user {user} is a member of tenant {tenant}"));
+        self.access_commit(caller, AccessChange::MemberNew(user.clone(), tenant.clone()), event).await?;
+        self.membership(tenant).await
+    }
+
+    /// Ends a membership.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators; [`Error::NotFound`] when the user is no member.
+    pub async fn member_remove(&self, caller: &Caller, tenant: &TenantId, user: &UserName) -> Result<(), Error> {
+        self.require_admin(caller)?;
+        let message = format!("user {user} is no member of tenant {tenant} any more");
+        let event = (tenant.clone(), "tenant.member-removed", message);
+        Ok(self.access_commit(caller, AccessChange::MemberGone(user.clone(), tenant.clone()), event).await?)
+    }
+}
+
+fn missing(name: &TenantId) -> Error {
+    Error::not_found(format!("tenant {name}"))
+}
