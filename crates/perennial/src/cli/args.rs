@@ -1,5 +1,6 @@
 //! What may be typed: the commands that talk to a server, and the options they share.
 
+mod access;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use super::retention::RulesArgs;
 use super::values;
 use crate::api::wire::{Backend, Cpus, OnStop, Port, Size, VolumeDeclaration};
 
+pub use access::{RoleArg, ScopeArg, TenantCommand, TokenCommand, TokenCreateArgs, UserCommand, UserCreateArgs};
 pub use snapshot::{
     ExportArgs, ForgetArgs, ImportArgs, RestoreArgs as SnapshotRestoreArgs, SnapshotCommand, SnapshotListArgs,
 };
@@ -91,28 +93,30 @@ pub enum ClientCommand {
     },
     /// Shows how far the replicas of the repositories are, and what could not be copied.
     Replication,
-    /// Erases tenants.
+    /// Makes, lists and erases tenants, and says who works in them.
     Tenant {
         /// What to do.
         #[command(subcommand)]
         command: TenantCommand,
     },
+    /// Makes, lists, disables and removes users.
+    User {
+        /// What to do.
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Makes, lists and revokes tokens.
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Shows who you are to the server, and what you may do.
+    Whoami,
     /// Prints a completion script.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
-    },
-}
-
-/// What to do with a tenant.
-#[derive(Debug, Clone, Subcommand)]
-pub enum TenantCommand {
-    /// Destroys the keys of a tenant without pods: nothing of it can be read again. There is no way back.
-    Erase(EraseArgs),
-    /// Shows how far the erasure of a tenant is, and what it means.
-    Erasure {
-        /// The tenant's name.
-        tenant: String,
     },
 }
 

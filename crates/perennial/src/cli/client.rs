@@ -228,6 +228,17 @@ impl Client {
         self.act(once(self.http.post(self.url(path)?)), body).await
     }
 
+    /// Asks for something that must not be done twice, and is sent once: nobody keeps an answer that has a secret in it.
+    pub async fn post_once<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
+        let answer = receive(self.http.post(self.url(path)?).json(body)).await;
+        self.once_answered(answer)?.parse()
+    }
+
+    /// Asks for something to be so.
+    pub async fn put<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
+        self.act(self.http.put(self.url(path)?), None::<&()>).await
+    }
+
     /// Asks for something to be deleted, once, however often it has to be sent.
     pub async fn delete<T: DeserializeOwned>(
         &self,

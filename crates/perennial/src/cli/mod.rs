@@ -14,7 +14,7 @@
 //! | `view`, `table`, `human` | how answers look |
 //! | `repository` | commands on repositories, without a server |
 //! | `files`, `unpack`, `compare` | what is in snapshots, how it comes onto this machine, what differs |
-//! | `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication`, `tenant` | the commands |
+//! | `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication`, `tenant`, `user`, `token` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
 //! `confirm` field of the request, and it is the server that compares it.
@@ -45,7 +45,9 @@ mod snapshot;
 mod table;
 mod target;
 mod tenant;
+mod token;
 mod unpack;
+mod user;
 mod values;
 mod view;
 mod wait;
@@ -243,6 +245,9 @@ async fn dispatch(
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
         ClientCommand::Replication => Box::pin(replication::run(&mut context)).await,
         ClientCommand::Tenant { command } => Box::pin(tenant::run(&mut context, command)).await,
+        ClientCommand::User { command } => Box::pin(user::run(&mut context, command)).await,
+        ClientCommand::Token { command } => Box::pin(token::run(&mut context, command)).await,
+        ClientCommand::Whoami => Box::pin(user::whoami(&mut context)).await,
         ClientCommand::RecoveryKit { file } => Box::pin(recovery_kit::run(&mut context, file)).await,
         ClientCommand::Completions { .. } | ClientCommand::Doctor => Ok(()),
     }

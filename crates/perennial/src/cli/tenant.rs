@@ -1,21 +1,54 @@
-//! `perennial tenant`: the end of one.
+//! `perennial tenant`: made, listed, who works in one, and its end.
 
 use super::args::{EraseArgs, TenantCommand};
 use super::failure::{Exit, Failure};
-use super::human::size;
+use super::human::{ago, size};
 use super::out::clean;
 use super::session::Context;
-use crate::api::wire::{EraseRequest, ErasedPlace, Erasure, ErasureState, PlaceBecame};
+use super::table::Rows;
+use crate::api::wire::{CreateTenant, EraseRequest, ErasedPlace, Erasure, ErasureState, PlaceBecame, Tenant};
 
 /// Runs `tenant`.
 pub async fn run(context: &mut Context<'_>, command: TenantCommand) -> Result<(), Failure> {
     match command {
+        TenantCommand::Create { tenant } => {
+            let made: Tenant = context.client.post_once(&["tenants"], &CreateTenant { name: tenant }).await?;
+            context.show(&made, |made, _, _| format!("tenant {} is made", clean(&made.name)))
+        }
+        TenantCommand::Ls => {
+            let tenants: Vec<Tenant> = context.client.list(&["tenants"], &[]).await?;
+            context.show(&tenants, |tenants, out, now| {
+                let mut rows = Rows::new(&["NAME", "AGE"]);
+                for tenant in tenants {
+                    rows.row(None, [tenant.name.clone(), ago(tenant.created_at, now)]);
+                }
+                rows.render(out)
+            })
+        }
+        TenantCommand::Members { tenant } => {
+            let tenant: Tenant = context.client.get(&["tenants", &tenant], &[]).await?;
+            context.show(&tenant, |tenant, _, _| members(tenant))
+        }
+        TenantCommand::Add { tenant, user } => {
+            let tenant: Tenant = context.client.put(&["tenants", &tenant, "members", &user]).await?;
+            context.show(&tenant, |tenant, _, _| members(tenant))
+        }
+        TenantCommand::Remove { tenant, user } => {
+            context.client.delete::<()>(&["tenants", &tenant, "members", &user], None::<&()>).await?;
+            context.out.note(&format!("user {} is no member of tenant {} any more", clean(&user), clean(&tenant)));
+            Ok(())
+        }
         TenantCommand::Erase(args) => erase(context, &args).await,
         TenantCommand::Erasure { tenant } => {
             let erasure: Erasure = context.client.get(&["tenants", &tenant, "erasure"], &[]).await?;
             context.show(&erasure, |erasure, _, _| told(erasure))
         }
     }
+}
+
+fn members(tenant: &Tenant) -> String {
+    let members: Vec<String> = tenant.members.iter().flatten().map(|name| clean(name)).collect();
+    if members.is_empty() { format!("tenant {} has no members", clean(&tenant.name)) } else { members.join("\n") }
 }
 
 async fn erase(context: &mut Context<'_>, args: &EraseArgs) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ mod log;
 mod recovery;
 mod remote;
 mod replicas;
+mod rights;
 #[path = "../s3/mod.rs"]
 mod s3;
 mod tls;
