@@ -19,6 +19,7 @@ pub mod record;
 pub mod replication;
 pub mod retention;
 pub mod schedule;
+pub mod service;
 pub mod snapshot;
 pub mod spec;
 pub mod verbs;

@@ -28,7 +28,7 @@ pub struct TenantId(String);
 pub struct PodName(String);
 
 /// Checks a DNS label: 1 to `max` lower-case letters, digits and inner hyphens.
-fn check_label(field: &str, text: &str, max: usize) -> Result<(), Error> {
+pub(crate) fn check_label(field: &str, text: &str, max: usize) -> Result<(), Error> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let good = !text.is_empty()
         && text.len() <= max
@@ -46,7 +46,7 @@ fn check_label(field: &str, text: &str, max: usize) -> Result<(), Error> {
 }
 
 /// Quotes a caller's text for an error, shortened so that a hostile input cannot flood a log.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let short: String = text.chars().take(60).collect();
     if short.len() < text.len() { format!("{short:?}…") } else { format!("{short:?}") }
 }
