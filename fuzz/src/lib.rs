@@ -25,12 +25,13 @@ pub const TARGETS: [(&str, Target); 9] = [
 ];
 
 /// What is too small to be a target of its own; the first byte of an input says which is meant.
-const SMALL: [(&str, Target); 5] = [
+const SMALL: [(&str, Target); 6] = [
     ("blob", perennial_snapshots::fuzzing::blob),
     ("names", perennial_snapshots::fuzzing::names),
     ("paths", perennial::fuzzing::paths),
     ("removed_list", perennial_snapshots::fuzzing::removed_list),
     ("pod_file", perennial::fuzzing::pod_file),
+    ("service", perennial::fuzzing::service),
 ];
 
 fn small(input: &[u8]) -> bool {

@@ -4,6 +4,7 @@
 //! prints what would be used, secrets hidden.
 
 mod args;
+mod catalogue;
 mod drills;
 mod error;
 mod imports;
@@ -22,6 +23,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo};
 use serde::{Deserialize, Serialize};
 
 pub use args::{EngineKind, LogForm, ServeArgs, VolumeAccess};
+pub use catalogue::CatalogueSection;
 pub use drills::DrillSection;
 pub use error::ConfigError;
 use error::value;
@@ -70,6 +72,8 @@ struct File {
     snapshots: SnapshotSection,
     #[serde(default)]
     imports: ImportSection,
+    #[serde(default)]
+    catalogue: CatalogueSection,
     #[serde(default)]
     limits: LimitSection,
     #[serde(default)]
@@ -128,6 +132,9 @@ pub struct Config {
     /// How much an archive may be that becomes a snapshot.
     #[serde(skip_serializing_if = "ImportSection::is_empty")]
     pub imports: ImportSection,
+    /// Where the services come from that can be ordered.
+    #[serde(skip_serializing_if = "CatalogueSection::is_empty")]
+    pub catalogue: CatalogueSection,
     /// What the server's own work takes from its machine.
     #[serde(skip_serializing_if = "LimitSection::is_empty")]
     pub limits: LimitSection,
@@ -188,6 +195,7 @@ impl Config {
             snapshots: file.snapshots,
             drills: file.drills,
             imports: file.imports,
+            catalogue: file.catalogue,
             limits: file.limits,
             server: ServerSection {
                 tls: TlsFiles::both(

@@ -6,6 +6,7 @@ use std::path::Path;
 use perennial_core::progress::Progress;
 use perennial_snapshots::{ArchiveRequest, Node, NodeKind, Pass, Repository, Root, Source};
 
+use crate::catalogue::{SHIPPED, definition, read_json, read_toml, write_toml};
 use crate::import::reader::TarReader;
 use crate::import::tree::{Entry, Tree};
 use crate::import::{Devices, Limits, packing};
@@ -98,6 +99,18 @@ pub fn unpack(input: &[u8], into: &Path) -> bool {
 #[must_use]
 pub fn pod_file(input: &[u8]) -> bool {
     crate::reconcile::pod_file_is_kept(input)
+}
+
+/// A service as somebody describes it, as TOML or as JSON. What is taken becomes pods, and is the same when it is written and read
+/// again.
+#[must_use]
+pub fn service(input: &[u8]) -> bool {
+    let toml = std::str::from_utf8(input).ok().and_then(|text| read_toml(text).ok());
+    let Some(service) = toml.or_else(|| read_json(input).ok()) else { return false };
+    assert!(service.plans.iter().all(|plan| plan.pod_spec().validate().is_ok()), "{service:?}");
+    let written = write_toml(&service);
+    assert_eq!(read_toml(&written), Ok(service), "{written}");
+    true
 }
 
 /// Paths, and what records of an archive say; the first byte says which.
@@ -200,7 +213,11 @@ pub fn seeds() -> io::Result<Vec<(&'static str, Vec<u8>)>> {
     }
     let mut zipped = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     io::Write::write_all(&mut zipped, &whole)?;
-    Ok(vec![
+    let services = SHIPPED.iter().flat_map(|(_, text)| {
+        let json = read_toml(text).ok().and_then(|service| serde_json::to_vec(&definition(&service)).ok());
+        [Some(text.as_bytes().to_vec()), json].into_iter().flatten().map(|document| ("service", document))
+    });
+    let others = vec![
         ("archive", zstd::encode_all(&whole[..], 1)?),
         ("archive", zipped.finish()?),
         ("archive", whole),
@@ -210,5 +227,6 @@ pub fn seeds() -> io::Result<Vec<(&'static str, Vec<u8>)>> {
         ("paths", b"\0/home/me".to_vec()),
         ("paths", b"\x0112 path=a/b\n9 size=1\n".to_vec()),
         ("paths", b"\x02-1.25".to_vec()),
-    ])
+    ];
+    Ok(others.into_iter().chain(services).collect())
 }

@@ -5,6 +5,7 @@
 //! equally fine: nothing here has to be undone.
 
 mod directory;
+mod files;
 mod tls;
 
 use std::future::{Future, IntoFuture as _};
@@ -28,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::api;
+use crate::catalogue::Catalogue;
 use crate::config::{Config, ConfigError, EngineKind, RepositorySection, VolumeAccess};
 use crate::fault::process_tap;
 use crate::import::Spool;
@@ -37,7 +39,7 @@ use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
-use crate::service::{Access, App, AppSettings, Places};
+use crate::service::{Access, App, AppSettings, Occasion, Places};
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, Housekeeper, Replicas};
 
@@ -251,6 +253,7 @@ impl Running {
                 replicas: replicas.as_ref().map(|replicas| replicas.repositories.clone()),
             },
             library: Library::new(repositories, &directory.path().join("scratch")),
+            catalogue: Catalogue::new(config.catalogue.place(directory.path())),
             imports,
             settings: Arc::new(AppSettings {
                 undelete_window: window,
@@ -264,7 +267,9 @@ impl Running {
                 snapshots,
             }),
         };
+        app.catalogue_look(Occasion::Start).await;
         let (stop, stopping) = watch::channel(false);
+        tokio::spawn(files::look_when_asked(app.clone(), stopping.clone()));
         let housekeeper =
             Housekeeper::new(app.clone(), Arc::clone(&reconciler)).with_drills(drills).with_replicas(replicas);
         let housekeeper = housekeeper.start(inbox, stopping.clone());

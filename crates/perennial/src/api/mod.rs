@@ -4,7 +4,7 @@
 //! - `auth`: one layer before every route, `access`: the table it goes by, `guard`: bodies that end with their sender's rights; `extract`, `action`: reading requests; `problem`: failures as answers;
 //! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
-//!   `users`, `tenants`, `tokens`, `erase` (tenants): the routes.
+//!   `users`, `tenants`, `tokens`, `services` (the catalogue), `erase` (tenants): the routes.
 //!
 //! A route is added to [`routes`] and to the table in `access`, and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -31,6 +31,7 @@ mod problem;
 mod replication;
 mod restore;
 pub(crate) mod retention;
+pub(crate) mod services;
 mod shown;
 mod snapshots;
 mod system;
@@ -119,6 +120,7 @@ impl ApiState {
         (name = "pods", description = "Pods and what can be asked of them."),
         (name = "snapshots", description = "Point-in-time copies."),
         (name = "operations", description = "Durable work."),
+        (name = "services", description = "The catalogue: what can be ordered."),
         (name = "tenants", description = "Whose everything is."),
         (name = "users", description = "Who may ask for what."),
         (name = "events", description = "The audit trail."),
@@ -174,6 +176,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(tenants::create, tenants::list))
         .routes(routes!(tenants::show))
         .routes(routes!(tenants::member_add, tenants::member_remove))
+        .routes(routes!(services::list))
+        .routes(routes!(services::show, services::put, services::remove))
         .routes(routes!(erase::erase))
         .routes(routes!(erase::show))
         .routes(routes!(system::recovery_kit))

@@ -10,7 +10,7 @@ use perennial_core::operation;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{Content, OpenApi, PathItem, RefOr, Schema};
 
-use super::wire::Problem;
+use super::wire::{Mistake, Problem};
 
 /// The media type of every failure.
 const MEDIA: &str = "application/problem+json";
@@ -32,6 +32,7 @@ impl ApiError {
             detail: detail.into(),
             field: None,
             hint: None,
+            mistakes: Vec::new(),
             request_id: None,
         }))
     }
@@ -40,6 +41,13 @@ impl ApiError {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into()).filter(|h: &String| !h.is_empty());
+        self
+    }
+
+    /// Adds everything that is wrong with what was sent.
+    #[must_use]
+    pub fn mistakes(mut self, mistakes: Vec<Mistake>) -> Self {
+        self.0.mistakes = mistakes;
         self
     }
 

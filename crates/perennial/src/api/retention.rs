@@ -13,7 +13,7 @@ use super::wire::{self, Age, ForgetRequest, Forgetting, Problem};
 use super::{ApiState, convert};
 use crate::service::Forget;
 
-pub(super) fn rules(rules: &schedule::SnapshotRules) -> wire::SnapshotRules {
+pub(crate) fn rules(rules: &schedule::SnapshotRules) -> wire::SnapshotRules {
     wire::SnapshotRules {
         schedule: rules.schedule.clone(),
         time_zone: rules.time_zone.clone(),

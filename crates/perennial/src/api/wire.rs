@@ -12,6 +12,7 @@ mod names;
 mod replication;
 mod request;
 mod retention;
+mod services;
 mod size;
 
 pub use access::*;
@@ -23,4 +24,5 @@ pub use names::*;
 pub use replication::*;
 pub use request::*;
 pub use retention::*;
+pub use services::*;
 pub use size::{Cpus, Size};

@@ -113,10 +113,55 @@ pub enum ClientCommand {
     },
     /// Shows who you are to the server, and what you may do.
     Whoami,
+    /// Shows and changes the catalogue: services and their plans.
+    Service {
+        /// What to do.
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
     /// Prints a completion script.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
+    },
+}
+
+/// What to do with the catalogue.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ServiceCommand {
+    /// Lists the services that can be ordered.
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Shows a service and its plans.
+    Show {
+        /// The service's name.
+        service: String,
+        /// Print it as a file that `service apply` takes
+        #[arg(long)]
+        toml: bool,
+    },
+    /// Tells everything that is wrong with files that describe services; needs no server.
+    Validate {
+        /// TOML files, or JSON files that end with .json.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Puts services into the server's database, where they win over its files; pods that exist stay as they are.
+    Apply {
+        /// TOML files, or JSON files that end with .json.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Only if the service is at this revision
+        #[arg(long, value_name = "REVISION")]
+        if_match: Option<String>,
+    },
+    /// Removes a service from the server's database; one of a file is in force again.
+    Rm {
+        /// The service's name.
+        service: String,
+        /// Only if it is at this revision
+        #[arg(long, value_name = "REVISION")]
+        if_match: Option<String>,
     },
 }
 

@@ -255,11 +255,23 @@ impl Client {
         etag: Option<HeaderValue>,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let mut request = self.http.patch(self.url(path)?);
-        if let Some(etag) = etag {
-            request = request.header(IF_MATCH, etag);
-        }
-        self.act(request, Some(body)).await
+        self.act(matching(self.http.patch(self.url(path)?), etag), Some(body)).await
+    }
+
+    /// Puts a document in the place of what is there, if that still is as it was read.
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        etag: Option<HeaderValue>,
+        (media, text): (&'static str, String),
+    ) -> Result<T, Failure> {
+        let request = self.http.put(self.url(path)?).header(CONTENT_TYPE, media).body(text);
+        self.send(matching(request, etag)).await?.parse()
+    }
+
+    /// Removes something, if it still is as it was read.
+    pub async fn remove<T: DeserializeOwned>(&self, path: &[&str], etag: Option<HeaderValue>) -> Result<T, Failure> {
+        self.send(matching(self.http.delete(self.url(path)?), etag)).await?.parse()
     }
 
     async fn act<T: DeserializeOwned>(
@@ -414,6 +426,14 @@ impl Client {
             ("the connection broke to", "see the server's log, or: perennial doctor")
         };
         Failure::new(Exit::Unavailable, format!("{what} {}: {cause}", self.base), hint)
+    }
+}
+
+/// Makes a request depend on what was read.
+fn matching(request: reqwest::RequestBuilder, etag: Option<HeaderValue>) -> reqwest::RequestBuilder {
+    match etag {
+        Some(etag) => request.header(IF_MATCH, etag),
+        None => request,
     }
 }
 

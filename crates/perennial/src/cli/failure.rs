@@ -147,6 +147,7 @@ impl Failure {
             detail: self.message.clone(),
             field: None,
             hint: some(&self.hint),
+            mistakes: Vec::new(),
             request_id: some(&self.request),
         }
     }
@@ -161,6 +162,12 @@ impl From<Problem> for Failure {
             && !message.starts_with(field.as_str())
         {
             message = format!("{field}: {message}");
+        }
+        for mistake in &problem.mistakes {
+            let place = mistake.line.zip(mistake.column).map(|(line, column)| format!("{line}:{column}: "));
+            let field = mistake.field.as_ref().map(|field| format!("{field}: "));
+            let parts = [place.unwrap_or_default(), field.unwrap_or_default(), mistake.problem.clone()];
+            message = format!("{message}\n  {}", parts.concat());
         }
         // A person needs the id only to find what the server would not say.
         let request = if exit == Exit::Failed { problem.request_id.unwrap_or_default() } else { String::new() };

@@ -14,7 +14,7 @@
 //! | `view`, `table`, `human` | how answers look |
 //! | `repository` | commands on repositories, without a server |
 //! | `files`, `unpack`, `compare` | what is in snapshots, how it comes onto this machine, what differs |
-//! | `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication`, `tenant`, `user`, `token` | the commands |
+//! | `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication`, `service`, `tenant`, `user`, `token` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
 //! `confirm` field of the request, and it is the server that compares it.
@@ -40,6 +40,7 @@ mod recovery_kit;
 mod replication;
 mod repository;
 mod retention;
+mod service;
 mod session;
 mod snapshot;
 mod table;
@@ -59,6 +60,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 
 use crate::config::ServeArgs;
+use args::ServiceCommand;
 
 pub use args::{ClientCommand, Connection, Output};
 pub use failure::{Exit, Failure};
@@ -234,6 +236,9 @@ async fn dispatch(
     session.output = connection.output;
     let client = match command {
         ClientCommand::Completions { shell } => return completions(shell, out),
+        ClientCommand::Service { command: ServiceCommand::Validate { files } } => {
+            return service::validate(&files, session.output, out);
+        }
         ClientCommand::Doctor => return doctor::run(connection, &session, out).await,
         _ => connection.client(&session)?,
     };
@@ -244,6 +249,7 @@ async fn dispatch(
         ClientCommand::Op { command } => Box::pin(operation::run(&mut context, command)).await,
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
         ClientCommand::Replication => Box::pin(replication::run(&mut context)).await,
+        ClientCommand::Service { command } => Box::pin(service::run(&mut context, command)).await,
         ClientCommand::Tenant { command } => Box::pin(tenant::run(&mut context, command)).await,
         ClientCommand::User { command } => Box::pin(user::run(&mut context, command)).await,
         ClientCommand::Token { command } => Box::pin(token::run(&mut context, command)).await,

@@ -6,6 +6,7 @@
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
 //! - `care`: drills;
+//! - `catalogue`: the services of files and database, put together;
 //! - `erase`: the end of a tenant;
 //! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
 //! - `logs`: what a pod writes;
@@ -18,6 +19,7 @@ mod access;
 mod act;
 mod caller;
 mod care;
+mod catalogue;
 mod clones;
 mod erase;
 mod import;
@@ -51,6 +53,7 @@ use perennial_core::retention::Keep;
 use perennial_core::schedule::{self, Effective, SnapshotRules};
 use perennial_core::snapshot::Snapshot;
 
+use crate::catalogue::Catalogue;
 use crate::config::{ReplicationSection, RepositorySection};
 use crate::import::Spool;
 use crate::keys::Keyring;
@@ -62,6 +65,7 @@ pub use access::{Access, token_hash};
 pub(crate) use act::requested;
 pub use act::{Once, Outcome, Request};
 pub use caller::{Caller, Credential};
+pub use catalogue::{Entry, Occasion, Remark, Services, Source};
 pub use clones::CloneRequest;
 pub(crate) use erase::became as erasure_became;
 pub use erase::{Erase, Erasing, Places};
@@ -154,6 +158,8 @@ pub struct App {
     pub places: Places,
     /// Looks into snapshots.
     pub library: Library,
+    /// The files that services come from.
+    pub catalogue: Catalogue,
     /// Where archives wait that become snapshots.
     pub imports: Spool,
     /// The configuration.

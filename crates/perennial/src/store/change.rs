@@ -18,8 +18,8 @@ use super::recovery::export_upsert;
 use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
-    AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, Store, StoreError,
-    access, erasures, fence,
+    AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange, Store, StoreError,
+    access, erasures, fence, services,
 };
 
 /// What one transaction writes.
@@ -59,6 +59,8 @@ pub struct Change {
     pub replica_notes: Vec<ReplicaNote>,
     /// Tenants in whose repositories something was forgotten now, so that there is something to prune.
     pub prunes_wanted: Vec<(TenantId, Timestamp)>,
+    /// What changes in the catalogue.
+    pub service: Option<ServiceChange>,
     /// What changes in the erasure of a tenant.
     pub erasure: Option<ErasureChange>,
     /// What changes of who may do what.
@@ -173,6 +175,9 @@ impl Change {
         }
         for (tenant, at) in &self.prunes_wanted {
             prune_wanted_upsert(tx, tenant, *at).await?;
+        }
+        if let Some(change) = &self.service {
+            services::apply(tx, change).await?;
         }
         if let Some(record) = &self.idempotency {
             idempotency_insert(tx, record).await?;

@@ -9,6 +9,7 @@
 //! - `erasures`: tenants that are gone for good;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
+//! - `services`: services of the catalogue that were changed over the API;
 //! - `rows`: how domain types are written.
 //!
 //! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
@@ -27,6 +28,7 @@ mod read;
 mod recovery;
 mod replicas;
 mod rows;
+mod services;
 
 use std::sync::Arc;
 
@@ -47,6 +49,7 @@ pub use lease::Lease;
 pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visibility};
 pub use recovery::{ExportOf, RecoveryExport};
 pub use replicas::{Backlog, NoteChange, Replica, ReplicaNote};
+pub use services::{Expected, ServiceBecomes, ServiceChange, StoredService};
 
 /// The name of the fault point around every commit.
 pub const COMMIT_SITE: &str = "store.commit";
@@ -92,6 +95,9 @@ pub enum StoreError {
     /// Something of this name is there, or was; nothing was written.
     #[error("{0} is there already")]
     Taken(String),
+    /// A service of the catalogue is not what it was expected to be; nothing was written.
+    #[error("the service changed meanwhile")]
+    ServiceChanged,
     /// A request with this idempotency key was recorded meanwhile; nothing was written.
     #[error("the idempotency key is used")]
     IdempotencyTaken,
@@ -188,6 +194,9 @@ impl From<StoreError> for Error {
                 error.to_string(),
                 "choose another; the name of a user that was removed is not given away again",
             ),
+            StoreError::ServiceChanged => {
+                Self::conflict("version-mismatch", error.to_string(), "read it again, and send its ETag as If-Match")
+            }
             StoreError::IdempotencyTaken => Self::conflict(
                 "idempotency-key-used",
                 "a request with this Idempotency-Key was accepted meanwhile",

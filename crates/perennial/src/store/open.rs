@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 9] = [
+const MIGRATIONS: [(i64, &str, &str); 10] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -29,6 +29,7 @@ const MIGRATIONS: [(i64, &str, &str); 9] = [
     (7, "hooks", include_str!("../../migrations/0007_hooks.sql")),
     (8, "erasures", include_str!("../../migrations/0008_erasures.sql")),
     (9, "access", include_str!("../../migrations/0009_access.sql")),
+    (10, "services", include_str!("../../migrations/0010_services.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.

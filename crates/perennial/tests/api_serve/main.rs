@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod catalogue;
 mod copies;
 mod erase;
 mod keys;

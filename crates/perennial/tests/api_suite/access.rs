@@ -85,6 +85,10 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/system", Access::Platform),
     ("GET", "/api/v1/replication", Access::Platform),
     ("POST", "/api/v1/recovery-kit", Access::Platform),
+    ("GET", "/api/v1/services", Access::Own("read")),
+    ("GET", "/api/v1/services/{id}", Access::Own("read")),
+    ("PUT", "/api/v1/services/{id}", Access::Platform),
+    ("DELETE", "/api/v1/services/{id}", Access::Platform),
 ];
 
 fn document() -> Value {

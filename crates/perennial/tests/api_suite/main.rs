@@ -13,4 +13,5 @@ mod retention;
 mod rights;
 mod server;
 mod slow;
+mod services;
 mod stream;

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use jiff::{SignedDuration, Timestamp};
 use perennial::api;
+use perennial::catalogue::{Catalogue, Place};
 use perennial::config::RepositorySection;
 use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
@@ -121,6 +122,7 @@ impl Server {
             remover: Arc::clone(&asked) as _,
             places: Places { repositories: repositories.clone(), replicas: None },
             library: Library::new(repositories.clone(), &directory.path().join("scratch")),
+            catalogue: Catalogue::new(Place::Usual(directory.path().join("catalogue"))),
             imports: Spool::new(directory.path(), Limits::default()),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),

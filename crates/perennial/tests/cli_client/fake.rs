@@ -121,7 +121,10 @@ impl Fake {
         self.asked.lock().unwrap().push(Asked {
             what: format!("{method} {uri}"),
             headers: headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
-            body: (!body.is_empty()).then(|| serde_json::from_slice(body).unwrap()),
+            // What is no JSON is kept as it came.
+            body: (!body.is_empty()).then(|| {
+                serde_json::from_slice(body).unwrap_or_else(|_| String::from_utf8(body.to_vec()).unwrap().into())
+            }),
         });
         let reply = {
             let mut script = self.script.lock().unwrap();

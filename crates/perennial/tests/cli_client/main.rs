@@ -17,5 +17,6 @@ mod live;
 mod logs;
 mod program;
 mod retention;
+mod service;
 mod show;
 mod tenant;

@@ -32,6 +32,7 @@ pub use crate::rights::{
     tenants_of_before_are_there_after_the_upgrade, users_tenants_and_tokens_are_remembered,
     what_is_not_there_or_taken_is_refused, who_lost_rights_gives_none,
 };
+pub use crate::services::services_are_remembered_and_changed_by_whoever_read_them;
 
 pub fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()

@@ -11,6 +11,7 @@ mod databases;
 mod fences;
 mod repositories;
 mod rights;
+mod services;
 
 use databases::{Cluster, Database};
 
@@ -60,6 +61,7 @@ cases!(
     what_replicas_lack_is_found_by_an_index,
     images_are_remembered_per_tenant,
     exported_keys_are_remembered_per_tenant,
+    services_are_remembered_and_changed_by_whoever_read_them,
     repositories_to_prune_are_found,
     unfinished_work_on_snapshots_is_found,
     who_comes_second_to_a_snapshot_is_refused,

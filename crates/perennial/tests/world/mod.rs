@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use perennial::catalogue::{Catalogue, Place};
 use perennial::config::RepositorySection;
 use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
@@ -257,6 +258,7 @@ impl World {
             remover: Arc::new(NoRemover),
             places: Places { repositories: repositories.clone(), replicas: Some(replicas.clone()) },
             library: Library::new(repositories, &self.directory.path().join("scratch")),
+            catalogue: Catalogue::new(Place::Usual(self.directory.path().join("catalogue"))),
             imports,
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),

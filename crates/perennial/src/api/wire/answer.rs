@@ -229,8 +229,29 @@ pub struct Problem {
     pub field: Option<String>,
     /// How to go on; null when there is nothing to advise.
     pub hint: Option<String>,
+    /// Everything that is wrong with a document that was sent; left out when there is nothing more to say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mistakes: Vec<Mistake>,
     /// The request it answers; null inside an operation.
     pub request_id: Option<String>,
+}
+
+/// One thing that is wrong with a document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Mistake {
+    /// The line, from 1; null in JSON.
+    pub line: Option<u32>,
+    /// The column, from 1; null in JSON.
+    pub column: Option<u32>,
+    /// `syntax`, `unknown-key`, `missing`, `wrong-kind` or `invalid-value`.
+    pub kind: String,
+    /// The field as it is written there; null for the document itself.
+    pub field: Option<String>,
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead; null when the problem says it all.
+    pub hint: Option<String>,
 }
 
 /// A point-in-time copy of a whole data set.
