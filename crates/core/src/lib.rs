@@ -22,6 +22,7 @@ pub mod schedule;
 pub mod service;
 pub mod snapshot;
 pub mod spec;
+pub mod subscription;
 pub mod verbs;
 pub mod volume;
 
