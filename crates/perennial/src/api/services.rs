@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use perennial_core::access::Rights;
 use perennial_core::Error;
+use perennial_core::access::Rights;
 use perennial_core::service::{Plan, PlanVolume, Service, ServiceName};
 
 use super::ApiState;

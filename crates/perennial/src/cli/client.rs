@@ -259,7 +259,7 @@ impl Client {
     }
 
     /// Puts a document in the place of what is there, if that still is as it was read.
-    pub async fn put<T: DeserializeOwned>(
+    pub async fn replace<T: DeserializeOwned>(
         &self,
         path: &[&str],
         etag: Option<HeaderValue>,

@@ -168,7 +168,7 @@ async fn apply(context: &mut Context<'_>, files: &[PathBuf], if_match: Option<&s
     for (file, (report, text)) in files.iter().zip(looked) {
         let media = if is_json(file) { "application/json" } else { "application/toml" };
         let name = report.service.unwrap_or_default();
-        let sent = context.client.put(&["services", &name], matching.clone(), (media, text)).await;
+        let sent = context.client.replace(&["services", &name], matching.clone(), (media, text)).await;
         applied.push(
             sent.map_err(|failure| Failure { message: format!("{}: {}", file.display(), failure.message), ..failure })?,
         );

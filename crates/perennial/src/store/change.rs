@@ -18,8 +18,8 @@ use super::recovery::export_upsert;
 use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
-    AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange, Store, StoreError,
-    access, erasures, fence, services,
+    AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange, Store,
+    StoreError, access, erasures, fence, services,
 };
 
 /// What one transaction writes.

@@ -12,6 +12,6 @@ mod matrix;
 mod retention;
 mod rights;
 mod server;
-mod slow;
 mod services;
+mod slow;
 mod stream;
