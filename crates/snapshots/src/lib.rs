@@ -127,7 +127,7 @@ mod uploader;
 mod verify;
 mod wire;
 
-pub use archive::{Held, Writers};
+pub use archive::{Copies, Held, Writers};
 pub use backend::{Backend, BackendError, FileInfo, FileKind, LocalBackend, MemoryBackend};
 pub use browse::FileReader;
 pub use copy::{Copied, CopyOutcome, CopyStep};

@@ -170,6 +170,8 @@ pub enum LossReason {
     Changed,
     /// Something is mounted there.
     Mount,
+    /// It is a subvolume of its own, which the copy that was read does not have.
+    Subvolume,
     /// It is larger than the format's lists of blobs can reasonably say (16 TiB), holes included.
     TooLarge,
     /// An attribute's name is not Unicode, or the file's type is unknown.
@@ -189,6 +191,7 @@ impl fmt::Display for LossReason {
             Self::Vanished => f.write_str("vanished"),
             Self::Changed => f.write_str("changed while it was read"),
             Self::Mount => f.write_str("something is mounted there"),
+            Self::Subvolume => f.write_str("a subvolume of its own, which the copy that was read does not have"),
             Self::TooLarge => f.write_str("too large"),
             Self::Unrepresentable => f.write_str("cannot be represented"),
         }

@@ -7,7 +7,8 @@
 //!
 //! Where writers can be held still ([`Held`]), they are for nothing but the scan and the reading of what changed. Lock,
 //! index, sync and all trees to compare with come before; trees of changed directories, packs, index and snapshot file
-//! after. Meanwhile the store is not asked for anything, so that one that hangs holds nobody.
+//! after. Meanwhile the store is not asked for anything, so that one that hangs holds nobody. Directories that were copied in that
+//! time ([`Copies`]) are scanned and read after it.
 
 mod ahead;
 mod build;
@@ -47,7 +48,7 @@ use crate::wire::{BlobKind, SnapshotFile, Summary};
 use ahead::Ahead;
 use build::{Links, Pending};
 pub(crate) use held::Release;
-pub use held::{Held, Writers};
+pub use held::{Copies, Held, Writers};
 pub(crate) use known::Kept;
 use known::{Loaded, Trees};
 use place::{Virtual, made_up};
@@ -137,7 +138,8 @@ impl Repository {
     }
 
     /// Captures directories as [`archive`](Self::archive) does, at one instant for all of them: meanwhile, and for no
-    /// longer than it takes to look at every file and to read what changed, their writers are held still.
+    /// longer than it takes to look at every file and to read what changed, their writers are held still. What they copy in that
+    /// time ([`Writers::copies`]) is looked at after it.
     ///
     /// # Errors
     /// As there, and those of [`Writers`].
@@ -320,14 +322,42 @@ fn capture_directories(
     shared.uploader.hold();
     shared.held.store(true, Ordering::Release);
     let release = Release::after_hold(held.writers)?;
-    let scanned: Result<Vec<_>> = scans.into_iter().map(|scan| run(shared, scan, scanners, || ())).collect();
+    let copies = held.writers.copies();
+    let scanned: Result<Vec<_>> = scans
+        .into_iter()
+        .map(|scan| match copies.as_ref().and_then(|copies| copies.of(scan.path())) {
+            Some(copy) => scan.of_copy(copy).map(Stage::Later),
+            None => run(shared, scan, scanners, || ()).map(Stage::Scanned),
+        })
+        .collect();
     let released = release.now();
     shared.held.store(false, Ordering::Release);
     shared.uploader.release();
     let scanned = scanned?;
     released?;
     write_what_waited(shared)?;
-    scanned.into_iter().map(scan::Scanned::finish).collect()
+    let mut outcomes = Vec::new();
+    for stage in scanned {
+        let scanned = match stage {
+            Stage::Scanned(scanned) => scanned,
+            Stage::Later(scan) => {
+                // Nobody waits for it, so it is made as any other pass is.
+                let scanners = if scan.is_new() { 1 } else { self::scanners(shared.inner.effort()) };
+                run(shared, scan, scanners, || ())?
+            }
+        };
+        outcomes.push(scanned.finish()?);
+    }
+    drop(copies);
+    Ok(outcomes)
+}
+
+/// How far a root has come when its writers go on.
+enum Stage<'a> {
+    /// Its files are read.
+    Scanned(scan::Scanned),
+    /// It was copied.
+    Later(scan::Scan<'a>),
 }
 
 fn directory(root: &Root) -> Option<(&Path, Layout, &[PathBuf])> {

@@ -11,6 +11,7 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::build::{Slot, complete};
+use super::held::CopyOf;
 use super::{Shared, lock};
 use crate::chunker::{self, Grain};
 use crate::error::{Error, Result};
@@ -46,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) layout: Layout,
     /// Changed at or after this: later changes might not show in the inode, so the node must never count as known.
     pub(crate) racy_from: Time,
+    /// Set when it is read from a copy.
+    pub(crate) copy: Option<CopyOf>,
     /// The inode has several names.
     pub(crate) link: Option<(u64, u64)>,
     /// What we compare with shows that the file changes in place.
@@ -136,7 +139,8 @@ impl<'a> Worker<'a> {
 
     fn read_once(&mut self, job: &Job, path_fd: &OwnedFd, before: Stat) -> Result<(Node, Stat), ReadError> {
         let fd = fsdir::open_readable(path_fd)?;
-        let mut node = before.to_node(&job.slot.name, NodeKind::File);
+        let known = job.copy.map_or(before, |copy| copy.original(before));
+        let mut node = known.to_node(&job.slot.name, NodeKind::File);
         let captured = capture_xattrs(&fd, job.layout, &job.slot.path)?;
         node.xattrs = captured.xattrs;
         (node.content, node.size) = self.read_content(&fd, before, job.in_place)?;

@@ -18,6 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::io::Errno;
 
 use super::build::{Known, LinkState, Pending, Slot, complete};
+use super::held::CopyOf;
 use super::known::Trees;
 use super::read::{Job, ReadError, capture_xattrs, loss_reason};
 use super::{Shared, lock};
@@ -57,7 +58,9 @@ pub(crate) struct Scan<'a> {
     exclude: HashSet<Vec<u8>>,
     trees: Trees<'a>,
     racy_from: Time,
-    path: &'a Path,
+    path: PathBuf,
+    /// The device number of what this root is a copy of.
+    copy_of: Option<u64>,
     parents: Vec<Known>,
 }
 
@@ -69,6 +72,15 @@ struct PlaceOf<'a> {
     exclude: HashSet<Vec<u8>>,
     trees: Trees<'a>,
     racy_from: Time,
+    /// Set when the root is a copy.
+    copy: Option<CopyOf>,
+}
+
+impl PlaceOf<'_> {
+    /// The state of an entry as it is recorded.
+    fn known_as(&self, stat: Stat) -> Stat {
+        self.copy.map_or(stat, |copy| copy.original(stat))
+    }
 }
 
 /// A directory that another scanner opened and left to whoever comes.
@@ -162,15 +174,36 @@ impl<'a> Scan<'a> {
             .map(|p| p.as_os_str().as_bytes().to_vec())
             .map(|p| p.strip_suffix(b"/").map_or_else(|| p.clone(), <[u8]>::to_vec))
             .collect();
-        Ok(Self { shared, at, layout, exclude, trees, racy_from, path, parents })
+        let path = path.to_owned();
+        Ok(Self { shared, at, layout, exclude, trees, racy_from, path, copy_of: None, parents })
+    }
+
+    /// The directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether there is nothing to compare with.
+    pub(crate) const fn is_new(&self) -> bool {
+        self.parents.is_empty()
+    }
+
+    /// The same root, to be read from a copy of it.
+    pub(crate) fn of_copy(self, copy: &Path) -> Result<Self> {
+        let original = Dir::open_root(&self.path)
+            .and_then(|dir| fsdir::stat_fd(&*dir.fd()?))
+            .map_err(|e| Error::io("open directory", &self.path, e))?;
+        Ok(Self { path: copy.to_owned(), copy_of: Some(original.dev), ..self })
     }
 
     /// Scans the root with so many threads; files that must be read become jobs.
     pub(crate) fn run(self, (scanners, effort): (usize, Effort), jobs: &SyncSender<Vec<Job>>) -> Result<Scanned> {
-        let Self { shared, at, layout, exclude, trees, racy_from, path, parents } = self;
+        let Self { shared, at, layout, exclude, trees, racy_from, path, copy_of, parents } = self;
+        let io = |e: Errno| Error::io("open directory", &path, e);
         // Only now: what was there when everything was prepared may have been replaced since.
-        let root = Dir::open_root(path).map_err(|e| Error::io("open directory", path, e))?;
-        let place = PlaceOf { shared, at, layout, exclude, trees, racy_from };
+        let root = Dir::open_root(&path).map_err(io)?;
+        let copy = copy_of.map(|original| CopyOf::at(&root, original)).transpose().map_err(io)?;
+        let place = PlaceOf { shared, at, layout, exclude, trees, racy_from, copy };
         let pool = Pool::new(scanners.max(1));
         let mut first = Scanner::new(&place, &pool, jobs)?;
         let frame = match first.enter(root, None, parents, Vec::new()) {
@@ -380,7 +413,7 @@ impl<'a> Scanner<'a> {
                     continue;
                 }
                 match fsdir::stat_at(fd, &name) {
-                    Ok(stat) => entries.push((name, stat)),
+                    Ok(stat) => entries.push((name, self.place.known_as(stat))),
                     Err(Errno::NOENT) => vanished = true,
                     Err(errno) => unreadable.push((name, loss_reason(errno))),
                 }
@@ -410,6 +443,10 @@ impl<'a> Scanner<'a> {
             return Ok(());
         }
         match kind {
+            NodeKind::Dir if self.place.copy.is_some_and(|copy| copy.lacks(&stat)) => {
+                self.lose(&relative(&name), LossReason::Subvolume);
+                Ok(())
+            }
             NodeKind::Dir => {
                 frame.pending.wait_for_one_more();
                 frame.subdirs.push_back((slot, name));
@@ -481,6 +518,7 @@ impl<'a> Scanner<'a> {
             slot: make_slot(),
             layout: self.place.layout,
             racy_from: self.place.racy_from,
+            copy: self.place.copy,
             link,
             in_place,
         };
@@ -521,7 +559,7 @@ impl<'a> Scanner<'a> {
     /// Links, devices, pipes and sockets: everything about them is in the inode.
     fn special(&self, dir: &OwnedFd, name: &[u8], relative: &[u8], kind: NodeKind) -> Result<Node, ReadError> {
         let fd = fsdir::open_path(dir, name)?;
-        let stat = fsdir::stat_fd(&fd)?;
+        let stat = self.place.known_as(fsdir::stat_fd(&fd)?);
         if stat.kind() != Some(kind) {
             return Err(ReadError::Lost(LossReason::Vanished));
         }

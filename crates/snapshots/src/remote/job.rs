@@ -125,6 +125,7 @@ enum ReasonWire {
     Vanished,
     Changed,
     Mount,
+    Subvolume,
     TooLarge,
     Unrepresentable,
 }
@@ -136,6 +137,7 @@ impl From<&Loss> for LossWire {
             LossReason::Vanished => ReasonWire::Vanished,
             LossReason::Changed => ReasonWire::Changed,
             LossReason::Mount => ReasonWire::Mount,
+            LossReason::Subvolume => ReasonWire::Subvolume,
             LossReason::TooLarge => ReasonWire::TooLarge,
             LossReason::Unrepresentable => ReasonWire::Unrepresentable,
         };
@@ -150,6 +152,7 @@ impl From<LossWire> for Loss {
             ReasonWire::Vanished => LossReason::Vanished,
             ReasonWire::Changed => LossReason::Changed,
             ReasonWire::Mount => LossReason::Mount,
+            ReasonWire::Subvolume => LossReason::Subvolume,
             ReasonWire::TooLarge => LossReason::TooLarge,
             ReasonWire::Unrepresentable => LossReason::Unrepresentable,
         };
