@@ -25,7 +25,7 @@ use crate::spec::{Backend, PodName, PodSpec, TenantId};
 pub use logs::{LogEnd, LogRange, LogReader, LogStamps};
 pub use observed::{ContainerState, ObservedContainer, ObservedPod, ObservedSet, Owned, Presence, SetLimit};
 pub use programs::{OUTPUT_MAX, Program, ProgramEnd, Ran, Remains};
-pub use sets::{Copying, Fill, LayerAccess, MoverChannel, SetAccess, SetSpec, VolumePath, VolumeUsage};
+pub use sets::{Copying, Fill, LayerAccess, MoverChannel, SetAccess, SetSpec, Still, VolumePath, VolumeUsage};
 
 /// What a call changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +192,17 @@ pub trait Engine: Send + Sync {
     /// Only for [`Copying::Instant`]. Whoever writes into `from` has been stopped or frozen. `to` stays one that is being
     /// prepared; when the call fails, it has to be prepared again.
     async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError>;
+
+    /// Makes a still of a set: all of it, at one instant. Nothing is said of what it was made of by then when the call fails or
+    /// is not answered; that goes with the next sweep.
+    ///
+    /// Only for [`Copying::Instant`]. Whoever writes into the set has been frozen. What the storage does not copy together with
+    /// the set, such as a volume that lies elsewhere, makes it a [`EngineError::Conflict`].
+    async fn set_still(&self, set: &SetSpec) -> Result<Still, EngineError>;
+
+    /// Deletes the stills of this installation that nobody reads any more: those that are done with, and those that were left
+    /// behind. One that cannot be deleted now is an error, and goes with a later sweep or with its set.
+    async fn stills_sweep(&self) -> Result<Effect, EngineError>;
 
     /// Marks a prepared set complete, durably.
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError>;

@@ -244,6 +244,7 @@ macro_rules! for_each_case {
                 what_volumes_take_up_is_told
                 how_sets_are_copied_is_told
                 set_is_copied_at_one_instant
+                still_is_of_one_instant_until_nobody_reads_it
                 a_limit_is_shown_until_it_changes_or_the_pod_starts
                 empty_fill_holds_what_was_put_in
                 sets_of_a_pod_are_apart

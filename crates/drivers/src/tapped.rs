@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
-    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, Still, VolumeUsage,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
@@ -109,6 +109,14 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
 
     async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError> {
         self.through("engine.set_snapshot", self.inner.set_snapshot(from, to)).await
+    }
+
+    async fn set_still(&self, set: &SetSpec) -> Result<Still, EngineError> {
+        self.through("engine.set_still", self.inner.set_still(set)).await
+    }
+
+    async fn stills_sweep(&self) -> Result<Effect, EngineError> {
+        self.through("engine.stills_sweep", self.inner.stills_sweep()).await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {

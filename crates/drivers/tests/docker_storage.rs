@@ -112,7 +112,7 @@ async fn a_storage_root_that_is_not_mounted_is_unknown_until_it_is_back() {
 }
 
 /// What of the suite depends on the file system below.
-const CASES: [&str; 15] = [
+const CASES: [&str; 16] = [
     "set_becomes_whole",
     "complete_set_is_not_prepared_again",
     "half_prepared_set_begins_from_nothing",
@@ -120,6 +120,7 @@ const CASES: [&str; 15] = [
     "what_volumes_take_up_is_told",
     "a_limit_is_shown_until_it_changes_or_the_pod_starts",
     "set_is_copied_at_one_instant",
+    "still_is_of_one_instant_until_nobody_reads_it",
     "sets_of_a_pod_are_apart",
     "set_is_deleted_with_its_permit_only",
     "generation_is_written_beside_the_data",
@@ -139,6 +140,7 @@ async fn conforms(kind: &str, runtime: &str) {
     }
     assert_eq!(entries(&disk.0.join("root/pods")), 0, "every pod was purged");
     assert_eq!(entries(&disk.0.join("root/trash")), 0);
+    assert_eq!(entries(&disk.0.join("root/scratch")), 0);
     if kind == "btrfs" {
         assert_eq!(subvolumes(&disk.0), Vec::<String>::new());
     }
@@ -193,6 +195,107 @@ async fn what_a_storage_can_copy_is_seen_on_every_file_system() {
         }
         bench.engine.set_delete(&pod.spec.set, &pod.set_permit()).await.unwrap();
     }
+}
+
+/// Runs a command that has to succeed.
+fn run(command: &str, arguments: &[&std::ffi::OsStr]) {
+    assert!(std::process::Command::new(command).args(arguments).status().unwrap().success(), "{command} {arguments:?}");
+}
+
+/// Law 6: what is not in a set's subvolume is not in a copy of that, or is shared with it. So nothing is copied at once then.
+#[tokio::test(flavor = "multi_thread")]
+async fn law_6_a_set_with_something_outside_of_its_subvolume_is_copied_at_no_instant() {
+    let disk = LoopFs::mount("btrfs");
+    let bench = Bench::with(&["runc"], |c| c.storage_root = disk.0.join("root")).await;
+    let (pod, copy) = (bench.pod(BUSYBOX, Backend::Overlay).await, bench.pod(BUSYBOX, Backend::Overlay).await);
+    bench.complete(&pod).await;
+    let (set, engine) = (&pod.spec.set, &bench.engine);
+    let at = bench.storage().join(format!("pods/{}/s1", pod.id()));
+    let elsewhere = disk.0.join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let srv = at.join("srv");
+    let link = |path: &Path| {
+        // Another subvolume lets nothing be renamed into it: the top one is not the set's.
+        let to = elsewhere.join(format!("{:08x}", rand::random::<u32>()));
+        run("cp", &["-a".as_ref(), path.as_ref(), to.as_ref()]);
+        std::fs::remove_dir_all(path).unwrap();
+        std::os::unix::fs::symlink(&to, path).unwrap();
+    };
+    let whole = async || {
+        assert_eq!(engine.set_copying(set).await, Ok(Some(Copying::Instant)));
+        drop(engine.set_still(set).await.unwrap());
+        engine.stills_sweep().await.unwrap();
+    };
+    let refused = async |what: &str, why: &str| {
+        assert_eq!(engine.set_copying(set).await, Ok(Some(Copying::Shared)), "{what}");
+        engine.set_prepare(&copy.spec.set, Fill::Image).await.unwrap();
+        for answer in [engine.set_still(set).await.err(), engine.set_snapshot(set, &copy.spec.set).await.err()] {
+            match answer {
+                Some(EngineError::Conflict { problem }) => assert!(problem.contains(why), "{what}: {problem}"),
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+        assert_eq!((entries(&bench.storage().join("scratch")), subvolumes(&disk.0).len() >= 2), (0, true), "{what}");
+    };
+    let restored = |path: &Path| {
+        let to = std::fs::read_link(path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        run("cp", &["-a".as_ref(), to.as_ref(), path.as_ref()]);
+    };
+    whole().await;
+    for linked in [srv.clone(), srv.join("upper"), srv.join("work")] {
+        link(&linked);
+        refused(&linked.display().to_string(), "a symbolic link").await;
+        restored(&linked);
+    }
+    whole().await;
+    for mounted in [srv.join("upper"), srv.join("upper/deep/below")] {
+        std::fs::create_dir_all(&mounted).unwrap();
+        // Of the same file system, and of another one.
+        run("mount", &["--bind".as_ref(), elsewhere.as_ref(), mounted.as_ref()]);
+        let said = (mounted.display().to_string(), "mounted");
+        refused(&said.0, said.1).await;
+        run("umount", &[mounted.as_ref()]);
+        run("mount", &["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), mounted.as_ref()]);
+        refused(&said.0, said.1).await;
+        run("umount", &[mounted.as_ref()]);
+    }
+    whole().await;
+    let nested = srv.join("upper/deep/nested");
+    run("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "create".as_ref(), nested.as_ref()]);
+    refused("a subvolume below", "a subvolume of its own").await;
+    run("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "delete".as_ref(), nested.as_ref()]);
+    let (upper, kept) = (srv.join("upper"), srv.join("kept"));
+    std::fs::rename(&upper, &kept).unwrap();
+    run("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "create".as_ref(), upper.as_ref()]);
+    refused("a volume that is a subvolume", "another subvolume").await;
+    run("btrfs", &["-q".as_ref(), "subvolume".as_ref(), "delete".as_ref(), upper.as_ref()]);
+    std::fs::rename(&kept, &upper).unwrap();
+    whole().await;
+    engine.set_delete(set, &pod.set_permit()).await.unwrap();
+    engine.set_delete(&copy.spec.set, &copy.set_permit()).await.unwrap();
+}
+
+/// A still that is read is left alone by another process of the installation, and is swept by it once its reader is dead or done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_still_is_swept_by_the_next_server_unless_it_is_read() {
+    let disk = LoopFs::mount("btrfs");
+    let bench = Bench::with(&["runc"], |c| c.storage_root = disk.0.join("root")).await;
+    let pod = bench.pod(BUSYBOX, Backend::Overlay).await;
+    bench.complete(&pod).await;
+    let scratch = bench.storage().join("scratch");
+    let still = bench.engine.set_still(&pod.spec.set).await.unwrap();
+    let (_, srv) = still.volumes.iter().find(|(name, _)| name == "srv").unwrap().clone();
+    assert!(std::fs::write(srv.join("new"), "x").is_err(), "nobody writes into a still");
+    // However old it is.
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    std::fs::File::open(srv.ancestors().nth(3).unwrap()).unwrap().set_modified(old).unwrap();
+    let _next = bench.reconnect(&["runc"]).await;
+    assert_eq!((subvolumes(&disk.0).len(), entries(&scratch)), (2, 1));
+    drop(still);
+    let _next = bench.reconnect(&["runc"]).await;
+    assert_eq!((subvolumes(&disk.0).len(), entries(&scratch)), (1, 0));
+    bench.engine.set_delete(&pod.spec.set, &pod.set_permit()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! Volume sets, and how the bytes of a pod are reached.
 
+use std::fmt;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
@@ -66,6 +67,20 @@ pub struct VolumePath {
     pub lower: Option<PathBuf>,
     /// Paths in the tree that the engine makes and that are never captured.
     pub exclude: Vec<String>,
+}
+
+/// A whole set as it was at one instant, which nobody writes into: what a snapshot is read from while its pod goes on.
+pub struct Still {
+    /// Every volume of the set: its name, and its tree in the still.
+    pub volumes: Vec<(String, PathBuf)>,
+    /// As long as it lives, the still is not taken for left behind.
+    pub keep: Box<dyn Send + Sync>,
+}
+
+impl fmt::Debug for Still {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Still").field("volumes", &self.volumes).finish_non_exhaustive()
+    }
 }
 
 /// What one volume takes up.

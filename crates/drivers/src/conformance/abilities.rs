@@ -77,7 +77,7 @@ pub fn needs(case: &str) -> &'static [Ability] {
         | "written_bytes_are_where_access_says" => &[LocalVolumes],
         "mover_left_behind_is_ended" => &[Mover],
         "lost_definition_is_made_again" => &[Definitions],
-        "set_is_copied_at_one_instant" => &[InstantCopies],
+        "set_is_copied_at_one_instant" | "still_is_of_one_instant_until_nobody_reads_it" => &[InstantCopies, Freeze],
         "older_generation_does_not_start" => &[Generations],
         "container_freezes_and_goes_on" | "frozen_container_stops" => &[Freeze],
         "layer_is_reached_and_put_back" => &[VisibleLayer],

@@ -163,6 +163,46 @@ pub(super) async fn set_is_copied_at_one_instant(fixture: &Fixture) -> Checked {
     subject.sees(&id, "/srv/kept", "kept").await
 }
 
+/// A still holds what was there when it was made, for as long as somebody reads it; a set does not go before that.
+pub(super) async fn still_is_of_one_instant_until_nobody_reads_it(fixture: &Fixture) -> Checked {
+    let (mut subject, id) = Subject::running(fixture).await?;
+    let set = subject.set(1)?;
+    subject.write(&id, "/srv/kept", "kept").await?;
+    subject.engine().container_freeze(&id).await?;
+    // Twice, as after a lost answer.
+    let first = subject.engine().set_still(&set).await?;
+    let still = subject.engine().set_still(&set).await?;
+    subject.engine().container_unfreeze(&id).await?;
+    subject.write(&id, "/srv/kept", "changed").await?;
+    subject.write(&id, "/srv/later", "later").await?;
+    let names: Vec<&str> = still.volumes.iter().map(|(name, _)| name.as_str()).collect();
+    let wanted: Vec<&str> = set.volumes.iter().map(|v| v.name.as_str()).collect();
+    check!(names == wanted, "the still has {names:?}, and there are {wanted:?}");
+    let srv = still.volumes.iter().find(|(name, _)| name == "srv").map(|(_, path)| path.clone()).unwrap_or_default();
+    drop(first);
+    let effect = subject.engine().stills_sweep().await?;
+    check!(effect == Effect::Removed, "sweeping the one that nobody reads said {effect:?}");
+    check!(fs::read_to_string(srv.join("kept"))? == "kept", "the still changed");
+    check!(!srv.join("later").exists(), "the still has what came after it");
+    let presence = subject.presence(1).await?;
+    check!(presence == Presence::Whole, "the set is {presence:?}");
+    let owned = subject.engine().list_owned().await?;
+    let sets = owned.iter().filter(|o| matches!(o, Owned::Set { pod, .. } if *pod == subject.pod.id)).count();
+    check!(sets == 1, "{sets} sets of the pod are listed");
+    subject.remove(&id).await?;
+    subject.pod.tasks = vec![purge_task()];
+    let permit = DeletePermit::purged_set(&subject.pod, 1)?;
+    let answer = subject.engine().set_delete(&set, &permit).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "deleting a set whose still is read");
+    drop(still);
+    let effect = subject.engine().set_delete(&set, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    check!(!srv.exists(), "the still outlived its set");
+    let answer = subject.engine().set_still(&set).await;
+    check_refused!(answer, EngineError::Conflict { .. } | EngineError::NotFound { .. }, "a still of nothing");
+    Ok(())
+}
+
 pub(super) async fn what_volumes_take_up_is_told(fixture: &Fixture) -> Checked {
     const MEBIBYTE: u64 = 1 << 20;
     let (subject, id) = Subject::running(fixture).await?;

@@ -12,7 +12,7 @@ use super::client::{rejected, transient};
 /// `BTRFS_SUPER_MAGIC` of linux/magic.h.
 const MAGIC: rustix::fs::FsWord = 0x9123_683e;
 /// Inode number of the root of every subvolume (`BTRFS_FIRST_FREE_OBJECTID` of linux/btrfs_tree.h).
-const SUBVOLUME: u64 = 256;
+pub(super) const SUBVOLUME: u64 = 256;
 
 /// Whether this is on btrfs.
 pub(super) fn is_btrfs(path: &Path) -> bool {

@@ -1,6 +1,7 @@
 //! Sets of overlay volumes copied beside themselves.
 //!
-//! On btrfs a set is a subvolume, and a copy of it is one call, whatever is in it. The snapshot begins in the scratch
+//! On btrfs a set is a subvolume, and a copy of it is one call, whatever is in it; a set with something outside of its subvolume is
+//! copied file by file ([`Within`]). The snapshot begins in the scratch
 //! directory, under the name of the set that it becomes: as long as it carries the marker of the set it was taken of, it must not
 //! lie where a set is looked for. With a marker of its own it changes places with the directories that were prepared. What a crash
 //! leaves goes with the next try, and with the set.
@@ -15,6 +16,7 @@ use rustix::io::write;
 use super::btrfs::{btrfs, failed, is_subvolume};
 use super::client::{blocking, conflict, io, rejected, transient};
 use super::storage::{MARKER, MarkerState, Storage};
+use super::within::Within;
 use super::{DockerEngine, spare, tree};
 
 impl DockerEngine {
@@ -28,7 +30,11 @@ impl DockerEngine {
             storage.check()?;
             let dir = storage.set(set.pod, set.number);
             if is_subvolume(&dir) {
-                return Ok(Some(Copying::Instant));
+                match Within::of(&dir, &set.volumes) {
+                    Ok(_) => return Ok(Some(Copying::Instant)),
+                    Err(EngineError::Conflict { problem }) => tracing::info!(problem, "a set is not copied at once"),
+                    Err(error) => return Err(error),
+                }
             }
             Ok(Some(if shares(&storage.scratch())? { Copying::Shared } else { Copying::Bytes }))
         })
@@ -62,10 +68,11 @@ impl Storage {
         if !is_subvolume(&dir) {
             return Err(rejected(format!("{} is no subvolume of btrfs", what(from))));
         }
+        let within = Within::of(&dir, &from.volumes)?;
         self.discard_copy(to.pod, to.number)?;
         let place = self.copy_place(to.pod, to.number);
         tree::make_private_dir(&place).map_err(io("make a place for the copy"))?;
-        let made = self.snapshot_into(&dir, &place, to, &own);
+        let made = self.snapshot_into((&dir, &within), &place, to, &own);
         // What changed places, or did not come to that.
         let cleared = self.burn(&place);
         made.and(cleared).map(|()| Effect::Created)
@@ -73,7 +80,7 @@ impl Storage {
 
     fn snapshot_into(
         &self,
-        from: &Path,
+        (from, within): (&Path, &Within),
         place: &Path,
         to: &SetSpec,
         marker: &super::storage::Marker,
@@ -81,6 +88,7 @@ impl Storage {
         let copy = place.join("set");
         let words = ["subvolume", "snapshot", from.to_str().unwrap_or_default()];
         btrfs(&words, &copy).map_err(|complaint| failed(&format!("copy {}", from.display()), &complaint))?;
+        within.check_copy(&copy)?;
         // A source that is full would leave no room for the marker.
         super::quota::lift_inherited(self.root(), &copy)?;
         let text = serde_json::to_vec_pretty(marker).map_err(|e| rejected(format!("write a marker: {e}")))?;

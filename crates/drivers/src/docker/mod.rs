@@ -11,6 +11,8 @@
 //! | `btrfs` | sets that are subvolumes |
 //! | `overlay`, `volumes` | the two backends of volume sets |
 //! | `copying` | overlay sets copied beside themselves |
+//! | `still` | overlay sets as they were at one instant, for snapshots |
+//! | `within` | what a copy of a set's subvolume has of its volumes |
 //! | `writers` | who else has a set |
 //! | `spec`, `container` | a pod's container |
 //! | `program` | what is run in it beside its own program |
@@ -43,6 +45,7 @@ mod scratch;
 mod spare;
 mod spec;
 mod ssh;
+mod still;
 mod storage;
 mod tiny;
 mod tree;
@@ -51,6 +54,7 @@ mod tunnel;
 mod untar;
 mod volumes;
 mod watch;
+mod within;
 mod writers;
 
 use std::collections::BTreeMap;
@@ -61,7 +65,7 @@ use async_trait::async_trait;
 use bollard::Docker;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
-    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, Still, VolumeUsage,
 };
 use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
@@ -205,6 +209,9 @@ impl DockerEngine {
             let storage = Storage::open(&root, installation, record.as_deref())?;
             storage.burn_all()?;
             sweep(&storage);
+            if let Err(error) = storage.sweep_stills() {
+                tracing::warn!(%error, "delete what snapshots were read from");
+            }
             Ok(storage)
         })
         .await?;
@@ -329,6 +336,14 @@ impl Engine for DockerEngine {
 
     async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError> {
         self.snapshot(from, to).await
+    }
+
+    async fn set_still(&self, set: &SetSpec) -> Result<Still, EngineError> {
+        self.still(set).await
+    }
+
+    async fn stills_sweep(&self) -> Result<Effect, EngineError> {
+        self.sweep_stills().await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {

@@ -5,7 +5,7 @@
 //! images/<id>/rootfs      the image's tree, one for all pods; `complete` beside it says that it is whole
 //! pods/<podId>/s<N>/      one set: set.json, and <volume>/{upper,work}
 //! empty/                  the lower directory of a volume that the image does not have
-//! scratch/                what is being tried; swept when it is old
+//! scratch/                what is being tried; swept when it is old, a still when nobody reads it
 //! trash/                  what was deleted with a permit, on its way out
 //! probe.json              what was seen to work here
 //! ```
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::btrfs::{btrfs, delete_subvolume, is_btrfs};
 use super::client::{conflict, io, rejected, transient};
-use super::{posix, spare, tree};
+use super::{posix, spare, still, tree};
 
 pub(super) const MARKER: &str = "set.json";
 /// How old scratch must be to be taken for left behind.
@@ -193,6 +193,10 @@ impl Storage {
         self.set(set.pod, set.number).join(volume).join("work")
     }
 
+    pub(super) const fn installation(&self) -> InstallationId {
+        self.installation
+    }
+
     /// Reads a set's marker; `None` is a proven absence.
     pub(super) fn marker(&self, pod: PodId, number: SetNumber) -> Result<Option<Marker>, EngineError> {
         self.check()?;
@@ -255,10 +259,12 @@ impl Storage {
         if is_there(&place)? { self.burn(&place) } else { Ok(()) }
     }
 
-    /// Moves a set out of the way, durably, and returns where it went; `None` when there is none. What was copied for it goes.
+    /// Moves a set out of the way, durably, and returns where it went; `None` when there is none. What was copied for it, and of
+    /// it, goes.
     pub(super) fn discard_set(&self, pod: PodId, number: SetNumber) -> Result<Option<PathBuf>, EngineError> {
         self.check()?;
         self.discard_copy(pod, number)?;
+        self.discard_stills(pod, number)?;
         let dir = self.set(pod, number);
         if !is_there(&dir)? {
             return Ok(None);
@@ -299,7 +305,8 @@ impl Storage {
             let entry = entry.map_err(io("list the scratch"))?;
             // Another process may be trying something right now.
             let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
-            if age.is_ok_and(|age| age > ABANDONED) {
+            // What says of itself whether somebody reads it needs no guess.
+            if age.is_ok_and(|age| age > ABANDONED) && !still::is_one(&entry.path()) {
                 self.burn(&entry.path())?;
             }
         }

@@ -261,6 +261,14 @@ pub(super) fn is_lower(dir: &Path) -> Result<bool, EngineError> {
     Ok(found)
 }
 
+/// The first path below a directory, or the directory itself, where this process sees something mounted.
+pub(super) fn first_mount_below(dir: &Path) -> Result<Option<PathBuf>, EngineError> {
+    let table = std::fs::read("/proc/self/mountinfo").map_err(|e| transient(format!("list the mounts: {e}")))?;
+    let table = String::from_utf8_lossy(&table);
+    let mut targets = table.lines().filter_map(parse).map(|mount| PathBuf::from(plain(mount.target)));
+    Ok(targets.find(|target| target.starts_with(dir)))
+}
+
 /// Refuses when anything is mounted at this path in any namespace.
 pub(super) fn check_unmounted(target: &Path) -> Result<(), EngineError> {
     each_mount(|mount, process| {

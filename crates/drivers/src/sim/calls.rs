@@ -5,7 +5,7 @@ use std::path::Path;
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
-    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, VolumeUsage,
+    LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, Still, VolumeUsage,
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
@@ -84,6 +84,14 @@ impl Engine for SimEngine {
 
     async fn set_snapshot(&self, from: &SetSpec, to: &SetSpec) -> Result<Effect, EngineError> {
         self.call("set_snapshot", |state, fate| self.shared.set_snapshot(state, fate, from, to)).await
+    }
+
+    async fn set_still(&self, set: &SetSpec) -> Result<Still, EngineError> {
+        self.call("set_still", |state, fate| self.shared.set_still(state, fate, set)).await
+    }
+
+    async fn stills_sweep(&self) -> Result<Effect, EngineError> {
+        self.call("stills_sweep", |state, _| self.shared.stills_sweep(state)).await
     }
 
     async fn set_complete(&self, set: &SetSpec) -> Result<Effect, EngineError> {

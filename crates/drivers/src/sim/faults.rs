@@ -12,10 +12,10 @@ pub struct Faults {
     pub before: f64,
     /// The call did everything and its answer is lost: `OutcomeUnknown`.
     pub after: f64,
-    /// A call of several steps stops in the middle of them: half a set prepared or deleted, half an image written, a
+    /// A call of several steps stops in the middle of them: half a set prepared, copied or deleted, half an image written, a
     /// generation written without a start. `Transient` or `OutcomeUnknown`, like Docker would.
     pub halfway: f64,
-    /// `set_prepare`, `image_import` and `image_export` find the disk full: `Rejected` with nothing complete.
+    /// `set_prepare`, `set_snapshot`, `set_still`, `image_import` and `image_export` find the disk full: `Rejected` with nothing complete.
     pub disk_full: f64,
     /// Calls that take time; `None` when all are instant.
     pub delay: Option<Delay>,

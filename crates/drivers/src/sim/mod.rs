@@ -18,6 +18,7 @@
 //! | `clock` | a clock that moves only when told |
 //! | `images` | images as values, materialised once per id; export and import |
 //! | `sets` | volume sets: directories, markers, presence |
+//! | `stills` | sets as they were at one instant, for snapshots |
 //! | `container` | what a container is |
 //! | `containers` | what is done with one |
 //! | `calls` | the [`Engine`](perennial_core::engine::Engine) trait |
@@ -41,6 +42,7 @@ mod output;
 mod programs;
 mod records;
 mod sets;
+mod stills;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -139,6 +141,7 @@ struct State {
     lost_definitions: BTreeSet<(PodId, SetNumber)>,
     limits: BTreeMap<(PodId, SetNumber), u64>,
     movers: Vec<mover::Running>,
+    stills: Vec<stills::Read>,
     programs: Vec<(PodId, Vec<String>)>,
     going: Vec<programs::Going>,
     begun: u64,
@@ -162,7 +165,7 @@ impl SimEngine {
     /// What the file system said.
     pub fn open(root: impl Into<PathBuf>, clock: Arc<dyn Clock>, options: SimOptions) -> io::Result<Self> {
         let root = root.into();
-        for directory in ["images/empty", "pods", "volumes", "containers", "trash"] {
+        for directory in ["images/empty", "pods", "volumes", "containers", "stills", "trash"] {
             fs::create_dir_all(root.join(directory))?;
         }
         let mut state = State { dice: Dice::new(options.seed), ..State::default() };

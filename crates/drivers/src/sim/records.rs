@@ -13,6 +13,8 @@ use super::{SimEngine, State};
 pub enum Deleted {
     /// A volume set.
     Set(SetNumber),
+    /// A still of this set.
+    Still(SetNumber),
     /// A container and its layer, by the engine's id.
     Container(String),
 }

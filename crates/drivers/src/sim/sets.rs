@@ -328,6 +328,7 @@ impl Shared {
         if state.refers(set.pod, set.number, set.backend) {
             return Err(state.violation(conflict(format!("the pod's container refers to {what}"))));
         }
+        self.discard_stills(state, set)?;
         let directory = self.set_directory(set.pod, set.backend, set.number);
         if look(&directory).map_err(|e| broken("look at set", &e))?.is_none() {
             return Ok(Effect::Unchanged);
