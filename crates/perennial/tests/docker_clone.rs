@@ -5,43 +5,15 @@
 
 mod installation;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use installation::disk::{Disk, move_elsewhere, subvolumes};
 use installation::steps::{assert_one_instant, is_of_counting, while_counting};
-use installation::{DEBIAN, Docker, Installation, Pod, assert_same, fill, fill_xattrs, tree};
+use installation::{BUSYBOX, DEBIAN, Docker, Installation, Pod, assert_same, fill, fill_xattrs, tree};
 use serde_json::{Value, json};
 
 const MACHINE_ID: &str = "0123456789abcdef0123456789abcdef";
 
 /// Two volumes.
 const COUNTED: [&str; 2] = ["/srv", "/home"];
-
-/// A file system of its own for the storage root; unmounted when dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(kind: &str, at: PathBuf) -> Self {
-        assert!(Command::new(script()).args(["mount", kind]).arg(&at).status().unwrap().success(), "mount a {kind}");
-        Self(at)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new(script()).arg("umount").arg(&self.0).status();
-    }
-}
-
-fn script() -> String {
-    std::env::var("PERENNIAL_TEST_LOOPFS_SCRIPT").expect("PERENNIAL_TEST_LOOPFS_SCRIPT: ./dev env")
-}
-
-fn subvolumes(at: &Path) -> usize {
-    let output = Command::new("btrfs").args(["subvolume", "list"]).arg(at).output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8_lossy(&output.stdout).lines().count()
-}
 
 /// What the trail says of the copy.
 fn copied(installation: &Installation, pod: &Pod) -> String {
@@ -171,5 +143,34 @@ fn d13_runc_a_pod_that_filled_its_quota_is_cloned() {
     }
     installation.stop_server();
     // Nothing may use the disk when it is unmounted.
+    installation.docker.remove_labelled(installation.label());
+}
+
+/// Law 6: a volume that an administrator has moved to another place is copied as well, and not shared.
+#[test]
+fn law_6_runc_a_clone_on_btrfs_shares_no_volume_that_lies_elsewhere() {
+    let mut installation = Installation::prepared(Docker::shared(), &[]);
+    let disk = Disk::mount("btrfs", installation.storage());
+    installation.start_server();
+    let pod = installation.pod_with("dev", BUSYBOX, "runc", json!({"backend": "overlay"}));
+    installation.sh(&pod, "echo mine >/srv/mine; echo mine >/home/mine; sync");
+    installation.run(&pod, "pause");
+    move_elsewhere(&installation.set(&pod).join("srv"), &disk.0.join("elsewhere"));
+    installation.run(&pod, "start");
+    installation.sh(&pod, "cat /srv/mine");
+    let answer = installation.post(&format!("/api/v1/pods/{}/clone", pod.id), &json!({"name": "copy"}));
+    let ended = installation.ended(answer["operation"]["id"].as_str().unwrap());
+    assert_eq!(ended["state"], "succeeded", "{ended:#}");
+    let copy = Pod { id: answer["pod"]["id"].as_str().unwrap().to_owned(), name: "copy".to_owned() };
+    assert!(!copied(&installation, &copy).contains("at once"));
+    assert_eq!(
+        installation.sh(&copy, "cat /srv/mine /home/mine; echo other >/srv/mine; echo other >/srv/other"),
+        "mine\nmine\n"
+    );
+    assert_eq!(installation.sh(&pod, "cat /srv/mine; ls /srv"), "mine\nmine\n");
+    for each in [&pod, &copy] {
+        installation.run(each, "purge");
+    }
+    installation.stop_server();
     installation.docker.remove_labelled(installation.label());
 }

@@ -160,6 +160,7 @@ async fn live(server: &Server, striker: &Striker, scenario: Scenario, before: &B
 
 /// A new server on what is left: it has to bring everything to where it was asked to go.
 async fn converge(world: &World, scenario: Scenario, before: &Before, backend: Backend) -> Result<(), String> {
+    world.nobody_reads().await;
     let server = world.server().await;
     let known = server.app.store.pod_ids().await.unwrap();
     // Twice: a clone waits for its source.
@@ -262,6 +263,7 @@ async fn check_at_rest(world: &World, server: &Server, pod: PodId) -> Result<(),
     let pending = server.snapshots(pod).await.into_iter().find(open);
     ensure!(pending.is_none(), "a snapshot is pending for ever: {pending:?}");
     server.succeed(server.snapshot(pod).await).await;
+    ensure!(world.engine.stills() == (0, 0), "a still is left: {:?}", world.engine.stills());
     let rows = server.snapshots(pod).await.into_iter().filter(|s| s.repository_id.is_some()).count();
     let layers = server.pod(pod).await.layers().len();
     let stored = world.snapshots_in_repository(&format!("pod:{pod}"));
@@ -281,6 +283,7 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
         ensure!(server.app.store.pod_fetch(pod).await.unwrap().is_none(), "the purged pod is still there");
         let left = world.snapshots_in_repository(&format!("pod:{pod}"));
         ensure!(left == 0, "{left} snapshots are left in the repository after the purge");
+        ensure!(world.engine.stills() == (0, 0), "a still is left after the purge: {:?}", world.engine.stills());
         return Ok(());
     }
     let record = server.pod(pod).await;
@@ -329,6 +332,7 @@ async fn check(world: &World, server: &Server, scenario: Scenario, before: &Befo
     ensure!(pending.is_none(), "a snapshot is pending for ever: {pending:?}");
     // What a crash left in the repository goes with the next capture at the latest.
     server.succeed(server.snapshot(pod).await).await;
+    ensure!(world.engine.stills() == (0, 0), "a still is left: {:?}", world.engine.stills());
     let record = server.pod(pod).await;
     let (kept, needed) = (world.snapshots_in_repository(&format!("layer:{pod}")), record.layers().len());
     ensure!(kept == needed, "{kept} captures of the layer are in the repository, {needed} are needed");
@@ -414,7 +418,8 @@ sweeps! {
     sim_sweep_start_after_pause: StartAfterPause on Overlay;
     sim_sweep_start_after_stop: StartAfterStop on Overlay;
     sim_sweep_restart: Restart on Overlay;
-    sim_sweep_snapshot: Snapshot on Overlay;
+    sim_sweep_snapshot_from_a_still: Snapshot on Overlay;
+    sim_sweep_snapshot: Snapshot on Plain;
     sim_sweep_p21_the_hook_after_is_run_in_the_end: HookedSnapshot on Overlay;
     sim_sweep_reset: Reset on Overlay;
     sim_sweep_restore: Restore on Overlay;

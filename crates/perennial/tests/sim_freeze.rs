@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use jiff::SignedDuration;
 use perennial::reconcile::worker::Passed;
 use perennial::store::Change;
-use perennial_core::engine::{ContainerState, Engine};
+use perennial_core::engine::{ContainerState, Copying, Engine};
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::id::PodId;
 use perennial_core::pod::Retry;
@@ -42,7 +42,7 @@ async fn state(world: &World, pod: PodId) -> ContainerState {
 }
 
 /// A store that hangs cannot hold a pod that is thawed before anything is asked of the store.
-async fn nothing_but_reading_happens_in_the_freeze(world: World, backend: Backend) {
+async fn nothing_but_reading_happens_in_the_freeze(world: World, backend: Backend, meanwhile: &[&str]) {
     let noting = Arc::new(Noting::default());
     let server = world.server_with(Arc::clone(&noting) as _).await;
     let pod = server.running("dev", universal_spec(backend)).await;
@@ -58,7 +58,7 @@ async fn nothing_but_reading_happens_in_the_freeze(world: World, backend: Backen
         let asked = noting.take();
         let at = |site: &str| asked.iter().position(|s| s == site).unwrap();
         let (from, to) = (at("engine.container_freeze"), at("engine.container_unfreeze"));
-        assert_eq!(asked[from + 1..to], [] as [&str; 0], "round {round}: {asked:?}");
+        assert_eq!(asked[from + 1..to], *meanwhile, "round {round}: {asked:?}");
         assert_eq!(asked.iter().filter(|s| *s == "engine.container_freeze").count(), 1);
         let written = |part: &[String]| part.iter().any(|s| s == "repository.write");
         assert!(written(&asked[..from]) && written(&asked[to..]), "round {round}: {asked:?}");
@@ -73,45 +73,36 @@ async fn nothing_but_reading_happens_in_the_freeze(world: World, backend: Backen
 
 #[tokio::test]
 async fn sim_p12_a_store_that_hangs_keeps_no_pod_frozen() {
-    nothing_but_reading_happens_in_the_freeze(World::new(1), Backend::Overlay).await;
+    let world = World::with_copying(1, Some(Copying::Shared));
+    nothing_but_reading_happens_in_the_freeze(world, Backend::Overlay, &[]).await;
+}
+
+#[tokio::test]
+async fn sim_p12_a_store_that_hangs_keeps_no_pod_frozen_that_is_read_from_a_still() {
+    nothing_but_reading_happens_in_the_freeze(World::new(1), Backend::Overlay, &["engine.set_still"]).await;
 }
 
 #[tokio::test]
 async fn sim_p12_a_store_that_hangs_keeps_no_pod_frozen_by_mover() {
     let world = World::with_mover(1, perennial::mover::simulated());
-    nothing_but_reading_happens_in_the_freeze(world, Backend::Engine).await;
+    nothing_but_reading_happens_in_the_freeze(world, Backend::Engine, &[]).await;
 }
 
-#[tokio::test]
-async fn sim_p12_a_pod_that_a_dead_server_left_frozen_goes_on_at_once() {
+async fn a_pod_that_a_dead_server_left_frozen_goes_on_at_once(at: &'static str) {
     let world = World::new(1);
     let pod = {
         let server = world.server().await;
         server.running("dev", small_spec(Backend::Overlay)).await
     };
-    let counting = Arc::new(Noting::default());
-    let server = world.server_with(Arc::clone(&counting) as _).await;
-    server.succeed(server.snapshot(pod).await).await;
-    // The same again, killed right after the freeze.
-    let at = |sites: &[String]| sites.iter().position(|s| s == "engine.container_freeze");
-    let sites = counting.take();
-    let mut killed = false;
-    for near in at(&sites).unwrap()..sites.len() + 40 {
-        let striker = Arc::new(Striker::new(Blow::KillAfter, near));
-        let server = world.server_with(Arc::clone(&striker) as _).await;
-        let asked = server.snapshot(pod).await;
-        tokio::select! {
-            () = async { server.settle(asked.unwrap().pod.id).await; } => {}
-            () = striker.death() => {}
-        }
-        if state(&world, pod).await == ContainerState::Frozen {
-            killed = true;
-            break;
-        }
-        let healing = world.server().await;
-        healing.settle(pod).await;
+    // Killed right after the freeze, or in it.
+    let striker = Arc::new(Striker::at_site(Blow::KillAfter, at));
+    let server = world.server_with(Arc::clone(&striker) as _).await;
+    let asked = server.snapshot(pod).await;
+    tokio::select! {
+        () = async { server.settle(asked.unwrap().pod.id).await; } => {}
+        () = striker.death() => {}
     }
-    assert!(killed, "no server died in a freeze");
+    assert_eq!(state(&world, pod).await, ContainerState::Frozen, "no server died in a freeze");
     // Something had failed before, so that the pod is not looked at for a while.
     let server = world.server().await;
     let mut record = server.pod(pod).await;
@@ -124,4 +115,12 @@ async fn sim_p12_a_pod_that_a_dead_server_left_frozen_goes_on_at_once() {
     assert_eq!(server.reconciler.pass(pod).await, Passed::Wait(Some(later)));
     server.settle(pod).await;
     assert_eq!(server.snapshots(pod).await.iter().filter(|s| s.state == SnapshotState::Pending).count(), 0);
+    // What it made to read from is gone as well.
+    assert_eq!(world.engine.stills(), (0, 0));
+}
+
+#[tokio::test]
+async fn sim_p12_a_pod_that_a_dead_server_left_frozen_goes_on_at_once() {
+    a_pod_that_a_dead_server_left_frozen_goes_on_at_once("engine.container_freeze").await;
+    a_pod_that_a_dead_server_left_frozen_goes_on_at_once("engine.set_still").await;
 }

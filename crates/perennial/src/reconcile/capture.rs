@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perennial_core::engine::{Presence, SetAccess, VolumePath};
+use perennial_core::engine::{Presence, SetAccess, SetSpec, VolumePath};
 use perennial_core::hook::Hook;
 use perennial_core::id::{PodId, SnapshotId};
 use perennial_core::progress::Progress;
@@ -22,6 +22,7 @@ use super::images::blocking;
 use super::layer::{LayerSource, layer_tag, parse_id};
 use super::podfile::PodFile;
 use super::step::{StepError, definite, retry};
+use super::still::StillOf;
 use super::worker::{Reconciler, View, current_operation, set_spec, unknown_set};
 use crate::mover::Reach;
 use crate::store::{Change, Page, SnapshotScope};
@@ -104,7 +105,10 @@ impl Reconciler {
         let layer = self.layer_source(view, progress).await?;
         // A mover takes a while to come up: the pod is not frozen meanwhile.
         let (volumes, missing) = self.reach_with_losses(view, &set, accepted).await?;
-        let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec() };
+        let spec = set_spec(&view.pod, &set);
+        let makes_still = live.is_some() && missing.is_empty() && self.makes_stills(&spec).await;
+        let still = makes_still.then_some(spec);
+        let sources = Sources { volumes, missing, layer, accepted: accepted.to_vec(), still };
         let (stamp, live, told) = ((grade, writer.as_ref()), live.as_deref(), Arc::<Told>::default());
         if live.is_some() {
             self.owe_hook(view, (id, number), writer.as_ref(), &told).await?;
@@ -118,6 +122,9 @@ impl Reconciler {
             Ok(uploaded) => uploaded,
             Err(error) => {
                 self.settle_hooks(view, id, &told).await;
+                if makes_still {
+                    self.sweep_stills().await;
+                }
                 return Err(once_too_often(error, &told, view.pod.retry.count));
             }
         };
@@ -126,6 +133,9 @@ impl Reconciler {
         if recorded.is_err() {
             // Whatever becomes of the snapshot: what its hooks did is done.
             self.settle_hooks(view, id, &told).await;
+        }
+        if makes_still {
+            self.sweep_stills().await;
         }
         recorded
     }
@@ -140,7 +150,7 @@ impl Reconciler {
         progress: &Progress,
     ) -> Result<Uploaded, StepError> {
         let captured_at = self.now();
-        let Sources { volumes: Reached { paths: volumes, mut reach }, missing, layer, accepted } = sources;
+        let Sources { volumes: Reached { paths: volumes, mut reach }, missing, layer, accepted, still } = sources;
         let file = PodFile::new(&view.pod, set, row, (grade, writer), &volumes, captured_at).with_losses(&missing);
         let hook = view.pod.spec.hooks.before.clone().filter(|_| live.is_some());
         let pod_file = hooked_pod_file(hook, Arc::clone(told));
@@ -179,7 +189,8 @@ impl Reconciler {
                 self.memory().thawed.remove(&view.pod.id);
                 let (pod, snapshot, told) = (&view.pod, row.id, Arc::clone(told));
                 let around = Some(Around { reconciler: self, pod, container: id, snapshot, progress, told });
-                let container = Container { engine: &*self.engine, id, around };
+                let still = still.as_ref().map(|set| StillOf { set, volumes: &volumes });
+                let container = Container { engine: &*self.engine, id, around, still };
                 while_frozen(&container, limit, move |writers| work(Some(writers))).await?
             }
         };
@@ -485,6 +496,8 @@ struct Sources {
     layer: LayerSource,
     /// Paths whose loss was accepted.
     accepted: Vec<String>,
+    /// The set, when a still can be made of it.
+    still: Option<SetSpec>,
 }
 
 /// What an upload produced.

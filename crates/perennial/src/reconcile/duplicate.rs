@@ -259,7 +259,7 @@ impl Reconciler {
         let limit = Duration::try_from(self.settings.policy.freeze_limit).unwrap_or_default();
         // Should the thaw fail, the next pass looks at once.
         self.memory().thawed.remove(&from.pod.id);
-        let container = Container { engine: &*self.engine, id: &container.id, around: None };
+        let container = Container { engine: &*self.engine, id: &container.id, around: None, still: None };
         while_still(&container, limit, progress, |processes| async move {
             processes.hold_still().await?;
             let done = finish(duplicate).await?;

@@ -1,7 +1,8 @@
 //! A running pod that stands still while its data is read, and for no longer.
 //!
 //! The blocking work says when it has everything it needs ([`Writers::hold`]) and when it has read everything
-//! ([`Writers::release`]); this side freezes and thaws. It also thaws when the work ends in any other way, and when the
+//! ([`Writers::release`]); this side freezes and thaws. Where the storage copies a set at once, it makes a still meanwhile
+//! ([`Writers::copies`]), and what is in that is read after the thaw. It also thaws when the work ends in any other way, and when the
 //! freeze lasts longer than the policy allows, whatever the work is waiting for: a frozen pod is an outage. A server that
 //! dies meanwhile leaves a frozen container, which the next one thaws before it does anything else.
 
@@ -12,13 +13,14 @@ use futures::FutureExt as _;
 use futures::future::{Fuse, FusedFuture as _};
 use perennial_core::engine::{Effect, Engine, EngineError};
 use perennial_core::progress::Progress;
-use perennial_snapshots::{Error, Writers};
+use perennial_snapshots::{Copies, Error, Writers};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use super::hooks::Around;
 use super::images::blocking;
 use super::step::{StepError, definite};
+use super::still::StillOf;
 
 /// The code of the problem of a freeze that was given up.
 pub(super) const TOO_LONG: &str = "freeze-too-long";
@@ -31,9 +33,13 @@ const THAW_AGAIN: Duration = Duration::from_millis(50);
 /// How long what makes the pod go on is waited for once everything is stored: after that the snapshot is recorded without it.
 const AFTER: Duration = Duration::from_secs(5);
 
+/// The part of a freeze that a still may take; what is left is for reading when there is none after all.
+const STILL_SHARE: u32 = 4;
+
 /// What the work wants of the one who freezes; answered when it is done.
 enum Ask {
     Hold(mpsc::Sender<Result<(), Error>>),
+    Copies(mpsc::Sender<Option<Copies>>),
     Release(mpsc::Sender<Result<(), Error>>),
 }
 
@@ -66,6 +72,12 @@ impl Writers for Processes {
         self.ask(Ask::Hold)
     }
 
+    fn copies(&self) -> Option<Copies> {
+        let (answer, answered) = mpsc::channel();
+        self.0.send(Ask::Copies(answer)).ok()?;
+        answered.recv().ok()?
+    }
+
     fn release(&self) -> Result<(), Error> {
         self.ask(Ask::Release)
     }
@@ -77,12 +89,16 @@ pub(super) struct Container<'a> {
     pub(super) id: &'a str,
     /// The pod's hooks, when they are run around it.
     pub(super) around: Option<Around<'a>>,
+    /// What its still is made of, where the storage copies sets at once.
+    pub(super) still: Option<StillOf<'a>>,
 }
 
 /// What a freeze is done to.
 trait Freezes {
     async fn freeze(&self) -> Result<Effect, EngineError>;
     async fn thaw(&self) -> Result<Effect, EngineError>;
+    /// Copies at once what it writes in, within this time, if that can be.
+    async fn copies(&self, within: Duration) -> Option<Copies>;
     /// Makes it ready; an error when it is not to be frozen.
     async fn before(&self) -> Result<(), StepError>;
     /// Undoes that, once it goes on; does nothing when there is nothing to undo. May be given up in the middle.
@@ -96,6 +112,11 @@ impl Freezes for Container<'_> {
 
     async fn thaw(&self) -> Result<Effect, EngineError> {
         self.engine.container_unfreeze(self.id).await
+    }
+
+    async fn copies(&self, within: Duration) -> Option<Copies> {
+        let still = self.still.as_ref()?;
+        still.make(self.engine, within).await
     }
 
     async fn before(&self) -> Result<(), StepError> {
@@ -169,6 +190,10 @@ impl<F: Freezes> Session<'_, F> {
     async fn answer(&mut self, ask: Ask) {
         let (answer, result) = match ask {
             Ask::Hold(answer) => (answer, self.hold().await),
+            Ask::Copies(answer) => {
+                let _ = answer.send(self.copies().await);
+                return;
+            }
             Ask::Release(answer) => (answer, self.release().await),
         };
         // Who no longer waits has ended, which is noticed.
@@ -198,6 +223,15 @@ impl<F: Freezes> Session<'_, F> {
                 Err(self.failed(error.into(), &problem))
             }
         }
+    }
+
+    async fn copies(&mut self) -> Option<Copies> {
+        let since = self.since?;
+        let began = Instant::now();
+        let left = self.limits.freeze.saturating_sub(began - since);
+        let copies = self.what.copies(left.min(self.limits.freeze / STILL_SHARE)).await?;
+        tracing::debug!(millis = millis(began.elapsed()), "the data was copied at once");
+        Some(copies)
     }
 
     async fn release(&mut self) -> Result<(), Error> {
@@ -340,245 +374,4 @@ async fn freezing<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use super::*;
-
-    /// A container that notes what is done to it, and answers what a test wants.
-    #[derive(Default)]
-    struct Fake {
-        calls: Mutex<Vec<&'static str>>,
-        frozen: Mutex<bool>,
-        /// Answers of the next calls to thaw that fail.
-        lost: Mutex<u32>,
-        refuses: bool,
-        /// It freezes, and never says so.
-        silent: bool,
-        /// It has hooks.
-        hooks: bool,
-        /// The first of them fails.
-        unready: bool,
-        ready: Mutex<bool>,
-        thawed: Mutex<Option<mpsc::Sender<()>>>,
-        /// The second hook never ends.
-        endless: bool,
-    }
-
-    impl Fake {
-        fn calls(&self) -> Vec<&'static str> {
-            self.calls.lock().expect("alone").clone()
-        }
-    }
-
-    impl Freezes for Arc<Fake> {
-        async fn freeze(&self) -> Result<Effect, EngineError> {
-            self.calls.lock().expect("alone").push("freeze");
-            if self.refuses {
-                return Err(EngineError::Rejected { problem: "it cannot".to_owned() });
-            }
-            *self.frozen.lock().expect("alone") = true;
-            if self.silent {
-                std::future::pending::<()>().await;
-            }
-            Ok(Effect::Updated)
-        }
-
-        async fn thaw(&self) -> Result<Effect, EngineError> {
-            self.calls.lock().expect("alone").push("thaw");
-            let was = std::mem::replace(&mut *self.frozen.lock().expect("alone"), false);
-            let mut lost = self.lost.lock().expect("alone");
-            if *lost > 0 {
-                *lost -= 1;
-                return Err(EngineError::OutcomeUnknown { problem: "the connection broke".to_owned() });
-            }
-            if let Some(tell) = self.thawed.lock().expect("alone").take() {
-                tell.send(()).expect("the test waits");
-            }
-            Ok(if was { Effect::Updated } else { Effect::Unchanged })
-        }
-
-        async fn before(&self) -> Result<(), StepError> {
-            if !self.hooks {
-                return Ok(());
-            }
-            self.calls.lock().expect("alone").push("before");
-            *self.ready.lock().expect("alone") = true;
-            if self.unready { Err(StepError::Cancelled) } else { Ok(()) }
-        }
-
-        async fn after(&self) {
-            if std::mem::take(&mut *self.ready.lock().expect("alone")) {
-                self.calls.lock().expect("alone").push("after");
-                if self.endless {
-                    std::future::pending::<()>().await;
-                }
-            }
-        }
-    }
-
-    const LONG: Limits = Limits { freeze: Duration::from_secs(600), after: Duration::from_secs(600) };
-    const SHORT: Limits = Limits { freeze: Duration::from_millis(5), ..LONG };
-
-    fn read_all(writers: &dyn Writers) -> Result<(), StepError> {
-        writers.hold()?;
-        writers.release()?;
-        Ok(())
-    }
-
-    #[tokio::test]
-    async fn a_container_is_frozen_from_hold_to_release() {
-        let fake = Arc::new(Fake::default());
-        let ((), lasted) = freezing(&fake, LONG, read_all).await.expect("done");
-        assert!(lasted.is_some());
-        assert_eq!(fake.calls(), ["freeze", "thaw"]);
-        // Work that needs no freeze gets none.
-        let ((), lasted) = freezing(&fake, LONG, |_| Ok(())).await.expect("done");
-        assert_eq!((lasted, fake.calls().len()), (None, 2));
-    }
-
-    #[tokio::test]
-    async fn whoever_is_ready_as_the_time_ends_came_too_late_whatever_is_noticed_first() {
-        // Both are ready at every moment.
-        for _ in 0..100 {
-            let fake = Arc::new(Fake::default());
-            let result = freezing(&fake, Limits { freeze: Duration::ZERO, ..LONG }, read_all).await;
-            assert!(matches!(&result, Err(StepError::Definite(problem)) if problem.code == TOO_LONG), "{result:?}");
-            assert_eq!(fake.calls(), ["freeze", "thaw"]);
-        }
-    }
-
-    #[tokio::test]
-    async fn p21_hooks_are_around_every_freeze_and_the_second_follows_whatever_ends_it() {
-        let hooked = || Fake { hooks: true, ..Fake::default() };
-        let fake = Arc::new(hooked());
-        freezing(&fake, LONG, read_all).await.expect("done");
-        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
-        // Losses that come up make a capture begin anew.
-        let twice = |writers: &dyn Writers| read_all(writers).and_then(|()| read_all(writers));
-        freezing(&fake, LONG, twice).await.expect("done");
-        assert_eq!(fake.calls()[4..], ["before", "freeze", "thaw", "after", "before", "freeze", "thaw", "after"]);
-        let fake = Arc::new(hooked());
-        let failed = freezing(&fake, LONG, |writers| {
-            writers.hold()?;
-            Err::<(), _>(StepError::Cancelled)
-        });
-        assert!(failed.await.is_err());
-        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
-        // It is not frozen when it is not ready.
-        let fake = Arc::new(Fake { unready: true, ..hooked() });
-        assert!(matches!(freezing(&fake, LONG, read_all).await, Err(StepError::Cancelled)));
-        assert_eq!(fake.calls(), ["before", "after"]);
-        let fake = Arc::new(Fake { refuses: true, ..hooked() });
-        assert!(freezing(&fake, LONG, read_all).await.is_err());
-        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
-        // A freeze that lasts too long.
-        let (tell, thawed) = mpsc::channel();
-        let fake = Arc::new(Fake { thawed: Mutex::new(Some(tell)), ..hooked() });
-        let result = freezing(&fake, SHORT, move |writers| {
-            writers.hold()?;
-            thawed.recv().expect("it is thawed");
-            Ok(())
-        });
-        assert!(result.await.is_err());
-        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
-        // Work that needs no freeze needs no hooks.
-        let fake = Arc::new(hooked());
-        freezing(&fake, LONG, |_| Ok(())).await.expect("done");
-        assert_eq!(fake.calls(), [] as [&str; 0]);
-    }
-
-    #[tokio::test]
-    async fn p21_a_hook_that_does_not_end_costs_no_snapshot() {
-        let fake = Arc::new(Fake { hooks: true, endless: true, ..Fake::default() });
-        let limits = Limits { after: Duration::from_millis(5), ..LONG };
-        let (read, lasted) = freezing(&fake, limits, |writers| read_all(writers).map(|()| 7)).await.expect("done");
-        assert_eq!((read, lasted.is_some()), (7, true));
-        assert_eq!(fake.calls(), ["before", "freeze", "thaw", "after"]);
-    }
-
-    #[tokio::test]
-    async fn work_that_ends_in_any_way_leaves_nothing_frozen() {
-        let fake = Arc::new(Fake::default());
-        let failed = freezing(&fake, LONG, |writers| {
-            writers.hold()?;
-            Err::<(), _>(StepError::Cancelled)
-        });
-        assert!(matches!(failed.await, Err(StepError::Cancelled)));
-        assert_eq!(fake.calls(), ["freeze", "thaw"]);
-        let panicked = freezing(&fake, LONG, |writers| {
-            writers.hold()?;
-            // As any defect would.
-            let number: u32 = "none".parse().expect("a defect");
-            Ok(number)
-        });
-        assert!(matches!(panicked.await, Err(StepError::Retry(_))));
-        assert_eq!(fake.calls(), ["freeze", "thaw", "freeze", "thaw"]);
-        // One that could not be frozen may have been all the same.
-        let fake = Arc::new(Fake { refuses: true, ..Fake::default() });
-        assert!(matches!(freezing(&fake, LONG, read_all).await, Err(StepError::Definite(_))));
-        assert_eq!(fake.calls(), ["freeze", "thaw"]);
-    }
-
-    #[tokio::test]
-    async fn p12_a_freeze_has_an_end_whatever_the_work_waits_for() {
-        let (tell, thawed) = mpsc::channel();
-        let fake = Arc::new(Fake { thawed: Mutex::new(Some(tell)), ..Fake::default() });
-        let result = freezing(&fake, SHORT, move |writers| {
-            writers.hold()?;
-            // As a reader or a store that hangs, until the container was thawed.
-            thawed.recv().expect("it is thawed");
-            writers.release()?;
-            Ok(())
-        });
-        let Err(StepError::Definite(problem)) = result.await else { panic!("it counted") };
-        assert_eq!(problem.code, "freeze-too-long");
-        assert_eq!(fake.calls(), ["freeze", "thaw"]);
-    }
-
-    #[tokio::test]
-    async fn p12_a_copy_in_a_freeze_that_was_given_up_ends_at_once() {
-        let fake = Arc::new(Fake::default());
-        let whole = Progress::default();
-        let progress = whole.part();
-        let copying = progress.clone();
-        let result = standing_still(&fake, Duration::from_millis(5), &progress, |processes| async move {
-            processes.hold_still().await?;
-            // As a copy of a large file, which looks between its pieces.
-            while copying.check().is_ok() {
-                tokio::task::yield_now().await;
-            }
-            Err::<(), _>(StepError::Cancelled)
-        });
-        assert!(matches!(result.await, Err(StepError::Definite(problem)) if problem.code == TOO_LONG));
-        assert_eq!((fake.calls(), whole.check()), (vec!["freeze", "thaw"], Ok(())));
-    }
-
-    #[tokio::test]
-    async fn p12_a_freeze_that_somebody_ended_is_of_no_instant_and_a_lost_answer_is_asked_again() {
-        let fake = Arc::new(Fake::default());
-        let other = Arc::clone(&fake);
-        let result = freezing(&fake, LONG, move |writers| {
-            writers.hold()?;
-            *other.frozen.lock().expect("alone") = false;
-            writers.release()?;
-            Ok(())
-        });
-        assert!(matches!(result.await, Err(StepError::Retry(problem)) if problem.code == "freeze-broken"));
-        let fake = Arc::new(Fake { lost: Mutex::new(2), ..Fake::default() });
-        let result = freezing(&fake, LONG, read_all).await;
-        assert!(
-            matches!(result, Err(StepError::Retry(problem)) if problem.code == "freeze-broken"),
-            "nothing proves it"
-        );
-        assert_eq!(fake.calls(), ["freeze", "thaw", "thaw", "thaw"]);
-    }
-
-    #[tokio::test]
-    async fn p12_an_engine_that_does_not_answer_to_the_freeze_is_told_to_thaw() {
-        let fake = Arc::new(Fake { silent: true, ..Fake::default() });
-        let result = freezing(&fake, SHORT, read_all).await;
-        assert!(matches!(result, Err(StepError::Retry(problem)) if problem.code == "engine-outcome-unknown"));
-        assert_eq!(fake.calls(), ["freeze", "thaw"]);
-    }
-}
+mod tests;

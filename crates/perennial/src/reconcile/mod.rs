@@ -40,6 +40,7 @@ mod podfile;
 mod records;
 mod replicate;
 mod step;
+mod still;
 
 pub(crate) use capture::volume_roots;
 pub(crate) use images::stored_image_path;

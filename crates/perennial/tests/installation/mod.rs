@@ -13,6 +13,7 @@
     reason = "every test uses another part of it"
 )]
 
+pub mod disk;
 mod engine;
 pub mod steps;
 mod tree;

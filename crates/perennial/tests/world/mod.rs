@@ -206,6 +206,13 @@ impl World {
         self.clock.now()
     }
 
+    /// Waits until nothing reads a still any more: the threads of a server that died end a little later than it.
+    pub async fn nobody_reads(&self) {
+        while self.engine.stills().1 > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// How many packs the repository has.
     pub fn packs(&self) -> usize {
         use perennial_snapshots::backend::Backend as _;

@@ -19,13 +19,24 @@ pub enum Blow {
     FailBefore,
     /// The effect happens, and its answer is lost.
     LoseAnswer,
+    /// The call is never answered.
+    Hang,
+}
+
+/// Where it happens.
+#[derive(Debug)]
+enum Point {
+    /// At the call of this number.
+    Number(usize),
+    /// At the first call of this site.
+    Site(&'static str),
 }
 
 /// Counts the calls that change something, and strikes at one of them.
 #[derive(Debug)]
 pub struct Striker {
     blow: Blow,
-    at: usize,
+    at: Point,
     passed: Mutex<Vec<String>>,
     dead: AtomicBool,
     died: Notify,
@@ -33,6 +44,15 @@ pub struct Striker {
 
 impl Striker {
     pub fn new(blow: Blow, at: usize) -> Self {
+        Self::at(blow, Point::Number(at))
+    }
+
+    /// One that strikes at the first call of a site.
+    pub fn at_site(blow: Blow, site: &'static str) -> Self {
+        Self::at(blow, Point::Site(site))
+    }
+
+    fn at(blow: Blow, at: Point) -> Self {
         Self { blow, at, passed: Mutex::default(), dead: AtomicBool::new(false), died: Notify::new() }
     }
 
@@ -65,13 +85,18 @@ impl Tap for Striker {
             passed.push(site.to_owned());
         }
         // Counted before the effect; the same number is asked again after it.
-        if passed.len() != self.at + 1 {
+        let is_here = match self.at {
+            Point::Number(at) => passed.len() == at + 1,
+            Point::Site(at) => site == at && passed.iter().filter(|passed| *passed == at).count() == 1,
+        };
+        if !is_here {
             return Verdict::Go;
         }
         drop(passed);
         match (self.blow, moment) {
             (Blow::KillBefore, Moment::Before) | (Blow::KillAfter, Moment::After) => self.die(),
             (Blow::FailBefore, Moment::Before) | (Blow::LoseAnswer, Moment::After) => Verdict::Fail,
+            (Blow::Hang, Moment::Before) => Verdict::Die,
             _ => Verdict::Go,
         }
     }
