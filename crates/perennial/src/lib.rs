@@ -3,6 +3,7 @@
 //! The binary is a thin shell around this library, so that tests can run the server in their own process.
 
 pub mod api;
+pub mod audit;
 pub mod catalogue;
 pub mod causes;
 pub mod cli;

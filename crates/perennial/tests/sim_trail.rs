@@ -4,7 +4,8 @@
 
 mod world;
 
-use perennial::store::EventFilter;
+use perennial::audit::Checker;
+use perennial::store::{AuditFilter, EventFilter};
 use perennial_core::id::{OperationId, PodId};
 use perennial_core::operation::Event;
 use perennial_core::pod::{ConditionKind, Phase};
@@ -48,6 +49,45 @@ async fn sim_every_kind_of_operation_is_on_the_trail_with_its_end() {
     check("undelete", server.undelete(pod).await).await;
     check("delete", server.delete(pod).await).await;
     check("purge", server.purge(pod).await).await;
+}
+
+#[tokio::test]
+async fn sim_the_audit_of_a_whole_life_is_a_good_chain_and_holds_no_secret() {
+    let world = World::new(46);
+    let server = world.server().await;
+    let mut spec = small_spec(Backend::Overlay);
+    spec.env = [("TOKEN".to_owned(), "hunter2".to_owned())].into();
+    spec.command = Some(vec!["serve".to_owned(), "--password=swordfish".to_owned()]);
+    let pod = server.running("dev", spec).await;
+    server.succeed(server.pause(pod).await).await;
+    server.succeed(server.start(pod).await).await;
+    server.succeed(server.snapshot(pod).await).await;
+    server.succeed(server.reset(pod).await).await;
+    world.engine.crash(pod, 1, perennial_drivers::sim::Cause::Itself).unwrap();
+    server.settle(pod).await;
+    server.succeed(server.stop(pod).await).await;
+    server.purge(pod).await.unwrap();
+    assert_eq!(server.settle(pod).await, Ended::Gone);
+
+    let store = &server.app.store;
+    let rows = store.audit_list(0, &AuditFilter::default(), 10_000).await.unwrap();
+    let mut checker = Checker::new(None);
+    rows.iter().for_each(|row| checker.next(row).unwrap());
+    checker.end(store.audit_head().await.unwrap()).unwrap();
+    let of_pod = rows.iter().filter(|row| row.row.pod == Some(pod.to_string())).count();
+    // Every event has its row, and each wish of a person what it changed.
+    assert!(of_pod >= trail(&server, pod).await.len());
+    let wishes: Vec<&str> =
+        rows.iter().filter_map(|row| row.row.after.as_deref()).filter(|after| after.contains("desired")).collect();
+    for desired in ["running", "paused", "stopped"] {
+        assert!(
+            wishes.iter().any(|after| after.contains(&format!("\"desired\":\"{desired}\""))),
+            "{desired}: {wishes:?}"
+        );
+    }
+    let all = format!("{rows:?}");
+    assert!(all.contains("TOKEN") && all.contains("serve and 1 more"), "{all}");
+    assert!(!all.contains("hunter2") && !all.contains("swordfish"), "{all}");
 }
 
 #[tokio::test]

@@ -92,6 +92,7 @@ const ROWS: &[Row] = &[
     (Method::GET, "/api/v1/users/{id}", Platform),
     (Method::PATCH, "/api/v1/users/{id}", Platform),
     (Method::DELETE, "/api/v1/users/{id}", Platform),
+    (Method::GET, "/api/v1/admin/audit", Platform),
     (Method::GET, "/api/v1/system", Platform),
     (Method::GET, "/api/v1/replication", Platform),
     (Method::POST, "/api/v1/recovery-kit", Platform),

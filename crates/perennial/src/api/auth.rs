@@ -64,23 +64,32 @@ async fn let_in(
 ) -> Result<Response, ApiError> {
     let token = token(request.headers(), page).ok_or_else(unauthorized)?;
     let caller = access.caller(&token).await?.ok_or_else(unauthorized)?;
-    match (rule, path) {
-        (Some(Rule::Of(needs)), _) => needs.check(&caller.rights)?,
+    let checked = match (rule, path) {
+        (Some(Rule::Of(needs)), _) => needs.check(&caller.rights),
         // There is no such path, which the router says.
-        (None, _) | (_, None) => return Ok(next.run(request).await),
-        (Some(Rule::OtherMethods | Rule::Open), Some(path)) => return Ok(wrong_method(path)),
+        (None, _) | (_, None) => return Ok(named(next.run(request).await, &caller)),
+        (Some(Rule::OtherMethods | Rule::Open), Some(path)) => return Ok(named(wrong_method(path), &caller)),
+    };
+    if let Err(error) = checked {
+        return Ok(named(error.into_response(), &caller));
     }
     tracing::debug!(actor = %caller.actor, "let in");
     request.extensions_mut().insert(Caller(caller.clone()));
     // Nothing takes rights from the administrator's token.
     if !matches!(caller.credential, Credential::Token { .. }) {
-        return Ok(next.run(request).await);
+        return Ok(named(next.run(request).await, &caller));
     }
     let request = request.map(|body| if body.is_end_stream() { body } else { guarded(body, access, &caller) });
-    let response = next.run(request).await;
+    let response = named(next.run(request).await, &caller);
     // An answer whose length is known is in memory already.
     let is_here = response.body().size_hint().exact().is_some();
     Ok(response.map(|body| if is_here { body } else { guarded(body, access, &caller) }))
+}
+
+/// Says in the answer who asked, for the audit.
+fn named(mut response: Response, caller: &service::Caller) -> Response {
+    response.extensions_mut().insert(Caller(caller.clone()));
+    response
 }
 
 fn wrong_method(path: &str) -> Response {

@@ -13,6 +13,7 @@ pub mod wire;
 
 mod access;
 mod action;
+mod audit;
 mod auth;
 mod compare;
 mod convert;
@@ -178,6 +179,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(tenants::member_add, tenants::member_remove))
         .routes(routes!(services::list))
         .routes(routes!(services::show, services::put, services::remove))
+        .routes(routes!(audit::list))
         .routes(routes!(erase::erase))
         .routes(routes!(erase::show))
         .routes(routes!(system::recovery_kit))
@@ -210,6 +212,7 @@ pub fn openapi() -> String {
 /// [`Undecided`] when somebody forgot to decide who may ask for a route.
 pub fn router(app: App, board: ProgressBoard, stopping: watch::Receiver<bool>) -> Result<Router, Undecided> {
     let tokens = app.access.clone();
+    let audited = app.clone();
     let state = ApiState { app, board, pods: shown::ShownPods::default(), openapi: openapi().into(), stopping };
     let (router, document) = routes().split_for_parts();
     access::check(&document)?;
@@ -219,6 +222,7 @@ pub fn router(app: App, board: ProgressBoard, stopping: watch::Receiver<bool>) -
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(tokens, auth::authenticate))
+        .layer(from_fn_with_state(audited, audit::refusals))
         .layer(from_fn(identify));
     Ok(router)
 }
@@ -248,7 +252,7 @@ async fn identify(request: Request, next: Next) -> Response {
     // Paths hold ids, never secrets; queries are left out all the same.
     let span = tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path());
     let response = async {
-        let response = next.run(request).await;
+        let response = crate::audit::in_request(id.clone(), next.run(request)).await;
         tracing::debug!(status = response.status().as_u16(), "answered");
         response
     }

@@ -37,6 +37,16 @@ impl ApiError {
         }))
     }
 
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        self.0.status
+    }
+
+    /// The stable reason.
+    pub fn code(&self) -> &str {
+        &self.0.code
+    }
+
     /// Adds how to go on.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

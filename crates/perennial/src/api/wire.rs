@@ -5,6 +5,7 @@
 
 mod access;
 mod answer;
+mod audit;
 mod erase;
 mod files;
 mod hooks;
@@ -17,6 +18,7 @@ mod size;
 
 pub use access::*;
 pub use answer::*;
+pub use audit::*;
 pub use erase::*;
 pub use files::*;
 pub use hooks::*;

@@ -51,11 +51,14 @@ fn the_good_one_is_good() {
     assert_eq!((service.name.as_str(), service.plans.len()), ("n8n", 1));
 }
 
+/// A line, what it is replaced by, and what is wrong then: place, kind, field.
+type Case = (usize, &'static str, (usize, usize), MistakeKind, &'static str);
+
 /// Every kind of mistake, at its very place.
 #[test]
 fn every_mistake_has_its_line_its_column_and_its_field() {
     use MistakeKind::{InvalidValue, Missing, UnknownKey, WrongKind};
-    let table: &[(usize, &str, (usize, usize), MistakeKind, &str)] = &[
+    let table: &[Case] = &[
         // Keys.
         (1, "nam = \"n8n\"\nname = \"n8n\"", (1, 1), UnknownKey, "nam"),
         (2, "colour = 1", (2, 1), UnknownKey, "colour"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
+use super::audit::AuditCommand;
 use super::hooks::HookArgs;
 use super::human::parse_duration;
 use super::pod_set::SetArgs;
@@ -90,6 +91,12 @@ pub enum ClientCommand {
         /// Where to write it, `-` for standard output [default: perennial-recovery-kit-TIME.txt]
         #[arg(long, short, value_name = "FILE")]
         file: Option<PathBuf>,
+    },
+    /// Lists, verifies and exports who changed what.
+    Audit {
+        /// What to do.
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Shows how far the replicas of the repositories are, and what could not be copied.
     Replication,

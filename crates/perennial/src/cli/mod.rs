@@ -20,6 +20,7 @@
 //! `confirm` field of the request, and it is the server that compares it.
 
 mod args;
+mod audit;
 mod client;
 mod compare;
 mod confirm;
@@ -61,6 +62,8 @@ use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum as _};
 
 use crate::config::ServeArgs;
 use args::ServiceCommand;
+
+use self::audit::AuditCommand;
 
 pub use args::{ClientCommand, Connection, Output};
 pub use failure::{Exit, Failure};
@@ -240,6 +243,9 @@ async fn dispatch(
             return service::validate(&files, session.output, out);
         }
         ClientCommand::Doctor => return doctor::run(connection, &session, out).await,
+        ClientCommand::Audit { command: AuditCommand::Verify(args) } if args.offline => {
+            return Box::pin(audit::verify_offline(connection, &args, out)).await;
+        }
         _ => connection.client(&session)?,
     };
     let mut context = session::Context { client, session, out };
@@ -250,6 +256,7 @@ async fn dispatch(
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
         ClientCommand::Replication => Box::pin(replication::run(&mut context)).await,
         ClientCommand::Service { command } => Box::pin(service::run(&mut context, command)).await,
+        ClientCommand::Audit { command } => Box::pin(audit::run(&mut context, command)).await,
         ClientCommand::Tenant { command } => Box::pin(tenant::run(&mut context, command)).await,
         ClientCommand::User { command } => Box::pin(user::run(&mut context, command)).await,
         ClientCommand::Token { command } => Box::pin(token::run(&mut context, command)).await,

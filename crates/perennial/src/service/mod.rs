@@ -5,6 +5,7 @@
 //! - `caller`: who asks, and what they may see; `access`: which token is whose;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
+//! - `audit`: who changed what;
 //! - `care`: drills;
 //! - `catalogue`: the services of files and database, put together;
 //! - `erase`: the end of a tenant;
@@ -17,6 +18,7 @@
 
 mod access;
 mod act;
+mod audit;
 mod caller;
 mod care;
 mod catalogue;

@@ -19,7 +19,7 @@ use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
     AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange, Store,
-    StoreError, access, erasures, fence, services,
+    StoreError, access, audit, erasures, fence, services,
 };
 
 /// What one transaction writes.
@@ -148,6 +148,7 @@ impl Change {
         if let Some(lease) = &self.lease {
             lease_check(tx, lease).await?;
         }
+        let before = audit::Before::read(tx, self).await?;
         for pod in self.other_pod.iter().chain(&self.pod) {
             if pod.version == 0 { pod_insert(tx, pod).await? } else { pod_update(tx, pod).await? }
         }
@@ -195,6 +196,7 @@ impl Change {
         let event = events_insert(tx, &self.events).await?;
         erasures::apply(tx, self).await?;
         access::apply(tx, self).await?;
+        audit::write(tx, self, &before).await?;
         Ok(event)
     }
 }

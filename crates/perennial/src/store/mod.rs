@@ -6,6 +6,7 @@
 //! - `change`: everything that is written, as one value and one transaction; `fence`: what has to hold for that;
 //! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
 //! - `access`: tenants, users, memberships and tokens;
+//! - `audit`: who changed what, in a chain of hashes;
 //! - `erasures`: tenants that are gone for good;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
@@ -15,6 +16,7 @@
 //! Rejected: an in-memory imitation of the store (it would drift), a database type per dialect (two sets of queries).
 
 mod access;
+mod audit;
 mod care;
 mod change;
 mod connections;
@@ -41,6 +43,7 @@ use tokio::sync::{broadcast, watch};
 use connections::Connections;
 
 pub use access::{AccessChange, AccessRequest, Tenant, TokenFilter, TokenHash, UserPatch};
+pub use audit::AuditFilter;
 pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use erasures::{Asked, Became, Erasure, ErasureChange, FoundPlace, FoundPlaces, ServerKeys, Which};

@@ -4,7 +4,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use perennial_core::fault::Tap;
+use perennial_core::fault::{NoTap, Tap};
 use perennial_core::id::InstallationId;
 use perennial_core::spec::TenantId;
 use rand::RngExt as _;
@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 10] = [
+const MIGRATIONS: [(i64, &str, &str); 11] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -30,6 +30,7 @@ const MIGRATIONS: [(i64, &str, &str); 10] = [
     (8, "erasures", include_str!("../../migrations/0008_erasures.sql")),
     (9, "access", include_str!("../../migrations/0009_access.sql")),
     (10, "services", include_str!("../../migrations/0010_services.sql")),
+    (11, "audit", include_str!("../../migrations/0011_audit.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.
@@ -61,7 +62,34 @@ async fn sqlite(url: &str, connections: u32) -> Result<Connections, StoreError> 
     Ok(Connections::Local(Local::open(options, SQLITE_SETUP, connections).await?))
 }
 
+async fn server(url: &str, connections: u32) -> Result<Connections, StoreError> {
+    let options = AnyPoolOptions::new().max_connections(connections).acquire_timeout(WAIT);
+    Ok(Connections::Pool(options.max_lifetime(None).idle_timeout(None).connect(url).await?))
+}
+
+fn file_url(path: &str) -> String {
+    format!("sqlite://{}", path.replace('%', "%25").replace('?', "%3F").replace('#', "%23"))
+}
+
 impl Store {
+    /// Opens a database to look at it, whether a server uses it or not: nothing is made, and nothing migrated.
+    ///
+    /// # Errors
+    /// When there is none, or it is not one of ours.
+    pub async fn look_at(url: &str) -> Result<Self, StoreError> {
+        sqlx::any::install_default_drivers();
+        let read = match place(url) {
+            Place::Memory => sqlite("sqlite::memory:", 1).await?,
+            Place::File(path) => sqlite(&file_url(path), 1).await?,
+            Place::Server => server(url, 1).await?,
+        };
+        let row = sqlx::query("SELECT id FROM installation ORDER BY id LIMIT 1").fetch_one(&read).await?;
+        let installation = parse("installation", row.try_get(0)?)?;
+        let (write, tap) = (read.clone(), Arc::new(NoTap));
+        let (committed, access) = (broadcast::channel(1).0, watch::Sender::new(0));
+        Ok(Self { write, read, tap, committed, access, installation })
+    }
+
     /// Opens `sqlite:PATH`, `sqlite::memory:` or `postgres://…`, and migrates it.
     ///
     /// A SQLite file is made when it is missing, readable by its owner only.
@@ -83,13 +111,12 @@ impl Store {
                     .open(path)
                     .map_err(|source| StoreError::File { path: path.to_owned(), source })?;
                 // SQLite gives its -wal and -shm files the mode of the database.
-                let url = format!("sqlite://{}", path.replace('%', "%25").replace('?', "%3F").replace('#', "%23"));
+                let url = file_url(path);
                 (sqlite(&url, 1).await?, sqlite(&url, SQLITE_READERS).await?)
             }
             Place::Server => {
-                let options = AnyPoolOptions::new().max_connections(POSTGRES_CONNECTIONS).acquire_timeout(WAIT);
-                let pool = options.max_lifetime(None).idle_timeout(None).connect(url).await?;
-                (Connections::Pool(pool.clone()), Connections::Pool(pool))
+                let pool = server(url, POSTGRES_CONNECTIONS).await?;
+                (pool.clone(), pool)
             }
         };
         let mut held = write.acquire().await?;

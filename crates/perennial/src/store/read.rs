@@ -135,6 +135,10 @@ impl Select {
         self.with(fragment, Value::Text(value.into()))
     }
 
+    pub(super) fn number(&mut self, fragment: &'static str, value: i64) -> &mut Self {
+        self.with(fragment, Value::Number(value))
+    }
+
     pub(super) fn raw(&mut self, fragment: &'static str) -> &mut Self {
         self.sql.push_str(fragment);
         self

@@ -89,6 +89,7 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/services/{id}", Access::Own("read")),
     ("PUT", "/api/v1/services/{id}", Access::Platform),
     ("DELETE", "/api/v1/services/{id}", Access::Platform),
+    ("GET", "/api/v1/admin/audit", Access::Platform),
 ];
 
 fn document() -> Value {

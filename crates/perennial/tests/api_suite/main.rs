@@ -4,6 +4,7 @@
 
 mod access;
 mod actions;
+mod audit;
 mod contract;
 mod erase;
 mod hooks;

@@ -7,6 +7,7 @@
 
 mod access;
 mod act;
+mod audit;
 mod confirm;
 mod exits;
 mod export;

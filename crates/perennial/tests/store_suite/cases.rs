@@ -16,6 +16,10 @@ use perennial_core::spec::TenantId;
 use perennial_core::volume::Origin;
 
 use crate::any::Any;
+pub use crate::audit::{
+    the_audit_has_a_row_exactly_when_the_change_was_committed, the_audit_of_two_servers_is_one_chain,
+    the_audit_tells_every_change_with_what_it_changed, whatever_is_done_to_the_audit_is_found,
+};
 use crate::databases::Database;
 pub use crate::fences::{
     a_tenant_is_erased_or_gets_a_pod, of_two_at_the_same_moment_one_is_refused,

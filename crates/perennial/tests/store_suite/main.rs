@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 mod any;
+mod audit;
 mod cases;
 mod databases;
 mod fences;
@@ -77,6 +78,10 @@ cases!(
     tenants_of_before_are_there_after_the_upgrade,
     taps_stop_lose_and_kill_commits,
     commits_are_announced,
+    the_audit_tells_every_change_with_what_it_changed,
+    the_audit_has_a_row_exactly_when_the_change_was_committed,
+    the_audit_of_two_servers_is_one_chain,
+    whatever_is_done_to_the_audit_is_found,
     opening_again_keeps_everything,
     a_newer_database_is_refused,
 );

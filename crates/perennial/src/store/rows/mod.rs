@@ -20,7 +20,7 @@ use super::StoreError;
 
 pub(super) use erasure::{found_from_text, found_to_text};
 pub(super) use operation::{operation_from_row, operation_to_body};
-pub(super) use pod::{phase_text, pod_from_row, source_snapshot, spec_to_text, state_to_text};
+pub(super) use pod::{desired_text, phase_text, pod_from_row, source_snapshot, spec_to_text, state_to_text};
 pub(super) use snapshot::{snapshot_from_body, snapshot_state_text, snapshot_to_body};
 
 /// Version of every document's format.

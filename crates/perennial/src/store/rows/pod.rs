@@ -281,6 +281,11 @@ pub(in crate::store) fn spec_to_text(spec: &PodSpec) -> Result<String, StoreErro
     write("pod spec", &SpecDocument { v: DOCUMENT_VERSION, spec: spec.to_row() })
 }
 
+/// The text of the `desired` column.
+pub(in crate::store) fn desired_text(desired: Desired) -> &'static str {
+    desired.to_row().as_str()
+}
+
 /// Writes the `desired`, `phase` and `state` columns.
 pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'static str, String), StoreError> {
     // Destructured so that a new field of a pod cannot be forgotten here.

@@ -1,0 +1,255 @@
+//! The rows of the audit: written by the transaction that they tell of, and only read afterwards.
+//!
+//! The number and the hash of the newest row are in the row `audit` of the counters: whoever adds one updates that row first, so
+//! that on Postgres a second server waits for the commit of the first, and never continues from the same row.
+
+use jiff::Timestamp;
+use perennial_core::id::PodId;
+use perennial_core::operation::NewEvent;
+use perennial_core::pod::Pod;
+use perennial_core::spec::TenantId;
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Connection as _, Row as _};
+
+use super::change::Change;
+use super::read::Select;
+use super::rows::{corrupt, desired_text, spec_to_text, time};
+use super::{Store, StoreError};
+use crate::audit::{Head, Link, Numbered, PodColumns, Refusal, Row, changes, request};
+
+/// Who changed something without an event that says so.
+const SYSTEM: &str = "system";
+
+/// Which rows a list holds.
+#[derive(Debug, Clone, Default)]
+pub struct AuditFilter {
+    /// Only this tenant's.
+    pub tenant: Option<TenantId>,
+    /// Only of this pod.
+    pub pod: Option<PodId>,
+    /// Only what this one did.
+    pub actor: Option<String>,
+    /// Only what happened then or later.
+    pub since: Option<Timestamp>,
+}
+
+/// What a change writes over, read before it does.
+#[derive(Default)]
+pub(super) struct Before(Vec<(PodId, Option<PodColumns>)>);
+
+/// A pod as it will be in its columns.
+fn columns(pod: &Pod) -> Result<PodColumns, StoreError> {
+    Ok(PodColumns {
+        name: pod.name.as_str().to_owned(),
+        desired: desired_text(pod.desired).to_owned(),
+        purge_at: pod.trash.as_ref().and_then(|trash| trash.purge_at).map(time),
+        spec: spec_to_text(&pod.spec)?,
+    })
+}
+
+impl Before {
+    /// Reads what the pods of a change are now.
+    pub(super) async fn read(tx: &mut AnyConnection, change: &Change) -> Result<Self, StoreError> {
+        let mut before = Self::default();
+        let pods = change.other_pod.iter().chain(&change.pod);
+        let (old, new): (Vec<&Pod>, Vec<&Pod>) = pods.partition(|pod| pod.version > 0);
+        before.0.extend(new.iter().map(|pod| (pod.id, None)));
+        for id in old.iter().map(|pod| pod.id).chain(change.pod_gone) {
+            let query =
+                sqlx::query("SELECT name, desired, purge_at, spec FROM pods WHERE id = $1").bind(id.to_string());
+            let row = query.fetch_optional(&mut *tx).await?;
+            let pod = row.map(|row| {
+                let (name, desired) = (row.try_get(0)?, row.try_get(1)?);
+                Ok::<_, sqlx::Error>(PodColumns { name, desired, purge_at: row.try_get(2)?, spec: row.try_get(3)? })
+            });
+            before.0.push((id, pod.transpose()?));
+        }
+        Ok(before)
+    }
+
+    fn of(&self, pod: PodId) -> Option<&PodColumns> {
+        self.0.iter().find(|(id, _)| *id == pod)?.1.as_ref()
+    }
+}
+
+/// Adds what a change means to the audit: a row for every event, with what it changed of the pod, and one for a change of a pod that no
+/// event tells of.
+pub(super) async fn write(tx: &mut AnyConnection, change: &Change, before: &Before) -> Result<(), StoreError> {
+    let mut changed = Vec::new();
+    for pod in change.other_pod.iter().chain(&change.pod) {
+        let (was, is) = changes(before.of(pod.id), Some(&columns(pod)?));
+        if was.is_some() || is.is_some() {
+            changed.push((pod.id, pod.tenant.clone(), pod.updated_at, (was, is)));
+        }
+    }
+    let mut rows = Vec::new();
+    for event in &change.events {
+        let mut row = of_event(event, change);
+        if let Some(at) = changed.iter().position(|(pod, ..)| event.pod == Some(*pod)) {
+            (row.before, row.after) = changed.swap_remove(at).3;
+        } else if let Some(gone) = change.pod_gone.filter(|gone| event.pod == Some(*gone)) {
+            (row.before, row.after) = changes(before.of(gone), None);
+        }
+        rows.push(row);
+    }
+    for (pod, tenant, at, (was, is)) in changed {
+        rows.push(Row {
+            at: time(at),
+            actor: SYSTEM.to_owned(),
+            tenant: Some(tenant.to_string()),
+            pod: Some(pod.to_string()),
+            request: request(),
+            action: "pod.changed".to_owned(),
+            message: "the pod changed".to_owned(),
+            before: was,
+            after: is,
+            result: "done".to_owned(),
+            ..Row::default()
+        });
+    }
+    append(tx, rows).await
+}
+
+fn of_event(event: &NewEvent, change: &Change) -> Row {
+    let result = match event.kind.rsplit('.').next() {
+        Some("failed") => "failed",
+        Some("cancelled") => "cancelled",
+        _ => "done",
+    };
+    let operation = change.operations.iter().find(|operation| Some(operation.id) == event.operation);
+    let error = operation.and_then(|operation| operation.error.as_ref()).filter(|_| result != "done");
+    Row {
+        at: time(event.at),
+        actor: event.actor.clone(),
+        tenant: Some(event.tenant.to_string()),
+        pod: event.pod.map(|pod| pod.to_string()),
+        operation: event.operation.map(|operation| operation.to_string()),
+        request: request(),
+        action: event.kind.clone(),
+        message: event.message.clone(),
+        before: None,
+        after: None,
+        result: result.to_owned(),
+        code: error.map(|error| error.code.clone()),
+    }
+}
+
+/// Adds rows behind the newest one.
+async fn append(tx: &mut AnyConnection, rows: Vec<Row>) -> Result<(), StoreError> {
+    let Ok(count @ 1..) = i64::try_from(rows.len()) else { return Ok(()) };
+    let head = sqlx::query("UPDATE counters SET value = value + $1 WHERE name = 'audit' RETURNING value, hash")
+        .bind(count)
+        .fetch_one(&mut *tx)
+        .await?;
+    let (last, hash): (i64, String) = (head.try_get(0)?, head.try_get(1)?);
+    let mut link = parse_link("the head of the audit", &hash)?;
+    for (number, row) in (last - count + 1..).zip(rows) {
+        link = row.link(link, number);
+        insert(tx, number, row, link).await?;
+    }
+    sqlx::query("UPDATE counters SET hash = $1 WHERE name = 'audit'").bind(link.to_string()).execute(tx).await?;
+    Ok(())
+}
+
+async fn insert(tx: &mut AnyConnection, number: i64, row: Row, link: Link) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO audit (number, at, actor, tenant, pod, operation, request, action, message, before, after, \
+         result, code, hash) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+    )
+    .bind(number)
+    .bind(row.at)
+    .bind(row.actor)
+    .bind(row.tenant)
+    .bind(row.pod)
+    .bind(row.operation)
+    .bind(row.request)
+    .bind(row.action)
+    .bind(row.message)
+    .bind(row.before)
+    .bind(row.after)
+    .bind(row.result)
+    .bind(row.code)
+    .bind(link.to_string())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+fn parse_link(what: &str, text: &str) -> Result<Link, StoreError> {
+    Link::parse(text).map_err(|problem| corrupt(what, problem))
+}
+
+fn numbered(row: &AnyRow) -> Result<Numbered, StoreError> {
+    let number: i64 = row.try_get(0)?;
+    let what = || format!("row {number} of the audit");
+    // A hash that is none can only be the work of somebody who changed it.
+    let link = Link::parse(row.try_get(13)?).unwrap_or(Link::FIRST);
+    let read = || -> sqlx::Result<Row> {
+        Ok(Row {
+            at: row.try_get(1)?,
+            actor: row.try_get(2)?,
+            tenant: row.try_get(3)?,
+            pod: row.try_get(4)?,
+            operation: row.try_get(5)?,
+            request: row.try_get(6)?,
+            action: row.try_get(7)?,
+            message: row.try_get(8)?,
+            before: row.try_get(9)?,
+            after: row.try_get(10)?,
+            result: row.try_get(11)?,
+            code: row.try_get(12)?,
+        })
+    };
+    Ok(Numbered { number, row: read().map_err(|error| corrupt(&what(), error))?, link })
+}
+
+impl Store {
+    /// Adds a request that was refused, or failed, and changed nothing.
+    ///
+    /// # Errors
+    /// Why it is not there, or that nobody knows.
+    pub async fn audit_refusal(&self, at: Timestamp, refusal: &Refusal<'_>) -> Result<(), StoreError> {
+        let mut held = self.write.acquire().await?;
+        let mut transaction = held.connection()?.begin().await?;
+        append(&mut transaction, vec![refusal.row(time(at))]).await?;
+        transaction.commit().await.map_err(|e| StoreError::OutcomeUnknown(Some(e)))?;
+        held.done();
+        Ok(())
+    }
+
+    /// The number and the hash of the newest row.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn audit_head(&self) -> Result<Head, StoreError> {
+        let row = self.row(Select::new("SELECT value, hash FROM counters WHERE name = 'audit'")).await?;
+        let row = row.ok_or_else(|| corrupt("the head of the audit", "it is not there"))?;
+        Ok(Head { number: row.try_get(0)?, link: parse_link("the head of the audit", row.try_get(1)?)? })
+    }
+
+    /// Lists rows behind a number, oldest first; 0: all, also such as somebody gave a number below the first.
+    ///
+    /// # Errors
+    /// Why they could not be read.
+    pub async fn audit_list(&self, after: i64, filter: &AuditFilter, limit: u32) -> Result<Vec<Numbered>, StoreError> {
+        let mut select = Select::new(
+            "SELECT number, at, actor, tenant, pod, operation, request, action, message, before, after, result, code, \
+             hash FROM audit",
+        );
+        select.number(" WHERE number > $", if after == 0 { i64::MIN } else { after });
+        if let Some(tenant) = &filter.tenant {
+            select.text(" AND tenant = $", tenant.as_str());
+        }
+        if let Some(pod) = filter.pod {
+            select.text(" AND pod = $", pod.to_string());
+        }
+        if let Some(actor) = &filter.actor {
+            select.text(" AND actor = $", actor.as_str());
+        }
+        if let Some(since) = filter.since {
+            select.text(" AND at >= $", time(since));
+        }
+        select.raw(" ORDER BY number").limit(limit);
+        self.rows(select).await?.iter().map(numbered).collect()
+    }
+}
