@@ -64,6 +64,27 @@ async fn changes_and_refusals_are_in_the_audit_with_their_requests_and_without_s
 }
 
 #[tokio::test]
+async fn who_was_refused_for_want_of_rights_and_who_got_them_is_in_the_audit() {
+    let server = Server::start().await;
+    server.user("ann", "user", &["acme"]).await;
+    let (id, token) = server.token("ann", &["read"]).await;
+    let body = json!({"name": "dev", "image": "debian:12"});
+    assert_eq!(server.post_as(&token, "/api/v1/pods", body).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(server.get_as(&token, AUDIT).await.status, StatusCode::FORBIDDEN);
+
+    let all = items(&server, "").await;
+    let of =
+        |action: &str| all.iter().find(|row| row["action"] == action).unwrap_or_else(|| panic!("{action}: {all:?}"));
+    let refused = of("POST /api/v1/pods");
+    assert_eq!((&refused["result"], &refused["code"]), (&json!("refused"), &json!("forbidden")));
+    assert_eq!((&refused["actor"], &refused["tenant"]), (&json!(format!("user:ann token:{id}")), &json!("acme")));
+    for action in ["user.created", "tenant.member-added", "token.created"] {
+        assert_eq!((&of(action)["actor"], &of(action)["result"]), (&json!("admin"), &json!("done")));
+    }
+    assert!(!server.get(AUDIT).await.text.contains(&token));
+}
+
+#[tokio::test]
 async fn the_audit_is_paged_filtered_and_verified_by_whoever_reads_it() {
     let server = Server::start().await;
     for name in ["a", "b", "c"] {
