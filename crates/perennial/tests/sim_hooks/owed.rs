@@ -84,24 +84,15 @@ async fn sim_p21_no_hook_runs_where_nothing_is_frozen() {
 async fn quiesced_by_a_dead_server(world: &World) -> (PodId, Outcome) {
     let server = world.server().await;
     let pod = server.running("dev", hooked(Backend::Overlay, hooks(&["quiesce"], &["resume"]))).await;
-    let counting = Arc::new(Striker::new(Blow::Count, usize::MAX - 1));
-    let server = world.server_with(Arc::clone(&counting) as _).await;
-    server.succeed(server.snapshot(pod).await).await;
-    let first = counting.passed().iter().position(|s| s == "engine.container_run").unwrap();
-    for at in first..first + 40 {
-        let striker = Arc::new(Striker::new(Blow::KillAfter, at));
-        let server = world.server_with(Arc::clone(&striker) as _).await;
-        let asked = server.snapshot(pod).await.unwrap();
-        tokio::select! {
-            () = async { server.settle(pod).await; } => {}
-            () = striker.death() => {}
-        }
-        if world.engine.is_quiesced(pod) && striker.passed().last().unwrap() == "engine.container_run" {
-            return (pod, asked);
-        }
-        world.server().await.settle(pod).await;
+    let striker = Arc::new(Striker::at_site(Blow::KillAfter, "engine.container_run"));
+    let server = world.server_with(Arc::clone(&striker) as _).await;
+    let asked = server.snapshot(pod).await.unwrap();
+    tokio::select! {
+        _ = server.settle(pod) => panic!("no server died in a hook"),
+        () = striker.death() => {}
     }
-    panic!("no server died in a hook");
+    assert!(world.engine.is_quiesced(pod));
+    (pod, asked)
 }
 
 #[tokio::test]
