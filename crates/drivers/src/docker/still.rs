@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::btrfs::{btrfs, failed};
+use super::btrfs::{btrfs, failed, is_subvolume};
 use super::client::{blocking, conflict, io, rejected, transient};
 use super::storage::{MarkerState, Storage};
 use super::within::Within;
@@ -175,7 +175,8 @@ impl Storage {
             return Err(rejected(format!("the permit ({permit}) does not cover {}", place.display())));
         }
         let copy = place.join("set");
-        if copy.symlink_metadata().is_ok() {
+        // Whoever moved the storage root by copying its files made a plain directory of it.
+        if is_subvolume(&copy) {
             // Read-only as it is, it goes as a whole or not at all; until then its marker stays.
             btrfs(&["subvolume", "delete"], &copy)
                 .map_err(|complaint| transient(format!("delete {}: {complaint}", copy.display())))?;
@@ -201,6 +202,8 @@ fn mark(place: &Path, marker: &Marker) -> std::io::Result<Reading> {
     file.write_all(&serde_json::to_vec_pretty(marker)?)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     std::fs::rename(place.join(FRESH), place.join(MARKER))?;
+    // The copy is on the disk at once; what tells whose it is must not come later. With the file its name is, too.
+    file.sync_all()?;
     Ok(Reading(file))
 }
 
@@ -251,6 +254,15 @@ mod tests {
         let left = |name: &str| storage.scratch().join(name).exists();
         assert_eq!(["still-a", "still-b", "still-c"].map(left), [false, true, true]);
         assert_eq!(storage.sweep_stills(), Ok(Effect::Unchanged));
+    }
+
+    #[test]
+    fn a_still_that_was_moved_with_its_root_as_plain_files_goes_too() {
+        let (_temp, storage) = storage();
+        drop(still(&storage, "still-a", installation(1), pod(2)));
+        std::fs::create_dir_all(storage.scratch().join("still-a/set/home/upper")).expect("copied");
+        assert_eq!(storage.discard_set(pod(2), 1), Ok(None));
+        assert!(!storage.scratch().join("still-a").exists());
     }
 
     #[test]

@@ -306,8 +306,12 @@ impl Storage {
             // Another process may be trying something right now.
             let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
             // What says of itself whether somebody reads it needs no guess.
-            if age.is_ok_and(|age| age > ABANDONED) && !still::is_one(&entry.path()) {
-                self.burn(&entry.path())?;
+            if age.is_ok_and(|age| age > ABANDONED)
+                && !still::is_one(&entry.path())
+                && let Err(error) = self.burn(&entry.path())
+            {
+                // It keeps nothing from starting; the next start tries again.
+                tracing::warn!(place = %entry.path().display(), %error, "delete old scratch");
             }
         }
         Ok(())
