@@ -294,6 +294,19 @@ pub struct Refusal<'a> {
     pub code: &'a str,
 }
 
+/// A path without what is neither a word of ours, nor an id, nor a name: somebody may have written a token where its id belongs.
+#[must_use]
+pub fn path_without_secrets(path: &str) -> String {
+    let is_plain = |part: &&str| {
+        part.len() <= NAME_MAX
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+    };
+    let parts: Vec<&str> = path.split('/').map(|part| Some(part).filter(is_plain).unwrap_or("…")).collect();
+    parts.join("/")
+}
+
+/// Longest name or id in a path, in bytes.
+const NAME_MAX: usize = 63;
 /// Longest path that is kept of a refused request, in characters.
 const PATH_MAX: usize = 200;
 
@@ -301,7 +314,7 @@ impl Refusal<'_> {
     /// The row for it: nothing of what was sent but where it was sent to.
     #[must_use]
     pub fn row(&self, at: String) -> Row {
-        let path: String = self.path.chars().take(PATH_MAX).collect();
+        let path: String = path_without_secrets(self.path).chars().take(PATH_MAX).collect();
         let pod = self.path.split('/').find_map(|part| part.parse::<PodId>().ok());
         let pod = pod.filter(|_| self.path.contains("/pods/"));
         Row {

@@ -249,8 +249,9 @@ async fn identify(request: Request, next: Next) -> Response {
         Some(id) => id.to_owned(),
         None => hex::encode(rand::random::<[u8; 8]>()),
     };
-    // Paths hold ids, never secrets; queries are left out all the same.
-    let span = tracing::info_span!("request", id = %id, method = %request.method(), path = %request.uri().path());
+    // Queries are left out.
+    let path = crate::audit::path_without_secrets(request.uri().path());
+    let span = tracing::info_span!("request", id = %id, method = %request.method(), path = %path);
     let response = async {
         let response = crate::audit::in_request(id.clone(), next.run(request)).await;
         tracing::debug!(status = response.status().as_u16(), "answered");

@@ -73,6 +73,8 @@ pub async fn put(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
+    // The body may have taken long.
+    let caller = state.app.access.again(&caller).await?;
     state.app.require_admin(&caller)?;
     let matching = if_match(&headers)?;
     let service = described(&headers, &body.map_err(|rejection| unreadable(&rejection))?)?;

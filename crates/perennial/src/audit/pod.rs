@@ -100,13 +100,13 @@ impl View {
         self.shown.insert(name.to_owned(), shown);
     }
 
-    /// The program, and how many words come behind it.
+    /// How many words there are: with the image's entry point before them even the first may be a secret.
     fn command(&mut self, name: &str, words: &Value) -> Value {
         self.hidden.insert(name.to_owned(), words.to_string());
-        let Some([first, rest @ ..]) = words.as_array().map(Vec::as_slice) else { return Value::Array(Vec::new()) };
-        match rest.len() {
-            0 => first.clone(),
-            more => Value::String(format!("{} and {more} more", first.as_str().unwrap_or_default())),
+        match words.as_array().map_or(0, Vec::len) {
+            0 => Value::Array(Vec::new()),
+            1 => Value::String("1 word".to_owned()),
+            count => Value::String(format!("{count} words")),
         }
     }
 }

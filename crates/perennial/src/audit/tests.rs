@@ -212,8 +212,8 @@ fn only_what_changed_of_a_pod_is_shown_and_of_secrets_their_names() {
     let (before, after) = changes(None, Some(&first));
     assert_eq!(before, None);
     let shown = serde_json::json!({
-        "name": "dev", "desired": "running", "image": "debian:12", "env": ["MODE", "TOKEN"], "command": "sh and 2 more",
-        "resources": {"memory": 1}, "hooks": {"before": {"command": "dump and 1 more", "user": null}},
+        "name": "dev", "desired": "running", "image": "debian:12", "env": ["MODE", "TOKEN"], "command": "3 words",
+        "resources": {"memory": 1}, "hooks": {"before": {"command": "2 words", "user": null}},
     });
     assert_eq!(after, text(shown.clone()));
     assert_eq!(changes(Some(&first), None), (text(shown), None));
@@ -255,7 +255,11 @@ async fn a_refusal_tells_where_a_request_was_sent_and_nothing_of_what_was_in_it(
         (row.action, row.pod.as_deref(), row.tenant.as_deref()),
         (format!("POST {path}"), Some(id), Some("acme"))
     );
-    let long = format!("/api/v1/{}", "x".repeat(5000));
+    // What was meant to be an id may be anything.
+    let secret = format!("/api/v1/tokens/prn_{}/wOrD/100%25", "a".repeat(40));
+    let row = Refusal { path: &secret, ..refusal }.row("then".to_owned());
+    assert_eq!(row.action, "POST /api/v1/tokens/…/…/…");
+    let long = format!("/api/v1/{}", "x/".repeat(5000));
     let row = Refusal { path: &long, status: 503, ..refusal }.row("then".to_owned());
     assert_eq!((row.result.as_str(), row.pod, row.request), ("failed", None, None));
     assert!(row.action.len() < 220);

@@ -1,9 +1,10 @@
 //! `perennial token`: made, listed, revoked.
 
 use jiff::SignedDuration;
+use perennial_core::id::TokenId;
 
 use super::args::{ScopeArg, TokenCommand, TokenCreateArgs};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::human::{ago, maybe_ago};
 use super::out::{Colour, clean};
 use super::session::Context;
@@ -46,6 +47,11 @@ pub async fn run(context: &mut Context<'_>, command: TokenCommand) -> Result<(),
             })
         }
         TokenCommand::Revoke { token } => {
+            // A token in the address of a request would be in places that nobody can clean.
+            if token.parse::<TokenId>().is_err() {
+                let message = "what is revoked is named by its id, not by the token itself";
+                return Err(Failure::new(Exit::Invalid, message, "perennial token ls shows the ids"));
+            }
             let revoked: Token = context.client.delete(&["tokens", &token], None::<&()>).await?;
             context.show(&revoked, |token, _, _| {
                 format!("token {} of user {} is revoked", clean(&token.id), clean(&token.user))

@@ -139,7 +139,7 @@ impl Access {
         let Some(rights) = holder.rights(now) else { return Ok(None) };
         let last = holder.token.last_used_at;
         if last.is_none_or(|last| now.duration_since(last) >= ROUGHLY) {
-            self.used(hash, &holder, now);
+            self.used(hash, &holder, now).await;
         }
         let Holder { user, token, .. } = holder;
         Ok(Some(Caller {
@@ -150,17 +150,14 @@ impl Access {
         }))
     }
 
-    /// Remembers that a token was used; nobody waits for that.
-    fn used(&self, hash: TokenHash, holder: &Holder, now: jiff::Timestamp) {
+    /// Remembers that a token was used; that this fails keeps nobody out.
+    async fn used(&self, hash: TokenHash, holder: &Holder, now: jiff::Timestamp) {
         if let Some(known) = self.memory().known.get_mut(&hash) {
             known.token.last_used_at = Some(now);
         }
-        let (store, id) = (self.0.store.clone(), holder.token.id);
-        tokio::spawn(async move {
-            if let Err(error) = store.token_used(id, now).await {
-                tracing::debug!(token = %id, %error, "remember that a token was used");
-            }
-        });
+        if let Err(error) = self.0.store.token_used(holder.token.id, now).await {
+            tracing::debug!(token = %holder.token.id, %error, "remember that a token was used");
+        }
     }
 
     async fn holder(&self, hash: TokenHash) -> Result<Option<Holder>, StoreError> {

@@ -202,6 +202,7 @@ impl App {
         message: String,
     ) -> Result<(), Error> {
         let event = self.catalogue_event(&caller.actor, kind, message);
+        self.has_rights_still(caller).await?;
         Ok(self.store.commit(Change { service: Some(change), events: vec![event], ..Change::default() }).await?)
     }
 

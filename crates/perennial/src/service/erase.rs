@@ -154,6 +154,7 @@ impl App {
             ("tenant.erase-requested", format!("tenant {tenant} is to be erased: {}", summary(&erasure))),
         );
         let begun = ErasureChange::Begun(Box::new(erasure));
+        self.has_rights_still(caller).await?;
         self.store.commit(Change { erasure: Some(begun), events: vec![event], ..Change::default() }).await?;
         self.erasure(caller, tenant).await
     }
@@ -184,6 +185,7 @@ impl App {
             let message = format!("of tenant {tenant} was given up: {}", open.join(", "));
             let event = self.erasure_event(caller, tenant, ("tenant.erase-given-up", message));
             let change = Some(ErasureChange::GivenUp(tenant.clone(), now, after.asked()));
+            self.has_rights_still(caller).await?;
             let given_up =
                 self.store.commit(Change { erasure: change, events: vec![event], ..Change::default() }).await;
             if matches!(given_up, Err(StoreError::Stale)) {

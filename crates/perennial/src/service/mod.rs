@@ -61,7 +61,9 @@ use crate::import::Spool;
 use crate::keys::Keyring;
 use crate::library::Library;
 use crate::reconcile::worker::set_spec;
-use crate::store::{EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store};
+use crate::store::{
+    EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store, StoreError,
+};
 
 pub use access::{Access, token_hash};
 pub(crate) use act::requested;
@@ -208,6 +210,19 @@ impl App {
             return Ok(());
         }
         Err(Error::Forbidden { problem: "this takes an administrator, and a token with the scope admin".to_owned() })
+    }
+
+    /// Asks again, right before a commit, whether who asks has the rights that they came with.
+    ///
+    /// # Errors
+    /// [`StoreError::RightsLost`] when they have less now.
+    pub(super) async fn has_rights_still(&self, caller: &Caller) -> Result<(), StoreError> {
+        match self.access.again(caller).await {
+            Ok(now) if now.rights.covers(&caller.rights) => Ok(()),
+            Ok(_) | Err(Error::Unauthorized { .. }) => Err(StoreError::RightsLost),
+            // A database that cannot tell does not commit either, and says more about it.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Reads a pod and its newest verified snapshot.

@@ -261,6 +261,8 @@ impl App {
     /// snapshots.
     pub async fn purge(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
         if let Some(other) = self.store.pod_ids_depending_on(pod).await?.first() {
+            // Only who may know of the pod may know of what depends on it.
+            self.pod(request.caller, pod).await?;
             return Err(Error::conflict(
                 "snapshot-in-use",
                 format!("pod {other} starts from a snapshot of this one"),
@@ -318,6 +320,7 @@ impl App {
                 kind: "pod.updated".to_owned(),
                 message: format!("specification changed to generation {}", next.spec_generation),
             };
+            self.has_rights_still(caller).await?;
             let change = Change { pod: Some(next.clone()), events: vec![event], ..Change::default() };
             match self.store.commit(change).await {
                 Ok(()) => {

@@ -116,6 +116,9 @@ impl App {
         if new.password.is_some() {
             self.require_unbounded(caller, "setting a password")?;
         }
+        if new.email.is_some() {
+            self.require_unbounded(caller, "setting an address")?;
+        }
         new.email.as_deref().map(check_email).transpose()?;
         let password = match new.password {
             Some(password) => Some(hashed(password).await?),

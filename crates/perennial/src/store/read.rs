@@ -26,7 +26,8 @@ pub(super) const LATEST_SNAPSHOT: &str = "(SELECT s.body FROM snapshots s WHERE 
      AND s.body NOT LIKE '%\"kind\":\"imported\"%' ORDER BY s.id DESC LIMIT 1)";
 
 /// Leaves out events of the installation, which are written under a tenant only because each event is.
-const OF_TENANTS: &str = " AND kind NOT LIKE 'user.%' AND kind NOT LIKE 'token.%' AND kind NOT LIKE 'recovery-kit.%'";
+const OF_TENANTS: &str = " AND kind NOT LIKE 'user.%' AND kind NOT LIKE 'token.%' AND kind NOT LIKE 'recovery-kit.%' \
+     AND kind NOT LIKE 'service.%' AND kind NOT LIKE 'catalogue.%'";
 
 /// Which pods are meant, by whether they are archived or deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

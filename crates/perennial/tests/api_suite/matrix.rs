@@ -64,6 +64,7 @@ impl Scene {
             "tokens" => of(&self.spare, ABSENT),
             "tenants" => of("acme", "nosuch"),
             "users" => of("ann", "nosuch"),
+            "services" => of("n8n", "nosuch"),
             _ => String::new(),
         };
         let query = match path.rsplit('/').next().unwrap() {
