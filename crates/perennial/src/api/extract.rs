@@ -52,6 +52,21 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Json<T> {
     }
 }
 
+impl<T> Json<T> {
+    /// Refuses a body that was left out or is no object, where the request says nothing without one. A list would be taken for the
+    /// fields in their order.
+    ///
+    /// # Errors
+    /// 400, saying so.
+    pub fn is_there(&self) -> Result<(), ApiError> {
+        if self.bytes.trim_ascii_start().starts_with(b"{") {
+            return Ok(());
+        }
+        Err(ApiError::new(StatusCode::BAD_REQUEST, "missing-body", "the body is no JSON object")
+            .hint("send a JSON object of what is to change"))
+    }
+}
+
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else { return false };
     let essence = value.split(';').next().unwrap_or_default().trim();

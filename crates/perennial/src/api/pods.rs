@@ -168,6 +168,7 @@ pub async fn patch(
     headers: HeaderMap,
     body: Json<PatchPod>,
 ) -> Result<Response, ApiError> {
+    body.is_there()?;
     let version = if_match(&headers)?;
     let change = |spec: &_| Ok(convert::patched_spec(spec, &body.value));
     let (pod, latest) = state.app.patch(&body.caller, id, version, change).await?;

@@ -113,6 +113,7 @@ pub async fn patch(
     Id(UserName(name)): Id<UserName>,
     body: Json<PatchUser>,
 ) -> Result<axum::Json<User>, ApiError> {
+    body.is_there()?;
     let Json { value, caller, .. } = body;
     let change = UserChange {
         email: value.email,
