@@ -127,6 +127,13 @@ impl Storage {
         let storage = Self { root: root.to_owned(), installation, owner: owner.clone() };
         if found.as_deref() != Some(&owner) {
             tree::make_private_dir(root).map_err(io(format_args!("make {text}")))?;
+            // Of two processes that find a new root at the same instant one gives it its identity, and the other takes that.
+            let claiming = std::fs::File::open(root).map_err(io(format_args!("open {text}")))?;
+            claiming.lock().map_err(io(format_args!("lock {text}")))?;
+            if read_line(&root.join(OWNER))? != found {
+                drop(claiming);
+                return Self::open(root, installation, record);
+            }
             tree::write_durably(root, OWNER, format!("{owner}\n").as_bytes()).map_err(io("claim the storage root"))?;
         }
         // Only after the root itself, so that a crash between the two leaves one that can be opened.
@@ -427,6 +434,28 @@ mod tests {
         std::fs::remove_file(storage.root().join(OWNER)).expect("unmount");
         assert!(matches!(storage.presence(&set), Err(EngineError::Transient { .. })));
         assert!(matches!(storage.list_sets(), Err(EngineError::Transient { .. })));
+    }
+
+    #[test]
+    fn a_new_root_that_many_open_at_once_gets_one_identity() {
+        let temp = tempfile::tempdir().expect("temp");
+        let installation = InstallationId::from_parts(1, [1; 10]);
+        for round in 0..50 {
+            let root = temp.path().join(round.to_string());
+            let together = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                let open = || {
+                    together.wait();
+                    let opened = Storage::open(&root, installation, None);
+                    together.wait();
+                    opened.and_then(|storage| storage.check())
+                };
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+                for one in all {
+                    assert_eq!(one.join().expect("joined"), Ok(()), "round {round}");
+                }
+            });
+        }
     }
 
     #[test]
