@@ -328,15 +328,20 @@ mod tests {
             std::fs::create_dir(&path).expect("make a directory");
             path
         };
-        // Stands for an ssh: a shell with such an argument, which waits for its input to end.
+        // Stands for an ssh: a shell with such an argument, which waits for its input to end. It says that it is there, because
+        // a process that has just been started has no arguments yet that others see.
         let process = |place: &Path| {
             let argument = format!("{}:/remote", place.join(SOCKET).display());
             let mut command = std::process::Command::new("sh");
-            command
-                .args(["-c", "read x; exit 0", "sh", &argument])
+            let mut shell = command
+                .args(["-c", "echo there; read x; exit 0", "sh", &argument])
                 .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
                 .spawn()
-                .expect("start a shell")
+                .expect("start a shell");
+            let mut there = [0; 6];
+            std::io::Read::read_exact(shell.stdout.as_mut().expect("its output"), &mut there).expect("a word of it");
+            shell
         };
         let (left, used) = (made("left"), made("used"));
         let (mut orphan, mut other) = (process(&left), process(&used));
