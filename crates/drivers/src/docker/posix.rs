@@ -153,7 +153,7 @@ fn attributes(dir: &Path) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    /// The test above on a real FUSE and on real disks is in tests/docker_storage.rs.
+    /// The test above on a real FUSE and on real disks is in tests/docker/storage.rs.
     #[test]
     fn p23_every_promise_that_is_broken_is_named() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -12,7 +12,7 @@
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on ends")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the tables are what it is for")]
 
-#[path = "../../tests/installation/mod.rs"]
+#[path = "../../tests/docker/installation/mod.rs"]
 mod installation;
 
 // The data set of the measurements of snapshots.

@@ -1,0 +1,23 @@
+//! Pods on a real Docker Engine, by the real program: one server, one engine, real data, real faults.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod clone;
+mod database;
+mod database_copy;
+mod engine_restart;
+mod faults;
+mod hooks;
+mod host;
+mod hostile;
+mod import;
+mod installation;
+mod instant;
+mod lifecycle;
+mod mover;
+mod packages;
+mod parts;
+mod ssh;
+#[path = "../../../drivers/tests/docker/support/sshd.rs"]
+mod sshd;
+mod tenants;

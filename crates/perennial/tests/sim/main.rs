@@ -1,0 +1,24 @@
+//! The server on a simulated engine with a virtual clock: the whole life of pods, and a death at every step of it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![allow(clippy::print_stdout, reason = "the report says what was swept")]
+
+mod browse;
+mod care;
+mod clone;
+mod crash;
+mod erase;
+mod freeze;
+mod hooks;
+mod import;
+mod incidents;
+mod lifecycle;
+mod model;
+mod mover;
+mod parts;
+mod replica;
+mod retention;
+mod still;
+mod trail;
+mod watch;
+mod world;
