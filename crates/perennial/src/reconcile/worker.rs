@@ -17,6 +17,7 @@ use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
 use tokio::sync::Semaphore;
 
+use super::glance::AtRest;
 use super::hooking::Hooking;
 use super::leases::LEASE;
 use super::progress::ProgressBoard;
@@ -97,6 +98,8 @@ pub(super) struct Memory {
     pub(super) busy: HashSet<PodId>,
     /// Pods that a pass of another one gave something to do.
     pub(super) woken: Vec<PodId>,
+    /// Pods that were at rest when they were looked at last.
+    pub(super) at_rest: HashMap<PodId, AtRest>,
     /// Pods that are known not to have been left frozen by a server that died.
     pub(super) thawed: HashSet<PodId>,
 }
@@ -276,16 +279,20 @@ impl Reconciler {
 
     /// Observes the pod; its plan may look at these snapshots.
     pub(super) async fn look_with(&self, pod: Pod, snapshots: Vec<Snapshot>) -> Result<View, StepError> {
-        let specs: Vec<SetSpec> = pod.sets.iter().map(|s| set_spec(&pod, s)).collect();
-        let mut observed = self.engine.observe(pod.id, &specs).await?;
+        let mut observed = self.engine.observe(pod.id, &set_specs(&pod)).await?;
         let quiet: Vec<SetSpec> = quiet_sets(&pod, &observed).map(|s| set_spec(&pod, s)).collect();
         if !quiet.is_empty() {
             observed.foreign.extend(self.engine.lingering(&quiet).await?);
         }
+        let layer_hidden = self.hides_layers(pod.spec.runtime.as_deref()).await?;
+        Ok(View { pod, observed, snapshots, lease: None, retry_cleared: false, layer_hidden })
+    }
+
+    /// Whether the runtime hides changes outside volumes.
+    pub(super) async fn hides_layers(&self, runtime: Option<&str>) -> Result<bool, StepError> {
         // Known without asking anybody: the engine probed its runtimes when it was connected.
         let capabilities = self.engine.capabilities().await?;
-        let layer_hidden = capabilities.runtime(pod.spec.runtime.as_deref()).is_some_and(|r| !r.root_changes);
-        Ok(View { pod, observed, snapshots, lease: None, retry_cleared: false, layer_hidden })
+        Ok(capabilities.runtime(runtime).is_some_and(|r| !r.root_changes))
     }
 
     pub(super) fn plan(&self, view: &View) -> Plan {
@@ -327,13 +334,19 @@ impl Reconciler {
         let whole = |s: &VolumeSet| {
             view.observed.set(s.number).is_some_and(|o| o.presence == perennial_core::engine::Presence::Whole)
         };
-        let due = pod.data_seen_at.is_none_or(|t| t.checked_add(SEEN_EVERY).is_ok_and(|t| t <= self.now()));
-        due && pod.current_set().is_some_and(|s| s.attached.is_some() && whole(s))
+        seen_due(pod).is_some_and(|due| due <= self.now()) && pod.current_set().is_some_and(whole)
     }
 
     pub(super) fn after(&self, delay: SignedDuration) -> Option<Timestamp> {
         self.now().checked_add(delay).ok()
     }
+}
+
+/// When it is next recorded that the pod's data was seen; `None` while the host holds none that a writer may have changed.
+pub(super) fn seen_due(pod: &Pod) -> Option<Timestamp> {
+    pod.current_set().filter(|set| set.attached.is_some())?;
+    let next = |at: Timestamp| at.checked_add(SEEN_EVERY).unwrap_or(Timestamp::MAX);
+    Some(pod.data_seen_at.map_or(Timestamp::MIN, next))
 }
 
 /// Whether an owed hook has to be run that nobody tried yet: it does not wait for what failed before, if that is the next step.
@@ -358,11 +371,16 @@ pub(super) fn current_operation(pod: &Pod) -> Option<OperationId> {
 
 /// The sets that ran, on which no container runs, and of which something is wanted: nobody may have them mounted, seen by
 /// the engine or not.
-fn quiet_sets<'a>(pod: &'a Pod, observed: &ObservedPod) -> impl Iterator<Item = &'a VolumeSet> {
+pub(super) fn quiet_sets<'a>(pod: &'a Pod, observed: &ObservedPod) -> impl Iterator<Item = &'a VolumeSet> {
     let live = observed.container.as_ref().is_some_and(perennial_core::engine::ObservedContainer::is_live);
     let wanted = pod.goal.is_some() || !pod.tasks.is_empty() || pod.desired != Desired::Paused;
     let ran = |s: &&VolumeSet| s.attached.is_some() && s.state != SetState::Quarantined;
     pod.sets.iter().filter(ran).filter(move |_| wanted && !live)
+}
+
+/// All sets of the pod as the engine has to know them.
+pub(super) fn set_specs(pod: &Pod) -> Vec<SetSpec> {
+    pod.sets.iter().map(|set| set_spec(pod, set)).collect()
 }
 
 /// The set as the engine has to know it.

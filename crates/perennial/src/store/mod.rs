@@ -47,7 +47,7 @@ pub use audit::AuditFilter;
 pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};
 pub use erasures::{Asked, Became, Erasure, ErasureChange, FoundPlace, FoundPlaces, ServerKeys, Which};
-pub use heads::{HeadedPod, PodHead};
+pub use heads::{HeadedPod, PodHead, SnapshotBody};
 pub use lease::Lease;
 pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visibility};
 pub use recovery::{ExportOf, RecoveryExport};

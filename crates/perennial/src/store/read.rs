@@ -157,6 +157,16 @@ impl Select {
         self.raw(")")
     }
 
+    /// Adds a list of these ids, of which there is one at least.
+    pub(super) fn any_of<T: ToString>(&mut self, ids: &[T]) -> &mut Self {
+        let mut before = "($";
+        for id in ids {
+            self.text(before, id.to_string());
+            before = ", $";
+        }
+        self.raw(")")
+    }
+
     pub(super) fn limit(&mut self, limit: u32) -> &mut Self {
         self.with(" LIMIT $", Value::Number(i64::from(limit)))
     }
@@ -293,13 +303,11 @@ impl Store {
     /// # Errors
     /// Why they could not be read.
     pub async fn snapshots_fetch(&self, ids: &[SnapshotId]) -> Result<Vec<Snapshot>, StoreError> {
-        let Some((first, others)) = ids.split_first() else { return Ok(Vec::new()) };
-        let mut select = Select::new("SELECT body FROM snapshots");
-        select.text(" WHERE id IN ($", first.to_string());
-        for id in others {
-            select.text(", $", id.to_string());
+        if ids.is_empty() {
+            return Ok(Vec::new());
         }
-        select.raw(") ORDER BY id");
+        let mut select = Select::new("SELECT body FROM snapshots WHERE id IN ");
+        select.any_of(ids).raw(" ORDER BY id");
         self.rows(select).await?.iter().map(|row| snapshot_from_body(row.try_get(0)?)).collect()
     }
 
