@@ -311,14 +311,13 @@ const NAME_MAX: usize = 63;
 const PATH_MAX: usize = 200;
 
 impl Refusal<'_> {
-    /// The row for it: nothing of what was sent but where it was sent to.
+    /// The row for it, without its time: nothing of what was sent but where it was sent to.
     #[must_use]
-    pub fn row(&self, at: String) -> Row {
+    pub fn row(&self) -> Row {
         let path: String = path_without_secrets(self.path).chars().take(PATH_MAX).collect();
         let pod = self.path.split('/').find_map(|part| part.parse::<PodId>().ok());
         let pod = pod.filter(|_| self.path.contains("/pods/"));
         Row {
-            at,
             actor: self.actor.to_owned(),
             tenant: self.tenant.map(str::to_owned),
             pod: pod.map(|pod| pod.to_string()),

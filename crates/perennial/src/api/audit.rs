@@ -1,12 +1,8 @@
-//! The audit for administrators, and the layer that adds requests which were refused.
+//! The audit for administrators.
 
-use axum::extract::{Request, State};
-use axum::http::Method;
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::State;
 use jiff::Timestamp;
 use perennial_core::Error;
-use perennial_core::access::Reach;
 use perennial_core::id::PodId;
 use perennial_core::spec::TenantId;
 use serde::Deserialize;
@@ -17,8 +13,7 @@ use super::auth::Caller;
 use super::extract::{Query, cut, page};
 use super::problem::ApiError;
 use super::wire::{AuditHead, AuditPage, AuditRow, Problem};
-use crate::audit::{Numbered, Refusal};
-use crate::service::App;
+use crate::audit::Numbered;
 use crate::store::AuditFilter;
 
 /// Selects rows of the audit.
@@ -98,25 +93,4 @@ fn row(Numbered { number, row, link }: Numbered) -> AuditRow {
         code: row.code,
         hash: link.to_string(),
     }
-}
-
-/// Adds what somebody asked to be changed and was refused, for want of rights too. Who has no token is nobody: `auth` says in the
-/// answer who asked.
-pub async fn refusals(State(app): State<App>, request: Request, next: Next) -> Response {
-    let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = next.run(request).await;
-    let (caller, error) = (response.extensions().get::<Caller>(), response.extensions().get::<ApiError>());
-    if let (true, Some(Caller(caller)), Some(error)) = (changes, caller, error) {
-        let tenant = match &caller.rights.reach {
-            Reach::Only(tenants) if tenants.len() == 1 => tenants.first().map(TenantId::as_str),
-            Reach::Only(_) | Reach::All => None,
-        };
-        let (actor, method, path) = (caller.actor.as_str(), method.as_str(), path.as_str());
-        let refusal = Refusal { actor, tenant, method, path, status: error.status(), code: error.code() };
-        if let Err(error) = app.store.audit_refusal(app.clock.now(), &refusal).await {
-            tracing::error!(%error, code = refusal.code, "add a refused request to the audit");
-        }
-    }
-    response
 }

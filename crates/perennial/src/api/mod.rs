@@ -2,6 +2,7 @@
 //!
 //! - `wire`: the JSON; `convert`: domain types into it and back;
 //! - `auth`: one layer before every route, `access`: the table it goes by, `guard`: bodies that end with their sender's rights; `extract`, `action`: reading requests; `problem`: failures as answers;
+//! - `refusals`: the layer that adds what was refused to the audit;
 //! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
 //!   `users`, `tenants`, `tokens`, `services` (the catalogue), `erase` (tenants): the routes.
@@ -29,6 +30,7 @@ mod logs;
 mod operations;
 mod pods;
 mod problem;
+mod refusals;
 mod replication;
 mod restore;
 pub(crate) mod retention;
@@ -212,7 +214,7 @@ pub fn openapi() -> String {
 /// [`Undecided`] when somebody forgot to decide who may ask for a route.
 pub fn router(app: App, board: ProgressBoard, stopping: watch::Receiver<bool>) -> Result<Router, Undecided> {
     let tokens = app.access.clone();
-    let audited = app.clone();
+    let audited = refusals::Audited::new(app.clone());
     let state = ApiState { app, board, pods: shown::ShownPods::default(), openapi: openapi().into(), stopping };
     let (router, document) = routes().split_for_parts();
     access::check(&document)?;
@@ -222,7 +224,7 @@ pub fn router(app: App, board: ProgressBoard, stopping: watch::Receiver<bool>) -
         .layer(DefaultBodyLimit::max(BODY_MAX))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn_with_state(tokens, auth::authenticate))
-        .layer(from_fn_with_state(audited, audit::refusals))
+        .layer(from_fn_with_state(audited, refusals::audit))
         .layer(from_fn(identify));
     Ok(router)
 }

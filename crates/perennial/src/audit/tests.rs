@@ -246,7 +246,7 @@ async fn a_refusal_tells_where_a_request_was_sent_and_nothing_of_what_was_in_it(
     let path = format!("/api/v1/pods/{id}/start");
     let refusal =
         Refusal { actor: "ann", tenant: Some("acme"), method: "POST", path: &path, status: 409, code: "pod-busy" };
-    let row = in_request("r1".to_owned(), async { refusal.row("then".to_owned()) }).await;
+    let row = in_request("r1".to_owned(), async { refusal.row() }).await;
     assert_eq!(
         (row.result.as_str(), row.code.as_deref(), row.request.as_deref()),
         ("refused", Some("pod-busy"), Some("r1"))
@@ -257,10 +257,10 @@ async fn a_refusal_tells_where_a_request_was_sent_and_nothing_of_what_was_in_it(
     );
     // What was meant to be an id may be anything.
     let secret = format!("/api/v1/tokens/prn_{}/wOrD/100%25", "a".repeat(40));
-    let row = Refusal { path: &secret, ..refusal }.row("then".to_owned());
+    let row = Refusal { path: &secret, ..refusal }.row();
     assert_eq!(row.action, "POST /api/v1/tokens/…/…/…");
     let long = format!("/api/v1/{}", "x/".repeat(5000));
-    let row = Refusal { path: &long, status: 503, ..refusal }.row("then".to_owned());
+    let row = Refusal { path: &long, status: 503, ..refusal }.row();
     assert_eq!((row.result.as_str(), row.pod, row.request), ("failed", None, None));
     assert!(row.action.len() < 220);
 }

@@ -15,7 +15,7 @@ use super::change::Change;
 use super::read::Select;
 use super::rows::{corrupt, desired_text, spec_to_text, time};
 use super::{Store, StoreError};
-use crate::audit::{Head, Link, Numbered, PodColumns, Refusal, Row, changes, request};
+use crate::audit::{Head, Link, Numbered, PodColumns, Row, changes, request};
 
 /// Who changed something without an event that says so.
 const SYSTEM: &str = "system";
@@ -204,14 +204,15 @@ fn numbered(row: &AnyRow) -> Result<Numbered, StoreError> {
 }
 
 impl Store {
-    /// Adds a request that was refused, or failed, and changed nothing.
+    /// Adds requests that were refused, or failed, and changed nothing.
     ///
     /// # Errors
-    /// Why it is not there, or that nobody knows.
-    pub async fn audit_refusal(&self, at: Timestamp, refusal: &Refusal<'_>) -> Result<(), StoreError> {
+    /// Why they are not there, or that nobody knows.
+    pub async fn audit_refused(&self, at: Timestamp, rows: Vec<Row>) -> Result<(), StoreError> {
+        let rows = rows.into_iter().map(|row| Row { at: time(at), ..row }).collect();
         let mut held = self.write.acquire().await?;
         let mut transaction = held.connection()?.begin().await?;
-        append(&mut transaction, vec![refusal.row(time(at))]).await?;
+        append(&mut transaction, rows).await?;
         transaction.commit().await.map_err(|e| StoreError::OutcomeUnknown(Some(e)))?;
         held.done();
         Ok(())

@@ -85,6 +85,27 @@ async fn who_was_refused_for_want_of_rights_and_who_got_them_is_in_the_audit() {
 }
 
 #[tokio::test]
+async fn nobody_fills_the_audit_with_refusals() {
+    let server = Server::start().await;
+    server.user("ann", "user", &["acme"]).await;
+    let (_, one) = server.token("ann", &["operate"]).await;
+    let (_, other) = server.token("ann", &["operate"]).await;
+    for _ in 0..40 {
+        for token in [&one, &other] {
+            let refused = server.post_as(token, "/api/v1/pods", json!({"name": "BAD"})).await;
+            assert!(refused.status.is_client_error(), "{refused:?}");
+        }
+    }
+    let all = items(&server, "?limit=1000").await;
+    let of = |action: &str| all.iter().filter(|row| row["action"] == action).count();
+    assert_eq!((of("POST /api/v1/pods"), of("refusals.left-out")), (60, 1));
+    // Who else is refused meanwhile is in it.
+    assert!(server.post("/api/v1/pods", json!({"name": "BAD"})).await.status.is_client_error());
+    let last = items(&server, "?limit=1000").await.pop().unwrap();
+    assert_eq!((&last["action"], &last["actor"]), (&json!("POST /api/v1/pods"), &json!("admin")));
+}
+
+#[tokio::test]
 async fn the_audit_is_paged_filtered_and_verified_by_whoever_reads_it() {
     let server = Server::start().await;
     for name in ["a", "b", "c"] {

@@ -111,7 +111,7 @@ pub async fn the_audit_tells_every_change_with_what_it_changed(db: &Database) {
 
     let refusal =
         Refusal { actor: "ann", tenant: None, method: "POST", path: "/api/v1/pods", status: 409, code: "taken" };
-    store.audit_refusal(now(), &refusal).await.unwrap();
+    store.audit_refused(now(), vec![refusal.row()]).await.unwrap();
     let head = verified(&store, None).await.unwrap();
     assert_eq!(head.number, 6);
     let of = async |filter: AuditFilter| {
@@ -171,7 +171,7 @@ pub async fn the_audit_of_two_servers_is_one_chain(db: &Database) {
                     if n % 5 == 0 {
                         let refusal =
                             Refusal { actor: "a", tenant: None, method: "POST", path: "/", status: 400, code: "c" };
-                        store.audit_refusal(now(), &refusal).await.unwrap();
+                        store.audit_refused(now(), vec![refusal.row()]).await.unwrap();
                     } else {
                         store.commit(Change { events: vec![any.event(&pod)], ..Change::default() }).await.unwrap();
                     }
