@@ -102,6 +102,7 @@ impl App {
         let spec = spec(source.as_ref().map(|(_, pod)| &pod.spec))?;
         spec.validate()?;
         self.refuse_erased(&tenant).await?;
+        let made = self.tenant_made(request.caller, &tenant).await?;
         self.check_engine(&spec).await?;
         if source.is_none() {
             self.check_image(&spec.image).await?;
@@ -127,7 +128,7 @@ impl App {
             pod: Some(pod.clone()),
             uses: operation.snapshot.into_iter().collect(),
             operations: vec![operation.clone()],
-            events: vec![requested(&operation)],
+            events: made.into_iter().chain([requested(&operation)]).collect(),
             ..Change::default()
         };
         let stored = Pod { version: 1, ..pod };

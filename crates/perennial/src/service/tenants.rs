@@ -2,6 +2,7 @@
 
 use perennial_core::Error;
 use perennial_core::access::UserName;
+use perennial_core::operation::NewEvent;
 use perennial_core::spec::TenantId;
 
 use super::{App, Caller};
@@ -33,6 +34,25 @@ impl App {
             other => other?,
         }
         self.membership(&name).await
+    }
+
+    /// What the trail says of a tenant that its first pod makes; `None` when it is there. Only who may make tenants can do that.
+    pub(super) async fn tenant_made(&self, caller: &Caller, name: &TenantId) -> Result<Option<NewEvent>, Error> {
+        if self.store.tenant_fetch(name).await?.is_some() {
+            return Ok(None);
+        }
+        if !caller.rights.is_platform() {
+            return Err(Error::not_found(format!("tenant {name}")));
+        }
+        Ok(Some(NewEvent {
+            at: self.now(),
+            actor: caller.actor.clone(),
+            tenant: name.clone(),
+            pod: None,
+            operation: None,
+            kind: "tenant.created".to_owned(),
+            message: format!("tenant {name} made with its first pod"),
+        }))
     }
 
     /// Reads a tenant.

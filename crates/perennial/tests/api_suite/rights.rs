@@ -262,6 +262,23 @@ async fn a_tenant_that_is_erased_takes_memberships_and_its_tokens_along() {
 }
 
 #[tokio::test]
+async fn a_first_pod_makes_its_tenant_for_who_may_make_tenants_and_the_trail_tells() {
+    let server = Server::start().await;
+    server.user("root", "admin", &[]).await;
+    let (_, operator) = server.token("root", &["read", "operate"]).await;
+    let new = |name: &str| json!({"name": name, "image": "debian:12", "tenant": "beta"});
+    let refused = server.post_as(&operator, "/api/v1/pods", new("one")).await;
+    assert_eq!((refused.status, refused.problem().0.as_str()), (StatusCode::NOT_FOUND, "not-found"));
+    assert_eq!(server.get("/api/v1/tenants/beta").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(server.post("/api/v1/pods", new("one")).await.status, StatusCode::ACCEPTED);
+    assert_eq!(server.post_as(&operator, "/api/v1/pods", new("two")).await.status, StatusCode::ACCEPTED);
+    let events = server.get("/api/v1/events?limit=1000").await.json();
+    let made =
+        events["items"].as_array().unwrap().iter().filter(|e| e["type"] == "tenant.created" && e["tenant"] == "beta");
+    assert_eq!(made.count(), 1, "{events:#}");
+}
+
+#[tokio::test]
 async fn a_repetition_is_answered_to_who_may_see_what_it_was_about() {
     let server = Server::start().await;
     server.user("ann", "user", &["acme"]).await;
