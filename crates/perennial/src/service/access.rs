@@ -23,6 +23,8 @@ use crate::store::{Store, StoreError, TokenHash};
 
 /// How old what is remembered may be, as far as changes by other servers go.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a database may take to say whether somebody still has the rights that a stream was begun with.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Most tokens that are remembered; beyond that all are forgotten.
 const MOST: usize = 10_000;
 /// How exact the time of a token's last use is.
@@ -122,9 +124,9 @@ impl Access {
         let mut changes = self.0.changes.clone();
         changes.mark_unchanged();
         loop {
-            match self.again(caller).await {
-                Ok(now) if now.rights.covers(&caller.rights) => {}
-                Ok(_) | Err(_) => return,
+            match tokio::time::timeout(PATIENCE, self.again(caller)).await {
+                Ok(Ok(now)) if now.rights.covers(&caller.rights) => {}
+                Ok(Ok(_) | Err(_)) | Err(_) => return,
             }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
