@@ -129,8 +129,7 @@ impl App {
                 at: self.now(),
             }
         });
-        self.has_rights_still(request.caller).await?;
-        match self.store.commit(change).await {
+        match self.commit_for(request.caller, change).await {
             Ok(()) => {}
             // Written or not: the rows tell (law 5). What is not there yet may still come, so the caller is told to
             // ask again.

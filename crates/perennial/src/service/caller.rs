@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use perennial_core::Error;
 use perennial_core::access::{Reach, Rights, UserName};
 use perennial_core::id::TokenId;
 use perennial_core::spec::TenantId;
 
-use crate::store::TokenHash;
+use crate::store::{Asker, TokenHash};
 
 /// What somebody showed to be let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,13 +81,19 @@ impl Caller {
         self.user.as_ref().map_or_else(|| TenantId::default_tenant().to_string(), |user| format!("user:{user}"))
     }
 
-    /// What a commit looks at again when the caller takes or gives rights.
+    /// The token; `None` for the administrator's, and for the server.
     #[must_use]
-    pub fn asker(&self) -> Option<(TokenId, Rights)> {
+    pub const fn token(&self) -> Option<TokenId> {
         match &self.credential {
-            Credential::Token { id, .. } => Some((*id, self.rights.clone())),
+            Credential::Token { id, .. } => Some(*id),
             Credential::AdminToken | Credential::Server => None,
         }
+    }
+
+    /// What a commit looks at again: rights may have been lost since the caller was let in.
+    #[must_use]
+    pub fn asker(&self, at: Timestamp) -> Option<Asker> {
+        self.token().map(|token| Asker { token, rights: self.rights.clone(), at })
     }
 
     /// The tenants that a list is narrowed to; `None` is all. `asked` is the one that the request names.

@@ -202,8 +202,8 @@ impl App {
         message: String,
     ) -> Result<(), Error> {
         let event = self.catalogue_event(&caller.actor, kind, message);
-        self.has_rights_still(caller).await?;
-        Ok(self.store.commit(Change { service: Some(change), events: vec![event], ..Change::default() }).await?)
+        let change = Change { service: Some(change), events: vec![event], ..Change::default() };
+        Ok(self.commit_for(caller, change).await?)
     }
 
     fn catalogue_event(&self, actor: &str, kind: &str, message: String) -> NewEvent {

@@ -111,7 +111,7 @@ impl App {
             if !ask.dry_run && erasure.problem.is_some() {
                 // Whoever asks again may have mended it: it is tried at once.
                 let solved = Some(ErasureChange::Problem(tenant.clone(), None));
-                self.store.commit(Change { erasure: solved, ..Change::default() }).await?;
+                self.commit_for(caller, Change { erasure: solved, ..Change::default() }).await?;
             }
             return self.erasure(caller, tenant).await;
         }
@@ -154,8 +154,7 @@ impl App {
             ("tenant.erase-requested", format!("tenant {tenant} is to be erased: {}", summary(&erasure))),
         );
         let begun = ErasureChange::Begun(Box::new(erasure));
-        self.has_rights_still(caller).await?;
-        self.store.commit(Change { erasure: Some(begun), events: vec![event], ..Change::default() }).await?;
+        self.commit_for(caller, Change { erasure: Some(begun), events: vec![event], ..Change::default() }).await?;
         self.erasure(caller, tenant).await
     }
 
@@ -185,9 +184,8 @@ impl App {
             let message = format!("of tenant {tenant} was given up: {}", open.join(", "));
             let event = self.erasure_event(caller, tenant, ("tenant.erase-given-up", message));
             let change = Some(ErasureChange::GivenUp(tenant.clone(), now, after.asked()));
-            self.has_rights_still(caller).await?;
-            let given_up =
-                self.store.commit(Change { erasure: change, events: vec![event], ..Change::default() }).await;
+            let change = Change { erasure: change, events: vec![event], ..Change::default() };
+            let given_up = self.commit_for(caller, change).await;
             if matches!(given_up, Err(StoreError::Stale)) {
                 let hint = "look at it once more, and give up what is left then";
                 return Err(Error::conflict("erasure-changed", "the files were asked for meanwhile", hint));

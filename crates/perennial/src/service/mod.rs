@@ -62,7 +62,7 @@ use crate::keys::Keyring;
 use crate::library::Library;
 use crate::reconcile::worker::set_spec;
 use crate::store::{
-    EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store, StoreError,
+    Change, EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store, StoreError,
 };
 
 pub use access::{Access, token_hash};
@@ -212,17 +212,12 @@ impl App {
         Err(Error::Forbidden { problem: "this takes an administrator, and a token with the scope admin".to_owned() })
     }
 
-    /// Asks again, right before a commit, whether who asks has the rights that they came with.
+    /// Commits what somebody asked for, unless they lost rights since they were let in.
     ///
     /// # Errors
-    /// [`StoreError::RightsLost`] when they have less now.
-    pub(super) async fn has_rights_still(&self, caller: &Caller) -> Result<(), StoreError> {
-        match self.access.again(caller).await {
-            Ok(now) if now.rights.covers(&caller.rights) => Ok(()),
-            Ok(_) | Err(Error::Unauthorized { .. }) => Err(StoreError::RightsLost),
-            // A database that cannot tell does not commit either, and says more about it.
-            Err(_) => Ok(()),
-        }
+    /// [`StoreError::RightsLost`] when they did, and whatever else [`Store::commit`] says.
+    pub(super) async fn commit_for(&self, caller: &Caller, change: Change) -> Result<(), StoreError> {
+        self.store.commit(Change { asker: caller.asker(self.now()), ..change }).await
     }
 
     /// Reads a pod and its newest verified snapshot.

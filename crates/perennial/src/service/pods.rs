@@ -321,9 +321,8 @@ impl App {
                 kind: "pod.updated".to_owned(),
                 message: format!("specification changed to generation {}", next.spec_generation),
             };
-            self.has_rights_still(caller).await?;
             let change = Change { pod: Some(next.clone()), events: vec![event], ..Change::default() };
-            match self.store.commit(change).await {
+            match self.commit_for(caller, change).await {
                 Ok(()) => {
                     (self.waker)(id);
                     return Ok((Pod { version: next.version + 1, ..next }, latest));

@@ -76,8 +76,8 @@ impl App {
             message: format!("recovery kit exported with the keys of tenants {}", tenants.join(", ")),
         };
         let exports = keys.iter().map(export).collect();
-        self.has_rights_still(caller).await?;
-        self.store.commit(Change { recovery_exports: exports, events: vec![event], ..Change::default() }).await?;
+        let change = Change { recovery_exports: exports, events: vec![event], ..Change::default() };
+        self.commit_for(caller, change).await?;
         let place = |of, tenant: &TenantId| match (of, &self.settings.replication) {
             (ExportOf::Replica, Some(replication)) => replication.repository.of_tenant(tenant),
             _ => self.settings.repository.of_tenant(tenant),

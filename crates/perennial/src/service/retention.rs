@@ -218,8 +218,7 @@ impl App {
             operations: operations.clone(),
             ..Change::default()
         };
-        self.has_rights_still(caller).await?;
-        self.store.commit(change).await?;
+        self.commit_for(caller, change).await?;
         for operation in &operations {
             operation.snapshot.into_iter().for_each(|id| self.remover.snapshot_remove(operation.id, id));
         }

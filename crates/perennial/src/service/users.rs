@@ -99,8 +99,8 @@ impl App {
             kind: kind.to_owned(),
             message,
         };
-        let access = Some(AccessRequest { change, asker: caller.asker(), at });
-        self.store.commit(Change { access, events: vec![event], ..Change::default() }).await
+        let access = Some(AccessRequest { change, at });
+        self.commit_for(caller, Change { access, events: vec![event], ..Change::default() }).await
     }
 
     /// Makes a user.
@@ -223,8 +223,8 @@ impl App {
             Some(name) => self.store.user_fetch(name).await?,
             None => None,
         };
-        let token = match caller.asker() {
-            Some((id, _)) => self.store.token_fetch(id).await?,
+        let token = match caller.token() {
+            Some(id) => self.store.token_fetch(id).await?,
             None => None,
         };
         Ok(Identity { actor: caller.actor.clone(), user, token, rights: caller.rights.clone() })

@@ -22,8 +22,8 @@ use super::read::{Page, Select};
 use super::rows::{corrupt, parse, parse_tenant, parse_time, time};
 use super::{Store, StoreError};
 
-pub use write::{AccessChange, AccessRequest, UserPatch};
-pub(super) use write::{Announcement, apply, tenant_ensure, tenant_gone};
+pub use write::{AccessChange, AccessRequest, Asker, UserPatch};
+pub(super) use write::{Announcement, apply, check, tenant_ensure, tenant_gone};
 
 /// SHA-256 of a token. Nobody gets in with it, and it is not shown all the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -18,8 +18,8 @@ use super::recovery::export_upsert;
 use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
-    AccessRequest, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange, Store,
-    StoreError, access, audit, erasures, fence, services,
+    AccessRequest, Asker, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange,
+    Store, StoreError, access, audit, erasures, fence, services,
 };
 
 /// What one transaction writes.
@@ -63,6 +63,9 @@ pub struct Change {
     pub service: Option<ServiceChange>,
     /// What changes in the erasure of a tenant.
     pub erasure: Option<ErasureChange>,
+    /// Who asks, and with which rights; `None` for the server itself, and for the administrator's token, which nothing takes
+    /// rights from.
+    pub asker: Option<Asker>,
     /// What changes of who may do what.
     pub access: Option<AccessRequest>,
     /// The answer to a request, so that its repetition is answered alike.
@@ -194,6 +197,7 @@ impl Change {
         }
         // Last, because on Postgres the counter's row is locked from here to the commit.
         let event = events_insert(tx, &self.events).await?;
+        access::check(tx, self).await?;
         erasures::apply(tx, self).await?;
         access::apply(tx, self).await?;
         audit::write(tx, self, &before).await?;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use perennial::store::{
-    AccessChange, AccessRequest, Change, ErasureChange, Page, Store, StoreError, TokenFilter, TokenHash, UserPatch,
+    AccessChange, AccessRequest, Asker, Change, ErasureChange, Page, Store, StoreError, TokenFilter, TokenHash,
+    UserPatch,
 };
 use perennial_core::access::{Rights, Role, Scope, Token, User, UserName};
 use perennial_core::id::TokenId;
@@ -60,9 +61,13 @@ fn event(kind: &str) -> NewEvent {
     }
 }
 
-fn asked(change: AccessChange, asker: Option<(TokenId, Rights)>) -> Change {
-    let access = Some(AccessRequest { change, asker, at: now() });
-    Change { access, events: vec![event("user.changed")], ..Change::default() }
+fn asker(n: u8) -> Option<Asker> {
+    Some(Asker { token: token(n, "root").id, rights: Rights::everything(), at: now() })
+}
+
+fn asked(change: AccessChange, asker: Option<Asker>) -> Change {
+    let access = Some(AccessRequest { change, at: now() });
+    Change { access, asker, events: vec![event("user.changed")], ..Change::default() }
 }
 
 async fn done(store: &Store, change: AccessChange) {
@@ -171,8 +176,9 @@ pub async fn what_is_not_there_or_taken_is_refused(db: &Database) {
 
 pub async fn who_lost_rights_gives_none(db: &Database) {
     let store = with_root(db).await;
-    let asker = || Some((token(1, "root").id, Rights::everything()));
-    store.commit(asked(made(2, "root"), asker())).await.unwrap();
+    store.commit(asked(made(2, "root"), asker(1))).await.unwrap();
+    let mut any = Any::new(21);
+    store.commit(Change { pod: Some(any.living("before")), asker: asker(1), ..Change::default() }).await.unwrap();
     let less = UserPatch { role: Some(Role::User), ..UserPatch::default() };
     let off = UserPatch { disabled: Some(true), ..UserPatch::default() };
     let (more, on) = (
@@ -193,17 +199,24 @@ pub async fn who_lost_rights_gives_none(db: &Database) {
             AccessChange::UserNew(Box::new(user("eve", Role::Admin)), None),
             AccessChange::TenantNew(tenant("eve")),
         ] {
-            let refused = store.commit(asked(gives.clone(), asker())).await;
+            let refused = store.commit(asked(gives.clone(), asker(1))).await;
             assert!(matches!(&refused, Err(StoreError::RightsLost)), "{takes:?}, {gives:?}: {refused:?}");
         }
+        // Nor does anything else that they were asking for meanwhile, be it told of or not.
+        let pod = any.living("after");
+        for events in [vec![event("pod.updated")], Vec::new()] {
+            let change = Change { pod: Some(pod.clone()), asker: asker(1), events, ..Change::default() };
+            let refused = store.commit(change).await;
+            assert!(matches!(&refused, Err(StoreError::RightsLost)), "{takes:?}: {refused:?}");
+        }
+        assert_eq!(store.pod_fetch(pod.id).await.unwrap(), None);
         assert_eq!((store.access_epoch().await.unwrap(), store.event_last().await.unwrap()), before);
         if let Some(gives_back) = gives_back {
             done(&store, gives_back).await;
         }
     }
     // A token that was never made, or is over.
-    let nobody = Some((token(8, "root").id, Rights::everything()));
-    assert!(matches!(store.commit(asked(made(4, "root"), nobody)).await, Err(StoreError::RightsLost)));
+    assert!(matches!(store.commit(asked(made(4, "root"), asker(8))).await, Err(StoreError::RightsLost)));
 }
 
 /// Whatever a token makes while it is being revoked is made before that, or not at all.
@@ -211,7 +224,7 @@ pub async fn a_token_is_revoked_before_or_after_it_makes_another(db: &Database) 
     let store = with_root(db).await;
     for n in (10..50).step_by(2) {
         done(&store, made(n, "root")).await;
-        let mut make = asked(made(n + 1, "root"), Some((token(n, "root").id, Rights::everything())));
+        let mut make = asked(made(n + 1, "root"), asker(n));
         make.events = vec![event("token.created")];
         let mut revoke = asked(AccessChange::TokenRevoked(token(n, "root").id), None);
         revoke.events = vec![event("token.revoked")];

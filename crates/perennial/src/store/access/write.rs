@@ -19,10 +19,18 @@ use crate::store::rows::{parse_tenant, time};
 pub struct AccessRequest {
     /// What.
     pub change: AccessChange,
-    /// The token that asks, and the rights it had when it was decided that it may: nothing is written when it has less now. `None`
-    /// for the administrator's token, which nothing takes rights from.
-    pub asker: Option<(TokenId, Rights)>,
     /// When.
+    pub at: Timestamp,
+}
+
+/// A token that asks for a change, and the rights it had when it was decided that it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// Which.
+    pub token: TokenId,
+    /// Nothing is written when it has less than these now.
+    pub rights: Rights,
+    /// Now.
     pub at: Timestamp,
 }
 
@@ -79,17 +87,24 @@ impl Drop for Announcement {
     }
 }
 
-/// Writes what a change says of rights. Whoever asks is looked at after the row of the event counter was taken, which every other
-/// change of rights takes as well: what took theirs away is committed before this or after it.
+/// Takes the row of the event counter, which every change of rights takes: they are committed before this or after it.
+async fn others_wait(tx: &mut AnyConnection) -> Result<(), StoreError> {
+    sqlx::query("UPDATE counters SET value = value WHERE name = 'event'").execute(tx).await?;
+    Ok(())
+}
+
+/// Refuses a change of who lost rights since it was decided that they may ask for it.
+pub(in crate::store) async fn check(tx: &mut AnyConnection, change: &Change) -> Result<(), StoreError> {
+    let Some(Asker { token, rights, at }) = &change.asker else { return Ok(()) };
+    others_wait(tx).await?;
+    let now = holder(tx, *token).await?.and_then(|holder| holder.rights(*at));
+    if now.is_some_and(|now| now.covers(rights)) { Ok(()) } else { Err(StoreError::RightsLost) }
+}
+
+/// Writes what a change says of rights.
 pub(in crate::store) async fn apply(tx: &mut AnyConnection, change: &Change) -> Result<(), StoreError> {
     let Some(request) = &change.access else { return Ok(()) };
-    sqlx::query("UPDATE counters SET value = value WHERE name = 'event'").execute(&mut *tx).await?;
-    if let Some((id, before)) = &request.asker {
-        let now = holder(tx, *id).await?.and_then(|holder| holder.rights(request.at));
-        if !now.is_some_and(|now| now.covers(before)) {
-            return Err(StoreError::RightsLost);
-        }
-    }
+    others_wait(tx).await?;
     write(tx, &request.change, request.at).await?;
     counted(tx).await
 }
