@@ -79,9 +79,10 @@ impl DockerEngine {
     }
 }
 
-/// Whether this is the place of a still.
-pub(super) fn is_one(place: &Path) -> bool {
-    read(place).is_ok_and(|marker| marker.is_some())
+/// Whether this is the place of a still, also of one whose marker says nothing that can be understood.
+pub(super) fn may_be_one(place: &Path) -> bool {
+    // Only what is known not to be there is not there.
+    !matches!(place.join(MARKER).try_exists(), Ok(false))
 }
 
 /// Reads the marker in a place; `None` when there is none that can be read.
@@ -141,6 +142,11 @@ impl Storage {
     pub(super) fn discard_stills(&self, pod: PodId, number: SetNumber) -> Result<(), EngineError> {
         for entry in std::fs::read_dir(self.scratch()).map_err(io("list the scratch"))? {
             let place = entry.map_err(io("list the scratch"))?.path();
+            // A copy that nobody can tell the owner of is of no use to anybody, and keeps no set.
+            if let Err(error) = read(&place) {
+                tracing::warn!(place = %place.display(), %error, "look whose copy this is");
+                continue;
+            }
             if matches!(self.delete_still(&place, |marker| marker.is_of(pod, number))?, Gone::InUse) {
                 return Err(conflict(format!("a snapshot of set {number} of pod {pod} is still being read")));
             }
@@ -276,6 +282,24 @@ mod tests {
         assert!(storage.scratch().join("still-a").exists());
         assert_eq!(storage.discard_set(pod(2), 1), Ok(None));
         assert!(!storage.scratch().join("still-a").exists());
+    }
+
+    #[test]
+    fn a_marker_that_cannot_be_read_keeps_its_place_and_no_set() {
+        let (_temp, storage) = storage();
+        let broken = storage.scratch().join("still-a");
+        // Reading a directory fails, for root too.
+        std::fs::create_dir_all(broken.join(MARKER)).expect("broken");
+        let unclear = storage.scratch().join("still-b");
+        std::fs::create_dir(&unclear).expect("place");
+        std::fs::write(unclear.join(MARKER), "{").expect("marker");
+        assert_eq!(storage.discard_set(pod(2), 1), Ok(None));
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+        for place in [&broken, &unclear] {
+            File::open(place).expect("open").set_modified(old).expect("time");
+        }
+        storage.burn_all().expect("swept");
+        assert!(broken.exists() && unclear.exists());
     }
 
     #[test]

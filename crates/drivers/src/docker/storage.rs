@@ -314,7 +314,7 @@ impl Storage {
             let age = entry.metadata().and_then(|m| m.modified()).map(|m| m.elapsed().unwrap_or_default());
             // What says of itself whether somebody reads it needs no guess.
             if age.is_ok_and(|age| age > ABANDONED)
-                && !still::is_one(&entry.path())
+                && !still::may_be_one(&entry.path())
                 && let Err(error) = self.burn(&entry.path())
             {
                 // It keeps nothing from starting; the next start tries again.
