@@ -13,6 +13,7 @@ pub mod operation;
 pub mod parts;
 pub mod permit;
 pub mod plan;
+pub mod planned;
 pub mod pod;
 pub mod progress;
 pub mod record;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::error::Error;
 use crate::hook::Hooks;
+use crate::planned::{PlanOf, SecretText};
 use crate::schedule::SnapshotRules;
 use crate::volume::SYSTEM_NAME;
 
@@ -118,6 +119,10 @@ pub struct PodSpec {
     pub resources: Resources,
     /// Environment added to the image's.
     pub env: BTreeMap<String, String>,
+    /// More of it, made for this pod alone: shown to nobody who may only read.
+    pub secrets: BTreeMap<String, SecretText>,
+    /// The plan it was made of; `None` for a pod that somebody put together.
+    pub plan: Option<PlanOf>,
     /// Working directory; `None` keeps the image's.
     pub working_dir: Option<String>,
     /// User; `None` keeps the image's.
@@ -255,6 +260,8 @@ impl PodSpec {
             runtime: None,
             resources: Resources::default(),
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            plan: None,
             working_dir: None,
             user: None,
             profile: Profile::Universal,
@@ -328,6 +335,10 @@ impl PodSpec {
                     "is not a valid environment variable",
                     "use NAME=VALUE without NUL, value up to 128 KiB",
                 ));
+            }
+            if self.secrets.contains_key(name) {
+                let problem = "is made for this pod by its plan";
+                return Err(Error::invalid(format!("env.{}", shown(name)), problem, "leave it out"));
             }
         }
         if let Some(dir) = &self.working_dir {

@@ -8,7 +8,7 @@ use bollard::models::{
 };
 use perennial_core::engine::{ContainerSpec, EngineError};
 use perennial_core::id::InstallationId;
-use perennial_core::spec::{PrivilegeEscalation, is_at_or_below};
+use perennial_core::spec::{PodSpec, PrivilegeEscalation, is_at_or_below};
 
 use super::client::rejected;
 use super::labels;
@@ -44,7 +44,7 @@ pub(super) fn body(container: &ContainerSpec, around: &Surroundings<'_>) -> Resu
         hostname: Some(container.name.to_string()),
         user: spec.user.clone(),
         exposed_ports: (!ports.is_empty()).then_some(ports),
-        env: Some(spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect()),
+        env: Some(environment(spec)),
         cmd: spec.command.clone(),
         entrypoint: spec.entrypoint.clone(),
         image: Some(container.set.image.clone()),
@@ -55,6 +55,12 @@ pub(super) fn body(container: &ContainerSpec, around: &Surroundings<'_>) -> Resu
         host_config: Some(host_config(container, around)?),
         ..ContainerCreateBody::default()
     })
+}
+
+fn environment(spec: &PodSpec) -> Vec<String> {
+    let chosen = spec.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let made = spec.secrets.iter().map(|(name, value)| format!("{name}={}", value.reveal()));
+    chosen.chain(made).collect()
 }
 
 fn host_config(container: &ContainerSpec, around: &Surroundings<'_>) -> Result<HostConfig, EngineError> {

@@ -50,6 +50,7 @@ const ROWS: &[Row] = &[
     (Method::POST, "/api/v1/pods/{id}/undelete", Tenant(Operate)),
     (Method::POST, "/api/v1/pods/{id}/purge", Tenant(Operate)),
     (Method::GET, "/api/v1/pods/{id}/status", Tenant(Read)),
+    (Method::GET, "/api/v1/pods/{id}/secrets", Tenant(Operate)),
     (Method::GET, "/api/v1/pods/{id}/volumes", Tenant(Read)),
     (Method::GET, "/api/v1/pods/{id}/logs", Tenant(Read)),
     (Method::GET, "/api/v1/pods/{id}/events", Tenant(Read)),

@@ -177,6 +177,12 @@ fn spec(spec: &PodSpec) -> wire::PodSpec {
             disk: spec.resources.disk.map(wire::Size),
         },
         env: spec.env.clone(),
+        secrets: spec.secrets.keys().cloned().collect(),
+        plan: spec.plan.as_ref().map(|of| wire::PlanOfPod {
+            service: of.path.service.to_string(),
+            plan: of.path.plan.to_string(),
+            revision: of.revision.clone(),
+        }),
         working_dir: spec.working_dir.clone(),
         user: spec.user.clone(),
         volumes: match &spec.profile {
@@ -341,7 +347,7 @@ fn ports(ports: &[wire::Port]) -> Vec<PortSpec> {
     ports.iter().map(|p| PortSpec { container: p.container, host: p.host }).collect()
 }
 
-/// The specification of a new pod: what the request says over what its snapshot's pod had, or over the defaults.
+/// The specification of a new pod: what the request says over what its plan has, or its snapshot's pod, or over the defaults.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] when there is no image.
@@ -366,7 +372,11 @@ pub fn new_spec(create: &wire::CreatePod, base: Option<&PodSpec>) -> Result<PodS
     set_some(&mut spec.entrypoint, create.entrypoint.as_ref());
     set_some(&mut spec.runtime, create.runtime.as_ref());
     set(&mut spec.resources, create.resources.map(resources).as_ref());
-    set(&mut spec.env, create.env.as_ref());
+    match &create.env {
+        // What is not of the plan comes to it.
+        Some(more) if spec.plan.is_some() => spec.env.extend(more.clone()),
+        given => set(&mut spec.env, given.as_ref()),
+    }
     set_some(&mut spec.working_dir, create.working_dir.as_ref());
     set_some(&mut spec.user, create.user.as_ref());
     set(&mut spec.ports, create.ports.as_deref().map(ports).as_ref());

@@ -149,6 +149,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(pods::undelete))
         .routes(routes!(pods::purge))
         .routes(routes!(pods::status))
+        .routes(routes!(pods::secrets))
         .routes(routes!(pods::volumes))
         .routes(routes!(logs::logs))
         .routes(routes!(events::of_pod))

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use perennial_core::Error;
 use perennial_core::id::{PodId, SnapshotId};
+use perennial_core::planned::PlanPath;
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{PodName, TenantId};
@@ -18,8 +19,8 @@ use super::auth::Caller;
 use super::extract::{Id, Json, Query, cursor, cut, page};
 use super::problem::ApiError;
 use super::wire::{
-    AcceptRequest, ConfirmRequest, CreatePod, List, MeasuredVolume, PatchPod, PodOperation, PodStatus, PodVolume,
-    Problem,
+    AcceptRequest, ConfirmRequest, CreatePod, List, MeasuredVolume, PatchPod, PodOperation, PodSecrets, PodStatus,
+    PodVolume, Problem,
 };
 use super::{ApiState, convert, shown, wire};
 use crate::service::{Consent, CreateRequest};
@@ -75,6 +76,7 @@ pub async fn create(State(state): State<ApiState>, action: Action<CreatePod>) ->
     let request = CreateRequest {
         name: PodName::parse(&body.name)?,
         tenant: body.tenant.as_deref().map(TenantId::parse).transpose()?,
+        plan: body.plan.as_deref().map(PlanPath::parse).transpose()?,
         from_snapshot: from.transpose()?,
     };
     let done = state.app.create(action.request(), request, |base| convert::new_spec(body, base)).await;
@@ -155,6 +157,20 @@ pub async fn show(
     let mut shown = convert::pod(&pod, latest.as_ref(), &state.app.settings);
     shown.proven_at = proof.and_then(|proof| proof.proven).map(|(_, at)| at);
     Ok(tagged(shown, &pod))
+}
+
+/// Reads what was made for a pod alone.
+#[utoipa::path(get, path = "/api/v1/pods/{id}/secrets", operation_id = "pod_secrets", tag = "pods",
+    params(("id" = String, Path, description = "The pod's id.")),
+    responses((status = 200, body = PodSecrets), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn secrets(
+    State(state): State<ApiState>,
+    Caller(caller): Caller,
+    Id(id): Id<PodId>,
+) -> Result<Response, ApiError> {
+    let (pod, _) = state.app.pod(&caller, id).await?;
+    let secrets = pod.spec.secrets.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect();
+    Ok(([(header::CACHE_CONTROL, "no-store")], axum::Json(PodSecrets { secrets })).into_response())
 }
 
 /// Changes a pod's specification; a restart applies it.

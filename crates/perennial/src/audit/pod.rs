@@ -79,10 +79,10 @@ impl View {
     fn field(&mut self, name: &str, value: Value) {
         let shown = match (name, value) {
             (_, Value::Null) => return,
-            ("env", Value::Object(variables)) => {
+            ("env" | "secrets", Value::Object(variables)) => {
                 let names = variables.keys().cloned().map(Value::String).collect();
                 for (variable, value) in variables {
-                    self.hidden.insert(format!("env.{variable}"), value.to_string());
+                    self.hidden.insert(format!("{name}.{variable}"), value.to_string());
                 }
                 Value::Array(names)
             }

@@ -211,6 +211,8 @@ pub enum PodCommand {
     Status(PodArgs),
     /// Lists a pod's volumes.
     Volumes(PodArgs),
+    /// Shows what was made for a pod alone, as its plan says: passwords and keys in its environment.
+    Secrets(PodArgs),
     /// Shows what a pod's program wrote, output and error output in one.
     Logs(LogsArgs),
     /// Shows a pod's part of the audit trail.
@@ -474,9 +476,12 @@ pub struct SpecArgs {
 pub struct CreateArgs {
     /// Its name: lower-case letters, digits and hyphens.
     pub name: String,
-    /// The image; may be left out with --from-snapshot
-    #[arg(long, required_unless_present = "from_snapshot")]
+    /// The image; may be left out with --plan and --from-snapshot
+    #[arg(long, required_unless_present_any = ["plan", "from_snapshot"])]
     pub image: Option<String>,
+    /// Make a pod of this plan: variables may be added, everything else comes with it
+    #[arg(long, value_name = "SERVICE/PLAN", conflicts_with = "from_snapshot")]
+    pub plan: Option<String>,
     /// What it is like.
     #[command(flatten)]
     pub spec: SpecArgs,

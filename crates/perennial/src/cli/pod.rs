@@ -15,8 +15,8 @@ use super::view;
 use super::wait;
 use crate::api::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, Hooks, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
-    PodOperation, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, Snapshot, SnapshotRules, SnapshotState,
-    VolumeState,
+    PodOperation, PodSecrets, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, Snapshot, SnapshotRules,
+    SnapshotState, VolumeState,
 };
 
 /// Where the data of a pod is that never ran.
@@ -53,6 +53,11 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
             let pod = target::pod(&context.client, &args.pod, Among::All).await?;
             let volumes: Vec<MeasuredVolume> = context.client.list(&["pods", &pod.id, "volumes"], &[]).await?;
             context.show(&volumes, |volumes, out, _| view::measured_volumes(volumes, out))
+        }
+        PodCommand::Secrets(args) => {
+            let pod = target::pod(&context.client, &args.pod, Among::All).await?;
+            let secrets: PodSecrets = context.client.get(&["pods", &pod.id, "secrets"], &[]).await?;
+            context.show(&secrets, |secrets, _, _| view::secrets(secrets))
         }
         PodCommand::Logs(args) => super::logs::show(context, &args).await,
         PodCommand::Events { pod, args } => {
@@ -91,6 +96,7 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
     };
     let request = CreatePod {
         name: args.name,
+        plan: args.plan,
         image: args.image,
         command: (!spec.command.is_empty()).then_some(spec.command),
         entrypoint: spec.entrypoint.map(|program| vec![program]),

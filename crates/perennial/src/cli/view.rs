@@ -13,8 +13,8 @@ use super::out::{Colour, Out, clean};
 use super::retention;
 use super::table::{Facts, Rows};
 use crate::api::wire::{
-    Backend, Condition, Event, MeasuredVolume, OnStop, Operation, OperationState, Phase, Pod, PodStatus, PodVolume,
-    PrivilegeEscalation, Resources, Snapshot, SnapshotState, VolumeState,
+    Backend, Condition, Event, MeasuredVolume, OnStop, Operation, OperationState, Phase, Pod, PodSecrets, PodStatus,
+    PodVolume, PrivilegeEscalation, Resources, Snapshot, SnapshotState, VolumeState,
 };
 
 const fn phase_colour(phase: Phase) -> Option<Colour> {
@@ -67,6 +67,14 @@ fn phase(pod: &Pod) -> String {
     }
 }
 
+/// What was made for a pod alone, as variables are written.
+pub fn secrets(secrets: &PodSecrets) -> String {
+    if secrets.secrets.is_empty() {
+        return "It has no secrets.\n".to_owned();
+    }
+    secrets.secrets.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+}
+
 /// One pod.
 pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
     let mut facts = Facts::default();
@@ -80,11 +88,13 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         },
     );
     facts
+        .maybe("Plan", pod.spec.plan.as_ref().map(|of| format!("{}/{}", of.service, of.plan)))
         .fact("Image", &pod.image)
         .maybe("Image digest", pod.image_digest.as_ref())
         .fact("Runtime", pod.runtime.as_deref().unwrap_or("default"))
         .fact("Container", pod.container.as_ref().map_or(UNKNOWN, |container| short(&container.id)));
     facts.maybe("Command", pod.spec.command.as_ref().map(|words| words.join(" ")));
+    facts.maybe("Secrets", (!pod.spec.secrets.is_empty()).then(|| pod.spec.secrets.join(", ")));
     facts.maybe("Limits", limits(&pod.spec.resources));
     facts.maybe("Ports", ports(pod));
     facts.maybe("Stop keeps data", (pod.spec.on_stop == OnStop::Pause).then_some("on the host"));

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use perennial_core::Error;
 use perennial_core::operation::NewEvent;
-use perennial_core::service::{Service, ServiceName};
-use perennial_core::spec::TenantId;
+use perennial_core::planned::{PlanOf, PlanPath, SecretText};
+use perennial_core::service::{Secret, Service, ServiceName};
+use perennial_core::spec::{PodSpec, TenantId};
 
 use super::{App, Caller};
 use crate::catalogue::{Files, Kept, Mistake, Origin, Refused, definition, read_json, revision};
@@ -16,6 +17,14 @@ use crate::store::{Change, Expected, ServiceBecomes, ServiceChange, StoredServic
 
 /// Who reads files.
 const READER: &str = "system:catalogue";
+
+/// Makes a secret; every character is as likely as any other.
+fn secret(how: Secret) -> SecretText {
+    use rand::seq::IndexedRandom as _;
+    let (characters, mut random) = (how.alphabet.characters().as_bytes(), rand::rng());
+    let chosen = (0..how.length).filter_map(|_| characters.choose(&mut random).copied().map(char::from));
+    SecretText::new(chosen.collect())
+}
 
 /// A service that is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +123,17 @@ impl App {
             )),
             None => Err(not_found(name)),
         }
+    }
+
+    /// The specification of a new pod of a plan, with secrets of its own.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such plan, and as [`App::service`] says.
+    pub(super) async fn planned(&self, caller: &Caller, path: &PlanPath) -> Result<PodSpec, Error> {
+        let Entry { service, revision, .. } = self.service(caller, &path.service).await?;
+        let plan = service.plan(path.plan.as_str()).ok_or_else(|| Error::not_found(format!("plan {path}")))?;
+        let of = PlanOf { path: path.clone(), revision, env: plan.env.keys().cloned().collect() };
+        Ok(of.new_pod(plan, secret))
     }
 
     /// Puts a service into the database, where it wins over files from now on. Pods that exist stay as they are.

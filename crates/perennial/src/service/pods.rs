@@ -5,6 +5,7 @@ use perennial_core::Error;
 use perennial_core::engine::{Capabilities, EngineError};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState};
+use perennial_core::planned::PlanPath;
 use perennial_core::pod::{Acceptance, Pod};
 use perennial_core::progress::ProgressReading;
 use perennial_core::snapshot::Snapshot;
@@ -28,6 +29,8 @@ pub struct CreateRequest {
     pub name: PodName,
     /// Whose; `None`: the caller's own tenant.
     pub tenant: Option<TenantId>,
+    /// The plan it is made of.
+    pub plan: Option<PlanPath>,
     /// The snapshot its data comes from; `None`: the image.
     pub from_snapshot: Option<SnapshotId>,
 }
@@ -77,8 +80,16 @@ pub(super) enum Confirmation {
     WithLosses,
 }
 
+/// What a plan brought may only be changed by whoever may change plans.
+fn keep_to_plan(caller: &Caller, before: &PodSpec, after: &PodSpec) -> Result<(), Error> {
+    match &before.plan {
+        Some(plan) if !caller.rights.is_platform() => plan.check(before, after),
+        _ => Ok(()),
+    }
+}
+
 impl App {
-    /// Makes a pod and starts it. `spec` gets the specification to start from: the snapshot's pod's, or defaults.
+    /// Makes a pod and starts it. `spec` gets the specification to start from: the plan's, the snapshot's pod's, or defaults.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] naming the field, [`Error::Conflict`] for a taken name; nothing is created then.
@@ -95,11 +106,23 @@ impl App {
         if !request.caller.may_see(&tenant) {
             return Err(Error::not_found(format!("tenant {tenant}")));
         }
+        if create.plan.is_some() && create.from_snapshot.is_some() {
+            let problem = "comes with the snapshot's pod";
+            return Err(Error::invalid("plan", problem, "leave it out, or leave out fromSnapshot (--from-snapshot)"));
+        }
+        let planned = match &create.plan {
+            Some(path) => Some(self.planned(request.caller, path).await?),
+            None => None,
+        };
         let source = match create.from_snapshot {
             Some(id) => Some(self.source(request.caller, &tenant, id).await?),
             None => None,
         };
-        let spec = spec(source.as_ref().map(|(_, pod)| &pod.spec))?;
+        let base = planned.as_ref().or(source.as_ref().map(|(_, pod)| &pod.spec));
+        let spec = spec(base)?;
+        if let Some(base) = base {
+            keep_to_plan(request.caller, base, &spec)?;
+        }
         spec.validate()?;
         self.refuse_erased(&tenant).await?;
         let made = self.tenant_made(request.caller, &tenant).await?;
@@ -309,6 +332,7 @@ impl App {
                 ));
             }
             let spec = change(&pod.spec)?;
+            keep_to_plan(caller, &pod.spec, &spec)?;
             let now = self.now();
             let Some(next) = verbs::patch(&pod, spec, now)? else { return Ok((pod, latest)) };
             self.check_engine(&next.spec).await?;

@@ -44,6 +44,7 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("POST", "/api/v1/pods/{id}/undelete", Access::Tenant("operate")),
     ("POST", "/api/v1/pods/{id}/purge", Access::Tenant("operate")),
     ("GET", "/api/v1/pods/{id}/status", Access::Tenant("read")),
+    ("GET", "/api/v1/pods/{id}/secrets", Access::Tenant("operate")),
     ("GET", "/api/v1/pods/{id}/volumes", Access::Tenant("read")),
     ("GET", "/api/v1/pods/{id}/logs", Access::Tenant("read")),
     ("GET", "/api/v1/pods/{id}/events", Access::Tenant("read")),

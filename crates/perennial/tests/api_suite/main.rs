@@ -10,6 +10,7 @@ mod erase;
 mod hooks;
 mod input;
 mod matrix;
+mod planned;
 mod retention;
 mod rights;
 mod server;

@@ -251,6 +251,12 @@ impl Server {
     /// A pod that runs.
     pub async fn running(&self, name: &str) -> PodId {
         let id = self.pod(name).await;
+        self.runs(id).await;
+        id
+    }
+
+    /// Has a pod that was asked for run.
+    pub async fn runs(&self, id: PodId) {
         self.settle(id, |pod| {
             pod.phase = Phase::Running;
             pod.data_generation = 1;
@@ -258,7 +264,6 @@ impl Server {
             pod.current = Some(1);
         })
         .await;
-        id
     }
 
     /// A pod that was stopped, and the snapshot its data is in.

@@ -51,13 +51,15 @@ async fn what_is_not_given_is_not_sent() {
     fake.run(&["pod", "create", "dev", "--image", "a"]).await;
     fake.run(&["pod", "create", "dev", "--image", "a", "--no-volumes"]).await;
     fake.run(&["pod", "create", "dev", "--from-snapshot", SNAPSHOT]).await;
+    fake.run(&["pod", "create", "dev", "--plan", "n8n/plus", "-e", "A=1"]).await;
     let bodies: Vec<_> = fake.asked_for("POST").into_iter().filter_map(|asked| asked.body).collect();
     assert_eq!(
         bodies,
         [
             json!({"name": "dev", "image": "a"}),
             json!({"name": "dev", "image": "a", "volumes": []}),
-            json!({"name": "dev", "fromSnapshot": SNAPSHOT})
+            json!({"name": "dev", "fromSnapshot": SNAPSHOT}),
+            json!({"name": "dev", "plan": "n8n/plus", "env": {"A": "1"}})
         ]
     );
 }

@@ -259,6 +259,8 @@ pub fn pod(name: &str) -> Pod {
             entrypoint: None,
             resources: Resources { memory: Some(Size(512 << 20)), ..Resources::default() },
             env: BTreeMap::from([("A".to_owned(), "1".to_owned())]),
+            secrets: Vec::new(),
+            plan: None,
             working_dir: None,
             user: None,
             volumes: None,

@@ -17,6 +17,7 @@ mod lifecycle;
 mod mover;
 mod packages;
 mod parts;
+mod planned;
 mod ssh;
 #[path = "../../../drivers/tests/docker/support/sshd.rs"]
 mod sshd;

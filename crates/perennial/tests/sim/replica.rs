@@ -93,7 +93,8 @@ async fn every_verified_snapshot_comes_to_the_replica_of_its_tenant_with_its_ima
     let world = World::new(460);
     let server = world.server().await;
     let (pod, first) = pod_with(&world, &server, "one").await;
-    let create = CreateRequest { name: PodName::parse("two").unwrap(), tenant: Some(acme()), from_snapshot: None };
+    let create =
+        CreateRequest { name: PodName::parse("two").unwrap(), tenant: Some(acme()), plan: None, from_snapshot: None };
     let admin = Caller::admin();
     let created = server.app.create(Request::new(&admin), create, |_| Ok(small_spec(Backend::Overlay))).await.unwrap();
     let other = created.pod.id;

@@ -7,6 +7,7 @@ use perennial_core::hook::{Hook, HookReport, HookRun, Hooks, OnHookFailure, Owed
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::parts::{Extra, Parts};
+use perennial_core::planned::{PlanOf, PlanPath, SecretText};
 use perennial_core::pod::{
     Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, LayerCapture, LayerGap,
     Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
@@ -138,6 +139,12 @@ impl Any {
                 disk: self.option(Self::number),
             },
             env: self.list(|a| (a.text(), a.text())).into_iter().collect::<BTreeMap<_, _>>(),
+            secrets: self.list(|a| (a.text(), SecretText::new(a.text()))).into_iter().collect(),
+            plan: self.option(|a| PlanOf {
+                path: PlanPath::parse(a.of(&["n8n/plus", "dev/small"])).unwrap(),
+                revision: a.text(),
+                env: a.list(Self::text).into_iter().collect(),
+            }),
             working_dir: self.option(Self::text),
             user: self.option(Self::text),
             profile,

@@ -86,6 +86,12 @@ pub struct PodSpec {
     pub resources: Resources,
     /// Environment added to the image's.
     pub env: BTreeMap<String, String>,
+    /// Names of variables that were made for this pod alone; `GET /pods/{id}/secrets` has their values.
+    #[serde(default)]
+    pub secrets: Vec<String>,
+    /// The plan it was made of; null for a pod that somebody put together.
+    #[serde(default)]
+    pub plan: Option<PlanOfPod>,
     /// Working directory; null keeps the image's.
     pub working_dir: Option<String>,
     /// User; null keeps the image's.
@@ -110,6 +116,26 @@ pub struct PodSpec {
     /// What the pod runs around the freeze of a snapshot.
     #[serde(default)]
     pub hooks: Hooks,
+}
+
+/// Which plan a pod was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanOfPod {
+    /// The service.
+    pub service: String,
+    /// The plan.
+    pub plan: String,
+    /// The definition of the service that the pod was made by.
+    pub revision: String,
+}
+
+/// What was made for one pod alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSecrets {
+    /// Values of variables, by name.
+    pub secrets: BTreeMap<String, String>,
 }
 
 /// A pod's container.

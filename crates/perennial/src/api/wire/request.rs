@@ -16,7 +16,10 @@ pub struct CreatePod {
     /// Name, unique among the living pods of the tenant: a DNS label of at most 63 characters.
     #[schema(max_length = 63, pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     pub name: String,
-    /// Image reference. May be left out with `fromSnapshot` while the snapshot's pod is known.
+    /// Makes a pod of this plan, such as `n8n/plus`: variables may be added, and everything else comes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// Image reference. May be left out with `plan`, and with `fromSnapshot` while the snapshot's pod is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Replaces the image's command.

@@ -10,7 +10,7 @@ mod pod;
 mod snapshot;
 mod spec;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
@@ -54,7 +54,7 @@ macro_rules! stored_as_is {
         }
     )* };
 }
-stored_as_is!(bool, u16, u32, u64, i64, String, Timestamp, SignedDuration, BTreeMap<String, String>);
+stored_as_is!(bool, u16, u32, u64, i64, String, Timestamp, SignedDuration, BTreeMap<String, String>, BTreeSet<String>);
 
 macro_rules! stored_as_text {
     ($($type:ty: $parse:expr),*) => { $(

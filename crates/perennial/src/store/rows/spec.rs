@@ -1,9 +1,10 @@
 //! The specification document of a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 use perennial_core::hook::{Hook, Hooks, OnHookFailure};
+use perennial_core::planned::{PlanOf, PlanPath, SecretText};
 use perennial_core::retention::{Keep, Manual};
 use perennial_core::schedule::SnapshotRules;
 use perennial_core::spec::{
@@ -83,6 +84,28 @@ fn no_rules() -> SnapshotRulesRow {
     SnapshotRules::default().to_row()
 }
 
+impl Stored for BTreeMap<String, SecretText> {
+    type Row = BTreeMap<String, String>;
+    fn to_row(&self) -> Self::Row {
+        self.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect()
+    }
+    fn from_row(row: Self::Row) -> Result<Self, RowError> {
+        Ok(row.into_iter().map(|(name, value)| (name, SecretText::new(value))).collect())
+    }
+}
+
+impl Stored for PlanPath {
+    type Row = String;
+    fn to_row(&self) -> String {
+        self.to_string()
+    }
+    fn from_row(row: String) -> Result<Self, RowError> {
+        Self::parse(&row).map_err(|error| RowError(error.to_string()))
+    }
+}
+
+stored_struct!(PlanRow = PlanOf { path: PlanPath, revision: String, env: BTreeSet<String> });
+
 stored_struct!(SpecRow = PodSpec {
     image: String,
     command: Option<Vec<String>>,
@@ -90,6 +113,12 @@ stored_struct!(SpecRow = PodSpec {
     runtime: Option<String>,
     resources: Resources,
     env: BTreeMap<String, String>,
+    /// Missing from rows of pods without a plan.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    secrets: BTreeMap<String, SecretText>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plan: Option<PlanOf>,
     working_dir: Option<String>,
     user: Option<String>,
     profile: Profile,

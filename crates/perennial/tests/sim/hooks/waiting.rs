@@ -210,7 +210,7 @@ async fn sim_p21_a_snapshot_with_parts_of_another_is_not_hooked() {
 /// A running pod of a tenant.
 async fn running_of(server: &Server, tenant: &str, number: usize, spec: PodSpec) -> PodId {
     let (name, tenant) = (PodName::parse(&format!("{tenant}-{number}")).unwrap(), TenantId::parse(tenant).unwrap());
-    let create = CreateRequest { name, tenant: Some(tenant), from_snapshot: None };
+    let create = CreateRequest { name, tenant: Some(tenant), plan: None, from_snapshot: None };
     let outcome = server.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await.unwrap();
     let pod = outcome.pod.id;
     server.succeed(Ok(outcome)).await;

@@ -331,14 +331,15 @@ pub fn accepting(name: &str, paths: &[&str]) -> Consent {
 
 impl Server {
     pub async fn create(&self, name: &str, spec: PodSpec) -> Result<Outcome, Error> {
-        let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, from_snapshot: None };
+        let create =
+            CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, plan: None, from_snapshot: None };
         self.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await
     }
 
     /// Makes a pod out of a snapshot, with another volume backend.
     pub async fn clone_to(&self, name: &str, snapshot: SnapshotId, backend: Backend) -> Result<Outcome, Error> {
         let name = PodName::parse(name).unwrap();
-        let create = CreateRequest { name, tenant: None, from_snapshot: Some(snapshot) };
+        let create = CreateRequest { name, tenant: None, plan: None, from_snapshot: Some(snapshot) };
         let spec = |source: Option<&PodSpec>| Ok(PodSpec { backend: Some(backend), ..source.unwrap().clone() });
         self.app.create(Request::new(&Caller::admin()), create, spec).await
     }
@@ -387,7 +388,7 @@ impl Server {
     /// Creates a pod from a snapshot of another and brings it to rest.
     pub async fn clone_of(&self, name: &str, snapshot: SnapshotId, spec: PodSpec) -> PodId {
         let from_snapshot = Some(snapshot);
-        let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, from_snapshot };
+        let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, plan: None, from_snapshot };
         let outcome = self.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await.unwrap();
         let pod = outcome.pod.id;
         self.succeed(Ok(outcome)).await;
