@@ -80,8 +80,7 @@ impl PlanOf {
         PodSpec { secrets, plan: Some(self), ..plan.pod_spec() }
     }
 
-    /// Refuses a specification that is beyond the plan: only variables may be added to what came with it, and where the volumes
-    /// live may be chosen.
+    /// Refuses a specification that is beyond the plan: only variables may be added to what came with it.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] naming the first field.
@@ -103,7 +102,7 @@ impl PlanOf {
             stop_signal,
             stop_timeout,
             on_stop,
-            backend: _,
+            backend,
             privilege_escalation,
             snapshots,
             hooks,
@@ -122,6 +121,8 @@ impl PlanOf {
             ("stopSignal", *stop_signal != after.stop_signal),
             ("stopTimeout", *stop_timeout != after.stop_timeout),
             ("onStop", *on_stop != after.on_stop),
+            // Not every backend enforces the plan's limit.
+            ("backend", *backend != after.backend),
             ("privilegeEscalation", *privilege_escalation != after.privilege_escalation),
             ("snapshots", *snapshots != after.snapshots),
             ("hooks", *hooks != after.hooks),
@@ -142,7 +143,7 @@ impl PlanOf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{OnStop, PortSpec, PrivilegeEscalation, Profile};
+    use crate::spec::{Backend, OnStop, PortSpec, PrivilegeEscalation, Profile};
 
     fn path() -> PlanPath {
         PlanPath::parse("n8n/plus").unwrap()
@@ -170,11 +171,11 @@ mod tests {
         let (of, spec) = planned();
         let mut more = spec.clone();
         more.env.insert("MORE".to_owned(), "1".to_owned());
-        more.backend = Some(crate::spec::Backend::Engine);
         assert_eq!(of.check(&spec, &more), Ok(()));
         assert_eq!(of.check(&more, &spec), Ok(()), "and be taken back");
         type Change = fn(&mut PodSpec);
-        let changes: [(&str, Change); 18] = [
+        let changes: [(&str, Change); 19] = [
+            ("backend", |s| s.backend = Some(Backend::Engine)),
             ("image", |s| s.image = "other".to_owned()),
             ("command", |s| s.command = Some(vec!["sh".to_owned()])),
             ("entrypoint", |s| s.entrypoint = Some(vec!["sh".to_owned()])),

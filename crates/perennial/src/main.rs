@@ -13,7 +13,11 @@ use perennial::serve;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::{KeyCost, Repository};
 use serde::Serialize;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn main() -> ExitCode {
     let mut out = Out::process();
@@ -136,16 +140,18 @@ fn run_server(args: &ServeArgs, data_dir: Option<&Path>, out: &mut Out) -> Resul
     })
 }
 
-/// `RUST_LOG` selects what is logged; without it, everything from info on.
+/// `RUST_LOG` selects what is logged; without it, everything from info on. What the client of the engine says below that is never
+/// logged: it writes out requests and answers, in which the secrets of pods are.
 fn log_to_stderr(form: LogForm) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let asked = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let told = filter_fn(|line| *line.level() <= Level::INFO || !line.target().starts_with("bollard"));
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(asked)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     match form {
-        LogForm::Text => builder.init(),
-        LogForm::Json => builder.json().flatten_event(true).init(),
+        LogForm::Text => builder.finish().with(told).init(),
+        LogForm::Json => builder.json().flatten_event(true).finish().with(told).init(),
     }
 }
 

@@ -145,19 +145,20 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if pod.goal.is_some() {
         return Next::Settled { wake: None };
     }
-    let stable_at = container.started_at.and_then(|t| t.checked_add(input.policy.stable_after).ok());
-    if pod.crash.count > 0 && stable_at.is_some_and(|t| t <= input.now) {
+    let stable = container.started_at.and_then(|t| t.checked_add(input.policy.stable_after).ok());
+    let stable = stable.filter(|_| pod.crash.count > 0);
+    if stable.is_some_and(|t| t <= input.now) {
         return Next::Act(Action::Record(Record::Stable));
     }
     if !pod.keeps_layer() {
-        return Next::Settled { wake: None };
+        return Next::Settled { wake: stable };
     }
     let last = pod.layer.as_ref().map(|l| l.captured_at).max(input.layer_checked).or(container.started_at);
     let due = last.and_then(|t| t.checked_add(input.policy.layer_interval).ok());
     if due.is_some_and(|t| t <= input.now) && pod.tasks.is_empty() {
         return Next::Act(Action::CaptureLayer { container: container.id.clone() });
     }
-    Next::Settled { wake: due }
+    Next::Settled { wake: due.into_iter().chain(stable).min() }
 }
 
 pub(super) fn pause(input: &Input<'_>) -> Next {

@@ -20,7 +20,7 @@ use super::extract::{Id, Json, Query, cursor, cut, page};
 use super::problem::ApiError;
 use super::wire::{
     AcceptRequest, ConfirmRequest, CreatePod, List, MeasuredVolume, PatchPod, PodOperation, PodSecrets, PodStatus,
-    PodVolume, Problem,
+    PodVolume, Problem, Secret,
 };
 use super::{ApiState, convert, shown, wire};
 use crate::service::{Consent, CreateRequest};
@@ -168,8 +168,8 @@ pub async fn secrets(
     Caller(caller): Caller,
     Id(id): Id<PodId>,
 ) -> Result<Response, ApiError> {
-    let (pod, _) = state.app.pod(&caller, id).await?;
-    let secrets = pod.spec.secrets.iter().map(|(name, value)| (name.clone(), value.reveal().to_owned())).collect();
+    let secrets = state.app.pod_secrets(&caller, id).await?;
+    let secrets = secrets.iter().map(|(name, value)| (name.clone(), Secret(value.reveal().to_owned()))).collect();
     Ok(([(header::CACHE_CONTROL, "no-store")], axum::Json(PodSecrets { secrets })).into_response())
 }
 

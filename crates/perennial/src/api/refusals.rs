@@ -1,6 +1,6 @@
 //! The layer that adds requests which were refused to the audit, and no more of them than somebody could read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use super::problem::ApiError;
 use crate::audit::{Refusal, Row, request};
 use crate::service::App;
 
-/// Refusals of one user that are written within [`WINDOW`]: the audit is never shortened, so nobody may fill it at will.
+/// Refusals of one user that are written within [`WINDOW`], beside the first for each reason: the audit is never shortened, so nobody may
+/// fill it at will, and nobody may hide what they try next behind what they tried before.
 const MOST: u32 = 60;
 /// How long they are counted together.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -42,6 +43,9 @@ struct Meter(HashMap<String, Window>);
 struct Window {
     began: Instant,
     count: u32,
+    left_out: u32,
+    /// Methods and codes of those that are written.
+    seen: HashSet<(Method, String)>,
 }
 
 /// What is written of one more refusal.
@@ -56,20 +60,23 @@ enum Written {
 }
 
 impl Meter {
-    fn count(&mut self, user: &str, now: Instant) -> Written {
+    fn count(&mut self, owner: &str, what: (Method, String), now: Instant) -> Written {
         let is_over = |window: &Window| now.duration_since(window.began) >= WINDOW;
         // Those that left nothing out say nothing any more.
-        self.0.retain(|of, window| of == user || window.count > MOST || !is_over(window));
-        let before = self.0.remove(user);
-        let left_out = before.as_ref().filter(|window| is_over(window)).map_or(0, |w| w.count.saturating_sub(MOST));
-        let mut window = before.filter(|window| !is_over(window)).unwrap_or(Window { began: now, count: 0 });
+        self.0.retain(|of, window| of == owner || window.left_out > 0 || !is_over(window));
+        let before = self.0.remove(owner);
+        let left_out = before.as_ref().filter(|window| is_over(window)).map_or(0, |window| window.left_out);
+        let fresh = || Window { began: now, count: 0, left_out: 0, seen: HashSet::new() };
+        let mut window = before.filter(|window| !is_over(window)).unwrap_or_else(fresh);
         window.count = window.count.saturating_add(1);
-        let written = match window.count {
-            ..=MOST => Written::Whole { left_out },
-            count if count == MOST + 1 => Written::Omission,
-            _ => Written::Nothing,
+        let is_new = window.seen.insert(what);
+        let written = if window.count <= MOST || is_new {
+            Written::Whole { left_out }
+        } else {
+            window.left_out = window.left_out.saturating_add(1);
+            if window.left_out == 1 { Written::Omission } else { Written::Nothing }
         };
-        self.0.insert(user.to_owned(), window);
+        self.0.insert(owner.to_owned(), window);
         written
     }
 }
@@ -82,7 +89,7 @@ pub async fn audit(State(audited): State<Audited>, request: Request, next: Next)
     let response = next.run(request).await;
     let (caller, error) = (response.extensions().get::<Caller>(), response.extensions().get::<ApiError>());
     if let (true, Some(caller), Some(error)) = (changes, caller, error) {
-        let rows = rows(&audited.meter, caller, error, (method.as_str(), &path));
+        let rows = rows(&audited.meter, caller, error, (method, &path));
         if !rows.is_empty() {
             let app = audited.app;
             let write = async move {
@@ -99,16 +106,16 @@ pub async fn audit(State(audited): State<Audited>, request: Request, next: Next)
     response
 }
 
-fn rows(meter: &Mutex<Meter>, Caller(caller): &Caller, error: &ApiError, (method, path): (&str, &str)) -> Vec<Row> {
+fn rows(meter: &Mutex<Meter>, Caller(caller): &Caller, error: &ApiError, (method, path): (Method, &str)) -> Vec<Row> {
     let tenant = match &caller.rights.reach {
         Reach::Only(tenants) if tenants.len() == 1 => tenants.first().map(TenantId::as_str),
         Reach::Only(_) | Reach::All => None,
     };
     let actor = caller.actor.as_str();
-    // A user with many tokens is one.
-    let user = caller.user.as_ref().map_or(actor, |user| user.as_str());
+    // A user with many tokens is one, and what is left out was asked for with any of them.
+    let owner = caller.owner();
     let note = |message: String| Row {
-        actor: actor.to_owned(),
+        actor: caller.user.as_ref().map_or_else(|| actor.to_owned(), |user| format!("user:{user}")),
         tenant: tenant.map(str::to_owned),
         request: request(),
         action: "refusals.left-out".to_owned(),
@@ -117,10 +124,12 @@ fn rows(meter: &Mutex<Meter>, Caller(caller): &Caller, error: &ApiError, (method
         code: Some("too-many-refusals".to_owned()),
         ..Row::default()
     };
-    let written = meter.lock().unwrap_or_else(PoisonError::into_inner).count(user, Instant::now());
+    let what = (method.clone(), error.code().to_owned());
+    let written = meter.lock().unwrap_or_else(PoisonError::into_inner).count(&owner, what, Instant::now());
     match written {
         Written::Whole { left_out } => {
-            let refusal = Refusal { actor, tenant, method, path, status: error.status(), code: error.code() };
+            let refusal =
+                Refusal { actor, tenant, method: method.as_str(), path, status: error.status(), code: error.code() };
             let before =
                 (left_out > 0).then(|| note(format!("{left_out} requests before this were refused and are not here")));
             before.into_iter().chain([refusal.row()]).collect()
@@ -143,16 +152,21 @@ mod tests {
     fn refusals_beyond_the_most_are_counted_and_not_written() {
         let mut meter = Meter::default();
         let began = Instant::now();
-        let mut count = |user: &str, after: u64| meter.count(user, began + Duration::from_secs(after));
+        let what = |code: &str| (Method::POST, code.to_owned());
+        let mut count =
+            |owner: &str, code: &str, after: u64| meter.count(owner, what(code), began + Duration::from_secs(after));
+        let whole = |left_out| Written::Whole { left_out };
         for _ in 0..MOST {
-            assert_eq!(count("ann", 1), Written::Whole { left_out: 0 });
+            assert_eq!(count("user:ann", "invalid-input", 1), whole(0));
         }
-        assert_eq!(count("ann", 2), Written::Omission);
-        assert_eq!((count("ann", 3), count("ann", 60)), (Written::Nothing, Written::Nothing));
-        assert_eq!(count("bob", 60), Written::Whole { left_out: 0 }, "another one's do not count");
-        assert_eq!(count("ann", 61), Written::Whole { left_out: 3 });
-        assert_eq!(count("ann", 61), Written::Whole { left_out: 0 });
-        assert_eq!(count("bob", 200), Written::Whole { left_out: 0 });
+        assert_eq!(count("user:ann", "invalid-input", 2), Written::Omission);
+        assert_eq!(count("user:ann", "invalid-input", 3), Written::Nothing);
+        assert_eq!(count("user:ann", "forbidden", 3), whole(0), "what is new is not hidden behind it");
+        assert_eq!(count("user:ann", "forbidden", 60), Written::Nothing);
+        assert_eq!(count("user:bob", "forbidden", 60), whole(0), "another one's do not count");
+        assert_eq!(count("user:ann", "invalid-input", 61), whole(3));
+        assert_eq!(count("user:ann", "invalid-input", 61), whole(0));
+        assert_eq!(count("user:bob", "forbidden", 200), whole(0));
         assert_eq!(meter.0.len(), 1, "what says nothing any more is forgotten");
     }
 }

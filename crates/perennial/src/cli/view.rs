@@ -72,7 +72,7 @@ pub fn secrets(secrets: &PodSecrets) -> String {
     if secrets.secrets.is_empty() {
         return "It has no secrets.\n".to_owned();
     }
-    secrets.secrets.iter().map(|(name, value)| format!("{name}={value}\n")).collect()
+    secrets.secrets.iter().map(|(name, value)| format!("{name}={}\n", value.0)).collect()
 }
 
 /// One pod.

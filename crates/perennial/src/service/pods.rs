@@ -1,11 +1,13 @@
 //! The verbs of a pod.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use perennial_core::Error;
 use perennial_core::engine::{Capabilities, EngineError};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState};
-use perennial_core::planned::PlanPath;
+use perennial_core::planned::{PlanPath, SecretText};
 use perennial_core::pod::{Acceptance, Pod};
 use perennial_core::progress::ProgressReading;
 use perennial_core::snapshot::Snapshot;
@@ -160,6 +162,28 @@ impl App {
             Err(StoreError::NameTaken) => Err(StoreError::NameTaken.into()),
             other => Ok(other?),
         }
+    }
+
+    /// Reads what was made for a pod alone; that it was read is in the trail before it is answered.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such pod, or the caller may not know of it.
+    pub async fn pod_secrets(&self, caller: &Caller, id: PodId) -> Result<BTreeMap<String, SecretText>, Error> {
+        let (pod, _) = self.pod(caller, id).await?;
+        if !pod.spec.secrets.is_empty() {
+            let names: Vec<&str> = pod.spec.secrets.keys().map(String::as_str).collect();
+            let event = NewEvent {
+                at: self.now(),
+                actor: caller.actor.clone(),
+                tenant: pod.tenant.clone(),
+                pod: Some(id),
+                operation: None,
+                kind: "pod.secrets-read".to_owned(),
+                message: format!("secrets {} were read", names.join(", ")),
+            };
+            self.commit_for(caller, Change { events: vec![event], ..Change::default() }).await?;
+        }
+        Ok(pod.spec.secrets)
     }
 
     async fn source(&self, caller: &Caller, tenant: &TenantId, id: SnapshotId) -> Result<(Snapshot, Pod), Error> {

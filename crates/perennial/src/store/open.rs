@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 11] = [
+const MIGRATIONS: [(i64, &str, &str); 12] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -31,6 +31,7 @@ const MIGRATIONS: [(i64, &str, &str); 11] = [
     (9, "access", include_str!("../../migrations/0009_access.sql")),
     (10, "services", include_str!("../../migrations/0010_services.sql")),
     (11, "audit", include_str!("../../migrations/0011_audit.sql")),
+    (12, "planned", include_str!("../../migrations/0012_planned.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.
@@ -41,6 +42,10 @@ const POSTGRES_CONNECTIONS: u32 = 16;
 /// another process's lock as for a connection.
 const SQLITE_SETUP: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
      PRAGMA busy_timeout = 10000; PRAGMA trusted_schema = OFF;";
+
+/// A database in memory, of its one connection. SQLite's cache that connections share, which is the usual for these, is discouraged by its authors
+/// and of use only to several connections.
+const MEMORY: &str = "sqlite::memory:?cache=private";
 
 /// What a database URL names.
 enum Place<'a> {
@@ -79,7 +84,7 @@ impl Store {
     pub async fn look_at(url: &str) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         let read = match place(url) {
-            Place::Memory => sqlite("sqlite::memory:", 1).await?,
+            Place::Memory => sqlite(MEMORY, 1).await?,
             Place::File(path) => sqlite(&file_url(path), 1).await?,
             Place::Server => server(url, 1).await?,
         };
@@ -100,7 +105,7 @@ impl Store {
         sqlx::any::install_default_drivers();
         let (write, read) = match place(url) {
             Place::Memory => {
-                let one = sqlite("sqlite::memory:", 1).await?;
+                let one = sqlite(MEMORY, 1).await?;
                 (one.clone(), one)
             }
             Place::File(path) => {

@@ -135,7 +135,8 @@ pub struct PlanOfPod {
 #[serde(rename_all = "camelCase")]
 pub struct PodSecrets {
     /// Values of variables, by name.
-    pub secrets: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub secrets: BTreeMap<String, Secret>,
 }
 
 /// A pod's container.

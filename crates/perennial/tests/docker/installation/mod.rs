@@ -41,7 +41,8 @@ pub const VOLUMES: [&str; 8] = ["/workspace", "/home", "/root", "/etc", "/usr/lo
 /// Ends at once when it is asked to.
 pub const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 /// What servers log: everything in tests, what is usual where times are measured.
-const LOG: &str = if cfg!(debug_assertions) { "perennial=debug,perennial::api=info,info" } else { "info" };
+const LOG: &str =
+    if cfg!(debug_assertions) { "perennial=debug,perennial::api=info,bollard=trace,info" } else { "info" };
 /// Longest wait for anything; far more than anything takes.
 const PATIENCE: Duration = Duration::from_secs(100);
 
