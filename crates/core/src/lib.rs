@@ -16,6 +16,7 @@ pub mod plan;
 pub mod planned;
 pub mod pod;
 pub mod progress;
+pub mod quota;
 pub mod record;
 pub mod replication;
 pub mod retention;

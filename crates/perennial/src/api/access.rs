@@ -80,6 +80,7 @@ const ROWS: &[Row] = &[
     (Method::GET, "/api/v1/tenants", Own(Some(Read))),
     (Method::POST, "/api/v1/tenants", Platform),
     (Method::GET, "/api/v1/tenants/{id}", Tenant(Read)),
+    (Method::PATCH, "/api/v1/tenants/{id}", Platform),
     (Method::PUT, "/api/v1/tenants/{id}/members/{user}", Platform),
     (Method::DELETE, "/api/v1/tenants/{id}/members/{user}", Platform),
     (Method::POST, "/api/v1/tenants/{id}/erase", Platform),

@@ -178,7 +178,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(tokens::create, tokens::list))
         .routes(routes!(tokens::revoke))
         .routes(routes!(tenants::create, tenants::list))
-        .routes(routes!(tenants::show))
+        .routes(routes!(tenants::show, tenants::patch))
         .routes(routes!(tenants::member_add, tenants::member_remove))
         .routes(routes!(services::list))
         .routes(routes!(services::show, services::put, services::remove))

@@ -5,6 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use perennial_core::Error;
+use perennial_core::quota as domain;
 use perennial_core::spec::TenantId;
 
 use super::ApiState;
@@ -14,13 +15,15 @@ use super::extract::{Id, Json, Query, cut, page};
 use super::problem::ApiError;
 use super::snapshots::PageQuery;
 use super::users::UserName;
-use super::wire::{CreateTenant, List, Problem, Tenant};
+use super::wire::{self, Cpus, CreateTenant, List, PatchTenant, Problem, Size, Tenant, TenantUsage};
 use crate::service::Membership;
 
 fn shown(membership: &Membership) -> Tenant {
     Tenant {
         name: membership.tenant.name.to_string(),
         members: Some(membership.members.iter().map(ToString::to_string).collect()),
+        quota: quota(&membership.tenant.quota),
+        usage: Some(usage(&membership.usage)),
         created_at: membership.tenant.created_at,
     }
 }
@@ -53,6 +56,8 @@ pub async fn list(
     let one = |tenant: &crate::store::Tenant| Tenant {
         name: tenant.name.to_string(),
         members: None,
+        quota: quota(&tenant.quota),
+        usage: None,
         created_at: tenant.created_at,
     };
     Ok(axum::Json(List { items: found.iter().map(one).collect(), next }))
@@ -68,6 +73,43 @@ pub async fn show(
     Id(Name(name)): Id<Name>,
 ) -> Result<axum::Json<Tenant>, ApiError> {
     Ok(axum::Json(shown(&state.app.tenant(&caller, &name).await?)))
+}
+
+/// Changes a tenant.
+#[utoipa::path(patch, path = "/api/v1/tenants/{id}", operation_id = "tenant_patch", tag = "tenants",
+    request_body = PatchTenant, params(("id" = String, Path, description = "The tenant's name.")),
+    responses((status = 200, body = Tenant), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn patch(
+    State(state): State<ApiState>,
+    Id(Name(name)): Id<Name>,
+    body: Json<PatchTenant>,
+) -> Result<axum::Json<Tenant>, ApiError> {
+    body.is_there()?;
+    let Json { value, caller, .. } = body;
+    let Some(asked) = value.quota else { return Ok(axum::Json(shown(&state.app.tenant(&caller, &name).await?))) };
+    let wire::Quota { pods, cpus, memory, disk } = asked.unwrap_or_default();
+    let (nano_cpus, memory, disk) = (cpus.map(|cpus| cpus.nano), memory.map(|size| size.0), disk.map(|size| size.0));
+    let bound = domain::Quota { pods, nano_cpus, memory, disk };
+    Ok(axum::Json(shown(&state.app.tenant_bound(&caller, &name, bound).await?)))
+}
+
+fn quota(quota: &domain::Quota) -> wire::Quota {
+    wire::Quota {
+        pods: quota.pods,
+        cpus: quota.nano_cpus.map(|nano| Cpus { nano }),
+        memory: quota.memory.map(Size),
+        disk: quota.disk.map(Size),
+    }
+}
+
+fn usage(usage: &domain::Usage) -> TenantUsage {
+    TenantUsage {
+        pods: usage.pods,
+        cpus: Cpus { nano: usage.nano_cpus.limited },
+        memory: Size(usage.memory.limited),
+        disk: Size(usage.disk.limited),
+        unlimited: [usage.nano_cpus, usage.memory, usage.disk].map(|sum| sum.unlimited).into_iter().max().unwrap_or(0),
+    }
 }
 
 /// The tenant and the user of a path; what cannot be one is as good as unknown.

@@ -1,12 +1,14 @@
 //! `perennial tenant`: made, listed, who works in one, and its end.
 
-use super::args::{EraseArgs, TenantCommand};
+use jiff::Timestamp;
+
+use super::args::{EraseArgs, QuotaKind, TenantCommand, TenantSetArgs};
 use super::failure::{Exit, Failure};
 use super::human::{ago, size};
-use super::out::clean;
+use super::out::{Out, clean};
 use super::session::Context;
-use super::table::Rows;
-use crate::api::wire::{CreateTenant, EraseRequest, ErasedPlace, Erasure, ErasureState, PlaceBecame, Tenant};
+use super::table::{Facts, Rows};
+use crate::api::wire::{CreateTenant, EraseRequest, ErasedPlace, Erasure, ErasureState, PatchTenant, PlaceBecame, Quota, Tenant};
 
 /// Runs `tenant`.
 pub async fn run(context: &mut Context<'_>, command: TenantCommand) -> Result<(), Failure> {
@@ -25,6 +27,11 @@ pub async fn run(context: &mut Context<'_>, command: TenantCommand) -> Result<()
                 rows.render(out)
             })
         }
+        TenantCommand::Show { tenant } => {
+            let tenant: Tenant = context.client.get(&["tenants", &tenant], &[]).await?;
+            context.show(&tenant, |tenant, out, now| shown(tenant, out, now))
+        }
+        TenantCommand::Set(args) => set(context, &args).await,
         TenantCommand::Members { tenant } => {
             let tenant: Tenant = context.client.get(&["tenants", &tenant], &[]).await?;
             context.show(&tenant, |tenant, _, _| members(tenant))
@@ -44,6 +51,51 @@ pub async fn run(context: &mut Context<'_>, command: TenantCommand) -> Result<()
             context.show(&erasure, |erasure, _, _| told(erasure))
         }
     }
+}
+
+async fn set(context: &mut Context<'_>, args: &TenantSetArgs) -> Result<(), Failure> {
+    let path = ["tenants", args.tenant.as_str()];
+    let Tenant { quota, .. } = context.client.get(&path, &[]).await?;
+    let quota = bounded(quota, args)?;
+    let after: Tenant = context.client.patch(&path, None, &PatchTenant { quota: Some(Some(quota)) }).await?;
+    context.show(&after, |tenant, out, now| shown(tenant, out, now))
+}
+
+/// The quota with what was asked for.
+fn bounded(before: Quota, args: &TenantSetArgs) -> Result<Quota, Failure> {
+    let wants = [args.pods.is_some(), args.cpus.is_some(), args.memory.is_some(), args.disk.is_some()];
+    let kinds = [QuotaKind::Pods, QuotaKind::Cpus, QuotaKind::Memory, QuotaKind::Disk];
+    if args.unset.is_empty() && !wants.contains(&true) {
+        return Err(Failure::usage("nothing to change was given", "--pods, --cpus, --memory, --disk, or --unset"));
+    }
+    if kinds.iter().zip(wants).any(|(kind, is_wanted)| is_wanted && args.unset.contains(kind)) {
+        return Err(Failure::usage("what is set cannot be unset in the same command", "leave one of them out"));
+    }
+    let keeps = |kind: QuotaKind| !args.unset.contains(&kind);
+    Ok(Quota {
+        pods: args.pods.or(before.pods.filter(|_| keeps(QuotaKind::Pods))),
+        cpus: args.cpus.or(before.cpus.filter(|_| keeps(QuotaKind::Cpus))),
+        memory: args.memory.or(before.memory.filter(|_| keeps(QuotaKind::Memory))),
+        disk: args.disk.or(before.disk.filter(|_| keeps(QuotaKind::Disk))),
+    })
+}
+
+fn shown(tenant: &Tenant, out: &Out, now: Timestamp) -> String {
+    let mut facts = Facts::default();
+    let members: Vec<&str> = tenant.members.iter().flatten().map(String::as_str).collect();
+    facts.fact("Name", &tenant.name).fact("Members", if members.is_empty() { "none".to_owned() } else { members.join(", ") });
+    if let Some(usage) = &tenant.usage {
+        let of = |taken: String, bound: Option<String>| format!("{taken} of {}", bound.as_deref().unwrap_or("any"));
+        let Quota { pods, cpus, memory, disk } = &tenant.quota;
+        facts
+            .fact("Pods", of(usage.pods.to_string(), pods.map(|pods| pods.to_string())))
+            .fact("CPUs", of(usage.cpus.to_string(), cpus.map(|cpus| cpus.to_string())))
+            .fact("Memory", of(size(usage.memory.0), memory.map(|memory| size(memory.0))))
+            .fact("Disk", of(size(usage.disk.0), disk.map(|disk| size(disk.0))))
+            .maybe("Without a limit", (usage.unlimited > 0).then(|| format!("{} pods, which may take all there is", usage.unlimited)));
+    }
+    facts.fact("Since", ago(tenant.created_at, now));
+    facts.render(out)
 }
 
 fn members(tenant: &Tenant) -> String {

@@ -147,8 +147,7 @@ const fn backend(backend: Backend) -> &'static str {
 fn limits(resources: &Resources) -> Option<String> {
     let mut parts = Vec::new();
     if let Some(cpus) = resources.cpus {
-        #[expect(clippy::cast_precision_loss, reason = "at most 1e15, below 2^53")]
-        parts.push(format!("{} CPUs", cpus.nano as f64 / 1e9));
+        parts.push(format!("{cpus} CPUs"));
     }
     let sizes = [
         ("memory", resources.memory),

@@ -91,7 +91,10 @@ impl App {
             Answer::New(operation) => (*operation, true),
             Answer::Join(id) => (self.operation_of(id).await?, false),
         };
-        let mut change = Change { uses, ..Change::default() };
+        let hidden = |pod: &Pod| matches!(pod.desired, Desired::Archived | Desired::Deleted);
+        // One that comes back takes its share again.
+        let bounded = (hidden(before) && !hidden(&pod)).then(|| pod.tenant.clone());
+        let mut change = Change { uses, bounded, ..Change::default() };
         for ended in superseded {
             let (operation, event) = self.superseded(ended, &operation).await?;
             change.operations.push(operation);

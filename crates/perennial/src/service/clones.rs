@@ -44,7 +44,8 @@ impl App {
             self.check_engine(&pod.spec).await?;
             let own = (self.pod_id(), clone.name.clone());
             let (copy, operation) = verbs::fork(own, &pod, from.origin(), clone.identity, &order);
-            let mut change = Change { pod: Some(copy.clone()), ..Change::default() };
+            let bounded = Some(copy.tenant.clone());
+            let mut change = Change { pod: Some(copy.clone()), bounded, ..Change::default() };
             match from {
                 ForkSource::Stored(id) => change.uses.push(id),
                 // What becomes of the source until the copy is made is seen then.

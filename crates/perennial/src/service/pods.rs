@@ -150,6 +150,7 @@ impl App {
             operation.snapshot = Some(snapshot.id);
         }
         let change = Change {
+            bounded: Some(pod.tenant.clone()),
             pod: Some(pod.clone()),
             uses: operation.snapshot.into_iter().collect(),
             operations: vec![operation.clone()],
@@ -369,7 +370,8 @@ impl App {
                 kind: "pod.updated".to_owned(),
                 message: format!("specification changed to generation {}", next.spec_generation),
             };
-            let change = Change { pod: Some(next.clone()), events: vec![event], ..Change::default() };
+            let bounded = Some(next.tenant.clone());
+            let change = Change { pod: Some(next.clone()), bounded, events: vec![event], ..Change::default() };
             match self.commit_for(caller, change).await {
                 Ok(()) => {
                     (self.waker)(id);

@@ -3,6 +3,7 @@
 use perennial_core::Error;
 use perennial_core::access::UserName;
 use perennial_core::operation::NewEvent;
+use perennial_core::quota::{Quota, Usage};
 use perennial_core::spec::TenantId;
 
 use super::{App, Caller};
@@ -15,6 +16,8 @@ pub struct Membership {
     pub tenant: Tenant,
     /// By name.
     pub members: Vec<UserName>,
+    /// What its living pods may take together.
+    pub usage: Usage,
 }
 
 impl App {
@@ -68,7 +71,19 @@ impl App {
 
     async fn membership(&self, name: &TenantId) -> Result<Membership, Error> {
         let tenant = self.store.tenant_fetch(name).await?.ok_or_else(|| missing(name))?;
-        Ok(Membership { members: self.store.members_of(name).await?, tenant })
+        let (members, usage) = (self.store.members_of(name).await?, self.store.tenant_usage(name).await?);
+        Ok(Membership { tenant, members, usage })
+    }
+
+    /// Bounds what the living pods of a tenant may take together. What is beyond that already stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators; [`Error::NotFound`] when there is none.
+    pub async fn tenant_bound(&self, caller: &Caller, name: &TenantId, quota: Quota) -> Result<Membership, Error> {
+        self.require_admin(caller)?;
+        let event = (name.clone(), "tenant.quota-changed", format!("tenant {name} may have {}", told(&quota)));
+        self.access_commit(caller, AccessChange::TenantQuota(name.clone(), quota), event).await?;
+        self.membership(name).await
     }
 
     /// Lists the tenants that exist for the caller, by name.
@@ -102,6 +117,19 @@ impl App {
         let event = (tenant.clone(), "tenant.member-removed", message);
         Ok(self.access_commit(caller, AccessChange::MemberGone(user.clone(), tenant.clone()), event).await?)
     }
+}
+
+/// A quota in words.
+fn told(quota: &Quota) -> String {
+    let Quota { pods, nano_cpus, memory, disk } = quota;
+    let kinds = [
+        pods.map(|pods| format!("{pods} pods")),
+        nano_cpus.map(|nano| format!("{nano} billionths of a CPU")),
+        memory.map(|bytes| format!("{bytes} bytes of memory")),
+        disk.map(|bytes| format!("{bytes} bytes of disk")),
+    ];
+    let kinds: Vec<String> = kinds.into_iter().flatten().collect();
+    if kinds.is_empty() { "as much as there is".to_owned() } else { kinds.join(", ") }
 }
 
 fn missing(name: &TenantId) -> Error {

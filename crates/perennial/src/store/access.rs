@@ -23,7 +23,7 @@ use super::rows::{corrupt, parse, parse_tenant, parse_time, time};
 use super::{Store, StoreError};
 
 pub use write::{AccessChange, AccessRequest, Asker, UserPatch};
-pub(super) use write::{Announcement, apply, check, tenant_ensure, tenant_gone};
+pub(super) use write::{Announcement, apply, check, others_wait, tenant_ensure, tenant_gone};
 
 /// SHA-256 of a token. Nobody gets in with it, and it is not shown all the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +46,8 @@ impl std::fmt::Debug for TokenHash {
 pub struct Tenant {
     /// Its name, which never changes.
     pub name: TenantId,
+    /// What its living pods may take together.
+    pub quota: Quota,
     /// Since when.
     pub created_at: Timestamp,
 }
@@ -184,7 +186,7 @@ impl Store {
     /// # Errors
     /// Why it could not be read.
     pub async fn tenant_fetch(&self, name: &TenantId) -> Result<Option<Tenant>, StoreError> {
-        let mut select = Select::new("SELECT name, created_at FROM tenants");
+        let mut select = Select::new("SELECT name, created_at, quota FROM tenants");
         select.text(" WHERE name = $", name.as_str());
         self.row(select).await?.as_ref().map(tenant).transpose()
     }
@@ -198,7 +200,7 @@ impl Store {
         within: Option<&BTreeSet<TenantId>>,
         page: &Page,
     ) -> Result<Vec<Tenant>, StoreError> {
-        let mut select = Select::new("SELECT name, created_at FROM tenants");
+        let mut select = Select::new("SELECT name, created_at, quota FROM tenants");
         select.text(" WHERE name > $", page.after.clone().unwrap_or_default());
         select.among(" AND name IN (", within).raw(" ORDER BY name").limit(page.limit);
         self.rows(select).await?.iter().map(tenant).collect()
@@ -207,7 +209,11 @@ impl Store {
 
 fn tenant(row: &AnyRow) -> Result<Tenant, StoreError> {
     let what = "tenant";
-    Ok(Tenant { name: parse_tenant(what, row.try_get(0)?)?, created_at: parse_time(what, row.try_get(1)?)? })
+    Ok(Tenant {
+        name: parse_tenant(what, row.try_get(0)?)?,
+        created_at: parse_time(what, row.try_get(1)?)?,
+        quota: quotas::from_text(row.try_get(2)?)?,
+    })
 }
 
 fn user_name(what: &str, text: &str) -> Result<UserName, StoreError> {

@@ -19,7 +19,7 @@ use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
     AccessRequest, Asker, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange,
-    Store, StoreError, access, audit, erasures, fence, services,
+    Store, StoreError, access, audit, erasures, fence, quotas, services,
 };
 
 /// What one transaction writes.
@@ -66,6 +66,8 @@ pub struct Change {
     /// Who asks, and with which rights; `None` for the server itself, and for the administrator's token, which nothing takes
     /// rights from.
     pub asker: Option<Asker>,
+    /// Whose quota the pods are held to: for changes that may take more.
+    pub bounded: Option<TenantId>,
     /// What changes of who may do what.
     pub access: Option<AccessRequest>,
     /// The answer to a request, so that its repetition is answered alike.
@@ -152,6 +154,7 @@ impl Change {
             lease_check(tx, lease).await?;
         }
         let before = audit::Before::read(tx, self).await?;
+        let could_take = quotas::before(tx, self).await?;
         for pod in self.other_pod.iter().chain(&self.pod) {
             if pod.version == 0 { pod_insert(tx, pod).await? } else { pod_update(tx, pod).await? }
         }
@@ -198,6 +201,7 @@ impl Change {
         // Last, because on Postgres the counter's row is locked from here to the commit.
         let event = events_insert(tx, &self.events).await?;
         access::check(tx, self).await?;
+        quotas::check(tx, self, could_take).await?;
         erasures::apply(tx, self).await?;
         access::apply(tx, self).await?;
         audit::write(tx, self, &before).await?;

@@ -26,6 +26,7 @@ mod heads;
 mod lease;
 mod open;
 mod prunes;
+mod quotas;
 mod read;
 mod recovery;
 mod replicas;
@@ -92,6 +93,9 @@ pub enum StoreError {
     /// Who asked has no longer the rights that this takes; nothing was written.
     #[error("the rights of who asks were taken away meanwhile")]
     RightsLost,
+    /// More was asked for than the tenant may have; nothing was written.
+    #[error("{}", .0.problem)]
+    Quota(Exceeded),
     /// Something that has to be there is not; nothing was written.
     #[error("{0} not found")]
     Missing(String),
@@ -191,6 +195,7 @@ impl From<StoreError> for Error {
                 "purge every pod of it, archived and deleted ones too, wait for what is being done, and try again",
             ),
             StoreError::RightsLost => Self::Unauthorized { problem: error.to_string() },
+            StoreError::Quota(Exceeded { problem, hint }) => Self::conflict("quota-exceeded", problem, hint),
             StoreError::Missing(what) => Self::not_found(what),
             StoreError::Taken(_) => Self::conflict(
                 "name-taken",

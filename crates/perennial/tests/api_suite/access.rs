@@ -74,6 +74,7 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/tenants", Access::Own("read")),
     ("POST", "/api/v1/tenants", Access::Platform),
     ("GET", "/api/v1/tenants/{id}", Access::Tenant("read")),
+    ("PATCH", "/api/v1/tenants/{id}", Access::Platform),
     ("PUT", "/api/v1/tenants/{id}/members/{user}", Access::Platform),
     ("DELETE", "/api/v1/tenants/{id}/members/{user}", Access::Platform),
     ("POST", "/api/v1/tenants/{id}/erase", Access::Platform),

@@ -11,6 +11,7 @@ mod hooks;
 mod input;
 mod matrix;
 mod planned;
+mod quotas;
 mod retention;
 mod rights;
 mod server;

@@ -1,6 +1,6 @@
 //! `perennial user`, `tenant`, `token` and `whoami`: what is asked for, and what is printed where.
 
-use perennial::api::wire::{CreatedToken, List, Me, Role, Scope, Secret, Tenant, Token, User};
+use perennial::api::wire::{Cpus, CreatedToken, List, Me, Quota, Role, Scope, Secret, Size, Tenant, TenantUsage, Token, User};
 use perennial::cli::Exit;
 use serde_json::{Value, json};
 
@@ -55,6 +55,39 @@ async fn a_token_is_printed_alone_so_that_it_can_be_kept() {
     assert_eq!(sent["scopes"], json!(["admin", "read"]));
     assert!(sent["expiresAt"].is_string(), "{sent}");
     assert_eq!(fake.run(&["token", "create", "--scope", "write"]).await.exit, Exit::Usage);
+}
+
+#[tokio::test]
+async fn a_quota_is_shown_with_what_is_taken_of_it_and_changed_kind_by_kind() {
+    let fake = Fake::default();
+    let before = Quota { pods: Some(5), memory: Some(Size(8 << 30)), ..Quota::default() };
+    let usage = TenantUsage {
+        pods: 2,
+        cpus: Cpus { nano: 1_500_000_000 },
+        memory: Size(1 << 30),
+        disk: Size(20 << 30),
+        unlimited: 1,
+    };
+    let tenant = |quota| Tenant {
+        name: "acme".to_owned(),
+        members: Some(vec!["ann".to_owned()]),
+        quota,
+        usage: Some(usage),
+        created_at: time("2026-01-01T00:00:00Z"),
+    };
+    fake.on("GET /api/v1/tenants/acme", [tenant(before)]);
+    fake.on("PATCH /api/v1/tenants/acme", [tenant(before)]);
+    let shown = fake.run(&["tenant", "show", "acme"]).await.stdout;
+    for line in ["2 of 5", "1.5 of any", "1 GiB of 8 GiB", "20 GiB of any", "1 pods, which may take all there is"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let line = ["tenant", "set", "acme", "--cpus", "4", "--disk", "200Gi", "--unset", "pods"];
+    assert_eq!(fake.run(&line).await.exit, Exit::Done);
+    let quota = json!({"pods": null, "cpus": 4.0, "memory": 8_u64 << 30, "disk": 200_u64 << 30});
+    assert_eq!(body(&fake, "PATCH"), json!({ "quota": quota }));
+    for bad in [&["tenant", "set", "acme"][..], &["tenant", "set", "acme", "--pods", "1", "--unset", "pods"]] {
+        assert_eq!(fake.run(bad).await.exit, Exit::Usage, "{bad:?}");
+    }
 }
 
 /// Sent again it could be made twice, and one of both would be nobody's.
@@ -120,6 +153,8 @@ async fn users_are_switched_off_and_on() {
 async fn members_are_added_and_removed() {
     let fake = Fake::default();
     let tenant = |members: &[&str]| Tenant {
+        quota: Quota::default(),
+        usage: None,
         name: "acme".to_owned(),
         members: Some(members.iter().map(|name| (*name).to_owned()).collect()),
         created_at: time("2026-01-01T00:00:00Z"),

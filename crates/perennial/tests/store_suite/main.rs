@@ -10,6 +10,7 @@ mod audit;
 mod cases;
 mod databases;
 mod fences;
+mod quotas;
 mod repositories;
 mod rights;
 mod services;
@@ -73,6 +74,8 @@ cases!(
     users_tenants_and_tokens_are_remembered,
     what_is_not_there_or_taken_is_refused,
     who_lost_rights_gives_none,
+    a_quota_holds_whoever_asks_at_the_same_moment,
+    what_a_pod_takes_counts_while_it_lives,
     a_token_is_revoked_before_or_after_it_makes_another,
     an_erased_tenant_has_no_members_and_is_not_made_again,
     tenants_of_before_are_there_after_the_upgrade,

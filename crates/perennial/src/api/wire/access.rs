@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use super::answer::Secret;
 use super::names::{Role, Scope};
 use super::request::given;
+use super::size::{Cpus, Size};
 
 /// Makes a user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -85,9 +86,55 @@ pub struct Tenant {
     pub name: String,
     /// The users that work in it, by name; null in lists.
     pub members: Option<Vec<String>>,
+    /// What its living pods may take together.
+    #[serde(default)]
+    pub quota: Quota,
+    /// What they take of that, by the limits they have; null in lists.
+    #[serde(default)]
+    pub usage: Option<TenantUsage>,
     /// Since when.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
+}
+
+/// What the living pods of a tenant may take together, by the limits they have; what is null is not bounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Quota {
+    /// Pods that are neither archived nor deleted, whether they run or not.
+    pub pods: Option<u32>,
+    /// Processors, such as 1.5.
+    pub cpus: Option<Cpus>,
+    /// Memory.
+    pub memory: Option<Size>,
+    /// What their volumes may take.
+    pub disk: Option<Size>,
+}
+
+/// Changes a tenant; what is left out stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PatchTenant {
+    /// What its living pods may take together, as a whole; null: no bound. What is beyond that already stays.
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Quota>)]
+    pub quota: Option<Option<Quota>>,
+}
+
+/// What the living pods of a tenant take of its quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantUsage {
+    /// How many there are.
+    pub pods: u32,
+    /// Processors that they are limited to together.
+    pub cpus: Cpus,
+    /// Memory, likewise.
+    pub memory: Size,
+    /// What their volumes are limited to, likewise.
+    pub disk: Size,
+    /// How many have no limit of CPU time, memory or disk, and may take all there is.
+    pub unlimited: u32,
 }
 
 /// Makes a token, which never exceeds the one that asks.

@@ -123,11 +123,22 @@ impl Cpus {
     }
 }
 
+impl Cpus {
+    #[expect(clippy::cast_precision_loss, reason = "at most 1e15, below 2^53")]
+    fn to_cpus(self) -> f64 {
+        self.nano as f64 / 1e9
+    }
+}
+
+impl std::fmt::Display for Cpus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.to_cpus().fmt(f)
+    }
+}
+
 impl Serialize for Cpus {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[expect(clippy::cast_precision_loss, reason = "at most 1e15, below 2^53")]
-        let cpus = self.nano as f64 / 1e9;
-        serializer.serialize_f64(cpus)
+        serializer.serialize_f64(self.to_cpus())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::EraseArgs;
+use crate::api::wire::{Cpus, Size};
 use crate::cli::human::parse_duration;
 
 /// What a user is to the installation.
@@ -84,6 +85,13 @@ pub enum TenantCommand {
     },
     /// Lists the tenants you may know of.
     Ls,
+    /// Shows a tenant: its members, what its pods may take, and what they take of that.
+    Show {
+        /// The tenant's name.
+        tenant: String,
+    },
+    /// Bounds what the pods of a tenant may take together, by their limits; what is not named stays.
+    Set(TenantSetArgs),
     /// Lists the members of a tenant.
     Members {
         /// The tenant's name.
@@ -110,6 +118,41 @@ pub enum TenantCommand {
         /// The tenant's name.
         tenant: String,
     },
+}
+
+/// A quota.
+#[derive(Debug, Clone, Args)]
+pub struct TenantSetArgs {
+    /// The tenant's name.
+    pub tenant: String,
+    /// Pods that are neither archived nor deleted
+    #[arg(long, value_name = "NUMBER")]
+    pub pods: Option<u32>,
+    /// Processors, such as 8
+    #[arg(long, value_parser = Cpus::parse)]
+    pub cpus: Option<Cpus>,
+    /// Memory, such as 16Gi
+    #[arg(long, value_parser = Size::parse, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// What their volumes may take, such as 200Gi
+    #[arg(long, value_parser = Size::parse, value_name = "SIZE")]
+    pub disk: Option<Size>,
+    /// Bound this no more, once for each
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub unset: Vec<QuotaKind>,
+}
+
+/// What a quota bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuotaKind {
+    /// How many pods there are.
+    Pods,
+    /// Processors.
+    Cpus,
+    /// Memory.
+    Memory,
+    /// What volumes take.
+    Disk,
 }
 
 /// What to do with tokens.

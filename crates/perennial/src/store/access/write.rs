@@ -39,6 +39,8 @@ pub struct Asker {
 pub enum AccessChange {
     /// A tenant is made. Nothing is written when it is there, or was erased.
     TenantNew(TenantId),
+    /// What the pods of a tenant may take together from now on.
+    TenantQuota(TenantId, Quota),
     /// A user is made, with the hash of their password. Nothing is written when the name was ever used.
     UserNew(Box<User>, Option<String>),
     /// What is known of a user changes.
@@ -88,7 +90,7 @@ impl Drop for Announcement {
 }
 
 /// Takes the row of the event counter, which every change of rights takes: they are committed before this or after it.
-async fn others_wait(tx: &mut AnyConnection) -> Result<(), StoreError> {
+pub(in crate::store) async fn others_wait(tx: &mut AnyConnection) -> Result<(), StoreError> {
     sqlx::query("UPDATE counters SET value = value WHERE name = 'event'").execute(tx).await?;
     Ok(())
 }
@@ -133,6 +135,11 @@ async fn write(tx: &mut AnyConnection, change: &AccessChange, at: Timestamp) -> 
                 return Err(StoreError::Taken(format!("tenant {tenant}")));
             }
             Ok(())
+        }
+        AccessChange::TenantQuota(tenant, quota) => {
+            let query = sqlx::query("UPDATE tenants SET quota = $2 WHERE name = $1").bind(tenant.as_str().to_owned());
+            let done = query.bind(quotas::to_text(quota)?).execute(tx).await?;
+            changed(done.rows_affected(), || format!("tenant {tenant}"))
         }
         AccessChange::UserNew(user, password) => user_insert(tx, user, password.as_deref()).await,
         AccessChange::User(name, patch) => user_update(tx, name, patch).await,
