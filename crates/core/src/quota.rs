@@ -91,7 +91,8 @@ impl Quota {
             kinds.into_iter().find_map(|(what, most, before, after, said, hint)| {
                 let most = most?;
                 if after.unlimited > before.unlimited {
-                    let problem = format!("the {what} of the tenant's pods is bounded, and this one has no limit of its own");
+                    let problem =
+                        format!("the {what} of the tenant's pods is bounded, and this one has no limit of its own");
                     return Some(Exceeded { problem, hint });
                 }
                 let is_beyond = after.limited > most && after.limited > before.limited;

@@ -16,7 +16,10 @@ use super::retention::RulesArgs;
 use super::values;
 use crate::api::wire::{Backend, Cpus, OnStop, Port, Size, VolumeDeclaration};
 
-pub use access::{QuotaKind, RoleArg, ScopeArg, TenantCommand, TenantSetArgs, TokenCommand, TokenCreateArgs, UserCommand, UserCreateArgs};
+pub use access::{
+    QuotaKind, RoleArg, ScopeArg, TenantCommand, TenantSetArgs, TokenCommand, TokenCreateArgs, UserCommand,
+    UserCreateArgs,
+};
 pub use snapshot::{
     ExportArgs, ForgetArgs, ImportArgs, RestoreArgs as SnapshotRestoreArgs, SnapshotCommand, SnapshotListArgs,
 };

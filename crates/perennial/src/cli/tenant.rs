@@ -8,7 +8,9 @@ use super::human::{ago, size};
 use super::out::{Out, clean};
 use super::session::Context;
 use super::table::{Facts, Rows};
-use crate::api::wire::{CreateTenant, EraseRequest, ErasedPlace, Erasure, ErasureState, PatchTenant, PlaceBecame, Quota, Tenant};
+use crate::api::wire::{
+    CreateTenant, EraseRequest, ErasedPlace, Erasure, ErasureState, PatchTenant, PlaceBecame, Quota, Tenant,
+};
 
 /// Runs `tenant`.
 pub async fn run(context: &mut Context<'_>, command: TenantCommand) -> Result<(), Failure> {
@@ -29,7 +31,7 @@ pub async fn run(context: &mut Context<'_>, command: TenantCommand) -> Result<()
         }
         TenantCommand::Show { tenant } => {
             let tenant: Tenant = context.client.get(&["tenants", &tenant], &[]).await?;
-            context.show(&tenant, |tenant, out, now| shown(tenant, out, now))
+            context.show(&tenant, shown)
         }
         TenantCommand::Set(args) => set(context, &args).await,
         TenantCommand::Members { tenant } => {
@@ -58,7 +60,7 @@ async fn set(context: &mut Context<'_>, args: &TenantSetArgs) -> Result<(), Fail
     let Tenant { quota, .. } = context.client.get(&path, &[]).await?;
     let quota = bounded(quota, args)?;
     let after: Tenant = context.client.patch(&path, None, &PatchTenant { quota: Some(Some(quota)) }).await?;
-    context.show(&after, |tenant, out, now| shown(tenant, out, now))
+    context.show(&after, shown)
 }
 
 /// The quota with what was asked for.
@@ -83,7 +85,9 @@ fn bounded(before: Quota, args: &TenantSetArgs) -> Result<Quota, Failure> {
 fn shown(tenant: &Tenant, out: &Out, now: Timestamp) -> String {
     let mut facts = Facts::default();
     let members: Vec<&str> = tenant.members.iter().flatten().map(String::as_str).collect();
-    facts.fact("Name", &tenant.name).fact("Members", if members.is_empty() { "none".to_owned() } else { members.join(", ") });
+    facts
+        .fact("Name", &tenant.name)
+        .fact("Members", if members.is_empty() { "none".to_owned() } else { members.join(", ") });
     if let Some(usage) = &tenant.usage {
         let of = |taken: String, bound: Option<String>| format!("{taken} of {}", bound.as_deref().unwrap_or("any"));
         let Quota { pods, cpus, memory, disk } = &tenant.quota;
@@ -92,7 +96,10 @@ fn shown(tenant: &Tenant, out: &Out, now: Timestamp) -> String {
             .fact("CPUs", of(usage.cpus.to_string(), cpus.map(|cpus| cpus.to_string())))
             .fact("Memory", of(size(usage.memory.0), memory.map(|memory| size(memory.0))))
             .fact("Disk", of(size(usage.disk.0), disk.map(|disk| size(disk.0))))
-            .maybe("Without a limit", (usage.unlimited > 0).then(|| format!("{} pods, which may take all there is", usage.unlimited)));
+            .maybe(
+                "Without a limit",
+                (usage.unlimited > 0).then(|| format!("{} pods, which may take all there is", usage.unlimited)),
+            );
     }
     facts.fact("Since", ago(tenant.created_at, now));
     facts.render(out)

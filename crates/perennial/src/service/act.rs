@@ -3,7 +3,7 @@
 use perennial_core::Error;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
-use perennial_core::pod::Pod;
+use perennial_core::pod::{Desired, Pod};
 use perennial_core::snapshot::{Snapshot, SnapshotState};
 use perennial_core::verbs::{Answer, Decision, Order, Superseded};
 

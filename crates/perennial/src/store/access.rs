@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use perennial_core::access::{Holder, Role, Scope, Scopes, Token, User, UserName};
 use perennial_core::id::TokenId;
+use perennial_core::quota::Quota;
 use perennial_core::spec::TenantId;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 
 use super::read::{Page, Select};
 use super::rows::{corrupt, parse, parse_tenant, parse_time, time};
-use super::{Store, StoreError};
+use super::{Store, StoreError, quotas};
 
 pub use write::{AccessChange, AccessRequest, Asker, UserPatch};
 pub(super) use write::{Announcement, apply, check, others_wait, tenant_ensure, tenant_gone};

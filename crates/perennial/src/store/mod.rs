@@ -38,6 +38,7 @@ use std::sync::Arc;
 use perennial_core::Error;
 use perennial_core::fault::Tap;
 use perennial_core::id::{InstallationId, OperationId, PodId, SnapshotId};
+use perennial_core::quota::Exceeded;
 use perennial_core::spec::TenantId;
 use tokio::sync::{broadcast, watch};
 

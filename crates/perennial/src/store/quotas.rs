@@ -84,11 +84,7 @@ fn written(change: &Change) -> impl Iterator<Item = &Pod> {
 }
 
 /// Refuses a change that takes more than the tenant may have. The pods are written, and `before` is what they could take until then.
-pub(super) async fn check(
-    tx: &mut AnyConnection,
-    change: &Change,
-    before: Vec<Resources>,
-) -> Result<(), StoreError> {
+pub(super) async fn check(tx: &mut AnyConnection, change: &Change, before: Vec<Resources>) -> Result<(), StoreError> {
     let Some(tenant) = &change.bounded else { return Ok(()) };
     access::others_wait(tx).await?;
     let quota = sqlx::query("SELECT quota FROM tenants WHERE name = $1").bind(tenant.as_str().to_owned());

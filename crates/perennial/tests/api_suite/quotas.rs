@@ -61,6 +61,9 @@ async fn a_quota_is_the_administrators_and_a_bad_one_changes_nothing() {
     for bad in [json!({"quota": {"pods": -1}}), json!({"quota": {"gpus": 1}}), json!({"pods": 1}), json!([])] {
         assert_eq!(server.patch(ACME, None, bad.clone()).await.status, StatusCode::BAD_REQUEST, "{bad}");
     }
-    assert_eq!(server.patch("/api/v1/tenants/nosuch", None, json!({"quota": null})).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        server.patch("/api/v1/tenants/nosuch", None, json!({"quota": null})).await.status,
+        StatusCode::NOT_FOUND
+    );
     assert_eq!(server.patch(ACME, None, json!({})).await.json()["quota"]["pods"], Value::Null, "nothing was asked for");
 }

@@ -1,6 +1,8 @@
 //! `perennial user`, `tenant`, `token` and `whoami`: what is asked for, and what is printed where.
 
-use perennial::api::wire::{Cpus, CreatedToken, List, Me, Quota, Role, Scope, Secret, Size, Tenant, TenantUsage, Token, User};
+use perennial::api::wire::{
+    Cpus, CreatedToken, List, Me, Quota, Role, Scope, Secret, Size, Tenant, TenantUsage, Token, User,
+};
 use perennial::cli::Exit;
 use serde_json::{Value, json};
 

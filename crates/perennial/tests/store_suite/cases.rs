@@ -25,13 +25,13 @@ pub use crate::fences::{
     a_tenant_is_erased_or_gets_a_pod, of_two_at_the_same_moment_one_is_refused,
     what_is_erased_is_remembered_and_asked_for_once, who_comes_second_to_a_snapshot_is_refused,
 };
+pub use crate::quotas::{a_quota_holds_whoever_asks_at_the_same_moment, what_a_pod_takes_counts_while_it_lives};
 use crate::repositories::image;
 pub use crate::repositories::{
     exported_keys_are_remembered_per_tenant, images_are_remembered_per_tenant, repositories_to_prune_are_found,
     unfinished_work_on_snapshots_is_found, what_drills_found_is_kept_and_brings_nothing_back,
     what_replicas_hold_is_remembered_per_tenant_and_replica, what_replicas_lack_is_found_by_an_index,
 };
-pub use crate::quotas::{a_quota_holds_whoever_asks_at_the_same_moment, what_a_pod_takes_counts_while_it_lives};
 pub use crate::rights::{
     a_token_is_revoked_before_or_after_it_makes_another, an_erased_tenant_has_no_members_and_is_not_made_again,
     tenants_of_before_are_there_after_the_upgrade, users_tenants_and_tokens_are_remembered,

@@ -5,14 +5,15 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use perennial_core::access::{Holder, Rights, Role, Token, User, UserName};
 use perennial_core::id::TokenId;
+use perennial_core::quota::Quota;
 use perennial_core::spec::TenantId;
 use sqlx::{AnyConnection, AssertSqlSafe, Row as _};
 use tokio::sync::watch;
 
 use super::{TOKEN_COLUMNS, TokenHash, holder_of, role_text, scopes_text, token, user};
-use crate::store::StoreError;
 use crate::store::change::Change;
 use crate::store::rows::{parse_tenant, time};
+use crate::store::{StoreError, quotas};
 
 /// A change, and for whom.
 #[derive(Debug, Clone)]
