@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs fuzz targets for a time each, two at once: fuzz.sh [TARGET…] [--seconds N]
+# Runs fuzz targets for a time each, four at once: fuzz.sh [TARGET…] [--seconds N]
 #
 # libFuzzer as a library, with the installed stable compiler: what cargo-fuzz adds is the flags for coverage, and they go
 # to our own crates alone, so that all dependencies are those of the ordinary build. What breaks a target is kept in
@@ -62,4 +62,4 @@ run() {
 }
 export -f run say
 export work program seconds
-printf '%s\n' "${targets[@]}" | xargs -P 2 -I{} bash -c 'run {}'
+printf '%s\n' "${targets[@]}" | xargs -P 4 -I{} bash -c 'run {}'
