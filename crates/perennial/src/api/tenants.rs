@@ -18,6 +18,9 @@ use super::users::UserName;
 use super::wire::{self, Cpus, CreateTenant, List, PatchTenant, Problem, Size, Tenant, TenantUsage};
 use crate::service::Membership;
 
+/// Most pods that a quota may speak of: more is a mistake.
+const PODS_MAX: u32 = 1_000_000;
+
 fn shown(membership: &Membership) -> Tenant {
     Tenant {
         name: membership.tenant.name.to_string(),
@@ -88,6 +91,10 @@ pub async fn patch(
     let Json { value, caller, .. } = body;
     let Some(asked) = value.quota else { return Ok(axum::Json(shown(&state.app.tenant(&caller, &name).await?))) };
     let wire::Quota { pods, cpus, memory, disk } = asked.unwrap_or_default();
+    if pods.is_some_and(|pods| pods > PODS_MAX) {
+        let hint = format!("write 0 to {PODS_MAX}, or null for no bound");
+        return Err(Error::invalid("quota.pods", "is more than there can be", hint).into());
+    }
     let (nano_cpus, memory, disk) = (cpus.map(|cpus| cpus.nano), memory.map(|size| size.0), disk.map(|size| size.0));
     let bound = domain::Quota { pods, nano_cpus, memory, disk };
     Ok(axum::Json(shown(&state.app.tenant_bound(&caller, &name, bound).await?)))

@@ -58,7 +58,13 @@ async fn a_quota_is_the_administrators_and_a_bad_one_changes_nothing() {
     let (_, ann) = server.token("ann", &["read", "operate"]).await;
     let mine = server.patch_as(&ann, ACME, json!({"quota": {"pods": 99}})).await;
     assert_eq!(mine.status, StatusCode::FORBIDDEN, "{mine:?}");
-    for bad in [json!({"quota": {"pods": -1}}), json!({"quota": {"gpus": 1}}), json!({"pods": 1}), json!([])] {
+    for bad in [
+        json!({"quota": {"pods": -1}}),
+        json!({"quota": {"pods": 1_000_001}}),
+        json!({"quota": {"gpus": 1}}),
+        json!({"pods": 1}),
+        json!([]),
+    ] {
         assert_eq!(server.patch(ACME, None, bad.clone()).await.status, StatusCode::BAD_REQUEST, "{bad}");
     }
     assert_eq!(

@@ -80,7 +80,8 @@ async fn a_quota_is_shown_with_what_is_taken_of_it_and_changed_kind_by_kind() {
     fake.on("GET /api/v1/tenants/acme", [tenant(before)]);
     fake.on("PATCH /api/v1/tenants/acme", [tenant(before)]);
     let shown = fake.run(&["tenant", "show", "acme"]).await.stdout;
-    for line in ["2 of 5", "1.5 of any", "1.0 GiB of 8.0 GiB", "20.0 GiB of any", "1 pods, which may take all there is"] {
+    for line in ["2 of 5", "1.5 of any", "1.0 GiB of 8.0 GiB", "20.0 GiB of any", "1 pods, which may take all there is"]
+    {
         assert!(shown.contains(line), "{line}: {shown}");
     }
     let line = ["tenant", "set", "acme", "--cpus", "4", "--disk", "200Gi", "--unset", "pods"];

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::world::taps::{Blow, Striker};
 use crate::world::{Ended, Server, World, files, small_spec};
@@ -435,10 +436,10 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-async fn histories(next: &AtomicU64, end: u64) {
+async fn histories(next: &AtomicU64, end: u64, until: Option<Instant>, played: &AtomicU64) {
     loop {
         let first = next.fetch_add(PER_WORLD, Ordering::Relaxed);
-        if first >= end {
+        if first >= end || until.is_some_and(|until| Instant::now() >= until) {
             return;
         }
         let world = World::new(first);
@@ -446,6 +447,7 @@ async fn histories(next: &AtomicU64, end: u64) {
             let guard = Announce(seed);
             let mut history = History::begin(&world, seed).await;
             history.run().await;
+            played.fetch_add(1, Ordering::Relaxed);
             std::mem::forget(guard);
         }
     }
@@ -467,17 +469,21 @@ fn sim_model_random_histories_lose_nothing() {
     }
     let first = setting("PERENNIAL_MODEL_SEED", 0);
     let count = setting("PERENNIAL_MODEL_HISTORIES", HISTORIES);
-    let next = AtomicU64::new(first);
+    // A slow machine plays as many as it can in this time, and says how many.
+    let seconds = setting("PERENNIAL_MODEL_SECONDS", 0);
+    let until = (seconds > 0).then(|| Instant::now() + Duration::from_secs(seconds));
+    let (next, played) = (AtomicU64::new(first), AtomicU64::new(0));
     // Two for each processor: a history often waits for the thread that its database runs on.
     let threads = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let play = || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(histories(&next, first + count));
+                runtime.block_on(histories(&next, first + count, until, &played));
             };
             std::thread::Builder::new().stack_size(perennial::serve::STACK).spawn_scoped(scope, play).unwrap();
         }
     });
-    println!("{count} histories from seed {first}: 0 violations");
+    let played = played.into_inner();
+    println!("{played} of {count} histories from seed {first}: 0 violations");
 }

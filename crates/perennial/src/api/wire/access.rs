@@ -102,6 +102,7 @@ pub struct Tenant {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Quota {
     /// Pods that are neither archived nor deleted, whether they run or not.
+    #[schema(maximum = 1_000_000)]
     pub pods: Option<u32>,
     /// Processors, such as 1.5.
     pub cpus: Option<Cpus>,
