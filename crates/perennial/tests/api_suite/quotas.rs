@@ -61,6 +61,7 @@ async fn a_quota_is_the_administrators_and_a_bad_one_changes_nothing() {
     for bad in [
         json!({"quota": {"pods": -1}}),
         json!({"quota": {"pods": 1_000_001}}),
+        json!({"quota": [null, null]}),
         json!({"quota": {"gpus": 1}}),
         json!({"pods": 1}),
         json!([]),

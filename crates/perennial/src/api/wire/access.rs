@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::answer::Secret;
 use super::names::{Role, Scope};
-use super::request::given;
+use super::request::{given, given_object};
 use super::size::{Cpus, Size};
 
 /// Makes a user.
@@ -117,7 +117,7 @@ pub struct Quota {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PatchTenant {
     /// What its living pods may take together, as a whole; null: no bound. What is beyond that already stays.
-    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given_object", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Quota>)]
     pub quota: Option<Option<Quota>>,
 }
