@@ -5,16 +5,6 @@ use std::path::{Path, PathBuf};
 use crate::installation::{BUSYBOX, Installation, Pod, VOLUMES, allocated};
 use serde_json::json;
 
-/// One test on each runtime.
-macro_rules! on_both {
-    ($($name:ident => $runc:ident, $runsc:ident;)*) => { $(
-        #[test]
-        fn $runc() { $name("runc"); }
-        #[test]
-        fn $runsc() { $name("runsc"); }
-    )* };
-}
-
 on_both! {
     scratch_paths => runc_what_is_in_tmp_and_run_is_gone_after_a_start, runsc_what_is_in_tmp_and_run_is_gone_after_a_start;
 }

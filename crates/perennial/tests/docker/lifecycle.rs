@@ -3,16 +3,6 @@
 use crate::installation::{BUSYBOX, DEBIAN, Installation, Pod, fill, tree};
 use serde_json::json;
 
-/// One test on each runtime.
-macro_rules! on_both {
-    ($($name:ident => $runc:ident, $runsc:ident;)*) => { $(
-        #[test]
-        fn $runc() { $name("runc"); }
-        #[test]
-        fn $runsc() { $name("runsc"); }
-    )* };
-}
-
 on_both! {
     stop_start => runc_stop_and_start_bring_everything_back, runsc_stop_and_start_bring_everything_back;
     stop_start_docker => runc_stop_and_start_on_engine_volumes, runsc_stop_and_start_on_engine_volumes;

@@ -2,6 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+/// One test on each runtime.
+macro_rules! on_both {
+    ($($name:ident => $runc:ident, $runsc:ident;)*) => { $(
+        #[test]
+        fn $runc() { $name("runc"); }
+        #[test]
+        fn $runsc() { $name("runsc"); }
+    )* };
+}
+
 mod clone;
 mod database;
 mod database_copy;

@@ -5,16 +5,6 @@ use crate::installation::{
 };
 use serde_json::{Value, json};
 
-/// One test on each runtime.
-macro_rules! on_both {
-    ($($name:ident => $runc:ident, $runsc:ident;)*) => { $(
-        #[test]
-        fn $runc() { $name("runc"); }
-        #[test]
-        fn $runsc() { $name("runsc"); }
-    )* };
-}
-
 on_both! {
     stop_start => runc_stop_and_start_by_mover, runsc_stop_and_start_by_mover;
     snapshot_restore => runc_snapshot_and_restore_by_mover, runsc_snapshot_and_restore_by_mover;
