@@ -17,7 +17,7 @@ FOR_RUN=(
 FOR_TESTS=(
     setfattr=attr setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
     sqlite3=sqlite3 restic=restic shellcheck=shellcheck 'g++=g++' ssh=openssh-client node=nodejs npm=npm
-    'gdb=gdb-minimal gdb'
+    'gdb=gdb-minimal gdb' aiosmtpd=python3-aiosmtpd
 )
 
 apt_ready=

@@ -89,6 +89,8 @@ macro_rules! typed_id {
 typed_id!(/** Names one pod for ever. */ PodId, "pod");
 typed_id!(/** Names one snapshot; also its tag in the repository. */ SnapshotId, "snapshot");
 typed_id!(/** Names one operation. */ OperationId, "operation");
+typed_id!(/** Names one subscription for ever. */ SubscriptionId, "subscription");
+typed_id!(/** Names one message to one receiver, whatever number of tries it takes. */ DeliveryId, "delivery");
 typed_id!(/** Names one token; says nothing about its secret. */ TokenId, "token");
 typed_id!(/** Names one installation of Perennial; carried by everything it makes. */ InstallationId, "installation");
 

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod hook;
 pub mod id;
 pub mod operation;
+pub mod orphans;
 pub mod parts;
 pub mod permit;
 pub mod plan;

@@ -80,6 +80,33 @@ impl PlanOf {
         PodSpec { secrets, plan: Some(self), ..plan.pod_spec() }
     }
 
+    /// The specification of a pod that becomes one of this plan; `make` makes the secrets that it has not. What its owner added stays, and
+    /// so does every secret: what was encrypted with one can be read by nothing else.
+    #[must_use]
+    pub fn adapted(
+        self,
+        plan: &Plan,
+        before: &PodSpec,
+        make: impl Fn(crate::service::Secret) -> SecretText,
+    ) -> PodSpec {
+        let mut spec = self.new_pod(plan, make);
+        let kept = before.secrets.iter().filter(|(name, _)| !spec.env.contains_key(*name));
+        let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        spec.secrets.extend(kept);
+        let of_plan = |name: &String| before.plan.as_ref().is_some_and(|plan| plan.env.contains(name));
+        for (name, value) in before.env.iter().filter(|(name, _)| !of_plan(name)) {
+            if !spec.secrets.contains_key(name) {
+                spec.env.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        // Where the data is stays so, and so does the image: another version of it is not what was asked for.
+        spec.backend = before.backend;
+        if repository(&spec.image) == repository(&before.image) {
+            spec.image.clone_from(&before.image);
+        }
+        spec
+    }
+
     /// Refuses a specification that is beyond the plan: only variables may be added to what came with it.
     ///
     /// # Errors
@@ -137,6 +164,16 @@ impl PlanOf {
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// An image reference without its tag and its digest.
+fn repository(image: &str) -> &str {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    match name.rsplit_once(':') {
+        // What follows the colon of a port is a path.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
     }
 }
 
@@ -204,6 +241,19 @@ mod tests {
                 "{field}: {refused:?}"
             );
         }
+    }
+
+    #[test]
+    fn images_of_one_repository_are_told_by_it() {
+        for image in [
+            "host:5000/n8n/n8n",
+            "host:5000/n8n/n8n:1.2",
+            "host:5000/n8n/n8n:1.2@sha256:ab",
+            "host:5000/n8n/n8n@sha256:ab",
+        ] {
+            assert_eq!(repository(image), "host:5000/n8n/n8n", "{image}");
+        }
+        assert_eq!(repository("debian"), "debian");
     }
 
     #[test]

@@ -388,6 +388,8 @@ pub struct Pod {
     pub hook: Option<OwedHook>,
     /// Why the pod may still be as its `before` hook left it; cleared by the next `after` that succeeds.
     pub hook_failed: Option<Problem>,
+    /// How often its data was thrown away on request.
+    pub resets: Resets,
     /// What is seen: a cache for people.
     pub phase: Phase,
     /// What is worth knowing: a cache for people.
@@ -398,6 +400,17 @@ pub struct Pod {
     pub updated_at: Timestamp,
     /// Row version: grows with every commit, checked by every commit.
     pub version: i64,
+}
+
+/// How often a pod's data was thrown away on request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resets {
+    /// So often.
+    pub count: u32,
+    /// When it was last; `None`: never.
+    pub last_at: Option<Timestamp>,
+    /// The safety snapshot of what was there then; `None` when there was nothing to keep.
+    pub kept_in: Option<SnapshotId>,
 }
 
 /// Failed tries of the present step.
@@ -452,6 +465,7 @@ impl Pod {
             snapshot_failed: None,
             hook: None,
             hook_failed: None,
+            resets: Resets::default(),
             phase: Phase::Creating,
             conditions: Vec::new(),
             created_at: now,

@@ -9,7 +9,7 @@ use crate::hook::OwedHook;
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::pod::{
-    Composed, CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Retry, Task, Work,
+    Composed, CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Resets, Retry, Task, Work,
 };
 use crate::snapshot::{Snapshot, WriterStamp};
 use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
@@ -427,7 +427,7 @@ fn apply_to_hook(pod: &mut Pod, record: &Record) -> Consequences {
     Consequences::default()
 }
 
-fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequences {
+fn apply_to_data(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
     match record {
         Record::ReleaseCaptureBegun(snapshot) => {
             pod.capture = Some(snapshot.id);
@@ -483,8 +483,15 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
             }
             event("pod.forked-elsewhere", format!("its source is not copied on the host, but by snapshot {snapshot}"))
         }
-        Record::Switched => switch(pod),
+        Record::Switched => switch(pod, now),
         Record::SourceReplaced(origin) => {
+            if *origin == Origin::Image {
+                let kept_in = match pod.source {
+                    Some(Origin::Snapshot(id)) => Some(id),
+                    _ => None,
+                };
+                reset(pod, kept_in, now);
+            }
             pod.source = Some(*origin);
             pod.layer = None;
             pod.layer_gap = None;
@@ -494,7 +501,11 @@ fn apply_to_data(pod: &mut Pod, record: &Record, _now: Timestamp) -> Consequence
     }
 }
 
-fn switch(pod: &mut Pod) -> Consequences {
+fn reset(pod: &mut Pod, kept_in: Option<SnapshotId>, now: Timestamp) {
+    pod.resets = Resets { count: pod.resets.count.saturating_add(1), last_at: Some(now), kept_in };
+}
+
+fn switch(pod: &mut Pod, now: Timestamp) -> Consequences {
     let Some(origin) = pod.replacement() else { return Consequences::default() };
     let Some(Task { work: Work::Replace { safety, old, new, layer, switched, .. }, .. }) = pod.tasks.first_mut() else {
         return Consequences::default();
@@ -509,6 +520,9 @@ fn switch(pod: &mut Pod) -> Consequences {
     pod.layer_gap = None;
     pod.capture = None;
     pod.crash = CrashLoop::default();
+    if origin == Origin::Image {
+        reset(pod, safety, now);
+    }
     if let Some(old) = old {
         with_set(pod, old, |s| {
             // One that never ran needs no proof: what it was made from is still there.

@@ -173,6 +173,23 @@ pub enum Profile {
     Declared(Vec<DeclaredVolume>),
 }
 
+impl Profile {
+    /// Whether data of the other one fits this: the same volumes at the same places, of whatever size.
+    #[must_use]
+    pub fn has_volumes_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Universal, Self::Universal) => true,
+            (Self::Declared(own), Self::Declared(others)) => {
+                let places = |volumes: &[DeclaredVolume]| -> Vec<(String, String)> {
+                    volumes.iter().map(|volume| (volume.name.clone(), volume.mount_path.clone())).collect()
+                };
+                places(own) == places(others)
+            }
+            (Self::Universal, Self::Declared(_)) | (Self::Declared(_), Self::Universal) => false,
+        }
+    }
+}
+
 /// One volume of a declared profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeclaredVolume {

@@ -85,6 +85,24 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// This, and then another thing of the pod as it is by then, as one: the answer is the last operation, and one that the other
+    /// ends at once was never begun.
+    ///
+    /// # Errors
+    /// What the other says.
+    pub fn then(self, next: impl FnOnce(&Pod) -> Result<Self, Error>) -> Result<Self, Error> {
+        let Self { pod, answer, mut superseded, mut dropped, snapshot, mut uses } = self;
+        let next = next(&pod)?;
+        let first = match answer {
+            Answer::New(operation) => Some(operation.id),
+            Answer::Join(_) => None,
+        };
+        superseded.extend(next.superseded.into_iter().filter(|ended| Some(ended.operation) != first));
+        dropped.extend(next.dropped);
+        uses.extend(next.uses);
+        Ok(Self { superseded, dropped, uses, snapshot: snapshot.or(next.snapshot), ..next })
+    }
+
     fn new(pod: Pod, answer: Answer) -> Self {
         Self { pod, answer, superseded: Vec::new(), dropped: Vec::new(), snapshot: None, uses: Vec::new() }
     }
@@ -479,12 +497,55 @@ pub fn patch(pod: &Pod, spec: PodSpec, now: Timestamp) -> Result<Option<Pod>, Er
     // When what the container is made from is the same, nothing has to be restarted.
     let present = &pod.spec;
     let resources = Resources { disk: present.resources.disk, ..spec.resources };
-    let (snapshots, hooks) = (present.snapshots.clone(), present.hooks.clone());
-    let same_container = PodSpec { snapshots, hooks, resources, ..spec.clone() } == *present;
+    let (snapshots, hooks, plan) = (present.snapshots.clone(), present.hooks.clone(), present.plan.clone());
+    let same_container = PodSpec { snapshots, hooks, plan, resources, ..spec.clone() } == *present;
     let spec_generation = pod.spec_generation + u64::from(!same_container);
     // A new schedule begins now; times that it would have had before are not made up.
     let scheduled_until = if spec.snapshots == pod.spec.snapshots { pod.scheduled_until } else { Some(now) };
     Ok(Some(Pod { spec, spec_generation, scheduled_until, updated_at: now, ..pod.clone() }))
+}
+
+/// The pod, so that whatever is in work on it leads to rest, also when it fails or is cancelled.
+#[must_use]
+pub fn to_rest(mut pod: Pod) -> Pod {
+    let at_rest = if pod.ever_ran() { Desired::Paused } else { Desired::Stopped };
+    if let Some(goal) = pod.goal.as_mut().filter(|goal| goal.previous == Desired::Running) {
+        goal.previous = at_rest;
+    }
+    pod
+}
+
+/// A pod that became one of another plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Adapted {
+    /// Nothing has to be done for it now.
+    Already(Box<Pod>),
+    /// It runs, and its container has to be made anew.
+    Restarts(Box<Decision>),
+}
+
+/// Makes the pod one of another plan: the specification changes, also in the sizes of volumes. `None` when nothing differs.
+///
+/// # Errors
+/// [`Error::Conflict`] for a plan of another image or other volumes, and as [`patch`] and [`restart`] say.
+pub fn adapt(pod: &Pod, spec: PodSpec, order: &Order) -> Result<Option<Adapted>, Error> {
+    if spec.image != pod.spec.image || !spec.profile.has_volumes_of(&pod.spec.profile) {
+        return Err(Error::conflict(
+            "plan-of-other-data",
+            "the plan is of another image, or of other volumes, which the pod's data does not fit",
+            "subscribe to that plan, and bring over what you need",
+        ));
+    }
+    let resized = Pod { spec: PodSpec { profile: spec.profile.clone(), ..pod.spec.clone() }, ..pod.clone() };
+    let next = match patch(&resized, spec, order.now)? {
+        Some(next) => next,
+        None if resized.spec == pod.spec => return Ok(None),
+        None => Pod { updated_at: order.now, ..resized },
+    };
+    if next.spec_generation != pod.spec_generation && next.desired == Desired::Running {
+        return Ok(Some(Adapted::Restarts(Box::new(restart(&next, order)?))));
+    }
+    Ok(Some(Adapted::Already(Box::new(next))))
 }
 
 /// What a cancelled operation leaves.

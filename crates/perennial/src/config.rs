@@ -10,6 +10,7 @@ mod error;
 mod imports;
 mod keys;
 mod limits;
+mod notifications;
 mod replication;
 mod repository;
 mod server;
@@ -31,6 +32,7 @@ pub use imports::ImportSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
 pub use limits::LimitSection;
+pub use notifications::{MailSection, WebhookSection};
 use replication::FileReplication;
 pub use replication::ReplicationSection;
 use repository::FileRepository;
@@ -78,6 +80,10 @@ struct File {
     limits: LimitSection,
     #[serde(default)]
     server: FileServer,
+    #[serde(default)]
+    mail: MailSection,
+    #[serde(default)]
+    webhooks: Vec<WebhookSection>,
 }
 
 /// The configuration of a server, with every default filled in.
@@ -141,6 +147,12 @@ pub struct Config {
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
+    /// How people are written to.
+    #[serde(skip_serializing_if = "MailSection::is_empty")]
+    pub mail: MailSection,
+    /// Programs that are told of events.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<WebhookSection>,
 }
 
 impl Config {
@@ -203,6 +215,8 @@ impl Config {
                     args.tls_key.clone().or(file.server.tls.key),
                 )?,
             },
+            mail: file.mail,
+            webhooks: file.webhooks,
             data_dir,
         };
         config.check()?;
@@ -244,6 +258,8 @@ impl Config {
         self.snapshots.rules()?;
         self.drills.rules()?;
         self.limits.check()?;
+        self.mail.check()?;
+        self.webhooks.iter().try_for_each(|webhook| webhook.check(&self.webhooks))?;
         self.undelete_window().map(drop)
     }
 
@@ -359,6 +375,19 @@ mod tests {
             ("[drills]\nshare = 101", "drills.share"),
             ("[drills]\nshare = 0", "share"),
             ("[keys]\nfile = \"/k\"\ncommand = [\"kms\"]", "keys.command"),
+            ("[mail]\nfrom = \"a@b.org\"", "mail.server"),
+            ("[mail]\nserver = \"smtp://h\"", "mail.from"),
+            ("[mail]\nserver = \"http://h\"\nfrom = \"a@b.org\"", "mail.server"),
+            ("[mail]\nserver = \"smtp://u:p@h\"\nfrom = \"a@b.org\"", "credentials"),
+            ("[mail]\nserver = \"smtp://h\"\nfrom = \"nobody\"", "mail.from"),
+            ("[mail]\nserver = \"smtps://h\"\nfrom = \"a@b.org\"\nuser = \"u\"", "mail.password_file"),
+            (
+                "[mail]\nserver = \"smtp://h\"\nfrom = \"a@b.org\"\nuser = \"u\"\npassword_file = \"/p\"",
+                "without encryption",
+            ),
+            ("[[webhooks]]\nname = \"Bad Name\"\nurl = \"https://h\"\nsecret_file = \"/s\"", "webhooks.name"),
+            ("[[webhooks]]\nname = \"a\"\nurl = \"http://h\"\nsecret_file = \"/s\"", "webhooks.url"),
+            ("[[webhooks]]\nname = \"a\"\nurl = \"https://u:p@h\"\nsecret_file = \"/s\"", "webhooks.url"),
             ("[server.tls]\ncert = \"c.pem\"", "server.tls.key"),
             ("[server.tls]\nkey = \"k.pem\"", "server.tls.cert"),
             ("[server.tls]\ncertificate = \"c.pem\"", "certificate"),

@@ -17,6 +17,7 @@ pub mod import;
 pub mod keys;
 pub mod library;
 pub mod mover;
+pub mod notify;
 pub mod reconcile;
 pub mod serve;
 pub mod service;

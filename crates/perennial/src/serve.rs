@@ -35,6 +35,7 @@ use crate::fault::process_tap;
 use crate::import::Spool;
 use crate::keys::{KeyError, Keyring};
 use crate::library::Library;
+use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
@@ -90,6 +91,9 @@ pub enum ServeError {
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Somebody is to be told of events, and cannot be.
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     /// Nobody decided who may ask for a route: a defect of this program.
     #[error(transparent)]
     Routes(#[from] api::Undecided),
@@ -123,6 +127,7 @@ impl ServeError {
             Self::Engine(_) => "start Docker, or set DOCKER_HOST to where it listens; --engine sim needs none",
             Self::Simulator(_) => "check --storage-root",
             Self::Tls(error) => error.hint(),
+            Self::Notify(_) => "mend [mail] or [[webhooks]] in perennial.toml; `perennial config show` prints it",
             Self::Routes(_) => "this program must not be used: run another version",
             Self::Listen { .. } => "another server may run already; choose another --listen address",
         }
@@ -267,6 +272,12 @@ impl Running {
                 snapshots,
             }),
         };
+        let notifier = Notifier::new(
+            store.clone(),
+            (Arc::clone(&app.clock), Arc::clone(&app.ids)),
+            &config.mail,
+            &config.webhooks,
+        )?;
         app.catalogue_look(Occasion::Start).await;
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(files::look_when_asked(app.clone(), stopping.clone()));
@@ -274,6 +285,7 @@ impl Running {
             Housekeeper::new(app.clone(), Arc::clone(&reconciler)).with_drills(drills).with_replicas(replicas);
         let housekeeper = housekeeper.start(inbox, stopping.clone());
         let router = api::router(app, board, stopping.clone())?;
+        tokio::spawn(notifier.run(stopping.clone()));
         let controller = Controller::start(reconciler, waker);
         let http = match &certificate {
             Some(certificate) => {

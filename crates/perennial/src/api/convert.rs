@@ -93,6 +93,9 @@ pub fn pod(pod: &Pod, latest: Option<&Snapshot>, settings: &AppSettings) -> wire
         spec: spec(&pod.spec),
         deleted_at: pod.trash.as_ref().map(|t| t.deleted_at),
         purge_at: pod.trash.as_ref().and_then(|t| t.purge_at),
+        reset_count: pod.resets.count,
+        last_reset_at: pod.resets.last_at,
+        last_reset_snapshot: pod.resets.kept_in.map(|id| id.to_string()),
         created_at: pod.created_at,
         updated_at: pod.updated_at,
     }

@@ -5,7 +5,7 @@
 //! - `refusals`: the layer that adds what was refused to the audit;
 //! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
-//!   `users`, `tenants`, `tokens`, `services` (the catalogue), `erase` (tenants): the routes.
+//!   `users`, `tenants`, `tokens`, `services` (the catalogue), `subscriptions`, `admin`, `erase` (tenants): the routes.
 //!
 //! A route is added to [`routes`] and to the table in `access`, and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -14,6 +14,7 @@ pub mod wire;
 
 mod access;
 mod action;
+mod admin;
 mod audit;
 mod auth;
 mod compare;
@@ -37,6 +38,7 @@ pub(crate) mod retention;
 pub(crate) mod services;
 mod shown;
 mod snapshots;
+mod subscriptions;
 mod system;
 mod tenants;
 mod tokens;
@@ -124,6 +126,7 @@ impl ApiState {
         (name = "snapshots", description = "Point-in-time copies."),
         (name = "operations", description = "Durable work."),
         (name = "services", description = "The catalogue: what can be ordered."),
+        (name = "subscriptions", description = "Rights to pods of plans."),
         (name = "tenants", description = "Whose everything is."),
         (name = "users", description = "Who may ask for what."),
         (name = "events", description = "The audit trail."),
@@ -182,6 +185,19 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(tenants::member_add, tenants::member_remove))
         .routes(routes!(services::list))
         .routes(routes!(services::show, services::put, services::remove))
+        .routes(routes!(subscriptions::create, subscriptions::list))
+        .routes(routes!(subscriptions::show))
+        .routes(routes!(subscriptions::cancel))
+        .routes(routes!(subscriptions::expire))
+        .routes(routes!(subscriptions::renew))
+        .routes(routes!(subscriptions::change_plan))
+        .routes(routes!(subscriptions::restart_pod))
+        .routes(routes!(subscriptions::reset_pod))
+        .routes(routes!(admin::pods))
+        .routes(routes!(admin::debug))
+        .routes(routes!(admin::reset))
+        .routes(routes!(admin::act))
+        .routes(routes!(admin::deliveries))
         .routes(routes!(audit::list))
         .routes(routes!(erase::erase))
         .routes(routes!(erase::show))

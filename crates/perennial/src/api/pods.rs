@@ -208,7 +208,7 @@ fn accepting(body: &AcceptRequest) -> Consent {
     Consent { confirm: body.confirm.clone(), accept_loss: body.accept_loss.clone() }
 }
 
-fn confirming(body: &ConfirmRequest) -> Consent {
+pub(super) fn confirming(body: &ConfirmRequest) -> Consent {
     Consent { confirm: Some(body.confirm.clone()), accept_loss: body.accept_loss.clone() }
 }
 

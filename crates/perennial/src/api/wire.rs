@@ -4,6 +4,7 @@
 //! unknown fields by name; answers may gain fields, so a client must not. The command line uses these same types.
 
 mod access;
+mod admin;
 mod answer;
 mod audit;
 mod erase;
@@ -15,8 +16,10 @@ mod request;
 mod retention;
 mod services;
 mod size;
+mod subscriptions;
 
 pub use access::*;
+pub use admin::*;
 pub use answer::*;
 pub use audit::*;
 pub use erase::*;
@@ -28,3 +31,4 @@ pub use request::*;
 pub use retention::*;
 pub use services::*;
 pub use size::{Cpus, Size};
+pub use subscriptions::*;

@@ -2,12 +2,14 @@
 
 mod access;
 mod snapshot;
+mod subscription;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
+use super::admin::AdminCommand;
 use super::audit::AuditCommand;
 use super::hooks::HookArgs;
 use super::human::parse_duration;
@@ -23,6 +25,7 @@ pub use access::{
 pub use snapshot::{
     ExportArgs, ForgetArgs, ImportArgs, RestoreArgs as SnapshotRestoreArgs, SnapshotCommand, SnapshotListArgs,
 };
+pub use subscription::{RenewArgs, SubscribeArgs, SubscriptionCommand};
 
 /// How a client finds its server, and how it answers.
 #[derive(Debug, Clone, Args)]
@@ -95,6 +98,12 @@ pub enum ClientCommand {
         #[arg(long, short, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+    /// Shows all pods, compares the database with the engine, and shows what people were told.
+    Admin {
+        /// What to do.
+        #[command(subcommand)]
+        command: AdminCommand,
+    },
     /// Lists, verifies and exports who changed what.
     Audit {
         /// What to do.
@@ -128,6 +137,14 @@ pub enum ClientCommand {
         /// What to do.
         #[command(subcommand)]
         command: ServiceCommand,
+    },
+    /// Subscribes to a plan: a pod of it is made and started.
+    Subscribe(SubscribeArgs),
+    /// Shows, ends, renews and changes subscriptions.
+    Subscription {
+        /// What to do.
+        #[command(subcommand)]
+        command: SubscriptionCommand,
     },
     /// Prints a completion script.
     Completions {

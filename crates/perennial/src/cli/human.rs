@@ -48,23 +48,27 @@ fn span(seconds: u64) -> String {
     }
 }
 
-/// Reads a duration such as `90`, `90s`, `5m`, `1h`.
+/// Longest duration that means anything, in seconds: a hundred years.
+const LONGEST: u64 = 36_600 * 86_400;
+
+/// Reads a duration such as `90`, `90s`, `5m`, `1h`, `30d`.
 ///
 /// # Errors
 /// One sentence that says what is wrong.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration: write seconds, or a number with s, m or h, such as 5m");
+    let wrong = || format!("{text:?} is not a duration: write seconds, or a number with s, m, h or d, such as 5m");
     let (number, unit) = match text.char_indices().last() {
         Some((at, 's')) => (&text[..at], 1),
         Some((at, 'm')) => (&text[..at], 60),
         Some((at, 'h')) => (&text[..at], 3600),
+        Some((at, 'd')) => (&text[..at], 86_400),
         _ => (text, 1),
     };
     if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
         return Err(wrong());
     }
     let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(unit).filter(|s| *s <= 366 * 86_400).map(Duration::from_secs).ok_or_else(wrong)
+    number.checked_mul(unit).filter(|s| *s <= LONGEST).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -112,7 +116,7 @@ mod tests {
         for (text, seconds) in [("0", 0), ("90", 90), ("90s", 90), ("5m", 300), ("1h", 3600)] {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)));
         }
-        for text in ["", "s", "-1", "1.5m", "5 m", "1d", "99999999999999999999", "9999999h"] {
+        for text in ["", "s", "-1", "1.5m", "5 m", "1w", "99999999999999999999", "9999999h"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
     }

@@ -14,11 +14,12 @@
 //! | `view`, `table`, `human` | how answers look |
 //! | `repository` | commands on repositories, without a server |
 //! | `files`, `unpack`, `compare` | what is in snapshots, how it comes onto this machine, what differs |
-//! | `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication`, `service`, `tenant`, `user`, `token` | the commands |
+//! | `admin`, `pod`, `pod_set`, `logs`, `snapshot`, `operation`, `events`, `doctor`, `recovery_kit`, `replication`, `service`, `subscription`, `tenant`, `user`, `token` | the commands |
 //!
 //! Nothing is decided here that the server does not decide again: a confirmation typed on a terminal becomes the
 //! `confirm` field of the request, and it is the server that compares it.
 
+mod admin;
 mod args;
 mod audit;
 mod client;
@@ -44,6 +45,7 @@ mod retention;
 mod service;
 mod session;
 mod snapshot;
+mod subscription;
 mod table;
 mod target;
 mod tenant;
@@ -256,6 +258,9 @@ async fn dispatch(
         ClientCommand::Events(args) => Box::pin(events::run(&mut context, &args, None)).await,
         ClientCommand::Replication => Box::pin(replication::run(&mut context)).await,
         ClientCommand::Service { command } => Box::pin(service::run(&mut context, command)).await,
+        ClientCommand::Subscribe(args) => Box::pin(subscription::subscribe(&mut context, args)).await,
+        ClientCommand::Subscription { command } => Box::pin(subscription::run(&mut context, command)).await,
+        ClientCommand::Admin { command } => Box::pin(admin::run(&mut context, command)).await,
         ClientCommand::Audit { command } => Box::pin(audit::run(&mut context, command)).await,
         ClientCommand::Tenant { command } => Box::pin(tenant::run(&mut context, command)).await,
         ClientCommand::User { command } => Box::pin(user::run(&mut context, command)).await,

@@ -1,8 +1,11 @@
 //! `perennial pod …`.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::args::{AcceptArgs, ActionArgs, CreateArgs, DestroyArgs, PodCommand, PodListArgs, PurgeArgs, WaitArgs};
+use super::args::{
+    AcceptArgs, ActionArgs, CreateArgs, DestroyArgs, DestroyOptions, PodCommand, PodListArgs, PurgeArgs, WaitArgs,
+};
 use super::confirm::{Consent, Consequences, Verdict};
 use super::events;
 use super::failure::{Exit, Failure};
@@ -14,9 +17,9 @@ use super::target::{self, Among};
 use super::view;
 use super::wait;
 use crate::api::wire::{
-    AcceptRequest, ConfirmRequest, CreatePod, Hooks, MeasuredVolume, Operation, OperationKind, OperationState, Pod,
-    PodOperation, PodSecrets, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, Snapshot, SnapshotRules,
-    SnapshotState, VolumeState,
+    AcceptRequest, AdminAction, ConfirmRequest, CreatePod, Hooks, MeasuredVolume, Operation, OperationKind,
+    OperationState, Pod, PodOperation, PodSecrets, PodStatus, PrivilegeEscalation, PurgeRequest, Resources, Snapshot,
+    SnapshotRules, SnapshotState, VolumeState,
 };
 
 /// Where the data of a pod is that never ran.
@@ -71,7 +74,10 @@ pub async fn run(context: &mut Context<'_>, command: PodCommand) -> Result<(), F
         PodCommand::Undelete(args) => act(context, &args, "undelete", Among::Hidden).await,
         PodCommand::Stop(args) => release(context, args, "stop").await,
         PodCommand::Archive(args) => release(context, args, "archive").await,
-        PodCommand::Reset(args) => reset(context, args).await,
+        PodCommand::Reset(args) => {
+            let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
+            reset(context, &pod, args.options, &["pods", &pod.id, "reset"]).await
+        }
         PodCommand::Restore(args) => super::pod_restore::restore(context, args).await,
         PodCommand::Clone(args) => super::pod_restore::clone(context, args).await,
         PodCommand::Rm(args) => remove(context, args).await,
@@ -172,48 +178,26 @@ pub fn accept(
     Ok(Some(AcceptRequest { accept_loss: Some(paths), confirm: Some(pod.name.clone()) }))
 }
 
-async fn reset(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Failure> {
-    let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
-    let options = args.options;
-    let mut plan = Consequences::new("reset", &pod);
-    replaced(&mut plan, &pod, &format!("what image {} holds", pod.image), "reset makes the pod new");
-    losses(&mut plan, &options.accept.accept_loss);
-    safety(&mut plan, &pod);
+/// Resets a pod by the route at `path`, after a confirmation.
+pub async fn reset(
+    context: &mut Context<'_>,
+    pod: &Pod,
+    options: DestroyOptions,
+    path: &[&str],
+) -> Result<(), Failure> {
+    let plan = reset_plan(pod, &options.accept.accept_loss);
     if plan.confirm(Consent::from_options(options.accept.yes, options.dry_run), context)? == Verdict::Shown {
         return Ok(());
     }
     let body = ConfirmRequest { confirm: pod.name.clone(), accept_loss: some(options.accept.accept_loss) };
-    let answer = context.client.post(&["pods", &pod.id, "reset"], Some(&body)).await?;
+    let answer = context.client.post(path, Some(&body)).await?;
     follow(context, answer, options.wait).await
 }
 
 async fn remove(context: &mut Context<'_>, args: DestroyArgs) -> Result<(), Failure> {
     let pod = target::pod(&context.client, &args.pod, Among::Living).await?;
     let options = args.options;
-    let mut plan = Consequences::new("delete", &pod);
-    let verified = if view::never_ran(&pod) {
-        "the pod never ran, and has no data of its own"
-    } else {
-        "a verified final snapshot holds the data before this happens"
-    };
-    if let Some(container) = &pod.container {
-        plan.effect(format!("container {}", view::short(&container.id)), "removed", verified);
-    }
-    if let Some(volumes) = on_host(&pod) {
-        plan.effect(volumes, "deleted from the host", verified);
-    }
-    plan.effect(
-        format!("pod {}", pod.name),
-        "hidden, and destroyed with all its snapshots when the undelete window ends (7 days, unless configured)",
-        "delete means that",
-    );
-    losses(&mut plan, &options.accept.accept_loss);
-    plan.copy = match (&pod.latest_snapshot, on_host(&pod)) {
-        (Some(latest), None) => repository(&pod, &format!("snapshot {}", view::brief(latest, context.now()))),
-        _ if view::never_ran(&pod) => NO_DATA.to_owned(),
-        _ => repository(&pod, "the final snapshot, taken and verified first; if that fails, everything stays"),
-    };
-    plan.way_back = format!("perennial pod undelete {}, until the window ends", pod.name);
+    let plan = delete_plan(&pod, &options.accept.accept_loss, context.now());
     if plan.confirm(Consent::from_options(options.accept.yes, options.dry_run), context)? == Verdict::Shown {
         return Ok(());
     }
@@ -235,6 +219,50 @@ async fn purge(context: &mut Context<'_>, args: PurgeArgs) -> Result<(), Failure
     let body = PurgeRequest { confirm: pod.name.clone() };
     let answer = context.client.post(&["pods", &pod.id, "purge"], Some(&body)).await?;
     follow(context, answer, args.wait).await
+}
+
+/// What a reset or a deletion of somebody's pod means.
+pub fn plan_of(context: &Context<'_>, pod: &Pod, action: AdminAction) -> Consequences {
+    match action {
+        AdminAction::Delete => delete_plan(pod, &[], context.now()),
+        _ => reset_plan(pod, &[]),
+    }
+}
+
+fn reset_plan(pod: &Pod, accepted: &[String]) -> Consequences {
+    let mut plan = Consequences::new("reset", pod);
+    replaced(&mut plan, pod, &format!("what image {} holds", pod.image), "reset makes the pod new");
+    losses(&mut plan, accepted);
+    safety(&mut plan, pod);
+    plan
+}
+
+fn delete_plan(pod: &Pod, accepted: &[String], now: Timestamp) -> Consequences {
+    let mut plan = Consequences::new("delete", pod);
+    let verified = if view::never_ran(pod) {
+        "the pod never ran, and has no data of its own"
+    } else {
+        "a verified final snapshot holds the data before this happens"
+    };
+    if let Some(container) = &pod.container {
+        plan.effect(format!("container {}", view::short(&container.id)), "removed", verified);
+    }
+    if let Some(volumes) = on_host(pod) {
+        plan.effect(volumes, "deleted from the host", verified);
+    }
+    plan.effect(
+        format!("pod {}", pod.name),
+        "hidden, and destroyed with all its snapshots when the undelete window ends (7 days, unless configured)",
+        "delete means that",
+    );
+    losses(&mut plan, accepted);
+    plan.copy = match (&pod.latest_snapshot, on_host(pod)) {
+        (Some(latest), None) => repository(pod, &format!("snapshot {}", view::brief(latest, now))),
+        _ if view::never_ran(pod) => NO_DATA.to_owned(),
+        _ => repository(pod, "the final snapshot, taken and verified first; if that fails, everything stays"),
+    };
+    plan.way_back = format!("perennial pod undelete {}, until the window ends", pod.name);
+    plan
 }
 
 fn purge_plan(pod: &Pod, snapshots: &[Snapshot]) -> Consequences {

@@ -5,7 +5,7 @@
 use perennial_snapshots::Memory;
 
 use super::human::parse_duration;
-use crate::api::wire::{Backend, OnStop, Port, Size, VolumeDeclaration};
+use crate::api::wire::{AdminAction, Backend, DeliveryState, OnStop, Port, Size, VolumeDeclaration};
 
 /// Reads an environment variable.
 ///
@@ -72,6 +72,26 @@ pub fn backend(text: &str) -> Result<Backend, String> {
         "docker" => Ok(Backend::Docker),
         _ => Err("write overlay or docker".to_owned()),
     }
+}
+
+/// Reads what an administrator does.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub fn admin_action(text: &str) -> Result<AdminAction, String> {
+    let all = [AdminAction::Restart, AdminAction::Start, AdminAction::Stop, AdminAction::Reset, AdminAction::Delete];
+    let found = all.into_iter().find(|action| action.as_str() == text);
+    found.ok_or_else(|| "write restart, start, stop, reset or delete".to_owned())
+}
+
+/// Reads how far a message is.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub fn delivery_state(text: &str) -> Result<DeliveryState, String> {
+    let all = [DeliveryState::Pending, DeliveryState::Sent, DeliveryState::Failed];
+    let found = all.into_iter().find(|state| state.as_str() == text);
+    found.ok_or_else(|| "write pending, sent or failed".to_owned())
 }
 
 /// Reads what a stop does.

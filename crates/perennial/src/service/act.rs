@@ -85,6 +85,17 @@ impl App {
         decision: Decision,
         latest: Option<Snapshot>,
     ) -> Result<Outcome, StoreError> {
+        let (change, outcome) = self.change_of(before, decision, latest).await?;
+        self.write(request, change, outcome).await
+    }
+
+    /// What a decision writes, and what it leads to.
+    pub(super) async fn change_of(
+        &self,
+        before: &Pod,
+        decision: Decision,
+        latest: Option<Snapshot>,
+    ) -> Result<(Change, Outcome), StoreError> {
         let Decision { pod, answer, superseded, dropped, snapshot, uses } = decision;
         let changed = Pod { updated_at: before.updated_at, ..pod.clone() } != *before;
         let (operation, new) = match answer {
@@ -107,10 +118,10 @@ impl App {
             change.events.push(requested(&operation));
             change.operations.push(operation.clone());
         }
+        change.moved_from = (before.desired != pod.desired).then_some(before.desired);
         change.pod = changed.then(|| pod.clone());
         let stored = Pod { version: pod.version + i64::from(changed), ..pod };
-        let outcome = Outcome { pod: stored, latest, operation, snapshot };
-        self.write(request, change, outcome).await
+        Ok((change, Outcome { pod: stored, latest, operation, snapshot }))
     }
 
     /// Commits a change together with the recorded answer, and wakes the reconciler.

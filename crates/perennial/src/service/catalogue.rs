@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use perennial_core::Error;
 use perennial_core::operation::NewEvent;
 use perennial_core::planned::{PlanOf, PlanPath, SecretText};
-use perennial_core::service::{Secret, Service, ServiceName};
+use perennial_core::service::{Plan, Secret, Service, ServiceName};
 use perennial_core::spec::{PodSpec, TenantId};
 
 use super::{App, Caller};
@@ -130,10 +130,24 @@ impl App {
     /// # Errors
     /// [`Error::NotFound`] when there is no such plan, and as [`App::service`] says.
     pub(super) async fn planned(&self, caller: &Caller, path: &PlanPath) -> Result<PodSpec, Error> {
+        let (plan, of) = self.plan(caller, path).await?;
+        Ok(of.new_pod(&plan, secret))
+    }
+
+    /// The specification of a pod that becomes one of a plan.
+    ///
+    /// # Errors
+    /// As [`App::planned`] says.
+    pub(super) async fn adapted(&self, caller: &Caller, path: &PlanPath, before: &PodSpec) -> Result<PodSpec, Error> {
+        let (plan, of) = self.plan(caller, path).await?;
+        Ok(of.adapted(&plan, before, secret))
+    }
+
+    async fn plan(&self, caller: &Caller, path: &PlanPath) -> Result<(Plan, PlanOf), Error> {
         let Entry { service, revision, .. } = self.service(caller, &path.service).await?;
         let plan = service.plan(path.plan.as_str()).ok_or_else(|| Error::not_found(format!("plan {path}")))?;
         let of = PlanOf { path: path.clone(), revision, env: plan.env.keys().cloned().collect() };
-        Ok(of.new_pod(plan, secret))
+        Ok((plan.clone(), of))
     }
 
     /// Puts a service into the database, where it wins over files from now on. Pods that exist stay as they are.

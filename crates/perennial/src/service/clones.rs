@@ -34,6 +34,7 @@ impl App {
     pub async fn clone_pod(&self, request: Request<'_>, source: PodId, clone: &CloneRequest) -> Result<Outcome, Error> {
         for _ in 0..ATTEMPTS {
             let (pod, _) = self.pod(request.caller, source).await?;
+            self.refuse_lapsed(request.caller, source).await?;
             let named = match clone.snapshot {
                 Some(id) => Some(self.snapshot(request.caller, id).await?),
                 None => None,

@@ -5,6 +5,7 @@
 //! - `caller`: who asks, and what they may see; `access`: which token is whose;
 //! - `act`: the one way a verb is committed: load, decide, commit, wake, again when somebody was faster;
 //! - `pods`, `snapshots`: the verbs;
+//! - `admin`: what administrators see of all pods;
 //! - `audit`: who changed what;
 //! - `care`: drills;
 //! - `catalogue`: the services of files and database, put together;
@@ -14,10 +15,12 @@
 //! - `users`, `tenants`, `tokens`: who may ask, and for whose things;
 //! - `replication`: how far the replicas are;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
+//! - `subscriptions`: rights to pods of plans, and what becomes of the pods;
 //! - `system`: what works and what does not.
 
 mod access;
 mod act;
+mod admin;
 mod audit;
 mod caller;
 mod care;
@@ -34,6 +37,7 @@ mod recovery;
 mod replication;
 mod retention;
 mod snapshots;
+mod subscriptions;
 mod system;
 mod tenants;
 mod tokens;
@@ -68,6 +72,7 @@ use crate::store::{
 pub use access::{Access, token_hash};
 pub(crate) use act::requested;
 pub use act::{Once, Outcome, Request};
+pub use admin::Debugged;
 pub use caller::{Caller, Credential};
 pub use catalogue::{Entry, Occasion, Remark, Services, Source};
 pub use clones::CloneRequest;
@@ -81,6 +86,7 @@ pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
 pub use replication::ReplicaStatus;
 pub(crate) use retention::RETENTION;
 pub use retention::{Forget, Forgotten, Scheduled};
+pub use subscriptions::{Subscribe, Subscribed, Until};
 pub use system::{Check, CheckState, SystemReport};
 pub use tenants::Membership;
 pub use tokens::{MadeToken, NewToken};

@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use perennial_core::Error;
-use perennial_core::engine::{Capabilities, EngineError};
+use perennial_core::engine::{Capabilities, EngineError, Owned};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState};
+use perennial_core::permit::window_ended;
 use perennial_core::planned::{PlanPath, SecretText};
-use perennial_core::pod::{Acceptance, Pod};
+use perennial_core::pod::{Acceptance, Desired, Pod};
 use perennial_core::progress::ProgressReading;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{PodName, PodSpec, TenantId};
+use perennial_core::subscription::SubscriptionState;
 use perennial_core::verbs::{self, Order};
 use perennial_core::volume::Origin;
 
 use super::act::{Outcome, Request, requested};
 use super::{App, Caller};
+use crate::reconcile::worker::set_spec;
 use crate::store::{Change, StoreError};
 
 /// Most paths an owner can accept the loss of in one request.
@@ -101,33 +104,38 @@ impl App {
         create: CreateRequest,
         spec: impl Fn(Option<&PodSpec>) -> Result<PodSpec, Error>,
     ) -> Result<Outcome, Error> {
-        let tenant = match create.tenant {
-            Some(tenant) => tenant,
-            None => request.caller.home()?,
-        };
-        if !request.caller.may_see(&tenant) {
-            return Err(Error::not_found(format!("tenant {tenant}")));
-        }
+        let (change, outcome) = self.creation(request.caller, create, spec).await?;
+        Ok(self.write(request, change, outcome).await?)
+    }
+
+    /// What makes a pod and starts it, to be committed.
+    pub(super) async fn creation(
+        &self,
+        caller: &Caller,
+        create: CreateRequest,
+        spec: impl Fn(Option<&PodSpec>) -> Result<PodSpec, Error>,
+    ) -> Result<(Change, Outcome), Error> {
+        let tenant = self.own_tenant(caller, create.tenant)?;
         if create.plan.is_some() && create.from_snapshot.is_some() {
             let problem = "comes with the snapshot's pod";
             return Err(Error::invalid("plan", problem, "leave it out, or leave out fromSnapshot (--from-snapshot)"));
         }
         let planned = match &create.plan {
-            Some(path) => Some(self.planned(request.caller, path).await?),
+            Some(path) => Some(self.planned(caller, path).await?),
             None => None,
         };
         let source = match create.from_snapshot {
-            Some(id) => Some(self.source(request.caller, &tenant, id).await?),
+            Some(id) => Some(self.source(caller, &tenant, id).await?),
             None => None,
         };
         let base = planned.as_ref().or(source.as_ref().map(|(_, pod)| &pod.spec));
         let spec = spec(base)?;
         if let Some(base) = base {
-            keep_to_plan(request.caller, base, &spec)?;
+            keep_to_plan(caller, base, &spec)?;
         }
         spec.validate()?;
         self.refuse_erased(&tenant).await?;
-        let made = self.tenant_made(request.caller, &tenant).await?;
+        let made = self.tenant_made(caller, &tenant).await?;
         self.check_engine(&spec).await?;
         if source.is_none() {
             self.check_image(&spec.image).await?;
@@ -135,7 +143,7 @@ impl App {
         let now = self.now();
         let id = self.operation_id();
         let mut pod = Pod::new(self.pod_id(), tenant, create.name, spec, id, now);
-        let mut operation = operation(&pod, id, OperationKind::Create, request.caller, now);
+        let mut operation = operation(&pod, id, OperationKind::Create, caller, now);
         if let Some((snapshot, origin)) = source {
             let fits = pod.spec.image == origin.spec.image && pod.spec.profile == origin.spec.profile;
             if !fits {
@@ -158,11 +166,16 @@ impl App {
             ..Change::default()
         };
         let stored = Pod { version: 1, ..pod };
-        let outcome = Outcome { pod: stored, latest: None, operation, snapshot: None };
-        match self.write(request, change, outcome).await {
-            Err(StoreError::NameTaken) => Err(StoreError::NameTaken.into()),
-            other => Ok(other?),
-        }
+        Ok((change, Outcome { pod: stored, latest: None, operation, snapshot: None }))
+    }
+
+    /// The tenant of something new: the one that is named, or the caller's own.
+    pub(super) fn own_tenant(&self, caller: &Caller, named: Option<TenantId>) -> Result<TenantId, Error> {
+        let tenant = match named {
+            Some(tenant) => tenant,
+            None => caller.home()?,
+        };
+        if caller.may_see(&tenant) { Ok(tenant) } else { Err(Error::not_found(format!("tenant {tenant}"))) }
     }
 
     /// Reads what was made for a pod alone; that it was read is in the trail before it is answered.
@@ -196,6 +209,7 @@ impl App {
             return Err(verbs::not_restorable(&snapshot));
         }
         self.refuse_deleting(id).await?;
+        self.refuse_lapsed(caller, snapshot.pod).await?;
         let pod = self.store.pod_fetch(snapshot.pod).await?;
         let pod = pod.ok_or_else(|| Error::not_found(format!("pod {}", snapshot.pod)))?;
         Ok((snapshot, pod))
@@ -287,6 +301,23 @@ impl App {
         .await
     }
 
+    /// The same, and the pod's name has to be repeated: for somebody else's pod.
+    ///
+    /// # Errors
+    /// As [`App::delete`] says; [`Error::InvalidInput`] without the confirmation.
+    pub async fn delete_confirmed(
+        &self,
+        request: Request<'_>,
+        pod: PodId,
+        consent: &Consent,
+    ) -> Result<Outcome, Error> {
+        let window = self.settings.undelete_window;
+        self.consented(request, pod, (consent, Confirmation::Always), |pod, accepted, order| {
+            verbs::delete(pod, window, accepted, order)
+        })
+        .await
+    }
+
     /// Brings an archived or deleted pod back to stopped.
     ///
     /// # Errors
@@ -309,16 +340,80 @@ impl App {
     /// [`Error::InvalidInput`] without the confirmation; [`Error::Conflict`] while another pod starts from one of its
     /// snapshots.
     pub async fn purge(&self, request: Request<'_>, pod: PodId, consent: &Consent) -> Result<Outcome, Error> {
+        self.refuse_needed(request.caller, pod).await?;
+        self.consented(request, pod, (consent, Confirmation::Always), |pod, _, order| verbs::purge(pod, order)).await
+    }
+
+    /// Destroys a pod whose undelete window has ended, which is the consent given when it was deleted. One that was brought back
+    /// meanwhile stays.
+    ///
+    /// # Errors
+    /// As [`App::purge`] says.
+    pub(crate) async fn purge_ended(&self, caller: &Caller, pod: PodId) -> Result<(), Error> {
+        self.refuse_needed(caller, pod).await?;
+        self.refuse_newer(pod).await?;
+        let done = self.act(Request::new(caller), pod, |pod, order| {
+            let is_over = pod.trash.as_ref().is_some_and(|trash| window_ended(trash, order.now));
+            if pod.desired == Desired::Deleted && is_over {
+                return verbs::purge(pod, order);
+            }
+            Err(Error::conflict("pod-kept", "the pod was brought back, or its window has not ended", ""))
+        });
+        match done.await {
+            Ok(_) | Err(Error::Conflict { code: "pod-kept", .. }) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Refuses to destroy a pod of which the engine has what the database does not know: that was brought back from before (D15).
+    async fn refuse_newer(&self, pod: PodId) -> Result<(), Error> {
+        let Some(record) = self.store.pod_fetch(pod).await? else { return Ok(()) };
+        let unknown = |error: EngineError| Error::Unavailable { problem: format!("look at the pod's data: {error}") };
+        let owned = self.engine.list_owned().await.map_err(unknown)?;
+        let is_unknown = |one: &Owned| match one {
+            Owned::Set { pod: of, number, backend } => {
+                *of == pod && !record.sets.iter().any(|set| (set.number, set.backend) == (*number, *backend))
+            }
+            Owned::Container { .. } => false,
+        };
+        let sets: Vec<_> = record.sets.iter().map(|set| set_spec(&record, set)).collect();
+        let observed = self.engine.observe(pod, &sets).await.map_err(unknown)?;
+        let is_newer = observed.sets.iter().any(|set| set.generation.is_some_and(|seen| seen > record.data_generation));
+        if !is_newer && !owned.iter().any(is_unknown) {
+            return Ok(());
+        }
+        Err(Error::conflict(
+            "database-older-than-data",
+            "the engine has data of the pod that the database does not know: the database may be an old copy",
+            "bring the newest database back; or purge the pod by name: perennial pod purge",
+        ))
+    }
+
+    /// Refuses to destroy a pod that others start from.
+    async fn refuse_needed(&self, caller: &Caller, pod: PodId) -> Result<(), Error> {
         if let Some(other) = self.store.pod_ids_depending_on(pod).await?.first() {
             // Only who may know of the pod may know of what depends on it.
-            self.pod(request.caller, pod).await?;
+            self.pod(caller, pod).await?;
             return Err(Error::conflict(
                 "snapshot-in-use",
                 format!("pod {other} starts from a snapshot of this one"),
                 "start that pod first, or delete it",
             ));
         }
-        self.consented(request, pod, (consent, Confirmation::Always), |pod, _, order| verbs::purge(pod, order)).await
+        Ok(())
+    }
+
+    /// Refuses that somebody goes on with the data of a pod whose subscription has ended; looking at it is another matter.
+    pub(super) async fn refuse_lapsed(&self, caller: &Caller, pod: PodId) -> Result<(), Error> {
+        let found = if caller.rights.is_platform() { None } else { self.store.subscription_of(pod).await? };
+        match found.filter(|found| found.standing.state != SubscriptionState::Active) {
+            None => Ok(()),
+            Some(_) => Err(Error::conflict(
+                "subscription-ended",
+                "the subscription that the data belongs to has ended",
+                "renew it: perennial subscription renew; its snapshots can be read and downloaded meanwhile",
+            )),
+        }
     }
 
     pub(super) async fn consented(
@@ -414,6 +509,7 @@ impl App {
             let mut change = Change { operations: vec![operation.clone()], events: vec![event], ..Change::default() };
             let stored = match cancelled {
                 Some(cancelled) => {
+                    change.moved_from = (pod.desired != cancelled.pod.desired).then_some(pod.desired);
                     change.pod = Some(cancelled.pod.clone());
                     change.snapshots = self.abandoned(&cancelled.dropped).await?;
                     Pod { version: cancelled.pod.version + 1, ..cancelled.pod }

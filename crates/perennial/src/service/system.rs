@@ -119,6 +119,7 @@ impl App {
         checks.extend(local.unwrap_or_default());
         checks.extend(self.replica_check().await);
         checks.extend(self.erasure_checks().await);
+        checks.extend(self.keeping_check().await);
         checks.push(self.server_clock().await);
         let recovery = self.recovery_state().await;
         checks.push(recovery_kit(&recovery));

@@ -9,6 +9,7 @@ use perennial_core::operation::{NewEvent, Operation};
 use perennial_core::pod::{Desired, Pod};
 use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
+use perennial_core::subscription::Subscription;
 use sqlx::{AnyConnection, Connection as _, Row as _};
 
 use super::access::Announcement;
@@ -19,7 +20,7 @@ use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
     AccessRequest, Asker, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange,
-    Store, StoreError, access, audit, erasures, fence, quotas, services,
+    Store, StoreError, access, audit, erasures, fence, quotas, services, subscriptions,
 };
 
 /// What one transaction writes.
@@ -61,6 +62,10 @@ pub struct Change {
     pub prunes_wanted: Vec<(TenantId, Timestamp)>,
     /// What changes in the catalogue.
     pub service: Option<ServiceChange>,
+    /// A subscription. Version 0 is inserted, any other replaces the row of exactly that version; stored with the next version.
+    pub subscription: Option<Subscription>,
+    /// What the pod was to be before this: nothing is written when its subscription forbids the way from there.
+    pub moved_from: Option<Desired>,
     /// What changes in the erasure of a tenant.
     pub erasure: Option<ErasureChange>,
     /// Who asks, and with which rights; `None` for the server itself, and for the administrator's token, which nothing takes
@@ -186,6 +191,9 @@ impl Change {
         if let Some(change) = &self.service {
             services::apply(tx, change).await?;
         }
+        if let Some(subscription) = &self.subscription {
+            subscriptions::apply(tx, subscription).await?;
+        }
         if let Some(record) = &self.idempotency {
             idempotency_insert(tx, record).await?;
         }
@@ -202,6 +210,7 @@ impl Change {
         let event = events_insert(tx, &self.events).await?;
         access::check(tx, self).await?;
         quotas::check(tx, self, could_take).await?;
+        subscriptions::check(tx, self).await?;
         erasures::apply(tx, self).await?;
         access::apply(tx, self).await?;
         audit::write(tx, self, &before).await?;

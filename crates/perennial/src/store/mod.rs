@@ -7,9 +7,12 @@
 //! - `read`: everything that is looked up; `heads`: lists of pods that are mostly known;
 //! - `access`: tenants, users, memberships and tokens;
 //! - `audit`: who changed what, in a chain of hashes;
+//! - `deliveries`: what people are told;
 //! - `erasures`: tenants that are gone for good;
+//! - `keeping`: the breaker before what ends by itself is destroyed;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
+//! - `subscriptions`: rights to pods of plans;
 //! - `services`: services of the catalogue that were changed over the API;
 //! - `rows`: how domain types are written.
 //!
@@ -20,9 +23,11 @@ mod audit;
 mod care;
 mod change;
 mod connections;
+mod deliveries;
 mod erasures;
 mod fence;
 mod heads;
+mod keeping;
 mod lease;
 mod open;
 mod prunes;
@@ -32,6 +37,7 @@ mod recovery;
 mod replicas;
 mod rows;
 mod services;
+mod subscriptions;
 
 use std::sync::Arc;
 
@@ -48,6 +54,7 @@ pub use access::{AccessChange, AccessRequest, Asker, Tenant, TokenFilter, TokenH
 pub use audit::AuditFilter;
 pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};
+pub use deliveries::{Delivery, DeliveryState, Tried};
 pub use erasures::{Asked, Became, Erasure, ErasureChange, FoundPlace, FoundPlaces, ServerKeys, Which};
 pub use heads::{HeadedPod, PodHead, SnapshotBody};
 pub use lease::Lease;
@@ -55,6 +62,7 @@ pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visi
 pub use recovery::{ExportOf, RecoveryExport};
 pub use replicas::{Backlog, NoteChange, Replica, ReplicaNote};
 pub use services::{Expected, ServiceBecomes, ServiceChange, StoredService};
+pub use subscriptions::SubscriptionFilter;
 
 /// The name of the fault point around every commit.
 pub const COMMIT_SITE: &str = "store.commit";
@@ -97,6 +105,9 @@ pub enum StoreError {
     /// More was asked for than the tenant may have; nothing was written.
     #[error("{}", .0.problem)]
     Quota(Exceeded),
+    /// The pod's subscription forbids what was asked for; nothing was written.
+    #[error("{0}")]
+    Subscribed(Error),
     /// Something that has to be there is not; nothing was written.
     #[error("{0} not found")]
     Missing(String),
@@ -197,6 +208,7 @@ impl From<StoreError> for Error {
             ),
             StoreError::RightsLost => Self::Unauthorized { problem: error.to_string() },
             StoreError::Quota(Exceeded { problem, hint }) => Self::conflict("quota-exceeded", problem, hint),
+            StoreError::Subscribed(error) => error,
             StoreError::Missing(what) => Self::not_found(what),
             StoreError::Taken(_) => Self::conflict(
                 "name-taken",

@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 13] = [
+const MIGRATIONS: [(i64, &str, &str); 15] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -33,6 +33,8 @@ const MIGRATIONS: [(i64, &str, &str); 13] = [
     (11, "audit", include_str!("../../migrations/0011_audit.sql")),
     (12, "planned", include_str!("../../migrations/0012_planned.sql")),
     (13, "quotas", include_str!("../../migrations/0013_quotas.sql")),
+    (14, "subscriptions", include_str!("../../migrations/0014_subscriptions.sql")),
+    (15, "deliveries", include_str!("../../migrations/0015_deliveries.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.

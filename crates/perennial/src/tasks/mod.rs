@@ -6,6 +6,7 @@
 //! - `erase`: tenants that are gone for good;
 //! - `prune`: the space of what was forgotten;
 //! - `replicate`: copies of every snapshot in a second repository;
+//! - subscriptions whose time is over, and what follows;
 //! - the end of the undelete window, which executes the consent given at delete;
 //! - old idempotency keys, and received archives and looks at pods that nobody needs any more.
 
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
 use perennial_core::clock::Clock;
 use perennial_core::id::{OperationId, PodId, SnapshotId};
@@ -30,11 +31,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::reconcile::{Going, Reconciler};
-use crate::service::{App, Caller, Consent, RETENTION, Request, SnapshotRemover};
-use crate::store::{Change, Store, StoreError};
+use crate::service::{App, Caller, RETENTION, SnapshotRemover};
+use crate::store::{Change, Page, Store, StoreError};
 
 /// How often what is due is looked for.
 const EVERY: Duration = Duration::from_secs(15);
+/// Subscriptions that are looked at in one go.
+const DUE_AT_ONCE: u32 = 200;
 /// How long an idempotency key is remembered.
 const IDEMPOTENCY: SignedDuration = SignedDuration::from_hours(24);
 /// After this long a deletion is anybody's: the server that was asked for it may be gone.
@@ -179,6 +182,7 @@ impl Housekeeper {
 
     /// Does everything that is due now.
     pub async fn run_due(&mut self) {
+        self.keep_subscriptions().await;
         self.take_scheduled().await;
         self.apply_rules().await;
         self.find_unfinished(ADOPT_AFTER).await;
@@ -186,6 +190,41 @@ impl Housekeeper {
         self.app.imports_sweep().await;
         self.app.looks_sweep().await;
         let now = self.app.clock.now();
+        self.end_windows(now).await;
+        if let Ok(before) = now.checked_sub(IDEMPOTENCY)
+            && let Err(error) = self.app.store.idempotency_prune(before).await
+        {
+            tracing::debug!(%error, "forget old idempotency keys");
+        }
+    }
+
+    /// Does what time has come for of subscriptions; one thing of each.
+    async fn keep_subscriptions(&self) {
+        let mut page = Page::first(DUE_AT_ONCE);
+        loop {
+            let due = match self.app.store.subscriptions_due(self.app.clock.now(), &page).await {
+                Ok(due) => due,
+                Err(error) => return tracing::warn!(%error, "list subscriptions of which something is due"),
+            };
+            for id in &due {
+                if let Err(error) = self.app.subscription_tick(*id).await {
+                    tracing::warn!(subscription = %id, %error, "do what a subscription is due for");
+                }
+            }
+            match due.last() {
+                Some(last) if due.len() == DUE_AT_ONCE as usize => page.after = Some(last.to_string()),
+                _ => return,
+            }
+        }
+    }
+
+    /// Destroys what was deleted long enough ago, unless nobody looked for long.
+    async fn end_windows(&self, now: Timestamp) {
+        match self.app.store.keeping(now).await {
+            Ok(None) => {}
+            Ok(Some(until)) => return tracing::debug!(%until, "nothing is destroyed yet: nobody looked for long"),
+            Err(error) => return tracing::warn!(%error, "note that it is looked for what has ended"),
+        }
         match self.app.store.pod_ids_to_purge(now).await {
             Ok(pods) => {
                 for pod in pods {
@@ -196,22 +235,12 @@ impl Housekeeper {
             }
             Err(error) => tracing::warn!(%error, "list ended undelete windows"),
         }
-        if let Ok(before) = now.checked_sub(IDEMPOTENCY)
-            && let Err(error) = self.app.store.idempotency_prune(before).await
-        {
-            tracing::debug!(%error, "forget old idempotency keys");
-        }
     }
 
     /// Executes the consent given at delete.
     async fn end_window(&self, pod: PodId) -> Result<(), Error> {
-        let Some(record) = self.app.store.pod_fetch(pod).await? else { return Ok(()) };
-        let Some(trash) = record.trash.filter(|t| perennial_core::permit::window_ended(t, self.app.clock.now())) else {
-            return Ok(());
-        };
-        let caller = Caller::server(trash.actor);
-        let consent = Consent { confirm: Some(record.name.to_string()), accept_loss: None };
-        self.app.purge(Request::new(&caller), pod, &consent).await.map(drop)
+        let Some(trash) = self.app.store.pod_fetch(pod).await?.and_then(|record| record.trash) else { return Ok(()) };
+        self.app.purge_ended(&Caller::server(trash.actor), pod).await
     }
 
     /// Does the deletions that were asked for, those of one tenant together.

@@ -91,7 +91,21 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/services/{id}", Access::Own("read")),
     ("PUT", "/api/v1/services/{id}", Access::Platform),
     ("DELETE", "/api/v1/services/{id}", Access::Platform),
+    ("POST", "/api/v1/subscriptions", Access::Tenant("operate")),
+    ("GET", "/api/v1/subscriptions", Access::Own("read")),
+    ("GET", "/api/v1/subscriptions/{id}", Access::Tenant("read")),
+    ("POST", "/api/v1/subscriptions/{id}/cancel", Access::Tenant("operate")),
+    ("POST", "/api/v1/subscriptions/{id}/expire", Access::Platform),
+    ("POST", "/api/v1/subscriptions/{id}/renew", Access::Tenant("operate")),
+    ("POST", "/api/v1/subscriptions/{id}/change-plan", Access::Tenant("operate")),
+    ("POST", "/api/v1/subscriptions/{id}/restart-pod", Access::Tenant("operate")),
+    ("POST", "/api/v1/subscriptions/{id}/reset-pod", Access::Tenant("operate")),
     ("GET", "/api/v1/admin/audit", Access::Platform),
+    ("GET", "/api/v1/admin/pods", Access::Platform),
+    ("GET", "/api/v1/admin/pods/debug", Access::Platform),
+    ("POST", "/api/v1/admin/pods/{id}/reset", Access::Platform),
+    ("POST", "/api/v1/admin/pods/{id}/action", Access::Platform),
+    ("GET", "/api/v1/admin/deliveries", Access::Platform),
 ];
 
 fn document() -> Value {

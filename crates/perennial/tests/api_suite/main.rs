@@ -4,6 +4,7 @@
 
 mod access;
 mod actions;
+mod admin;
 mod audit;
 mod contract;
 mod erase;
@@ -18,3 +19,4 @@ mod server;
 mod services;
 mod slow;
 mod stream;
+mod subscriptions;

@@ -14,6 +14,7 @@ struct Scene {
     pod: String,
     snapshot: String,
     operation: String,
+    subscription: String,
     /// A token of Ann's that nobody uses.
     spare: String,
     /// Ann, a member, with one scope each.
@@ -35,10 +36,12 @@ impl Scene {
         server.user("root", "admin", &[]).await;
         let pod = server.pod_of("acme", "dev").await;
         let snapshot = server.snapshot(pod, 1).await.to_string();
+        let subscription = server.subscription_of("acme", "rented").await;
         let operations = server.get(&format!("/api/v1/pods/{pod}/operations")).await.json();
         let token = async |user: &str, scopes: &[&str]| server.token(user, scopes).await;
         Self {
             pod: pod.to_string(),
+            subscription,
             snapshot,
             operation: operations["items"][0]["id"].as_str().unwrap().to_owned(),
             spare: token("ann", &["read"]).await.0,
@@ -62,9 +65,11 @@ impl Scene {
             "snapshots" => of(&self.snapshot, ABSENT),
             "operations" => of(&self.operation, ABSENT),
             "tokens" => of(&self.spare, ABSENT),
+            "subscriptions" => of(&self.subscription, ABSENT),
             "tenants" => of("acme", "nosuch"),
             "users" => of("ann", "nosuch"),
             "services" => of("n8n", "nosuch"),
+            "admin" => of(&self.pod, ABSENT),
             _ => String::new(),
         };
         let query = match path.rsplit('/').next().unwrap() {
@@ -83,7 +88,11 @@ impl Scene {
             ("POST", "pods") => json!({"name": "new", "image": "debian:12", "tenant": tenant}),
             ("POST", "pods/{id}/clone") => json!({"name": "copy"}),
             ("POST", "pods/{id}/restore") => json!({"snapshotId": snapshot, "confirm": "dev"}),
-            ("POST", "pods/{id}/reset" | "pods/{id}/purge") => json!({"confirm": pod}),
+            ("POST", "admin/pods/{id}/action") => json!({"action": "restart"}),
+            ("POST", "pods/{id}/reset" | "pods/{id}/purge" | "admin/pods/{id}/reset") => json!({"confirm": pod}),
+            ("POST", "subscriptions") => json!({"name": "new", "plan": "n8n/plus", "tenant": tenant}),
+            ("POST", "subscriptions/{id}/reset-pod") => json!({"confirm": "rented"}),
+            ("POST", "subscriptions/{id}/change-plan") => json!({"plan": "pro"}),
             ("POST", "users") => json!({"name": "carl"}),
             ("POST", "tenants") => json!({"name": "new"}),
             ("POST", "tokens") => json!({"scopes": ["operate"]}),
@@ -201,10 +210,10 @@ async fn lists_hold_only_what_is_ones_own() {
         let list = server.get_as(token, &format!("/api/v1/{path}")).await.json();
         list["items"].as_array().unwrap_or_else(|| panic!("{path}: {list}")).len()
     };
-    for path in ["pods", "snapshots", "tenants"] {
-        let all = if path == "tenants" { 3 } else { 2 };
+    server.subscription_of("other", "theirs-too").await;
+    for (path, own, all) in [("pods", 2, 4), ("subscriptions", 1, 2), ("snapshots", 1, 2), ("tenants", 1, 3)] {
         let counts = (count(&scene.reads, path).await, count(&scene.foreign, path).await, count(TOKEN, path).await);
-        assert_eq!(counts, (1, 1, all), "{path}");
+        assert_eq!(counts, (own, own, all), "{path}");
     }
     assert_eq!(count(&scene.reads, "tokens").await, 3);
     assert_eq!(count(&scene.foreign, "tokens").await, 1);

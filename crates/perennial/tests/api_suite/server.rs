@@ -229,6 +229,14 @@ impl Server {
     }
 
     /// Makes a pod and returns its id; it is recorded and not yet running.
+    /// Subscribes a tenant to a plan that is shipped; answers the id.
+    pub async fn subscription_of(&self, tenant: &str, name: &str) -> String {
+        let body = json!({"name": name, "plan": "n8n/plus", "tenant": tenant});
+        let answer = self.post("/api/v1/subscriptions", body).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+        answer.json()["subscription"]["id"].as_str().unwrap().to_owned()
+    }
+
     pub async fn pod(&self, name: &str) -> PodId {
         let answer = self.post("/api/v1/pods", json!({"name": name, "image": "debian:12"})).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");

@@ -275,6 +275,9 @@ pub fn pod(name: &str) -> Pod {
         },
         deleted_at: None,
         purge_at: None,
+        reset_count: 0,
+        last_reset_at: None,
+        last_reset_snapshot: None,
         created_at: time("2026-01-08T12:00:00Z"),
         updated_at: time("2026-01-10T11:00:00Z"),
     }

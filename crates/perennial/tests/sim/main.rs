@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![allow(clippy::print_stdout, reason = "the report says what was swept")]
 
+mod breaker;
 mod browse;
 mod care;
 mod clone;
@@ -15,10 +16,13 @@ mod incidents;
 mod lifecycle;
 mod model;
 mod mover;
+mod notify;
+mod orphans;
 mod parts;
 mod replica;
 mod retention;
 mod still;
+mod subscriptions;
 mod trail;
 mod watch;
 mod world;

@@ -66,6 +66,16 @@ pub struct Pod {
     /// When it will be destroyed; null unless deleted.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub purge_at: Option<Timestamp>,
+    /// How often its data was thrown away on request.
+    #[serde(default)]
+    pub reset_count: u32,
+    /// When that was last; null: never.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub last_reset_at: Option<Timestamp>,
+    /// The safety snapshot that was taken before; null when there was nothing to keep.
+    #[serde(default)]
+    pub last_reset_snapshot: Option<String>,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,

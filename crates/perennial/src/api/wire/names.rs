@@ -64,6 +64,70 @@ names! {
 }
 
 names! {
+    /// What an administrator does with somebody's pod.
+    AdminAction {
+        /// Stops and starts it.
+        Restart = "restart",
+        /// Stops it.
+        Stop = "stop",
+        /// Starts it.
+        Start = "start",
+        /// Replaces its data by what its image holds, after a safety snapshot.
+        Reset = "reset",
+        /// Deletes it, with an undelete window.
+        Delete = "delete",
+    }
+}
+
+names! {
+    /// What carries this installation's labels.
+    OrphanKind {
+        /// A container.
+        Container = "container",
+        /// A volume set.
+        Set = "set",
+    }
+}
+
+names! {
+    /// What is recorded of a volume set.
+    SetRecord {
+        /// It is being made.
+        Preparing = "preparing",
+        /// It is data.
+        Complete = "complete",
+        /// It may go.
+        Retired = "retired",
+        /// It stays: nothing proves a copy of it.
+        Quarantined = "quarantined",
+    }
+}
+
+names! {
+    /// How far a message is.
+    DeliveryState {
+        /// On its way.
+        Pending = "pending",
+        /// Its receiver took it.
+        Sent = "sent",
+        /// It was given up.
+        Failed = "failed",
+    }
+}
+
+names! {
+    /// Whether a subscription holds.
+    SubscriptionState {
+        /// It holds.
+        Active = "active",
+        /// Its time is over.
+        Expired = "expired",
+        /// Its owner ended it.
+        Cancelled = "cancelled",
+    }
+}
+
+names! {
     /// What is seen.
     Phase {
         /// Being made.

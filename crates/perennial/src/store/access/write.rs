@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{TOKEN_COLUMNS, TokenHash, holder_of, role_text, scopes_text, token, user};
 use crate::store::change::Change;
 use crate::store::rows::{parse_tenant, time};
-use crate::store::{StoreError, quotas};
+use crate::store::{StoreError, deliveries, quotas, subscriptions};
 
 /// A change, and for whom.
 #[derive(Debug, Clone)]
@@ -205,6 +205,8 @@ pub(in crate::store) async fn tenant_gone(
     for sql in ["DELETE FROM memberships WHERE tenant = $1", "DELETE FROM tenants WHERE name = $1"] {
         sqlx::query(sql).bind(name.to_owned()).execute(&mut *tx).await?;
     }
+    subscriptions::tenant_gone(tx, tenant).await?;
+    deliveries::tenant_gone(tx, tenant).await?;
     counted(tx).await
 }
 

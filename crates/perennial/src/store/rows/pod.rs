@@ -7,7 +7,7 @@ use perennial_core::operation::{OperationKind, Problem};
 use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{
     Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, Import, LayerCapture,
-    LayerGap, Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
+    LayerGap, Phase, PinnedImage, Pod, ReadyContainer, Resets, Retry, Task, Trash, Work,
 };
 use perennial_core::snapshot::WriterStamp;
 use perennial_core::spec::{Backend, PodName, PodSpec};
@@ -118,6 +118,7 @@ stored_struct!(ConditionRow = Condition { kind: ConditionKind, reason: String, m
 stored_struct!(
     OwedHookRow = OwedHook { snapshot: SnapshotId, set: u32, run: WriterStamp, before: Hook, after: Hook, tries: u32 }
 );
+stored_struct!(ResetsRow = Resets { count: u32, last_at: Option<Timestamp>, kept_in: Option<SnapshotId> });
 stored_struct!(RetryRow = Retry { count: u32, not_before: Option<Timestamp>, problem: Option<Problem> });
 
 /// Where a set's content comes from.
@@ -273,6 +274,8 @@ struct StateDocument {
     hook: Option<OwedHookRow>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hook_failed: Option<<Problem as Stored>::Row>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resets: Option<ResetsRow>,
     conditions: Vec<ConditionRow>,
 }
 
@@ -318,6 +321,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         snapshot_failed,
         hook,
         hook_failed,
+        resets,
         phase,
         conditions,
         created_at: _,
@@ -349,6 +353,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         snapshot_failed: snapshot_failed.to_row(),
         hook: hook.to_row(),
         hook_failed: hook_failed.to_row(),
+        resets: (*resets != Resets::default()).then(|| resets.to_row()),
         conditions: conditions.to_row(),
     };
     Ok((desired.to_row().as_str(), phase.to_row().as_str(), write("pod state", &document)?))
@@ -402,6 +407,7 @@ pub(in crate::store) fn pod_from_row(row: &AnyRow) -> Result<Pod, StoreError> {
         snapshot_failed: Stored::from_row(state.snapshot_failed).map_err(bad)?,
         hook: Stored::from_row(state.hook).map_err(bad)?,
         hook_failed: Stored::from_row(state.hook_failed).map_err(bad)?,
+        resets: <Option<Resets>>::from_row(state.resets).map_err(bad)?.unwrap_or_default(),
         phase: Stored::from_row(PhaseRow::parse(row.try_get(4)?).map_err(bad)?).map_err(bad)?,
         conditions: Stored::from_row(state.conditions).map_err(bad)?,
         created_at: parse_time(what, row.try_get(6)?)?,

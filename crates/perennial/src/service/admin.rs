@@ -1,0 +1,100 @@
+//! What administrators see of all pods, and what they do with somebody's.
+
+use perennial_core::Error;
+use perennial_core::orphans::{self, Comparison};
+use perennial_core::pod::Pod;
+use perennial_core::subscription::Subscription;
+
+use super::system::{Check, CheckState};
+use super::{App, Caller};
+use crate::store::{Delivery, DeliveryState, Page, PodFilter, Visibility};
+
+/// Rows read at a time.
+const PAGE: u32 = 500;
+
+/// The database against the engine.
+#[derive(Debug, Clone)]
+pub struct Debugged {
+    /// Every pod of the database.
+    pub pods: Vec<Pod>,
+    /// The same pods in the same order, as the engine has them, and what belongs to none.
+    pub comparison: Comparison,
+}
+
+impl App {
+    /// Compares the database with the engine. Nothing is done about what differs.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators; [`Error::Unavailable`] when one of both does not answer: what cannot be
+    /// seen is not missing (law 5).
+    pub async fn admin_debug(&self, caller: &Caller) -> Result<Debugged, Error> {
+        self.require_admin(caller)?;
+        // Before the pods: of what is made meanwhile the pod is known then.
+        let owned = self
+            .engine
+            .list_owned()
+            .await
+            .map_err(|error| Error::Unavailable { problem: format!("list what is on the engine: {error}") })?;
+        let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };
+        let mut pods: Vec<Pod> = Vec::new();
+        loop {
+            let after = pods.last().map(|pod| pod.id.to_string());
+            let page = self.store.pod_list(&filter, &Page { after, limit: PAGE }).await?;
+            let is_last = page.len() < PAGE as usize;
+            pods.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        let comparison = orphans::compare(&pods, &owned);
+        Ok(Debugged { pods, comparison })
+    }
+
+    /// Lists pods of all tenants, archived and deleted ones too, with the subscriptions that they belong to.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators.
+    pub async fn admin_pods(
+        &self,
+        caller: &Caller,
+        filter: PodFilter,
+        page: &Page,
+    ) -> Result<Vec<(Pod, Option<Subscription>)>, Error> {
+        self.require_admin(caller)?;
+        let mut found = Vec::new();
+        for pod in self.store.pod_list(&filter, page).await? {
+            let subscription = match pod.spec.plan {
+                Some(_) => self.store.subscription_of(pod.id).await?,
+                None => None,
+            };
+            found.push((pod, subscription));
+        }
+        Ok(found)
+    }
+
+    /// That nothing is destroyed for now, because nobody looked for long; `None` otherwise.
+    pub(super) async fn keeping_check(&self) -> Option<Check> {
+        // A database that does not answer is told already.
+        let until = self.store.held_until(self.now()).await.ok().flatten()?;
+        let message = format!(
+            "nobody looked for more than a day and a half, or the clock jumped: pods whose undelete window ended are kept until {until}"
+        );
+        let hint = "check the clock and that this is the newest database; perennial pod ls --all shows them, perennial pod undelete \
+                    brings one back";
+        Some(Check::bad("undelete windows", CheckState::Warning, message, hint))
+    }
+
+    /// Lists what people and programs were told, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for everybody but administrators.
+    pub async fn deliveries(
+        &self,
+        caller: &Caller,
+        state: Option<DeliveryState>,
+        page: &Page,
+    ) -> Result<Vec<Delivery>, Error> {
+        self.require_admin(caller)?;
+        Ok(self.store.delivery_list(state, page).await?)
+    }
+}

@@ -1,0 +1,55 @@
+//! When it was looked last for what has ended: the breaker of decision D15.
+//!
+//! A clock that jumps, a server that was away for long, and a database that was brought back from an old copy have one thing in common:
+//! a lot ends at once that somebody may have brought back meanwhile, or still would. So after a gap nothing is destroyed for a day, in
+//! which people are told.
+
+use jiff::{SignedDuration, Timestamp};
+use sqlx::{Connection as _, Row as _};
+
+use super::read::Select;
+use super::{Store, StoreError};
+
+/// So long nobody may have looked.
+const GAP: SignedDuration = SignedDuration::from_hours(36);
+/// So long nothing is destroyed after a gap.
+const HELD: SignedDuration = SignedDuration::from_hours(24);
+
+impl Store {
+    /// Records that it is looked now; tells until when nothing is destroyed, `None` when nothing stands against it.
+    ///
+    /// # Errors
+    /// Why that cannot be told: nothing is destroyed then either.
+    pub async fn keeping(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let mut held = self.write.acquire().await?;
+        let mut tx = held.connection()?.begin().await?;
+        // Taken first, so that a second server on the same database waits.
+        let seen = sqlx::query("UPDATE counters SET value = value WHERE name = 'kept' RETURNING value");
+        let seen: i64 = seen.fetch_one(&mut *tx).await?.try_get(0)?;
+        let until = sqlx::query("SELECT value FROM counters WHERE name = 'held'").fetch_one(&mut *tx).await?;
+        let mut until: i64 = until.try_get(0)?;
+        let second = now.as_second();
+        if seen != 0 && second.saturating_sub(seen) > GAP.as_secs() {
+            until = second.saturating_add(HELD.as_secs());
+        }
+        // A clock that was set back is not held for what it was ahead.
+        until = until.min(second.saturating_add(HELD.as_secs()));
+        for (name, value) in [("kept", second), ("held", until)] {
+            let query = sqlx::query("UPDATE counters SET value = $2 WHERE name = $1").bind(name).bind(value);
+            query.execute(&mut *tx).await?;
+        }
+        tx.commit().await.map_err(|error| StoreError::OutcomeUnknown(Some(error)))?;
+        held.done();
+        Ok(Timestamp::from_second(until).ok().filter(|until| *until > now))
+    }
+
+    /// Until when nothing is destroyed by itself; `None` when nothing stands against it.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn held_until(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let row = self.row(Select::new("SELECT value FROM counters WHERE name = 'held'")).await?;
+        let until: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
+        Ok(Timestamp::from_second(until).ok().filter(|until| *until > now))
+    }
+}
