@@ -15,17 +15,19 @@
 #   perennial-test/debian:12             Debian minbase; /usr/share/perennial-test/*.deb are packages to install
 #   perennial-test/debian-split:12       the same with /bin, /sbin and /lib apart from /usr
 #   perennial-test/debian-postgres:15    the same with PostgreSQL 15 and sqlite3
+#   perennial-test/debian-datasette:1    the same with Datasette from PyPI, a service that keeps what it is given in SQLite
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-recipe=$(sha256sum "$0" | cut -c1-12)
+pins=$(dirname "$0")/datasette.txt
+recipe=$(cat "$0" "$pins" | sha256sum | cut -c1-12)
 cache=$DEV_DIR/images/$recipe
 [ "${1:-}" != --directory ] || { echo "$cache"; exit; }
 [ "$(id -u)" = 0 ] || { as_root env DOCKER_HOST="${DOCKER_HOST:-}" bash "$0" "$@"; exit; }
 only_archives=
 [ "${1:-}" != --archives ] || { only_archives=1; shift; }
 NAMES=("$@")
-[ $# -gt 0 ] || NAMES=(busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 debian:12 debian-split:12 debian-postgres:15)
+[ $# -gt 0 ] || NAMES=(busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 debian:12 debian-split:12 debian-postgres:15 debian-datasette:1)
 archive_of() { printf '%s/%s.tar' "$cache" "${1/:/-}"; }
 
 tar_tree() { tar -C "$1" --sort=name --numeric-owner --xattrs --acls -c .; }
@@ -162,39 +164,74 @@ make_debian() {
     debian_rootfs
     debs_layer
     ! lacks debian:12 || pack debian:12 "$config" "$work/debian.tar" "$work/debs.tar"
-    lacks debian-postgres:15 debian-split:12 || return 0
+    lacks debian-postgres:15 debian-datasette:1 debian-split:12 || return 0
     mkdir "$work/debian"
     tar -C "$work/debian" --xattrs --acls -xpf "$work/debian.tar"
     ! lacks debian-postgres:15 || make_debian_postgres "$config"
+    ! lacks debian-datasette:1 || make_debian_datasette "$config"
     ! lacks debian-split:12 || make_debian_split "$config"
 }
 
-# What changes is caught in an overlay's upper directory: it becomes the layer above debian:12.
-make_debian_postgres() {
-    say "images: PostgreSQL into Debian 12"
-    local root=$work/postgres-root upper=$work/postgres
-    mkdir -p "$root" "$upper" "$work/postgres-work"
-    mount -t overlay overlay -o "lowerdir=$work/debian,upperdir=$upper,workdir=$work/postgres-work,redirect_dir=off,metacopy=off" "$root"
+# begin_above NAME: mounts debian:12 with an upper directory that becomes the layer above it; sets `root`.
+begin_above() {
+    root=$work/$1-root
+    mkdir -p "$root" "$work/$1" "$work/$1-work"
+    mount -t overlay overlay -o "lowerdir=$work/debian,upperdir=$work/$1,workdir=$work/$1-work,redirect_dir=off,metacopy=off" "$root"
     mount -t proc proc "$root/proc"
     printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
     chmod 755 "$root/usr/sbin/policy-rc.d"
     cp /etc/resolv.conf "$root/etc/resolv.conf"
-    mkdir -p "$root/etc/postgresql-common/createcluster.d"
-    echo 'create_main_cluster = false' >"$root/etc/postgresql-common/createcluster.d/image.conf"
+}
+
+# debian_install NAME PACKAGE…: without documentation, and without what apt leaves behind.
+debian_install() {
+    local log=$work/$1.log; shift
+    # shellcheck disable=SC2016  # expanded where it runs
     DEBIAN_FRONTEND=noninteractive chroot "$root" sh -ec '
         apt-get -qq update
         apt-get -qq -o DPkg::Options::=--path-exclude=/usr/share/doc/\* -o DPkg::Options::=--path-exclude=/usr/share/man/\* \
-            -o DPkg::Options::=--path-exclude=/usr/share/locale/\* install -y --no-install-recommends postgresql-15 sqlite3
+            -o DPkg::Options::=--path-exclude=/usr/share/locale/\* install -y --no-install-recommends "$@"
         apt-get -qq clean
-        # The just-in-time compiler is two thirds of the size, and nothing here needs it.
-        rm -rf /usr/lib/postgresql/15/lib/bitcode /usr/lib/postgresql/15/lib/llvmjit* /usr/lib/*/libLLVM* /usr/lib/*/libz3*
-        rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d /var/cache/apt/*.bin' >"$work/postgres.log" 2>&1 ||
-        { tail "$work/postgres.log" >&2; die "installing PostgreSQL into the image failed"; }
+        rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d /var/cache/apt/*.bin' sh "$@" >"$log" 2>&1 ||
+        { tail "$log" >&2; die "installing $* into the image failed"; }
+}
+
+# end_above NAME IMAGE CONFIG
+end_above() {
     umount "$root/proc"
     umount "$root"
-    overlay_to_layer "$upper"
-    tar_tree "$upper" >"$work/postgres.tar"
-    pack debian-postgres:15 "$1" "$work/debian.tar" "$work/debs.tar" "$work/postgres.tar"
+    overlay_to_layer "$work/$1"
+    tar_tree "$work/$1" >"$work/$1.tar"
+    pack "$2" "$3" "$work/debian.tar" "$work/debs.tar" "$work/$1.tar"
+}
+
+make_debian_postgres() {
+    say "images: PostgreSQL into Debian 12"
+    begin_above postgres
+    mkdir -p "$root/etc/postgresql-common/createcluster.d"
+    echo 'create_main_cluster = false' >"$root/etc/postgresql-common/createcluster.d/image.conf"
+    debian_install postgres postgresql-15 sqlite3
+    # The just-in-time compiler is two thirds of the size, and nothing here needs it.
+    rm -rf "$root"/usr/lib/postgresql/15/lib/{bitcode,llvmjit*} "$root"/usr/lib/*/{libLLVM*,libz3*}
+    end_above postgres debian-postgres:15 "$1"
+}
+
+# Wheels only, and pinned: no script of any package is run.
+make_debian_datasette() {
+    say "images: Datasette into Debian 12"
+    begin_above datasette
+    debian_install datasette python3
+    python3 -m venv "$work/venv"
+    "$work/venv/bin/pip" --quiet --disable-pip-version-check install --only-binary :all: --require-hashes --no-deps \
+        --python-version 311 --implementation cp --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)" \
+        --target "$root/opt/datasette" -r "$pins" >&2
+    # Anybody may write: it is reached through a port of the host's loopback.
+    printf '%s\n' 'permissions:' '  create-table: true' '  insert-row: true' >"$root/opt/datasette/datasette.yaml"
+    # shellcheck disable=SC2016  # expanded where it runs
+    printf '%s\n' '#!/bin/sh' 'PYTHONPATH=/opt/datasette exec python3 -m datasette serve --create "$1" -c /opt/datasette/datasette.yaml \
+        -h 0.0.0.0 -p 8001' >"$root/usr/local/bin/serve-datasette"
+    chmod 755 "$root/usr/local/bin/serve-datasette"
+    end_above datasette debian-datasette:1 "$1"
 }
 
 # Turns what overlayfs writes for deletions into what a layer has for them.
@@ -250,9 +287,9 @@ make_archives() {
     mkdir -p "$cache"
     work=$(mktemp -d "$DEV_DIR/images/work.XXXX")
     # shellcheck disable=SC2064  # the directory of now
-    trap "umount -l '$work'/postgres-root/proc '$work'/postgres-root 2>/dev/null || true; rm -rf --one-file-system '$work'" EXIT
+    trap "umount -l '$work'/*-root/proc '$work'/*-root 2>/dev/null || true; rm -rf --one-file-system '$work'" EXIT
     ! lacks busybox:1 busybox-merged:1 opt-link:1 volume:1 layers:1 || make_busybox
-    ! lacks debian:12 debian-postgres:15 debian-split:12 || make_debian
+    ! lacks debian:12 debian-postgres:15 debian-datasette:1 debian-split:12 || make_debian
 }
 
 # The id of an image is the hash of its configuration; what another recipe left behind has another one.

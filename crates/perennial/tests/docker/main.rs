@@ -28,6 +28,7 @@ mod mover;
 mod packages;
 mod parts;
 mod planned;
+mod service;
 mod ssh;
 #[path = "../../../drivers/tests/docker/support/sshd.rs"]
 mod sshd;

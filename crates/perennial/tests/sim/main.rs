@@ -8,6 +8,9 @@ mod browse;
 mod care;
 mod clone;
 mod crash;
+#[allow(dead_code, reason = "the tests of the store use all of it")]
+#[path = "../store_suite/databases.rs"]
+mod databases;
 mod erase;
 mod freeze;
 mod hooks;
@@ -19,6 +22,7 @@ mod mover;
 mod notify;
 mod orphans;
 mod parts;
+mod postgres;
 mod replica;
 mod retention;
 mod still;

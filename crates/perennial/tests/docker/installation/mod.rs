@@ -34,6 +34,7 @@ pub use tree::{Tree, allocated, assert_same, assert_same_when, but_for_the_image
 pub const BUSYBOX: &str = "perennial-test/busybox:1";
 pub const DEBIAN: &str = "perennial-test/debian:12";
 pub const POSTGRES: &str = "perennial-test/debian-postgres:15";
+pub const DATASETTE: &str = "perennial-test/debian-datasette:1";
 
 /// The paths of the eight volumes.
 pub const VOLUMES: [&str; 8] = ["/workspace", "/home", "/root", "/etc", "/usr/local", "/opt", "/var", "/srv"];
@@ -312,7 +313,16 @@ impl Installation {
         body: Option<&Value>,
     ) -> reqwest::Result<(StatusCode, Value)> {
         let token = std::fs::read_to_string(self.data().join("admin-token")).unwrap();
-        let mut request = self.client.request(method, format!("{}{path}", self.url())).bearer_auth(token.trim());
+        let request = self.client.request(method, format!("{}{path}", self.url())).bearer_auth(token.trim());
+        self.send(request, body)
+    }
+
+    /// Asks anybody on this host.
+    pub fn ask_anybody(&self, method: Method, url: &str, body: Option<&Value>) -> reqwest::Result<(StatusCode, Value)> {
+        self.send(self.client.request(method, url).timeout(Duration::from_secs(5)), body)
+    }
+
+    fn send(&self, mut request: reqwest::RequestBuilder, body: Option<&Value>) -> reqwest::Result<(StatusCode, Value)> {
         if let Some(body) = body {
             request = request.json(body);
         }
