@@ -30,6 +30,8 @@ plan-starts-without-data|crates/core/src/plan/run.rs|    Some(Next::Blocked(foun
 plan-accepts-old-data|crates/core/src/plan/mod.rs|set.marked.is_some_and(\|marked\| seen < marked)|false|perennial-core|lib|law_2_older_data
 plan-ignores-foreign-writer|crates/core/src/plan/mod.rs|    if !input.observed.foreign.is_empty() {|    if false {|perennial-core|lib|law_6_a_foreign
 plan-forgets-what-it-cannot-prove|crates/core/src/plan/leftovers.rs|        None => Next::Act(Action::Record(Record::SetQuarantined(set.number))),|        None => Next::Act(Action::Record(Record::SetGone(set.number))),|perennial-core|lib|law_7_a_leftover
+subscription-skips-a-warning|crates/core/src/subscription.rs|warned: self.warned + 1, trash_at|warned: self.warned + 2, trash_at|perennial-core|lib|no_jump_of_the_clock
+subscription-lets-it-run|crates/core/src/subscription.rs|            if after == Desired::Running \|\| (is_hidden(before)|            if (is_hidden(before)|perennial-core|lib|the_pod_goes_no_way
 record-keeps-stale-source|crates/core/src/record.rs|            pod.source = None;|            pod.source = pod.source;|perennial|sim|sim_stop_releases
 executor-skips-the-restore|crates/perennial/src/reconcile/fill.rs|                self.restore_volumes(view, &set, &row, progress).await?;||perennial|sim|sim_stop_releases
 executor-skips-the-layer|crates/perennial/src/reconcile/execute.rs|        self.put_layer_back(view, &id, progress).await?;||perennial|sim|sim_three_stop_start

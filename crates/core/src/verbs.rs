@@ -134,6 +134,12 @@ fn is_purging(pod: &Pod) -> Option<OperationId> {
     pod.tasks.iter().find(|t| matches!(t.work, Work::Purge { .. })).map(|t| t.operation)
 }
 
+/// Whether the pod is being destroyed.
+#[must_use]
+pub fn is_being_purged(pod: &Pod) -> bool {
+    is_purging(pod).is_some()
+}
+
 fn refuse_purging(pod: &Pod) -> Result<(), Error> {
     match is_purging(pod) {
         None => Ok(()),

@@ -14,7 +14,8 @@ CREATE TABLE deliveries (
     ended_at TEXT NOT NULL,
     problem TEXT NOT NULL
 );
-CREATE INDEX deliveries_next ON deliveries (next_at) WHERE state = 'pending';
+CREATE INDEX deliveries_next ON deliveries (target, next_at) WHERE state = 'pending';
+CREATE INDEX deliveries_ended ON deliveries (ended_at) WHERE state <> 'pending';
 CREATE INDEX deliveries_same ON deliveries (target, kind, pod, created_at);
 -- Up to which event people were told. What happened before this version is not told.
 INSERT INTO counters (name, value) SELECT 'told', value FROM counters WHERE name = 'event';

@@ -4,6 +4,7 @@
 //! `{{ time }}` and `{{ kind }}` in it (Jinja). Those of the directory that `mail.templates` names win over the ones that are shipped;
 //! `default.txt` is for kinds that have none of their own.
 
+use lettre::message::header::ContentType;
 use lettre::message::{Mailbox, Message};
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
@@ -110,11 +111,12 @@ impl Mailer {
             // The same for every try, so that a second one can be told by it.
             .message_id(Some(format!("<{}@{host}>", delivery.id)))
             .subject(subject)
+            .header(ContentType::TEXT_PLAIN)
             .body(body)
             .map_err(|error| Unsent::ForGood(error.to_string()))?;
         match self.server.send(message).await {
             Ok(_) => Ok(()),
-            Err(error) if error.is_permanent() => Err(Unsent::ForGood(error.to_string())),
+            // Also what a server calls permanent: an account that is mended, a limit that is over. The number of tries bounds it.
             Err(error) => Err(Unsent::ForNow(crate::causes::describe(&error))),
         }
     }
@@ -124,7 +126,11 @@ impl Mailer {
 pub(super) fn first_line(key: &'static str, path: &std::path::Path) -> Result<String, NotifyError> {
     let read = std::fs::read_to_string(path);
     let text = read.map_err(|source| NotifyError::File { key, path: path.display().to_string(), source })?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() {
+        return Err(NotifyError::Empty { key, path: path.display().to_string() });
+    }
+    Ok(line.to_owned())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 mod mail;
 mod webhook;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -19,6 +19,7 @@ use perennial_core::operation::{Event, OperationKind};
 use tokio::sync::watch;
 
 use crate::config::{MailSection, WebhookSection};
+use crate::reconcile::SNAPSHOT_DELAYED;
 use crate::store::{Delivery, DeliveryState, EventFilter, Store, Tried};
 
 pub use mail::Mailer;
@@ -36,6 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const TAKEN: SignedDuration = SignedDuration::from_mins(2);
 /// Minutes until a message is tried again, by the number of tries that failed; then it is given up.
 const AGAIN: [i64; 8] = [1, 5, 15, 60, 180, 360, 720, 1440];
+/// Events that are older are told to nobody: whoever is told of one was to do something in its time.
+const NEWS: SignedDuration = SignedDuration::from_hours(24);
+/// Most messages that wait for one webhook.
+const WAITING_MOST: u64 = 10_000;
+/// How often old messages are forgotten.
+const PRUNED: SignedDuration = SignedDuration::from_hours(1);
 /// How long ended messages are kept.
 const KEPT: SignedDuration = SignedDuration::from_hours(24 * 90);
 /// The same failure of the same pod is mailed no more often.
@@ -64,6 +71,8 @@ pub struct Notifier {
     /// `None`: nobody is written to.
     mailer: Option<Mailer>,
     webhooks: Vec<Webhook>,
+    /// When old messages were forgotten last.
+    pruned: Mutex<Option<Timestamp>>,
 }
 
 /// What a notifier cannot work with.
@@ -78,6 +87,14 @@ pub enum NotifyError {
         path: String,
         /// Why.
         source: std::io::Error,
+    },
+    /// A file that holds a secret begins with an empty line, or is too short to be one.
+    #[error("{key}: the first line of {path} is no secret")]
+    Empty {
+        /// Where it is named.
+        key: &'static str,
+        /// The file.
+        path: String,
     },
     /// The mail server, the sender or a text cannot be used.
     #[error("mail: {0}")]
@@ -97,14 +114,28 @@ impl Notifier {
     ) -> Result<Self, NotifyError> {
         let mailer = Mailer::new(mail)?;
         let webhooks = webhooks.iter().map(Webhook::new).collect::<Result<_, _>>()?;
-        Ok(Self { store, clock, ids, mailer, webhooks })
+        Ok(Self { store, clock, ids, mailer, webhooks, pruned: Mutex::default() })
     }
 
-    /// Runs until `stopped` says so.
-    pub async fn run(self, mut stopped: watch::Receiver<bool>) {
+    /// Runs until `stopped` says so; ends at once when there is nobody to tell.
+    pub async fn run(self, stopped: watch::Receiver<bool>) {
+        let targets = self.targets();
+        if targets.is_empty() {
+            return;
+        }
+        // Each receiver for itself: one that is slow, or away, keeps nobody else waiting.
+        let sending = targets.iter().map(|target| self.keep(Some(target), stopped.clone()));
+        tokio::join!(self.keep(None, stopped.clone()), futures::future::join_all(sending));
+    }
+
+    /// Sends what there is for a receiver, or looks for what there is, whenever something was committed and every few seconds.
+    async fn keep(&self, target: Option<&str>, mut stopped: watch::Receiver<bool>) {
         let mut committed = self.store.subscribe();
         while !*stopped.borrow() {
-            self.tell().await;
+            match target {
+                Some(target) => self.send_all(target).await,
+                None => self.look_around().await,
+            }
             tokio::select! {
                 // However many commits there were: one look finds them all.
                 _ = committed.recv() => {}
@@ -115,15 +146,39 @@ impl Notifier {
         }
     }
 
-    /// Tells everything that is to be told now.
-    pub async fn tell(&self) {
+    async fn look_around(&self) {
         if let Err(error) = self.look().await {
             tracing::warn!(%error, "look for what to tell");
         }
-        if let Err(error) = self.send().await {
-            tracing::warn!(%error, "tell what there is to tell");
-        }
-        if let Ok(before) = self.clock.now().checked_sub(KEPT)
+        self.prune().await;
+    }
+
+    /// Tells everything that is to be told now.
+    pub async fn tell(&self) {
+        self.look_around().await;
+        let targets = self.targets();
+        futures::future::join_all(targets.iter().map(|target| self.send_all(target))).await;
+    }
+
+    /// Whom this server tells, as the beginnings of targets. Another server may tell others.
+    fn targets(&self) -> Vec<String> {
+        let webhooks = self.webhooks.iter().map(|webhook| format!("webhook:{}", webhook.name));
+        self.mailer.iter().map(|_| "mail:".to_owned()).chain(webhooks).collect()
+    }
+
+    /// Forgets what nobody needs any more, once an hour.
+    async fn prune(&self) {
+        let now = self.clock.now();
+        let is_due = {
+            let mut last = self.pruned.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_due = last.is_none_or(|last| now.duration_since(last).abs() >= PRUNED);
+            if is_due {
+                *last = Some(now);
+            }
+            is_due
+        };
+        if is_due
+            && let Ok(before) = now.checked_sub(KEPT)
             && let Err(error) = self.store.deliveries_prune(before).await
         {
             tracing::debug!(%error, "forget old messages");
@@ -137,7 +192,9 @@ impl Notifier {
             let events = self.store.event_list(from, &EventFilter::default(), AT_ONCE).await?;
             let Some(last) = events.last().map(|event| event.id) else { return Ok(()) };
             let mut deliveries = Vec::new();
-            for event in &events {
+            // What is older is no news any more: somebody has only now begun to tell people.
+            let news = self.clock.now().checked_sub(NEWS).unwrap_or(Timestamp::MIN);
+            for event in events.iter().filter(|event| event.line.at >= news) {
                 self.lead_to(event, &mut deliveries).await?;
             }
             // Whoever was faster made the same ones.
@@ -162,8 +219,15 @@ impl Notifier {
             ended_at: None,
             problem: None,
         };
-        let wanted = self.webhooks.iter().filter(|webhook| webhook.wants(kind));
-        deliveries.extend(wanted.map(|webhook| to(format!("webhook:{}", webhook.name))));
+        let wanted = self.webhooks.iter().filter(|webhook| webhook.wants(kind) || webhook.wants(&event.line.kind));
+        for webhook in wanted {
+            let target = format!("webhook:{}", webhook.name);
+            if self.store.deliveries_waiting(&target).await? < WAITING_MOST {
+                deliveries.push(to(target));
+            } else {
+                tracing::warn!(target, event = event.id, "too many messages wait for this receiver: one is left out");
+            }
+        }
         if self.mailer.is_none() || !MAILED.contains(&kind) {
             return Ok(());
         }
@@ -190,6 +254,7 @@ impl Notifier {
         };
         Ok(match event.line.kind.as_str() {
             "operation.failed" if is(OperationKind::Snapshot, " failed") => SNAPSHOT_FAILED,
+            SNAPSHOT_DELAYED => SNAPSHOT_FAILED,
             "operation.requested" if is(OperationKind::Reset, " requested") => {
                 // Who resets their own pod knows of it.
                 let members = self.store.members_of(&event.line.tenant).await?;
@@ -201,21 +266,33 @@ impl Notifier {
         })
     }
 
-    /// Sends what is due.
-    async fn send(&self) -> Result<(), Error> {
-        let due = self.store.deliveries_due(self.clock.now(), SENT_AT_ONCE).await?;
-        futures::future::join_all(due.iter().map(|delivery| async move {
-            if let Err(error) = self.send_one(delivery).await {
-                tracing::warn!(delivery = %delivery.id, %error, "record a message");
-            }
-        }))
-        .await;
-        Ok(())
+    /// Sends everything that is due for one receiver, until it takes nothing.
+    async fn send_all(&self, target: &str) {
+        if let Err(error) = self.try_send_all(target).await {
+            tracing::warn!(target, %error, "tell what there is to tell");
+        }
     }
 
-    async fn send_one(&self, delivery: &Delivery) -> Result<(), Error> {
+    async fn try_send_all(&self, target: &str) -> Result<(), Error> {
+        loop {
+            let due = self.store.deliveries_due(target, self.clock.now(), SENT_AT_ONCE).await?;
+            let mut were_sent = !due.is_empty();
+            for delivery in &due {
+                were_sent &= self.send_one(delivery).await? != Some(false);
+                if !were_sent {
+                    break;
+                }
+            }
+            if !were_sent {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends a message; tells whether its receiver answered, `None` when it is somebody else's.
+    async fn send_one(&self, delivery: &Delivery) -> Result<Option<bool>, Error> {
         if !self.store.delivery_take(delivery, self.clock.now(), TAKEN).await? {
-            return Ok(());
+            return Ok(None);
         }
         let after = delivery.event - 1;
         let event = self.store.event_list(after, &EventFilter::default(), 1).await?;
@@ -241,13 +318,20 @@ impl Notifier {
         if let Tried::Again(_, problem) | Tried::GivenUp(problem) = &tried {
             tracing::warn!(delivery = %delivery.id, target = delivery.target, problem, "tell somebody");
         }
-        Ok(self.store.delivery_tried(delivery.id, now, &tried).await?)
+        self.store.delivery_tried(delivery.id, now, &tried).await?;
+        Ok(Some(!matches!(tried, Tried::Again(..))))
     }
 
     async fn send_event(&self, delivery: &Delivery, event: &Event) -> Result<(), Unsent> {
         let gone = || Unsent::ForGood("the configuration names it no longer".to_owned());
         match delivery.target.split_once(':') {
             Some(("mail", address)) => {
+                // Whoever was a member when it happened may be none any more.
+                let addresses = self.store.addresses_of(&delivery.tenant).await;
+                let addresses = addresses.map_err(|error| Unsent::ForNow(error.to_string()))?;
+                if !addresses.iter().any(|known| known == address) {
+                    return Err(Unsent::ForGood("nobody of the tenant has this address now".to_owned()));
+                }
                 let pod = match event.line.pod {
                     Some(pod) => self.store.pod_fetch(pod).await.ok().flatten(),
                     None => None,

@@ -16,6 +16,9 @@ use super::{NotifyError, Unsent};
 use crate::config::WebhookSection;
 use crate::store::Delivery;
 
+/// Shortest secret, in bytes: what can be guessed signs nothing.
+const SECRET_MIN: usize = 16;
+
 /// A place that events are sent to.
 pub struct Webhook {
     /// Its name.
@@ -33,6 +36,10 @@ impl Webhook {
     /// [`NotifyError`] when its secret cannot be read.
     pub fn new(section: &WebhookSection) -> Result<Self, NotifyError> {
         let secret = first_line("webhooks.secret_file", &section.secret_file)?;
+        if secret.len() < SECRET_MIN {
+            let path = section.secret_file.display().to_string();
+            return Err(NotifyError::Empty { key: "webhooks.secret_file", path });
+        }
         let url = Url::parse(&section.url).map_err(|error| NotifyError::Mail(error.to_string()))?;
         Ok(Self {
             name: section.name.clone(),
@@ -81,7 +88,8 @@ impl Webhook {
             .header("perennial-delivery", delivery.id.to_string())
             .header("perennial-signature", self.signature(&body, now))
             .body(body);
-        let answer = request.send().await.map_err(|error| Unsent::ForNow(crate::causes::describe(&error)))?;
+        let answer =
+            request.send().await.map_err(|error| Unsent::ForNow(crate::causes::describe(&error.without_url())))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             reqwest::StatusCode::GONE => Err(Unsent::ForGood("answered 410 Gone".to_owned())),
@@ -98,7 +106,7 @@ impl Webhook {
         let found: Vec<SocketAddr> = found.map_err(|error| Unsent::ForNow(format!("find {host}: {error}")))?.collect();
         if !self.allow_private && found.iter().any(|address| is_private(address.ip())) {
             let problem = format!("{host} is in a private network: say allow_private = true when that is meant");
-            return Err(Unsent::ForGood(problem));
+            return Err(Unsent::ForNow(problem));
         }
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
@@ -125,14 +133,17 @@ fn is_private(address: IpAddr) -> bool {
                 // Shared address space (RFC 6598), and benchmarks (RFC 2544).
                 || (a == 100 && (64..128).contains(&b))
                 || (a == 198 && (b == 18 || b == 19))
+                // IETF protocol assignments (RFC 6890).
+                || four.octets()[..3] == [192, 0, 0]
         }
         IpAddr::V6(six) => match six.to_ipv4() {
             Some(four) => is_private(IpAddr::V4(four)),
             None => {
                 let first = six.segments()[0];
-                // Unique local, link local, multicast, and IPv4 behind NAT64 or 6to4.
+                // Unique local, link and site local, multicast, and IPv4 behind NAT64, 6to4 or Teredo.
                 matches!(first & 0xfe00, 0xfc00)
-                    || first & 0xffc0 == 0xfe80
+                    || first & 0xff80 == 0xfe80
+                    || six.segments()[..2] == [0x2001, 0]
                     || first & 0xff00 == 0xff00
                     || first == 0x0064
                     || first == 0x2002
@@ -147,7 +158,7 @@ mod tests {
 
     fn webhook(events: &[&str], allow_private: bool, url: &str) -> Webhook {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "a secret\nand more\n").unwrap();
+        std::fs::write(file.path(), "a secret that is long enough\nand more\n").unwrap();
         let section = WebhookSection {
             name: "hook".to_owned(),
             url: url.to_owned(),
@@ -162,7 +173,7 @@ mod tests {
     fn a_signature_is_of_the_time_and_the_body() {
         let hook = webhook(&[], false, "https://example.org");
         let at = Timestamp::from_second(1_700_000_000).unwrap();
-        // printf '1700000000.{}' | openssl dgst -sha256 -hmac 'a secret'
+        // printf '1700000000.{}' | openssl dgst -sha256 -hmac 'a secret that is long enough'
         let expected = "t=1700000000,v1=";
         let found = hook.signature("{}", at);
         assert!(found.starts_with(expected) && found.len() == expected.len() + 64, "{found}");
@@ -201,6 +212,9 @@ mod tests {
             "ff02::1",
             "64:ff9b::a00:1",
             "2002:a00:1::",
+            "fec0::1",
+            "2001:0:1::",
+            "192.0.0.9",
         ] {
             assert!(is_private(private.parse().unwrap()), "{private}");
         }
@@ -213,7 +227,7 @@ mod tests {
     async fn a_private_address_is_not_asked() {
         for url in ["https://127.0.0.1/hook", "https://[::1]/hook", "https://localhost/hook"] {
             let refused = webhook(&[], false, url).client().await.err();
-            assert!(matches!(refused, Some(Unsent::ForGood(_))), "{url}");
+            assert!(matches!(refused, Some(Unsent::ForNow(_))), "{url}");
         }
     }
 }

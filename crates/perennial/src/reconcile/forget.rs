@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::num::NonZeroU64;
 
 use jiff::SignedDuration;
-use perennial_core::id::{OperationId, SnapshotId};
+use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::Problem;
 use perennial_core::progress::Progress;
 use perennial_core::spec::TenantId;
@@ -12,7 +12,7 @@ use perennial_snapshots::{Mode, PruneReport, PruneRequest, SnapshotFileId};
 
 use super::capture::snapshot_tag;
 use super::images::blocking;
-use super::repositories::ERASED;
+use super::repositories::{ERASED, Repositories};
 use super::step::{StepError, problem, retry};
 use super::worker::{Reconciler, View};
 use crate::store::{Page, SnapshotScope};
@@ -184,4 +184,22 @@ pub(super) fn shown<T>(result: Result<T, StepError>) -> Result<T, Problem> {
             problem("interrupted", "it was interrupted", "")
         }
     })
+}
+
+impl Repositories {
+    /// The tags of everything that the tenant's repository has of a pod; nothing of a tenant that was erased.
+    ///
+    /// # Errors
+    /// Why that cannot be told.
+    pub(crate) async fn tags_of_pod(&self, tenant: &TenantId, pod: PodId) -> Result<Vec<String>, Problem> {
+        let (repositories, tenant, tag) = (self.clone(), tenant.clone(), format!("pod:{pod}"));
+        let found = blocking(move || {
+            let repository = match repositories.open(&tenant) {
+                Err(StepError::Definite(problem)) if problem.code == ERASED => return Ok(Vec::new()),
+                other => other?,
+            };
+            Ok(repository.find(&[&tag])?.into_iter().flat_map(|found| found.tags).collect())
+        });
+        shown(found.await)
+    }
 }

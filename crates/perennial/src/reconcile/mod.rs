@@ -49,6 +49,7 @@ pub(crate) use layer::layer_root;
 pub use controller::{Controller, ControllerHandle};
 pub use drill::Unproven;
 pub use forget::Going;
+pub(crate) use records::SNAPSHOT_DELAYED;
 pub use replicate::{LOCKED, SeenReplica};
 pub use worker::{Reconciler, Settings};
 

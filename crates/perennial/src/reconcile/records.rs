@@ -19,6 +19,10 @@ pub(super) const RETRY_FIRST: SignedDuration = SignedDuration::from_millis(500);
 pub(super) const RETRY_MAX: SignedDuration = SignedDuration::from_secs(60);
 /// Tries after which a start or a replacement that cannot read its source ends (the pod keeps what it had).
 const GIVE_UP_AFTER: u32 = 5;
+/// Tries of a snapshot after which its owners are told that there is none: less than half an hour.
+const TOLD_AFTER: u32 = 30;
+/// The event that tells of that.
+pub(crate) const SNAPSHOT_DELAYED: &str = "snapshot.delayed";
 
 impl Reconciler {
     /// Commits one fact with everything that follows from it, and goes on with the changed pod.
@@ -147,6 +151,12 @@ impl Reconciler {
             row.state = OperationState::Running;
             row.error = Some(found);
             change.operations.push(row);
+        }
+        let is_snapshot = matches!(view.pod.tasks.first().map(|task| &task.work), Some(Work::Snapshot { .. }));
+        if count == TOLD_AFTER && is_snapshot {
+            let problem = view.pod.retry.problem.as_ref().map_or("", |problem| problem.message.as_str());
+            let message = format!("snapshot failed {count} times in a row, and is tried again: {problem}");
+            change.events.push(self.event(&view.pod, current_operation(&view.pod), SNAPSHOT_DELAYED, message));
         }
         change.pod = Some(view.pod);
         self.store.commit(change).await?;

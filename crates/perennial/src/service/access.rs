@@ -39,6 +39,7 @@ struct Inner {
     store: Store,
     clock: Arc<dyn Clock>,
     pause: Duration,
+    patience: Duration,
     /// Tells of changes of rights that this process commits.
     changes: watch::Receiver<u64>,
     /// Held by the one that looks at the number of changes in the database.
@@ -92,9 +93,20 @@ impl Access {
     /// The same, looking for changes by other servers whenever it did not for so long.
     #[must_use]
     pub fn with_pause(store: Store, clock: Arc<dyn Clock>, admin_token: &str, pause: Duration) -> Self {
+        Self::with_times(store, clock, admin_token, (pause, PATIENCE))
+    }
+
+    /// The same, with a database that may take so long to say whether somebody still has the rights that a stream was begun with.
+    #[must_use]
+    pub fn with_times(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        admin_token: &str,
+        (pause, patience): (Duration, Duration),
+    ) -> Self {
         let (changes, admin) = (store.access_changes(), token_hash(admin_token));
         let (looking, memory) = (tokio::sync::Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { admin, store, clock, pause, changes, looking, memory }))
+        Self(Arc::new(Inner { admin, store, clock, pause, patience, changes, looking, memory }))
     }
 
     /// Tells whose a token is; `None` for one that is good for nothing.
@@ -124,7 +136,7 @@ impl Access {
         let mut changes = self.0.changes.clone();
         changes.mark_unchanged();
         loop {
-            match tokio::time::timeout(PATIENCE, self.again(caller)).await {
+            match tokio::time::timeout(self.0.patience, self.again(caller)).await {
                 Ok(Ok(now)) if now.rights.covers(&caller.rights) => {}
                 Ok(Ok(_) | Err(_)) | Err(_) => return,
             }

@@ -1,6 +1,8 @@
 //! What administrators see of all pods, and what they do with somebody's.
 
+use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
+use perennial_core::engine::EngineError;
 use perennial_core::orphans::{self, Comparison};
 use perennial_core::pod::Pod;
 use perennial_core::subscription::Subscription;
@@ -9,6 +11,8 @@ use super::system::{Check, CheckState};
 use super::{App, Caller};
 use crate::store::{Delivery, DeliveryState, Page, PodFilter, Visibility};
 
+/// How long it is told that a message was given up.
+const LATELY: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Rows read at a time.
 const PAGE: u32 = 500;
 
@@ -30,11 +34,9 @@ impl App {
     pub async fn admin_debug(&self, caller: &Caller) -> Result<Debugged, Error> {
         self.require_admin(caller)?;
         // Before the pods: of what is made meanwhile the pod is known then.
-        let owned = self
-            .engine
-            .list_owned()
-            .await
-            .map_err(|error| Error::Unavailable { problem: format!("list what is on the engine: {error}") })?;
+        let silent =
+            |error: EngineError| Error::Unavailable { problem: format!("list what is on the engine: {error}") };
+        let owned = self.engine.list_owned().await.map_err(silent)?;
         let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };
         let mut pods: Vec<Pod> = Vec::new();
         loop {
@@ -46,7 +48,12 @@ impl App {
                 break;
             }
         }
-        let comparison = orphans::compare(&pods, &owned);
+        let mut comparison = orphans::compare(&pods, &owned);
+        if !comparison.orphans.is_empty() {
+            // What went with its pod meanwhile belongs to nobody only in the list.
+            let now = self.engine.list_owned().await.map_err(silent)?;
+            comparison.orphans.retain(|orphan| now.contains(&orphan.what));
+        }
         Ok(Debugged { pods, comparison })
     }
 
@@ -70,6 +77,15 @@ impl App {
             found.push((pod, subscription));
         }
         Ok(found)
+    }
+
+    /// That somebody was to be told of something and was not; `None` when everybody was, lately.
+    pub(super) async fn deliveries_check(&self) -> Option<Check> {
+        let since = self.now().checked_sub(LATELY).unwrap_or(Timestamp::MIN);
+        let failed = self.store.deliveries_failed(since).await.ok().filter(|failed| *failed > 0)?;
+        let message = format!("{failed} messages were given up in the last week");
+        let hint = "perennial admin deliveries --state failed says which, and why";
+        Some(Check::bad("notifications", CheckState::Warning, message, hint))
     }
 
     /// That nothing is destroyed for now, because nobody looked for long; `None` otherwise.

@@ -47,6 +47,9 @@ impl App {
         let row = self.snapshot(request.caller, snapshot).await?;
         self.refuse_deleting(snapshot).await?;
         let (record, _) = self.pod(request.caller, pod).await?;
+        if row.pod != pod {
+            self.refuse_lapsed(request.caller, row.pod).await?;
+        }
         consent.check(&record, Confirmation::Always)?;
         self.check_parts(&record, &row, parts.as_ref(), request.caller).await?;
         self.consented(request, pod, (consent, Confirmation::Always), |pod, accepted, order| {

@@ -1,6 +1,6 @@
 //! The verbs of a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::Timestamp;
 use perennial_core::Error;
@@ -349,9 +349,12 @@ impl App {
     ///
     /// # Errors
     /// As [`App::purge`] says.
-    pub(crate) async fn purge_ended(&self, caller: &Caller, pod: PodId) -> Result<(), Error> {
+    pub(crate) async fn purge_ended(&self, pod: PodId, owned: &[Owned]) -> Result<(), Error> {
+        let Some(record) = self.store.pod_fetch(pod).await? else { return Ok(()) };
+        let Some(trash) = record.trash.as_ref().filter(|_| !verbs::is_being_purged(&record)) else { return Ok(()) };
+        let caller = &Caller::server(trash.actor.clone());
         self.refuse_needed(caller, pod).await?;
-        self.refuse_newer(pod).await?;
+        self.refuse_newer(&record, owned).await?;
         let done = self.act(Request::new(caller), pod, |pod, order| {
             let is_over = pod.trash.as_ref().is_some_and(|trash| window_ended(trash, order.now));
             if pod.desired == Desired::Deleted && is_over {
@@ -365,28 +368,37 @@ impl App {
         }
     }
 
-    /// Refuses to destroy a pod of which the engine has what the database does not know: that was brought back from before (D15).
-    async fn refuse_newer(&self, pod: PodId) -> Result<(), Error> {
-        let Some(record) = self.store.pod_fetch(pod).await? else { return Ok(()) };
+    /// Refuses to destroy a pod of which the engine or its repository has what the database does not know: that was brought back from
+    /// before (D15).
+    async fn refuse_newer(&self, record: &Pod, owned: &[Owned]) -> Result<(), Error> {
         let unknown = |error: EngineError| Error::Unavailable { problem: format!("look at the pod's data: {error}") };
-        let owned = self.engine.list_owned().await.map_err(unknown)?;
         let is_unknown = |one: &Owned| match one {
-            Owned::Set { pod: of, number, backend } => {
-                *of == pod && !record.sets.iter().any(|set| (set.number, set.backend) == (*number, *backend))
+            Owned::Set { pod, number, backend } => {
+                *pod == record.id && !record.sets.iter().any(|set| (set.number, set.backend) == (*number, *backend))
             }
             Owned::Container { .. } => false,
         };
-        let sets: Vec<_> = record.sets.iter().map(|set| set_spec(&record, set)).collect();
-        let observed = self.engine.observe(pod, &sets).await.map_err(unknown)?;
+        let sets: Vec<_> = record.sets.iter().map(|set| set_spec(record, set)).collect();
+        let observed = self.engine.observe(record.id, &sets).await.map_err(unknown)?;
         let is_newer = observed.sets.iter().any(|set| set.generation.is_some_and(|seen| seen > record.data_generation));
-        if !is_newer && !owned.iter().any(is_unknown) {
+        let problem = if is_newer || owned.iter().any(is_unknown) {
+            "the engine has data of the pod that the database does not know: the database may be an old copy"
+        } else if self.has_unknown_snapshots(record).await? {
+            "the repository has snapshots of the pod that the database does not know: the database may be an old copy"
+        } else {
             return Ok(());
-        }
-        Err(Error::conflict(
-            "database-older-than-data",
-            "the engine has data of the pod that the database does not know: the database may be an old copy",
-            "bring the newest database back; or purge the pod by name: perennial pod purge",
-        ))
+        };
+        let hint = "bring the newest database back; or purge the pod by name: perennial pod purge";
+        Err(Error::conflict("database-older-than-data", problem, hint))
+    }
+
+    /// Whether the repository has a snapshot of the pod that the database knows nothing of.
+    async fn has_unknown_snapshots(&self, record: &Pod) -> Result<bool, Error> {
+        let known: HashSet<String> =
+            self.all_snapshots(record.id).await?.into_iter().map(|row| format!("snapshot:{}", row.id)).collect();
+        let tags = self.places.repositories.tags_of_pod(&record.tenant, record.id).await;
+        let tags = tags.map_err(|problem| Error::Unavailable { problem: problem.message })?;
+        Ok(tags.iter().any(|tag| tag.starts_with("snapshot:") && !known.contains(tag)))
     }
 
     /// Refuses to destroy a pod that others start from.

@@ -184,7 +184,7 @@ impl App {
     }
 
     /// All snapshots of a pod, newest first.
-    async fn all_snapshots(&self, pod: PodId) -> Result<Vec<Snapshot>, StoreError> {
+    pub(super) async fn all_snapshots(&self, pod: PodId) -> Result<Vec<Snapshot>, StoreError> {
         let scope = SnapshotScope::Pod(pod);
         let mut rows: Vec<Snapshot> = Vec::new();
         loop {

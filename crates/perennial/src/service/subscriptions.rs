@@ -484,7 +484,7 @@ fn require_time(caller: &Caller) -> Result<(), Error> {
 /// A change in words: its kind, and a sentence.
 fn told(before: Option<&Standing>, after: &Subscription, asks: &[Ask]) -> Option<(&'static str, String)> {
     let (name, standing) = (&after.name, &after.standing);
-    let until = standing.expires_at.map_or_else(|| "for good".to_owned(), |at| format!("until {at}"));
+    let until = standing.expires_at.map_or_else(|| "for good".to_owned(), |at| format!("until {at:.0}"));
     let plan = format!("{}/{}", after.service, standing.plan);
     let Some(before) = before else {
         return Some(("subscription.created", format!("subscription {name} to {plan}, {until}")));
@@ -506,7 +506,7 @@ fn told(before: Option<&Standing>, after: &Subscription, asks: &[Ask]) -> Option
                 SubscriptionState::Cancelled => ("subscription.cancelled", "is cancelled"),
                 _ => ("subscription.expired", "is over"),
             };
-            Some((kind, format!("subscription {name} {what}; its pod is kept until {}", end.trash_at)))
+            Some((kind, format!("subscription {name} {what}; its pod is kept until {:.0}", end.trash_at)))
         }
         (_, Some(end)) if end.purged => {
             Some(("subscription.pod-gone", format!("the pod of subscription {name} is gone for good")))
@@ -515,17 +515,18 @@ fn told(before: Option<&Standing>, after: &Subscription, asks: &[Ask]) -> Option
             Some(Ask::Warn(days)) => Some((
                 "subscription.deletion-announced",
                 format!(
-                    "the pod of subscription {name} is deleted in {days} days, at {}, unless it is renewed",
+                    "the pod of subscription {name} is deleted in {days} days, at {:.0}, unless it is renewed",
                     end.trash_at
                 ),
             )),
             Some(Ask::Delete) => {
-                let back = end.purge_at.map(|at| format!("; until {at} a renewal brings it back")).unwrap_or_default();
+                let back =
+                    end.purge_at.map(|at| format!("; until {at:.0} a renewal brings it back")).unwrap_or_default();
                 Some(("subscription.pod-deleted", format!("the pod of subscription {name} is deleted{back}")))
             }
             _ if was_deleted && end.purge_at.is_none() => Some((
                 "subscription.deletion-failed",
-                format!("the pod of subscription {name} could not be deleted; tried again at {}", end.trash_at),
+                format!("the pod of subscription {name} could not be deleted; tried again at {:.0}", end.trash_at),
             )),
             _ => None,
         },

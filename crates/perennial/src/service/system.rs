@@ -120,6 +120,7 @@ impl App {
         checks.extend(self.replica_check().await);
         checks.extend(self.erasure_checks().await);
         checks.extend(self.keeping_check().await);
+        checks.extend(self.deliveries_check().await);
         checks.push(self.server_clock().await);
         let recovery = self.recovery_state().await;
         checks.push(recovery_kit(&recovery));

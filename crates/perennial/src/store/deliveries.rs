@@ -126,13 +126,43 @@ impl Store {
         Ok(self.row(select).await?.is_some())
     }
 
-    /// Lists messages that are to be sent now, the longest overdue first.
+    /// Counts the messages that wait for a receiver.
+    ///
+    /// # Errors
+    /// Why they could not be counted.
+    pub async fn deliveries_waiting(&self, target: &str) -> Result<u64, StoreError> {
+        let mut select = Select::new("SELECT COUNT(*) FROM deliveries WHERE state = 'pending'");
+        select.text(" AND target = $", target);
+        let row = self.row(select).await?;
+        let count: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
+        Ok(u64::try_from(count).unwrap_or_default())
+    }
+
+    /// Counts the messages that were given up at this time or later.
+    ///
+    /// # Errors
+    /// Why they could not be counted.
+    pub async fn deliveries_failed(&self, since: Timestamp) -> Result<u64, StoreError> {
+        let mut select = Select::new("SELECT COUNT(*) FROM deliveries WHERE state = 'failed'");
+        select.text(" AND ended_at >= $", time(since));
+        let row = self.row(select).await?;
+        let count: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
+        Ok(u64::try_from(count).unwrap_or_default())
+    }
+
+    /// Lists messages for a receiver that are to be sent now, the longest overdue first; `KIND:` is all receivers of a kind.
     ///
     /// # Errors
     /// Why they could not be read.
-    pub async fn deliveries_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Delivery>, StoreError> {
+    pub async fn deliveries_due(&self, target: &str, now: Timestamp, limit: u32) -> Result<Vec<Delivery>, StoreError> {
         let mut select = Select::new(COLUMNS);
-        select.text(" WHERE state = 'pending' AND next_at <= $", time(now)).raw(" ORDER BY next_at, id").limit(limit);
+        select.text(" WHERE state = 'pending' AND next_at <= $", time(now));
+        match target.strip_suffix(':') {
+            // All of a kind; names of kinds have no characters that mean something here.
+            Some(kind) => select.text(" AND target LIKE $", format!("{kind}:%")),
+            None => select.text(" AND target = $", target),
+        };
+        select.raw(" ORDER BY next_at, id").limit(limit);
         self.rows(select).await?.iter().map(from_row).collect()
     }
 

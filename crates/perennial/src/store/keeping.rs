@@ -8,10 +8,13 @@ use jiff::{SignedDuration, Timestamp};
 use sqlx::{Connection as _, Row as _};
 
 use super::read::Select;
+use super::rows::corrupt;
 use super::{Store, StoreError};
 
 /// So long nobody may have looked.
 const GAP: SignedDuration = SignedDuration::from_hours(36);
+/// How exact it is known when somebody looked, in seconds: it is not written down each time.
+const FRESH: i64 = 60;
 /// So long nothing is destroyed after a gap.
 const HELD: SignedDuration = SignedDuration::from_hours(24);
 
@@ -21,6 +24,15 @@ impl Store {
     /// # Errors
     /// Why that cannot be told: nothing is destroyed then either.
     pub async fn keeping(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let second = now.as_second();
+        let row = self.row(Select::new(
+            "SELECT k.value, h.value FROM counters k, counters h WHERE k.name = 'kept' AND h.name = 'held'",
+        ));
+        let row = row.await?.ok_or_else(|| corrupt("the counters", "kept and held are not there"))?;
+        let (seen, until): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if (0..FRESH).contains(&second.saturating_sub(seen)) {
+            return Ok(open(until, now));
+        }
         let mut held = self.write.acquire().await?;
         let mut tx = held.connection()?.begin().await?;
         // Taken first, so that a second server on the same database waits.
@@ -28,8 +40,12 @@ impl Store {
         let seen: i64 = seen.fetch_one(&mut *tx).await?.try_get(0)?;
         let until = sqlx::query("SELECT value FROM counters WHERE name = 'held'").fetch_one(&mut *tx).await?;
         let mut until: i64 = until.try_get(0)?;
-        let second = now.as_second();
-        if seen != 0 && second.saturating_sub(seen) > GAP.as_secs() {
+        // A database in which nobody ever looked is new, or from before anybody did.
+        let is_gap = match seen {
+            0 => sqlx::query("SELECT 1 FROM pods").fetch_optional(&mut *tx).await?.is_some(),
+            _ => second.saturating_sub(seen) > GAP.as_secs(),
+        };
+        if is_gap {
             until = second.saturating_add(HELD.as_secs());
         }
         // A clock that was set back is not held for what it was ahead.
@@ -40,7 +56,7 @@ impl Store {
         }
         tx.commit().await.map_err(|error| StoreError::OutcomeUnknown(Some(error)))?;
         held.done();
-        Ok(Timestamp::from_second(until).ok().filter(|until| *until > now))
+        Ok(open(until, now))
     }
 
     /// Until when nothing is destroyed by itself; `None` when nothing stands against it.
@@ -49,7 +65,11 @@ impl Store {
     /// Why it could not be read.
     pub async fn held_until(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
         let row = self.row(Select::new("SELECT value FROM counters WHERE name = 'held'")).await?;
-        let until: i64 = row.map_or(Ok(0), |row| row.try_get(0))?;
-        Ok(Timestamp::from_second(until).ok().filter(|until| *until > now))
+        Ok(open(row.map_or(Ok(0), |row| row.try_get(0))?, now))
     }
+}
+
+/// A time that is still to come.
+fn open(until: i64, now: Timestamp) -> Option<Timestamp> {
+    Timestamp::from_second(until).ok().filter(|until| *until > now)
 }

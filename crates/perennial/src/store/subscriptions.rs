@@ -141,6 +141,8 @@ fn from_row(row: &AnyRow) -> Result<Subscription, StoreError> {
 
 /// Version 0 is inserted, any other replaces the row of exactly that version; stored with the next version.
 pub(super) async fn apply(tx: &mut AnyConnection, subscription: &Subscription) -> Result<(), StoreError> {
+    // Before the row, as whoever ends a tenant does.
+    access::others_wait(tx).await?;
     let Subscription { id, tenant, name, service, pod, standing, created_at, version } = subscription;
     let text = |at: Option<Timestamp>| at.map(time).unwrap_or_default();
     let sql = if *version == 0 {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
 use perennial_core::clock::Clock;
-use perennial_core::id::{OperationId, PodId, SnapshotId};
+use perennial_core::id::{OperationId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
 use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::TenantId;
@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::reconcile::{Going, Reconciler};
-use crate::service::{App, Caller, RETENTION, SnapshotRemover};
+use crate::service::{App, RETENTION, SnapshotRemover};
 use crate::store::{Change, Page, Store, StoreError};
 
 /// How often what is due is looked for.
@@ -218,29 +218,32 @@ impl Housekeeper {
         }
     }
 
-    /// Destroys what was deleted long enough ago, unless nobody looked for long.
+    /// Destroys what was deleted long enough ago, which executes the consent given then, unless nobody looked for long.
     async fn end_windows(&self, now: Timestamp) {
         match self.app.store.keeping(now).await {
             Ok(None) => {}
             Ok(Some(until)) => return tracing::debug!(%until, "nothing is destroyed yet: nobody looked for long"),
             Err(error) => return tracing::warn!(%error, "note that it is looked for what has ended"),
         }
-        match self.app.store.pod_ids_to_purge(now).await {
-            Ok(pods) => {
-                for pod in pods {
-                    if let Err(error) = self.end_window(pod).await {
-                        tracing::warn!(%pod, %error, "end the undelete window");
-                    }
+        let pods = match self.app.store.pod_ids_to_purge(now).await {
+            Ok(pods) if pods.is_empty() => return,
+            Ok(pods) => pods,
+            Err(error) => return tracing::warn!(%error, "list ended undelete windows"),
+        };
+        let owned = match self.app.engine.list_owned().await {
+            Ok(owned) => owned,
+            Err(error) => return tracing::warn!(%error, "list what is on the engine before anything is destroyed"),
+        };
+        for pod in pods {
+            match self.app.purge_ended(pod, &owned).await {
+                Ok(()) => {}
+                // It would not answer for the next one either, and others wait for this task.
+                Err(error @ Error::Unavailable { .. }) => {
+                    return tracing::warn!(%pod, %error, "end undelete windows; tried again later");
                 }
+                Err(error) => tracing::warn!(%pod, %error, "end the undelete window"),
             }
-            Err(error) => tracing::warn!(%error, "list ended undelete windows"),
         }
-    }
-
-    /// Executes the consent given at delete.
-    async fn end_window(&self, pod: PodId) -> Result<(), Error> {
-        let Some(trash) = self.app.store.pod_fetch(pod).await?.and_then(|record| record.trash) else { return Ok(()) };
-        self.app.purge_ended(&Caller::server(trash.actor), pod).await
     }
 
     /// Does the deletions that were asked for, those of one tenant together.

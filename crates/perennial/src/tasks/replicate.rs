@@ -285,6 +285,10 @@ impl Replicator {
         replica: &mut Replica,
         now: Timestamp,
     ) -> Result<(), Stopped> {
+        if self.app.store.held_until(now).await?.is_some() {
+            tracing::debug!("nothing goes from a replica yet: nobody looked for long");
+            return Ok(());
+        }
         desk.forget(replicas, plan, noted).await?;
         if replica.pruned_at.is_none_or(|at| at > now || now.duration_since(at) >= PRUNE_EVERY) {
             let tenant = &replica.tenant;

@@ -33,7 +33,7 @@ async fn the_debug_view_shows_every_pod_of_the_database() {
     let report = report.json();
     assert_eq!(report["pods"][0]["id"], pod.to_string());
     // Nobody made it on this engine.
-    assert!(report["pods"][0]["differences"].as_array().unwrap().len() > 1, "{report}");
+    assert!(!report["pods"][0]["differences"].as_array().unwrap().is_empty(), "{report}");
     assert_eq!((&report["orphans"], &report["suspicion"]), (&json!([]), &json!(null)));
 }
 

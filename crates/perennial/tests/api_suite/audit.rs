@@ -1,7 +1,7 @@
 //! The audit in the API: changes and refusals, pages and filters.
 
 use axum::body::Body;
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, Request, StatusCode};
 use perennial::api::wire::AuditPage;
 use perennial::audit::{Checker, Numbered};
 use serde_json::{Value, json};
@@ -82,6 +82,21 @@ async fn who_was_refused_for_want_of_rights_and_who_got_them_is_in_the_audit() {
         assert_eq!((&of(action)["actor"], &of(action)["result"]), (&json!("admin"), &json!("done")));
     }
     assert!(!server.get(AUDIT).await.text.contains(&token));
+}
+
+#[tokio::test]
+async fn who_hangs_up_before_the_refusal_is_written_is_in_the_audit_all_the_same() {
+    let server = Server::start().await;
+    let request =
+        Request::builder().method("POST").uri("/api/v1/pods").header("authorization", format!("Bearer {TOKEN}"));
+    let request = request.header("content-type", "application/json").body(Body::from(r#"{"name": "BAD"}"#)).unwrap();
+    {
+        let mut asked = std::pin::pin!(server.send(request));
+        // Until it waits for the audit: nothing before that waits for anything.
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+    let refused = items(&server, "").await.into_iter().filter(|row| row["result"] == "refused").count();
+    assert_eq!(refused, 1);
 }
 
 #[tokio::test]

@@ -88,6 +88,43 @@ async fn sim_a_database_from_an_old_copy_destroys_nothing_that_lives() {
         server.housekeeper().run_due().await;
         server.settle(pod).await;
     }
-    assert_eq!(files(&world, pod), held);
     assert_eq!(server.pod(pod).await.phase, Phase::Deleted, "as that database has it, and not destroyed");
+    // The newest database is found, and everything is there.
+    drop(server);
+    let store = Store::open(&format!("sqlite:{}", now.display()), Arc::new(NoTap)).await.unwrap();
+    let server = world.server_on(store, Arc::new(NoTap));
+    server.settle(pod).await;
+    assert_eq!((server.pod(pod).await.phase, files(&world, pod)), (Phase::Running, held));
+}
+
+/// The same, and what was done since is in a snapshot only, which the database of before does not know.
+#[tokio::test]
+async fn sim_a_database_from_an_old_copy_destroys_no_snapshot_that_it_does_not_know() {
+    let mut world = World::new(704);
+    let directory = tempfile::tempdir().unwrap();
+    let (now, old) = (directory.path().join("now.db"), directory.path().join("old.db"));
+    world.database = format!("sqlite:{}", now.display());
+    let server = world.server().await;
+    let pod = deleted(&world, &server).await;
+    let copied = Command::new("sqlite3").arg(&now).arg(format!(".backup {}", old.display())).status().unwrap();
+    assert!(copied.success());
+    server.succeed(server.undelete(pod).await).await;
+    server.succeed(server.start(pod).await).await;
+    world.engine.write(pod, "/srv/mine", "what was done since").unwrap();
+    let held = files(&world, pod);
+    server.succeed(server.stop(pod).await).await;
+    drop(server);
+    let store = Store::open(&format!("sqlite:{}", old.display()), Arc::new(NoTap)).await.unwrap();
+    let server = world.server_on(store, Arc::new(NoTap));
+    for _ in 0..30 {
+        world.clock.advance(DAY);
+        server.housekeeper().run_due().await;
+        server.settle(pod).await;
+    }
+    assert_eq!(server.pod(pod).await.phase, Phase::Deleted);
+    drop(server);
+    let store = Store::open(&format!("sqlite:{}", now.display()), Arc::new(NoTap)).await.unwrap();
+    let server = world.server_on(store, Arc::new(NoTap));
+    server.succeed(server.start(pod).await).await;
+    assert_eq!(files(&world, pod), held);
 }

@@ -38,6 +38,10 @@ pub use crate::rights::{
     what_is_not_there_or_taken_is_refused, who_lost_rights_gives_none,
 };
 pub use crate::services::services_are_remembered_and_changed_by_whoever_read_them;
+pub use crate::subscriptions::{
+    a_message_is_made_once_and_sent_by_one, a_pod_goes_no_way_that_its_subscription_forbids,
+    after_a_gap_nothing_is_destroyed_for_a_day, subscriptions_are_remembered_and_written_by_whoever_read_them,
+};
 
 pub fn now() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()

@@ -14,6 +14,7 @@ mod quotas;
 mod repositories;
 mod rights;
 mod services;
+mod subscriptions;
 
 use databases::{Cluster, Database};
 
@@ -76,6 +77,10 @@ cases!(
     who_lost_rights_gives_none,
     a_quota_holds_whoever_asks_at_the_same_moment,
     what_a_pod_takes_counts_while_it_lives,
+    subscriptions_are_remembered_and_written_by_whoever_read_them,
+    a_pod_goes_no_way_that_its_subscription_forbids,
+    a_message_is_made_once_and_sent_by_one,
+    after_a_gap_nothing_is_destroyed_for_a_day,
     a_token_is_revoked_before_or_after_it_makes_another,
     an_erased_tenant_has_no_members_and_is_not_made_again,
     tenants_of_before_are_there_after_the_upgrade,
@@ -112,4 +117,10 @@ fn a_database_file_is_closed_to_others() {
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
         }
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_when_a_postgres_that_hangs_does_not_say_who_its_reader_is() {
+    let cluster = Cluster::start();
+    rights::a_stream_ends_while_the_database_hangs(&cluster.database("hangs").await).await;
 }

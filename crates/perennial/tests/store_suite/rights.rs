@@ -299,3 +299,22 @@ pub async fn tenants_of_before_are_there_after_the_upgrade(db: &Database) {
         tenants.iter().map(|tenant| (tenant.name.as_str(), tenant.created_at)).collect();
     assert_eq!((names[0], names.len(), names[1].0), (("acme", pod.created_at), 2, "default"));
 }
+
+/// A database that hangs says nothing, and a stream whose reader may have lost their rights does not wait for it.
+pub async fn a_stream_ends_while_the_database_hangs(db: &Database) {
+    let store = db.open().await;
+    let clock = std::sync::Arc::new(perennial::serve::SystemClock);
+    let short = std::time::Duration::from_millis(50);
+    let access = perennial::service::Access::with_times(store, clock, "admin", (short, short));
+    let credential = perennial::service::Credential::Token {
+        id: perennial_core::id::TokenId::from_parts(1, [1; 10]),
+        hash: perennial::service::token_hash("somebody's"),
+    };
+    let reader = perennial::service::Caller { credential, ..perennial::service::Caller::admin() };
+    let pool = sqlx::AnyPool::connect(&db.url).await.unwrap();
+    let mut holds = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE counters IN ACCESS EXCLUSIVE MODE").execute(&mut *holds).await.unwrap();
+    let lost = tokio::time::timeout(std::time::Duration::from_secs(20), access.lost(&reader)).await;
+    assert!(lost.is_ok(), "it waits for ever");
+    holds.rollback().await.unwrap();
+}
