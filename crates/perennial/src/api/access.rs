@@ -73,6 +73,8 @@ const ROWS: &[Row] = &[
     (Method::POST, "/api/v1/operations/{id}/cancel", Tenant(Operate)),
     (Method::GET, "/api/v1/events", Own(Some(Read))),
     (Method::GET, "/api/v1/events/stream", Own(Some(Read))),
+    (Method::POST, "/api/v1/sessions", Open),
+    (Method::DELETE, "/api/v1/sessions", Own(None)),
     (Method::GET, "/api/v1/me", Own(None)),
     (Method::GET, "/api/v1/tokens", Own(Some(Read))),
     (Method::POST, "/api/v1/tokens", Own(Some(Operate))),

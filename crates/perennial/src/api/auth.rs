@@ -17,6 +17,13 @@ use super::guard::guarded;
 use super::problem::ApiError;
 use crate::service::{self, Access, Credential};
 
+/// The cookie of a session. With this prefix browsers take it from this host alone, and not from its siblings.
+pub(super) const COOKIE: &str = "__Host-perennial_session";
+
+/// Marks a request that a cookie let in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BySession;
+
 /// Pages a browser opens by itself: it may send the token as the password of basic authentication.
 const PAGES: [&str; 2] = ["/docs", "/openapi.json"];
 
@@ -62,7 +69,18 @@ async fn let_in(
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let token = token(request.headers(), page).ok_or_else(unauthorized)?;
+    let token = match token(request.headers(), page) {
+        Some(token) => token,
+        None => {
+            let token = session(request.headers()).ok_or_else(unauthorized)?;
+            let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+            if !is_safe && asking_page(&request) != AskingPage::Own {
+                return Err(cross_site());
+            }
+            request.extensions_mut().insert(BySession);
+            token
+        }
+    };
     let caller = access.caller(&token).await?.ok_or_else(unauthorized)?;
     let checked = match (rule, path) {
         (Some(Rule::Of(needs)), _) => needs.check(&caller.rights),
@@ -117,6 +135,48 @@ fn token(headers: &HeaderMap, page: bool) -> Option<String> {
         return text.split_once(':').map(|(_, password)| password.to_owned());
     }
     None
+}
+
+/// The token of a browser that signed in; `None` also when it has several, of which somebody else may have set one.
+fn session(headers: &HeaderMap) -> Option<String> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let named = |pair: &str| pair.trim().strip_prefix(COOKIE)?.strip_prefix('=').map(str::to_owned);
+    let mut found = all.flat_map(|value| value.split(';')).filter_map(named);
+    found.next().filter(|_| found.next().is_none())
+}
+
+/// Whose page asks, as the browser says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AskingPage {
+    /// One of this server.
+    Own,
+    /// One of another site.
+    Foreign,
+    /// None: it is no browser, which would say so of whatever changes something.
+    Nobodys,
+}
+
+/// Whose page asks.
+pub(super) fn asking_page(request: &Request) -> AskingPage {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    if let Some(site) = text("sec-fetch-site") {
+        return if site == "same-origin" { AskingPage::Own } else { AskingPage::Foreign };
+    }
+    // With HTTP/2 it is in the address.
+    let host = text("host").or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+    match request.headers().get("origin") {
+        None => AskingPage::Nobodys,
+        Some(_) => {
+            let origin = text("origin").and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+            if origin.is_some() && origin == host { AskingPage::Own } else { AskingPage::Foreign }
+        }
+    }
+}
+
+/// What another site asks for.
+pub(super) fn cross_site() -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, "cross-site", "another site asked for this")
+        .hint("a session is good for pages of this server; programs send a token: Authorization: Bearer")
 }
 
 fn unauthorized() -> ApiError {

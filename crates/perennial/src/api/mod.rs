@@ -5,7 +5,7 @@
 //! - `refusals`: the layer that adds what was refused to the audit;
 //! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
-//!   `users`, `tenants`, `tokens`, `services` (the catalogue), `subscriptions`, `admin`, `erase` (tenants): the routes.
+//!   `users`, `sessions`, `tenants`, `tokens`, `services` (the catalogue), `subscriptions`, `admin`, `erase` (tenants): the routes.
 //!
 //! A route is added to [`routes`] and to the table in `access`, and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -36,6 +36,7 @@ mod replication;
 mod restore;
 pub(crate) mod retention;
 pub(crate) mod services;
+mod sessions;
 mod shown;
 mod snapshots;
 mod subscriptions;
@@ -175,6 +176,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(events::stream))
         .routes(routes!(system::show))
         .routes(routes!(replication::show))
+        .routes(routes!(sessions::create, sessions::end))
         .routes(routes!(users::me))
         .routes(routes!(users::create, users::list))
         .routes(routes!(users::show, users::patch, users::delete))

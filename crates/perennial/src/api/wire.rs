@@ -15,6 +15,7 @@ mod replication;
 mod request;
 mod retention;
 mod services;
+mod sessions;
 mod size;
 mod subscriptions;
 
@@ -30,5 +31,6 @@ pub use replication::*;
 pub use request::*;
 pub use retention::*;
 pub use services::*;
+pub use sessions::*;
 pub use size::{Cpus, Size};
 pub use subscriptions::*;

@@ -15,6 +15,7 @@
 //! - `users`, `tenants`, `tokens`: who may ask, and for whose things;
 //! - `replication`: how far the replicas are;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
+//! - `sign_in`: a password for a token;
 //! - `subscriptions`: rights to pods of plans, and what becomes of the pods;
 //! - `system`: what works and what does not.
 
@@ -36,6 +37,7 @@ mod pods;
 mod recovery;
 mod replication;
 mod retention;
+mod sign_in;
 mod snapshots;
 mod subscriptions;
 mod system;

@@ -49,7 +49,7 @@ impl App {
         if let Some(tenant) = &tenant {
             self.good_in(&owner, tenant).await?;
         }
-        let secret = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET]>()));
+        let secret = new_secret();
         let (millis, random) = self.id_parts();
         let token = Token {
             id: TokenId::from_parts(millis, random),
@@ -128,6 +128,11 @@ impl App {
         let problem = format!("user {} is no member of it", owner.name);
         Err(Error::invalid("tenant", problem, format!("perennial tenant add {tenant} {}", owner.name)))
     }
+}
+
+/// The secret of a new token.
+pub(super) fn new_secret() -> String {
+    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; SECRET]>()))
 }
 
 fn missing_user(name: Option<&UserName>) -> Error {

@@ -21,7 +21,7 @@ const PASSWORD_MAX: usize = 1024;
 
 /// How passwords are hashed: Argon2id with 19 MiB, two passes and one lane, the first recommendation of the OWASP Password Storage
 /// Cheat Sheet, and RFC 9106 for the algorithm. <https://cheatsheetseries.owasp.org/cheatsheets/Password_Storage_Cheat_Sheet.html>
-const HASHING: Result<Params, argon2::Error> = Params::new(19 * 1024, 2, 1, None);
+pub(super) const HASHING: Result<Params, argon2::Error> = Params::new(19 * 1024, 2, 1, None);
 
 /// A user that is to be made.
 #[derive(Clone)]

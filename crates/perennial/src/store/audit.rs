@@ -114,6 +114,7 @@ fn of_event(event: &NewEvent, change: &Change) -> Row {
     let result = match event.kind.rsplit('.').next() {
         Some("failed") => "failed",
         Some("cancelled") => "cancelled",
+        Some("sign-in-refused") => "refused",
         _ => "done",
     };
     let operation = change.operations.iter().find(|operation| Some(operation.id) == event.operation);

@@ -12,6 +12,7 @@
 //! - `keeping`: the breaker before what ends by itself is destroyed;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
 //! - `connections`: what statements run on;
+//! - `sign_ins`: tries to sign in;
 //! - `subscriptions`: rights to pods of plans;
 //! - `services`: services of the catalogue that were changed over the API;
 //! - `rows`: how domain types are written.
@@ -37,6 +38,7 @@ mod recovery;
 mod replicas;
 mod rows;
 mod services;
+mod sign_ins;
 mod subscriptions;
 
 use std::sync::Arc;
@@ -62,6 +64,7 @@ pub use read::{EventFilter, Page, PodFilter, SnapshotFilter, SnapshotScope, Visi
 pub use recovery::{ExportOf, RecoveryExport};
 pub use replicas::{Backlog, NoteChange, Replica, ReplicaNote};
 pub use services::{Expected, ServiceBecomes, ServiceChange, StoredService};
+pub use sign_ins::{Attempt, StoredPassword};
 pub use subscriptions::SubscriptionFilter;
 
 /// The name of the fault point around every commit.

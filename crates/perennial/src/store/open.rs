@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 15] = [
+const MIGRATIONS: [(i64, &str, &str); 16] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -35,6 +35,7 @@ const MIGRATIONS: [(i64, &str, &str); 15] = [
     (13, "quotas", include_str!("../../migrations/0013_quotas.sql")),
     (14, "subscriptions", include_str!("../../migrations/0014_subscriptions.sql")),
     (15, "deliveries", include_str!("../../migrations/0015_deliveries.sql")),
+    (16, "sign-ins", include_str!("../../migrations/0016_sign_ins.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.

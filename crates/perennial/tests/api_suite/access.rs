@@ -67,6 +67,8 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("POST", "/api/v1/operations/{id}/cancel", Access::Tenant("operate")),
     ("GET", "/api/v1/events", Access::Own("read")),
     ("GET", "/api/v1/events/stream", Access::Own("read")),
+    ("POST", "/api/v1/sessions", Access::Open),
+    ("DELETE", "/api/v1/sessions", Access::Any),
     ("GET", "/api/v1/me", Access::Any),
     ("GET", "/api/v1/tokens", Access::Own("read")),
     ("POST", "/api/v1/tokens", Access::Own("operate")),

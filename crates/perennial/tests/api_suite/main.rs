@@ -17,6 +17,7 @@ mod retention;
 mod rights;
 mod server;
 mod services;
+mod sessions;
 mod slow;
 mod stream;
 mod subscriptions;

@@ -1,5 +1,7 @@
 //! What ends by itself is destroyed only by who looked all the time, and knows what there is (D15).
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -65,66 +67,71 @@ async fn sim_a_clock_that_was_ahead_and_is_mended_holds_nothing_longer_than_a_da
     assert_eq!(server.settle(pod).await, Ended::Gone);
 }
 
-/// Deleted, brought back, worked in: and then the database of before comes back, in which its window is over.
+/// A pod that was deleted, brought back and worked in, the database of the time when it was deleted, and the newest one.
+struct Copied {
+    world: World,
+    pod: PodId,
+    held: BTreeMap<String, Vec<u8>>,
+    directory: tempfile::TempDir,
+}
+
+impl Copied {
+    async fn new(seed: u64) -> Self {
+        let mut world = World::new(seed);
+        let directory = tempfile::tempdir().unwrap();
+        world.database = url(directory.path(), "now");
+        let server = world.server().await;
+        let pod = deleted(&world, &server).await;
+        let (now, old) = (directory.path().join("now.db"), directory.path().join("old.db"));
+        let copied = Command::new("sqlite3").arg(now).arg(format!(".backup {}", old.display())).status().unwrap();
+        assert!(copied.success());
+        server.succeed(server.undelete(pod).await).await;
+        server.succeed(server.start(pod).await).await;
+        world.engine.write(pod, "/srv/mine", "what was done since").unwrap();
+        let held = files(&world, pod);
+        Self { world, pod, held, directory }
+    }
+
+    async fn server_on(&self, database: &str) -> Server {
+        let store = Store::open(&url(self.directory.path(), database), Arc::new(NoTap)).await.unwrap();
+        self.world.server_on(store, Arc::new(NoTap))
+    }
+
+    /// A month goes by with the database of before, in which the pod's window is over.
+    async fn a_month_with_the_old_one(&self) {
+        let server = self.server_on("old").await;
+        for _ in 0..30 {
+            self.world.clock.advance(DAY);
+            server.housekeeper().run_due().await;
+            server.settle(self.pod).await;
+        }
+        assert_eq!(server.pod(self.pod).await.phase, Phase::Deleted, "as that database has it, and not destroyed");
+    }
+}
+
+fn url(directory: &Path, name: &str) -> String {
+    format!("sqlite:{}", directory.join(format!("{name}.db")).display())
+}
+
 #[tokio::test]
 async fn sim_a_database_from_an_old_copy_destroys_nothing_that_lives() {
-    let mut world = World::new(703);
-    let directory = tempfile::tempdir().unwrap();
-    let (now, old) = (directory.path().join("now.db"), directory.path().join("old.db"));
-    world.database = format!("sqlite:{}", now.display());
-    let server = world.server().await;
-    let pod = deleted(&world, &server).await;
-    let copied = Command::new("sqlite3").arg(&now).arg(format!(".backup {}", old.display())).status().unwrap();
-    assert!(copied.success());
-    server.succeed(server.undelete(pod).await).await;
-    server.succeed(server.start(pod).await).await;
-    world.engine.write(pod, "/srv/mine", "what was done since").unwrap();
-    let held = files(&world, pod);
-    drop(server);
-    let store = Store::open(&format!("sqlite:{}", old.display()), Arc::new(NoTap)).await.unwrap();
-    let server = world.server_on(store, Arc::new(NoTap));
-    for _ in 0..30 {
-        world.clock.advance(DAY);
-        server.housekeeper().run_due().await;
-        server.settle(pod).await;
-    }
-    assert_eq!(server.pod(pod).await.phase, Phase::Deleted, "as that database has it, and not destroyed");
-    // The newest database is found, and everything is there.
-    drop(server);
-    let store = Store::open(&format!("sqlite:{}", now.display()), Arc::new(NoTap)).await.unwrap();
-    let server = world.server_on(store, Arc::new(NoTap));
-    server.settle(pod).await;
-    assert_eq!((server.pod(pod).await.phase, files(&world, pod)), (Phase::Running, held));
+    let copied = Copied::new(703).await;
+    copied.a_month_with_the_old_one().await;
+    let server = copied.server_on("now").await;
+    server.settle(copied.pod).await;
+    assert_eq!(server.pod(copied.pod).await.phase, Phase::Running);
+    assert_eq!(files(&copied.world, copied.pod), copied.held);
 }
 
 /// The same, and what was done since is in a snapshot only, which the database of before does not know.
 #[tokio::test]
 async fn sim_a_database_from_an_old_copy_destroys_no_snapshot_that_it_does_not_know() {
-    let mut world = World::new(704);
-    let directory = tempfile::tempdir().unwrap();
-    let (now, old) = (directory.path().join("now.db"), directory.path().join("old.db"));
-    world.database = format!("sqlite:{}", now.display());
-    let server = world.server().await;
-    let pod = deleted(&world, &server).await;
-    let copied = Command::new("sqlite3").arg(&now).arg(format!(".backup {}", old.display())).status().unwrap();
-    assert!(copied.success());
-    server.succeed(server.undelete(pod).await).await;
-    server.succeed(server.start(pod).await).await;
-    world.engine.write(pod, "/srv/mine", "what was done since").unwrap();
-    let held = files(&world, pod);
-    server.succeed(server.stop(pod).await).await;
+    let copied = Copied::new(704).await;
+    let server = copied.server_on("now").await;
+    server.succeed(server.stop(copied.pod).await).await;
     drop(server);
-    let store = Store::open(&format!("sqlite:{}", old.display()), Arc::new(NoTap)).await.unwrap();
-    let server = world.server_on(store, Arc::new(NoTap));
-    for _ in 0..30 {
-        world.clock.advance(DAY);
-        server.housekeeper().run_due().await;
-        server.settle(pod).await;
-    }
-    assert_eq!(server.pod(pod).await.phase, Phase::Deleted);
-    drop(server);
-    let store = Store::open(&format!("sqlite:{}", now.display()), Arc::new(NoTap)).await.unwrap();
-    let server = world.server_on(store, Arc::new(NoTap));
-    server.succeed(server.start(pod).await).await;
-    assert_eq!(files(&world, pod), held);
+    copied.a_month_with_the_old_one().await;
+    let server = copied.server_on("now").await;
+    server.succeed(server.start(copied.pod).await).await;
+    assert_eq!(files(&copied.world, copied.pod), copied.held);
 }

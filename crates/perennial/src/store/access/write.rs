@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{TOKEN_COLUMNS, TokenHash, holder_of, role_text, scopes_text, token, user};
 use crate::store::change::Change;
 use crate::store::rows::{parse_tenant, time};
-use crate::store::{StoreError, deliveries, quotas, subscriptions};
+use crate::store::{StoreError, deliveries, quotas, sign_ins, subscriptions};
 
 /// A change, and for whom.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ pub enum AccessChange {
     MemberGone(UserName, TenantId),
     /// A token is made.
     TokenNew(Box<Token>, TokenHash),
+    /// A token is made for who signed in with a password of this hash; nothing is written when that is no longer theirs.
+    SessionNew(Box<Token>, TokenHash, String),
     /// It is revoked; one that was revoked before stays so since then.
     TokenRevoked(TokenId),
 }
@@ -143,7 +145,7 @@ async fn write(tx: &mut AnyConnection, change: &AccessChange, at: Timestamp) -> 
             changed(done.rows_affected(), || format!("tenant {tenant}"))
         }
         AccessChange::UserNew(user, password) => user_insert(tx, user, password.as_deref()).await,
-        AccessChange::User(name, patch) => user_update(tx, name, patch).await,
+        AccessChange::User(name, patch) => user_update(tx, name, patch, at).await,
         AccessChange::UserGone(name) => user_remove(tx, name, at).await,
         AccessChange::MemberNew(user, tenant) => member_insert(tx, user, tenant, at).await,
         AccessChange::MemberGone(user, tenant) => {
@@ -152,6 +154,14 @@ async fn write(tx: &mut AnyConnection, change: &AccessChange, at: Timestamp) -> 
             changed(done.rows_affected(), || format!("member {user} of tenant {tenant}"))
         }
         AccessChange::TokenNew(token, hash) => token_insert(tx, token, *hash).await,
+        AccessChange::SessionNew(token, hash, password) => {
+            let sql = "SELECT 1 FROM users WHERE name = $1 AND password = $2 AND disabled = 0 AND removed_at = ''";
+            let query = sqlx::query(sql).bind(token.user.as_str().to_owned()).bind(password.clone());
+            if query.fetch_optional(&mut *tx).await?.is_none() {
+                return Err(StoreError::RightsLost);
+            }
+            token_insert(tx, token, *hash).await
+        }
         AccessChange::TokenRevoked(id) => {
             let sql =
                 "UPDATE tokens SET revoked_at = CASE WHEN revoked_at = '' THEN $2 ELSE revoked_at END WHERE id = $1";
@@ -239,8 +249,22 @@ fn email_taken(error: sqlx::Error) -> StoreError {
     }
 }
 
-async fn user_update(tx: &mut AnyConnection, name: &UserName, patch: &UserPatch) -> Result<(), StoreError> {
+async fn user_update(
+    tx: &mut AnyConnection,
+    name: &UserName,
+    patch: &UserPatch,
+    at: Timestamp,
+) -> Result<(), StoreError> {
     user_is_there(tx, name).await?;
+    if patch.password.is_some() {
+        // Who came in with the old one. Only tokens of sessions have no other token as their maker.
+        let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_name = $1 AND created_by = $3 AND revoked_at = ''";
+        let query = sqlx::query(sql).bind(name.as_str().to_owned()).bind(time(at));
+        query.bind(format!("user:{name}")).execute(&mut *tx).await?;
+    }
+    if patch.password.is_some() || patch.disabled == Some(false) {
+        sign_ins::forget(tx, name).await?;
+    }
     let fields = [
         ("UPDATE users SET email = $2 WHERE name = $1", patch.email.clone()),
         ("UPDATE users SET role = $2 WHERE name = $1", patch.role.map(|role| role_text(role).to_owned())),
@@ -267,8 +291,8 @@ async fn user_remove(tx: &mut AnyConnection, name: &UserName, at: Timestamp) -> 
     let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_name = $1 AND revoked_at = ''";
     sqlx::query(sql).bind(name.as_str().to_owned()).bind(time(at)).execute(&mut *tx).await?;
     let query = sqlx::query("DELETE FROM memberships WHERE user_name = $1").bind(name.as_str().to_owned());
-    query.execute(tx).await?;
-    Ok(())
+    query.execute(&mut *tx).await?;
+    sign_ins::forget(tx, name).await
 }
 
 async fn member_insert(
