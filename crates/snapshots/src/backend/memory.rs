@@ -93,7 +93,16 @@ impl Backend for MemoryBackend {
     }
 
     fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError> {
-        self.files().insert((kind, id), Arc::new(data.to_vec()));
+        let mut files = self.files();
+        if kind == FileKind::Config && files.contains_key(&(kind, id)) {
+            return Err(BackendError {
+                doing: "write",
+                kind,
+                id: Some(id),
+                source: io::ErrorKind::AlreadyExists.into(),
+            });
+        }
+        files.insert((kind, id), Arc::new(data.to_vec()));
         Ok(())
     }
 

@@ -149,10 +149,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// As for [`read`](Self::read).
     fn read_range(&self, kind: FileKind, id: Id, offset: u64, len: usize) -> Result<Vec<u8>, BackendError>;
 
-    /// Writes a file: atomic (nobody ever sees a part of it) and durable (it survives a power cut) on return.
+    /// Writes a file: atomic (nobody ever sees a part of it) and durable (it survives a power cut) on return. A config is
+    /// never written over another: of two that make a repository at the same time one has to lose.
     ///
     /// # Errors
-    /// When either cannot be promised; the file may or may not exist then.
+    /// When either cannot be promised; the file may or may not exist then. `AlreadyExists` when there is another config.
     fn write(&self, kind: FileKind, id: Id, data: &[u8]) -> Result<(), BackendError>;
 
     /// Removes a file; one that is proven absent already is a success.
