@@ -9,7 +9,7 @@ use perennial_core::operation::NewEvent;
 use perennial_core::pod::Pod;
 use perennial_core::spec::TenantId;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Connection as _, Row as _};
+use sqlx::{AnyConnection, Row as _};
 
 use super::change::Change;
 use super::read::Select;
@@ -212,7 +212,7 @@ impl Store {
     pub async fn audit_refused(&self, at: Timestamp, rows: Vec<Row>) -> Result<(), StoreError> {
         let rows = rows.into_iter().map(|row| Row { at: time(at), ..row }).collect();
         let mut held = self.write.acquire().await?;
-        let mut transaction = held.connection()?.begin().await?;
+        let mut transaction = held.begin().await?;
         append(&mut transaction, rows).await?;
         transaction.commit().await.map_err(|e| StoreError::OutcomeUnknown(Some(e)))?;
         held.done();

@@ -10,7 +10,7 @@ use perennial_core::pod::{Desired, Pod};
 use perennial_core::snapshot::{Care, Snapshot};
 use perennial_core::spec::TenantId;
 use perennial_core::subscription::Subscription;
-use sqlx::{AnyConnection, Connection as _, Row as _};
+use sqlx::{AnyConnection, Row as _};
 
 use super::access::Announcement;
 use super::care::{care_note, drill_try_upsert};
@@ -124,8 +124,16 @@ impl Store {
         }
         let mut held = self.write.acquire().await?;
         let announced = Announcement::of(&change, &self.access);
-        let mut transaction = held.connection()?.begin().await?;
-        let event = change.write(&mut transaction).await?;
+        let mut transaction = held.begin().await?;
+        let event = match change.write(&mut transaction).await {
+            Ok(event) => event,
+            Err(error) => {
+                if transaction.rollback().await.is_ok() {
+                    held.done();
+                }
+                return Err(error);
+            }
+        };
         transaction.commit().await.map_err(|e| StoreError::OutcomeUnknown(Some(e)))?;
         held.done();
         drop(announced);

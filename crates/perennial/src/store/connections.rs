@@ -4,6 +4,9 @@
 //! its own: there is no network to break them, so the round trip by which the pool asks a connection after each use
 //! whether it still lives would be most of what a small statement costs. It is asked only when its last use did not end
 //! well.
+//!
+//! A connection to a server on which a transaction was begun and not brought to its end is closed, and never given to the next one: sqlx
+//! (0.9) does not undo a `BEGIN` whose sender went away before it was answered, so whatever came next on it would never be committed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +16,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use sqlx::any::{AnyConnectOptions, AnyQueryResult, AnyRow, AnyStatement, AnyTypeInfo};
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Either, Execute, Executor, SqlStr};
+use sqlx::{
+    Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Either, Execute, Executor, SqlStr, Transaction,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a statement waits for a connection.
@@ -108,7 +113,7 @@ impl Connections {
     /// Waits for a connection.
     pub(super) async fn acquire(&self) -> sqlx::Result<Held> {
         Ok(match self {
-            Self::Pool(pool) => Held::Pooled(pool.acquire().await?),
+            Self::Pool(pool) => Held::Pooled(Pooled { connection: Some(pool.acquire().await?), begun: false }),
             Self::Local(local) => Held::Local(local.acquire().await?),
         })
     }
@@ -124,8 +129,27 @@ impl Connections {
 
 /// A connection in use. Whoever is through with it says so by [`Held::done`]; dropped without, it is not trusted.
 pub(super) enum Held {
-    Pooled(PoolConnection<Any>),
+    Pooled(Pooled),
     Local(Borrowed),
+}
+
+/// A connection to a server in use.
+pub(super) struct Pooled {
+    /// `None` only once it was given back.
+    connection: Option<PoolConnection<Any>>,
+    /// Whether a transaction was begun on it.
+    begun: bool,
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        if self.begun
+            && let Some(connection) = self.connection.take()
+        {
+            // The server undoes what was begun when it sees that nobody is there any more.
+            drop(connection.detach());
+        }
+    }
 }
 
 /// A local connection in use.
@@ -146,17 +170,27 @@ impl Drop for Borrowed {
 impl Held {
     pub(super) fn connection(&mut self) -> sqlx::Result<&mut AnyConnection> {
         match self {
-            Self::Pooled(connection) => Ok(connection),
+            Self::Pooled(Pooled { connection, .. }) => connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed),
             Self::Local(borrowed) => {
                 borrowed.idle.as_mut().map(|idle| &mut idle.connection).ok_or(sqlx::Error::WorkerCrashed)
             }
         }
     }
 
-    /// Gives it back after everything on it succeeded.
+    /// Begins a transaction. Whatever becomes of it, [`done`](Self::done) is called after its end or the connection is not used again.
+    pub(super) async fn begin(&mut self) -> sqlx::Result<Transaction<'_, Any>> {
+        if let Self::Pooled(pooled) = self {
+            pooled.begun = true;
+        }
+        self.connection()?.begin().await
+    }
+
+    /// Gives it back after everything on it succeeded, or was undone.
     pub(super) fn done(mut self) {
-        if let Self::Local(Borrowed { idle: Some(idle), .. }) = &mut self {
-            idle.doubtful = false;
+        match &mut self {
+            Self::Pooled(pooled) => pooled.begun = false,
+            Self::Local(Borrowed { idle: Some(idle), .. }) => idle.doubtful = false,
+            Self::Local(_) => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use perennial_core::id::{DeliveryId, PodId};
 use perennial_core::spec::TenantId;
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, Connection as _, Row as _};
+use sqlx::{AnyConnection, Row as _};
 
 use super::read::{Page, Select};
 use super::rows::{corrupt, parse, parse_tenant, parse_time, time};
@@ -98,7 +98,7 @@ impl Store {
     /// Why they are not there, or that nobody knows.
     pub async fn deliveries_add(&self, (from, to): (i64, i64), deliveries: &[Delivery]) -> Result<bool, StoreError> {
         let mut held = self.write.acquire().await?;
-        let mut tx = held.connection()?.begin().await?;
+        let mut tx = held.begin().await?;
         let moved =
             sqlx::query("UPDATE counters SET value = $2 WHERE name = 'told' AND value = $1").bind(from).bind(to);
         if moved.execute(&mut *tx).await?.rows_affected() != 1 {

@@ -5,7 +5,7 @@
 //! which people are told.
 
 use jiff::{SignedDuration, Timestamp};
-use sqlx::{Connection as _, Row as _};
+use sqlx::Row as _;
 
 use super::read::Select;
 use super::rows::corrupt;
@@ -34,7 +34,7 @@ impl Store {
             return Ok(open(until, now));
         }
         let mut held = self.write.acquire().await?;
-        let mut tx = held.connection()?.begin().await?;
+        let mut tx = held.begin().await?;
         // Taken first, so that a second server on the same database waits.
         let seen = sqlx::query("UPDATE counters SET value = value WHERE name = 'kept' RETURNING value");
         let seen: i64 = seen.fetch_one(&mut *tx).await?.try_get(0)?;

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::access::{Role, UserName};
-use sqlx::{AnyConnection, Connection as _, Row as _};
+use sqlx::{AnyConnection, Row as _};
 
 use super::read::Select;
 use super::rows::{parse_time, time};
@@ -62,7 +62,7 @@ impl Store {
     pub async fn sign_in_tried(&self, name: Option<&UserName>, now: Timestamp) -> Result<Attempt, StoreError> {
         let key = name.map(|name| name.as_str().to_owned()).unwrap_or_default();
         let mut held = self.write.acquire().await?;
-        let mut tx = held.connection()?.begin().await?;
+        let mut tx = held.begin().await?;
         // The row is taken, so that others wait.
         let sql = "INSERT INTO sign_ins (user_name, tries, locked_until) VALUES ($1, 1, '') \
                    ON CONFLICT (user_name) DO UPDATE SET tries = sign_ins.tries + 1 RETURNING tries, locked_until";
