@@ -326,6 +326,25 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What is on a command line, everybody on the machine can read.
+    #[test]
+    fn p40_no_option_takes_a_secret() {
+        fn look(command: &clap::Command, found: &mut Vec<String>) {
+            for argument in command.get_arguments().filter(|argument| argument.get_action().takes_values()) {
+                let name = argument.get_long().unwrap_or_default();
+                let is_about = ["password", "secret", "token", "key"].iter().any(|word| name.contains(word));
+                if is_about && !["-file", "-command"].iter().any(|end| name.ends_with(end)) {
+                    found.push(format!("{} --{name}", command.get_name()));
+                }
+            }
+            command.get_subcommands().for_each(|command| look(command, found));
+        }
+        let mut found = Vec::new();
+        look(&Cli::command(), &mut found);
+        // The path of a file.
+        assert_eq!(found, ["serve --tls-key"]);
+    }
+
     #[test]
     fn options_of_the_client_and_of_the_server_do_not_collide() {
         let cli = Cli::try_parse_from(["perennial", "serve", "--data-dir", "/srv/p"]).unwrap();

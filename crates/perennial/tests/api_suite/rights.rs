@@ -372,3 +372,40 @@ async fn without_a_database_only_the_administrators_token_is_good() {
     assert!(access.caller(&token).await.is_err(), "what cannot be told is not good");
     assert!(access.caller(TOKEN).await.unwrap().is_some());
 }
+
+/// Elsewhere, whoever was logged in could stop and back up anybody's pod, to and from any path of the host, and run the clean-up.
+#[tokio::test]
+async fn p40_being_signed_in_gives_no_right_to_others_pods_to_the_host_or_to_the_installation() {
+    let server = Server::start().await;
+    server.user("ann", "user", &["acme"]).await;
+    server.user("eve", "user", &["evil"]).await;
+    let (_, eve) = server.token("eve", &["read", "operate"]).await;
+    let pod = server.running("dev").await;
+    let snapshot = server.snapshot(pod, 1).await;
+    let before = server.footprint().await;
+    let body = json!({"confirm": "dev", "snapshot": snapshot.to_string()});
+    for verb in ["stop", "restart", "reset", "restore", "archive", "purge", "snapshots"] {
+        let body = if matches!(verb, "stop" | "restart" | "snapshots" | "archive") { json!({}) } else { body.clone() };
+        let refused = server.post_as(&eve, &format!("/api/v1/pods/{pod}/{verb}"), body).await;
+        assert!(refused.status.is_client_error() && refused.status != StatusCode::CONFLICT, "{verb}: {refused:?}");
+    }
+    for path in [format!("pods/{pod}"), format!("pods/{pod}/logs"), format!("snapshots/{snapshot}/archive")] {
+        let hidden = server.get_as(&eve, &format!("/api/v1/{path}")).await;
+        assert_eq!(hidden.status, StatusCode::NOT_FOUND, "{path}: {hidden:?}");
+    }
+    for path in ["system", "admin/pods/debug", "admin/audit", "users"] {
+        forbidden(server.get_as(&eve, &format!("/api/v1/{path}")).await).await;
+    }
+    assert_eq!(server.footprint().await, before);
+    // Nothing of a request names a place on the host.
+    for body in [
+        json!({"name": "own", "image": "debian:12", "mounts": ["/etc:/etc"]}),
+        json!({"name": "own", "image": "debian:12", "volumes": [{"name": "a", "mountPath": "/a", "hostPath": "/etc"}]}),
+        json!({"name": "own", "image": "debian:12", "privileged": true}),
+        json!({"name": "own", "image": "debian:12", "runtime": "/bin/sh"}),
+    ] {
+        let refused = server.post_as(&eve, "/api/v1/pods", body.clone()).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{body}: {refused:?}");
+    }
+    assert_eq!(server.footprint().await, before);
+}

@@ -11,6 +11,7 @@ mod crash;
 #[allow(dead_code, reason = "the tests of the store use all of it")]
 #[path = "../store_suite/databases.rs"]
 mod databases;
+mod edits;
 mod erase;
 mod freeze;
 mod hooks;
