@@ -11,6 +11,12 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
+/// What a client for the web is made with. Without the cryptography it could not be.
+pub(crate) fn web_client() -> reqwest::ClientBuilder {
+    install();
+    reqwest::Client::builder()
+}
+
 /// Makes it the one that libraries find when they ask for the process's own; whatever is installed already stays.
 pub fn install() {
     // It fails only when there is one.

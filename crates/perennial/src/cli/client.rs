@@ -131,9 +131,8 @@ impl Client {
             (AUTHORIZATION, bearer),
             (ACCEPT, HeaderValue::from_static("application/json, application/problem+json")),
         ]);
-        crypto::install();
         let build = |silence: Option<Duration>| {
-            let mut http = reqwest::Client::builder()
+            let mut http = crypto::web_client()
                 .user_agent(concat!("perennial/", env!("CARGO_PKG_VERSION")))
                 .default_headers(headers.clone())
                 .connect_timeout(CONNECT)

@@ -13,7 +13,7 @@ use perennial_core::operation::Event;
 use perennial_core::pod::Pod;
 
 use super::{NotifyError, Unsent};
-use crate::config::MailSection;
+use crate::config::{MailSection, secret_in};
 use crate::store::Delivery;
 
 /// The texts that are shipped.
@@ -46,7 +46,7 @@ impl Mailer {
         let mut server = AsyncSmtpTransport::<Tokio1Executor>::from_url(url).map_err(|error| bad(&error))?;
         server = server.timeout(Some(super::PATIENCE));
         if let (Some(user), Some(file)) = (&section.user, &section.password_file) {
-            let password = first_line("mail.password_file", file)?;
+            let password = secret_in("mail.password_file", file)?;
             server = server.credentials(Credentials::new(user.clone(), password));
         }
         let mut texts = Environment::new();
@@ -120,17 +120,6 @@ impl Mailer {
             Err(error) => Err(Unsent::ForNow(crate::causes::describe(&error))),
         }
     }
-}
-
-/// Reads the first line of a file that holds a secret.
-pub(super) fn first_line(key: &'static str, path: &std::path::Path) -> Result<String, NotifyError> {
-    let read = std::fs::read_to_string(path);
-    let text = read.map_err(|source| NotifyError::File { key, path: path.display().to_string(), source })?;
-    let line = text.lines().next().unwrap_or_default();
-    if line.is_empty() {
-        return Err(NotifyError::Empty { key, path: path.display().to_string() });
-    }
-    Ok(line.to_owned())
 }
 
 #[cfg(test)]

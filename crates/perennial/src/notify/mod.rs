@@ -18,7 +18,7 @@ use perennial_core::id::DeliveryId;
 use perennial_core::operation::{Event, OperationKind};
 use tokio::sync::watch;
 
-use crate::config::{MailSection, WebhookSection};
+use crate::config::{ConfigError, MailSection, WebhookSection};
 use crate::reconcile::SNAPSHOT_DELAYED;
 use crate::store::{Delivery, DeliveryState, EventFilter, Store, Tried};
 
@@ -88,14 +88,9 @@ pub enum NotifyError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file that holds a secret begins with an empty line, or is too short to be one.
-    #[error("{key}: the first line of {path} is no secret")]
-    Empty {
-        /// Where it is named.
-        key: &'static str,
-        /// The file.
-        path: String,
-    },
+    /// A file that holds a secret cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The mail server, the sender or a text cannot be used.
     #[error("mail: {0}")]
     Mail(String),

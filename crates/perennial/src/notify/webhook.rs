@@ -11,9 +11,8 @@ use reqwest::Url;
 use ring::hmac;
 use serde_json::json;
 
-use super::mail::first_line;
 use super::{NotifyError, Unsent};
-use crate::config::WebhookSection;
+use crate::config::{WebhookSection, secret_in, value};
 use crate::store::Delivery;
 
 /// Shortest secret, in bytes: what can be guessed signs nothing.
@@ -35,10 +34,10 @@ impl Webhook {
     /// # Errors
     /// [`NotifyError`] when its secret cannot be read.
     pub fn new(section: &WebhookSection) -> Result<Self, NotifyError> {
-        let secret = first_line("webhooks.secret_file", &section.secret_file)?;
+        let secret = secret_in("webhooks.secret_file", &section.secret_file)?;
         if secret.len() < SECRET_MIN {
-            let path = section.secret_file.display().to_string();
-            return Err(NotifyError::Empty { key: "webhooks.secret_file", path });
+            let problem = format!("the first line of {} is too short", section.secret_file.display());
+            return Err(value("webhooks.secret_file", problem, "write at least 16 characters").into());
         }
         let url = Url::parse(&section.url).map_err(|error| NotifyError::Mail(error.to_string()))?;
         Ok(Self {
@@ -108,7 +107,7 @@ impl Webhook {
             let problem = format!("{host} is in a private network: say allow_private = true when that is meant");
             return Err(Unsent::ForNow(problem));
         }
-        let client = reqwest::Client::builder()
+        let client = crate::crypto::web_client()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(super::PATIENCE)
             .resolve_to_addrs(host, &found)

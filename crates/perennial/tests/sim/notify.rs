@@ -91,7 +91,6 @@ fn free_port() -> u16 {
 }
 
 fn notifier(world: &World, server: &Server, mail: &MailSection, webhooks: &[WebhookSection]) -> Notifier {
-    perennial::crypto::install();
     let (clock, ids) = (Arc::clone(&server.app.clock), Arc::clone(&server.app.ids));
     let _ = world;
     Notifier::new(server.app.store.clone(), (clock, ids), mail, webhooks).unwrap()
