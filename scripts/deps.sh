@@ -131,15 +131,15 @@ install_s3() {
         cargo install --quiet --locked --features binary --root "$DEV_DIR/tools" "$S3_SERVER" >&2
 }
 
-# An Azure Blob service. No script of any package is run.
-AZURITE=azurite@3.35.0
-install_azurite() {
-    local target=$DEV_DIR/tools/azurite
-    [ -e "$target/node_modules/azurite/dist/src/blob/main.js" ] && return
-    say "deps: npm install $AZURITE"
+# install_npm NAME PACKAGE@VERSION: no script of any package is run.
+install_npm() {
+    local target=$DEV_DIR/tools/$1
+    [ "$(cat "$target/version" 2>/dev/null)" = "$2" ] && return
+    say "deps: npm install $2"
     as_root mkdir -p "$target"
     as_root chown "$(id -u)" "$DEV_DIR/tools" "$target"
-    npm install --silent --ignore-scripts --no-audit --no-fund --omit=dev --prefix "$target" "$AZURITE" >&2
+    npm install --silent --ignore-scripts --no-audit --no-fund --omit=dev --prefix "$target" "$2" >&2
+    echo "$2" >"$target/version"
 }
 
 # Wheels only: no script of any package is run. All that it needs is pinned, or the same seed would ask something else every day.
@@ -175,7 +175,9 @@ case ${1:-} in
         install_cargo_tool cargo-nextest
         install_cargo_tool cargo-deny
         install_s3
-        install_azurite
+        # An Azure Blob service, and an OpenID provider.
+        install_npm azurite azurite@3.35.0
+        install_npm oidc oidc-provider@8.8.1
         install_schemathesis
         ;;
     *) die "unknown option: $1" ;;

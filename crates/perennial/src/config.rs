@@ -11,6 +11,7 @@ mod imports;
 mod keys;
 mod limits;
 mod notifications;
+mod oidc;
 mod replication;
 mod repository;
 mod server;
@@ -27,12 +28,14 @@ pub use args::{EngineKind, LogForm, ServeArgs, VolumeAccess};
 pub use catalogue::CatalogueSection;
 pub use drills::DrillSection;
 pub use error::ConfigError;
-use error::value;
+pub(crate) use error::{secret_in, value};
 pub use imports::ImportSection;
 use keys::FileKeys;
 pub use keys::KeysSection;
 pub use limits::LimitSection;
 pub use notifications::{MailSection, WebhookSection};
+pub use oidc::OidcSection;
+pub(crate) use oidc::is_private;
 use replication::FileReplication;
 pub use replication::ReplicationSection;
 use repository::FileRepository;
@@ -80,6 +83,8 @@ struct File {
     limits: LimitSection,
     #[serde(default)]
     server: FileServer,
+    #[serde(default)]
+    oidc: OidcSection,
     #[serde(default)]
     mail: MailSection,
     #[serde(default)]
@@ -147,6 +152,9 @@ pub struct Config {
     /// How the server is reached.
     #[serde(skip_serializing_if = "ServerSection::is_empty")]
     pub server: ServerSection,
+    /// Who vouches for people that sign in.
+    #[serde(skip_serializing_if = "OidcSection::is_empty")]
+    pub oidc: OidcSection,
     /// How people are written to.
     #[serde(skip_serializing_if = "MailSection::is_empty")]
     pub mail: MailSection,
@@ -215,6 +223,7 @@ impl Config {
                     args.tls_key.clone().or(file.server.tls.key),
                 )?,
             },
+            oidc: file.oidc,
             mail: file.mail,
             webhooks: file.webhooks,
             data_dir,
@@ -258,6 +267,7 @@ impl Config {
         self.snapshots.rules()?;
         self.drills.rules()?;
         self.limits.check()?;
+        self.oidc.check()?;
         self.mail.check()?;
         self.webhooks.iter().try_for_each(|webhook| webhook.check(&self.webhooks))?;
         self.undelete_window().map(drop)
@@ -375,6 +385,12 @@ mod tests {
             ("[drills]\nshare = 101", "drills.share"),
             ("[drills]\nshare = 0", "share"),
             ("[keys]\nfile = \"/k\"\ncommand = [\"kms\"]", "keys.command"),
+            ("[oidc]\nissuer = \"https://h\"", "oidc.public_url"),
+            ("[oidc]\nissuer = \"http://h\"", "oidc.issuer"),
+            ("[oidc]\nclient_id = \"p\"", "oidc.issuer"),
+            ("[oidc]\nissuer = \"https://h\"\npublic_url = \"https://p/x\"", "oidc.public_url"),
+            ("[oidc]\nissuer = \"https://h\"\npublic_url = \"https://u:p@p\"", "oidc.public_url"),
+            ("[oidc]\nissuer = \"https://h\"\npublic_url = \"https://p\"", "oidc.client_id"),
             ("[mail]\nfrom = \"a@b.org\"", "mail.server"),
             ("[mail]\nserver = \"smtp://h\"", "mail.from"),
             ("[mail]\nserver = \"http://h\"\nfrom = \"a@b.org\"", "mail.server"),

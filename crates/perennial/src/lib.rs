@@ -18,6 +18,7 @@ pub mod keys;
 pub mod library;
 pub mod mover;
 pub mod notify;
+pub mod oidc;
 pub mod reconcile;
 pub mod serve;
 pub mod service;

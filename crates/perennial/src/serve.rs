@@ -36,6 +36,7 @@ use crate::import::Spool;
 use crate::keys::{KeyError, Keyring};
 use crate::library::Library;
 use crate::notify::{Notifier, NotifyError};
+use crate::oidc::Provider;
 use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
@@ -191,6 +192,7 @@ impl Running {
             Some(files) => Some(Arc::new(Certificate::load(files.clone())?)),
             None => None,
         };
+        let provider = Provider::new(&config.oidc)?.map(Arc::new);
         let keys = config.keys.keyring(&config.data_dir)?;
         let directory = DataDir::open(&config.data_dir)?;
         let mut wrapped = keys.rewrap()?;
@@ -260,6 +262,7 @@ impl Running {
             library: Library::new(repositories, &directory.path().join("scratch")),
             catalogue: Catalogue::new(config.catalogue.place(directory.path())),
             imports,
+            provider,
             settings: Arc::new(AppSettings {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),

@@ -75,6 +75,8 @@ const ROWS: &[Row] = &[
     (Method::GET, "/api/v1/events/stream", Own(Some(Read))),
     (Method::POST, "/api/v1/sessions", Open),
     (Method::DELETE, "/api/v1/sessions", Own(None)),
+    (Method::GET, "/api/v1/sessions/oidc", Open),
+    (Method::GET, "/api/v1/sessions/oidc/callback", Open),
     (Method::GET, "/api/v1/me", Own(None)),
     (Method::GET, "/api/v1/tokens", Own(Some(Read))),
     (Method::POST, "/api/v1/tokens", Own(Some(Operate))),

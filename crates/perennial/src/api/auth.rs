@@ -72,7 +72,7 @@ async fn let_in(
     let token = match token(request.headers(), page) {
         Some(token) => token,
         None => {
-            let token = session(request.headers()).ok_or_else(unauthorized)?;
+            let token = only_cookie(request.headers(), COOKIE).ok_or_else(unauthorized)?;
             let is_safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
             if !is_safe && asking_page(&request) != AskingPage::Own {
                 return Err(cross_site());
@@ -137,10 +137,10 @@ fn token(headers: &HeaderMap, page: bool) -> Option<String> {
     None
 }
 
-/// The token of a browser that signed in; `None` also when it has several, of which somebody else may have set one.
-fn session(headers: &HeaderMap) -> Option<String> {
+/// A cookie; `None` also when there are several of that name, of which somebody else may have set one.
+pub(super) fn only_cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let named = |pair: &str| pair.trim().strip_prefix(COOKIE)?.strip_prefix('=').map(str::to_owned);
+    let named = |pair: &str| pair.trim().strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
     let mut found = all.flat_map(|value| value.split(';')).filter_map(named);
     found.next().filter(|_| found.next().is_none())
 }

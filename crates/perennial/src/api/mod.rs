@@ -5,7 +5,7 @@
 //! - `refusals`: the layer that adds what was refused to the audit;
 //! - `shown`: pods as they were last written out;
 //! - `pods`, `snapshots`, `retention`, `files` (of snapshots), `compare` (them), `import` (archives), `logs`, `operations`, `events`, `system`, `docs`,
-//!   `users`, `sessions`, `tenants`, `tokens`, `services` (the catalogue), `subscriptions`, `admin`, `erase` (tenants): the routes.
+//!   `users`, `sessions`, `oidc`, `tenants`, `tokens`, `services` (the catalogue), `subscriptions`, `admin`, `erase` (tenants): the routes.
 //!
 //! A route is added to [`routes`] and to the table in `access`, and nowhere else: the OpenAPI document, the golden file and the test that asks every
 //! route without a token all come from there.
@@ -28,6 +28,7 @@ mod guard;
 mod hooks;
 mod import;
 mod logs;
+mod oidc;
 mod operations;
 mod pods;
 mod problem;
@@ -177,6 +178,8 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(system::show))
         .routes(routes!(replication::show))
         .routes(routes!(sessions::create, sessions::end))
+        .routes(routes!(oidc::begin))
+        .routes(routes!(oidc::finish))
         .routes(routes!(users::me))
         .routes(routes!(users::create, users::list))
         .routes(routes!(users::show, users::patch, users::delete))

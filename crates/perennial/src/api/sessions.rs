@@ -13,6 +13,7 @@ use super::auth::{AskingPage, BySession, COOKIE, Caller, asking_page, cross_site
 use super::extract::is_json;
 use super::problem::ApiError;
 use super::wire::{Problem, Session, SignIn};
+use crate::service::MadeToken;
 
 /// Longest body of somebody who signs in, in bytes: nobody knows yet who sends it.
 const BODY_MAX: usize = 4096;
@@ -42,9 +43,8 @@ pub async fn create(State(state): State<ApiState>, request: axum::extract::Reque
     })?;
     let made = state.app.sign_in(&user, password.0).await?;
     let shown = axum::Json(Session { user: made.token.user.to_string(), expires_at: made.token.expires_at });
-    let age = made.token.expires_at.map_or(0, |end| end.duration_since(made.token.created_at).as_secs());
-    let cookie = cookie(&made.secret, age)?;
-    let headers = [(header::SET_COOKIE, cookie), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    let headers =
+        [(header::SET_COOKIE, session_cookie(&made)?), (header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     Ok((StatusCode::CREATED, headers, shown).into_response())
 }
 
@@ -72,11 +72,17 @@ pub async fn end(
         return Err(Error::conflict("no-session", "a token lets in whoever asks, and no session", hint).into());
     };
     state.app.token_revoke(&caller, token).await?;
-    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie("", 0)?)]).into_response())
+    Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie(COOKIE, "", 0)?)]).into_response())
+}
+
+/// What lets a browser in as long as its token is good.
+pub(super) fn session_cookie(made: &MadeToken) -> Result<HeaderValue, ApiError> {
+    let age = made.token.expires_at.map_or(0, |end| end.duration_since(made.token.created_at).as_secs());
+    cookie(COOKIE, &made.secret, age)
 }
 
 /// No script reads it, no other site makes a browser send it with a request that changes something, and none sends it in the clear.
-fn cookie(value: &str, age: i64) -> Result<HeaderValue, ApiError> {
-    let text = format!("{COOKIE}={value}; Path=/; Max-Age={age}; HttpOnly; Secure; SameSite=Lax");
+pub(super) fn cookie(name: &str, value: &str, age: i64) -> Result<HeaderValue, ApiError> {
+    let text = format!("{name}={value}; Path=/; Max-Age={age}; HttpOnly; Secure; SameSite=Lax");
     HeaderValue::from_str(&text).map_err(|_| super::problem::internal())
 }

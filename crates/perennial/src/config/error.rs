@@ -43,6 +43,20 @@ impl ConfigError {
     }
 }
 
-pub(super) fn value(key: &'static str, problem: impl Into<String>, hint: &'static str) -> ConfigError {
+/// The first line of a file that holds a secret. Blocks.
+///
+/// # Errors
+/// [`ConfigError::Value`] naming the key.
+pub(crate) fn secret_in(key: &'static str, path: &std::path::Path) -> Result<String, ConfigError> {
+    let hint = "write the secret as the first line of that file, readable by the server";
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| value(key, format!("{} cannot be read: {error}", path.display()), hint))?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
+        _ => Err(value(key, format!("the first line of {} is empty", path.display()), hint)),
+    }
+}
+
+pub(crate) fn value(key: &'static str, problem: impl Into<String>, hint: &'static str) -> ConfigError {
     ConfigError::Value { key, problem: problem.into(), hint }
 }

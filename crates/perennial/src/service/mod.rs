@@ -66,6 +66,7 @@ use crate::config::{ReplicationSection, RepositorySection};
 use crate::import::Spool;
 use crate::keys::Keyring;
 use crate::library::Library;
+use crate::oidc::Provider;
 use crate::reconcile::worker::set_spec;
 use crate::store::{
     Change, EventFilter, HeadedPod, Page, PodFilter, PodHead, SnapshotFilter, SnapshotScope, Store, StoreError,
@@ -174,6 +175,8 @@ pub struct App {
     pub catalogue: Catalogue,
     /// Where archives wait that become snapshots.
     pub imports: Spool,
+    /// Who vouches for people that sign in; `None`: nobody.
+    pub provider: Option<Arc<Provider>>,
     /// The configuration.
     pub settings: Arc<AppSettings>,
 }

@@ -7,7 +7,7 @@ use argon2::password_hash::PasswordHasher as _;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, Version};
 use perennial_core::Error;
-use perennial_core::access::{Rights, Role, Scope, Token, User, UserName, check_email};
+use perennial_core::access::{Rights, Role, Scope, Token, User, UserName, parse_email};
 use perennial_core::operation::NewEvent;
 use perennial_core::spec::TenantId;
 
@@ -119,14 +119,14 @@ impl App {
         if new.email.is_some() {
             self.require_unbounded(caller, "setting an address")?;
         }
-        new.email.as_deref().map(check_email).transpose()?;
+        let email = new.email.as_deref().map(parse_email).transpose()?;
         let password = match new.password {
             Some(password) => Some(hashed(password).await?),
             None => None,
         };
         let user = User {
             name: new.name,
-            email: new.email,
+            email,
             role: new.role,
             has_password: password.is_some(),
             disabled: false,
@@ -154,18 +154,17 @@ impl App {
         for (what, _) in gives.into_iter().filter(|(_, is_asked)| *is_asked) {
             self.require_unbounded(caller, what)?;
         }
-        wanted.email.iter().flatten().try_for_each(|email| check_email(email))?;
+        let email = match &wanted.email {
+            Some(Some(email)) => Some(parse_email(email)?),
+            Some(None) => Some(String::new()),
+            None => None,
+        };
         let password = match wanted.password {
             Some(Some(password)) => Some(hashed(password).await?),
             Some(None) => Some(String::new()),
             None => None,
         };
-        let patch = UserPatch {
-            email: wanted.email.map(Option::unwrap_or_default),
-            role: wanted.role,
-            password,
-            disabled: wanted.disabled,
-        };
+        let patch = UserPatch { email, role: wanted.role, password, disabled: wanted.disabled };
         let message = format!("user {name} changed: {}", told(&patch));
         let change = AccessChange::User(name.clone(), patch);
         self.access_commit(caller, change, (TenantId::default_tenant(), "user.changed", message)).await?;

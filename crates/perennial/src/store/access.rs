@@ -23,7 +23,7 @@ use super::read::{Page, Select};
 use super::rows::{corrupt, parse, parse_tenant, parse_time, time};
 use super::{Store, StoreError, quotas};
 
-pub use write::{AccessChange, AccessRequest, Asker, UserPatch};
+pub use write::{AccessChange, AccessRequest, Asker, Shown, UserPatch};
 pub(super) use write::{Announcement, apply, check, others_wait, tenant_ensure, tenant_gone};
 
 /// SHA-256 of a token. Nobody gets in with it, and it is not shown all the same.
@@ -139,6 +139,28 @@ impl Store {
             .execute(&self.write)
             .await?;
         Ok(())
+    }
+
+    /// Whose an identity is at the provider: who has it, else who has the address and no identity yet; and whether they have it already.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    pub async fn user_of_identity(
+        &self,
+        identity: &str,
+        email: Option<&str>,
+    ) -> Result<Option<(User, bool)>, StoreError> {
+        let those = || Select::new(format!("SELECT {USER} FROM users u WHERE u.removed_at = ''"));
+        let mut select = those();
+        select.text(" AND u.identity = $", identity);
+        if let Some(row) = self.row(select).await? {
+            return Ok(Some((user(&row, 0)?, true)));
+        }
+        let Some(email) = email else { return Ok(None) };
+        let mut select = those();
+        select.raw(" AND u.identity = ''").text(" AND u.email = $", email);
+        let found = self.row(select).await?;
+        found.map(|row| Ok((user(&row, 0)?, false))).transpose()
     }
 
     /// Reads a user; `None` for one that was removed, too.

@@ -52,7 +52,7 @@ use tokio::sync::{broadcast, watch};
 
 use connections::Connections;
 
-pub use access::{AccessChange, AccessRequest, Asker, Tenant, TokenFilter, TokenHash, UserPatch};
+pub use access::{AccessChange, AccessRequest, Asker, Shown, Tenant, TokenFilter, TokenHash, UserPatch};
 pub use audit::AuditFilter;
 pub use care::Proof;
 pub use change::{Change, IdempotencyRecord, StoredImage};

@@ -10,7 +10,7 @@ use perennial_core::spec::TenantId;
 use rand::RngExt as _;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{AnyConnection, Row as _, SqlStr};
+use sqlx::{AnyConnection, Executor as _, Row as _, SqlStr};
 use tokio::sync::{broadcast, watch};
 
 use super::connections::{Connections, Local, WAIT};
@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 16] = [
+const MIGRATIONS: [(i64, &str, &str); 17] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -36,6 +36,7 @@ const MIGRATIONS: [(i64, &str, &str); 16] = [
     (14, "subscriptions", include_str!("../../migrations/0014_subscriptions.sql")),
     (15, "deliveries", include_str!("../../migrations/0015_deliveries.sql")),
     (16, "sign-ins", include_str!("../../migrations/0016_sign_ins.sql")),
+    (17, "identities", include_str!("../../migrations/0017_identities.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.
@@ -73,7 +74,18 @@ async fn sqlite(url: &str, connections: u32) -> Result<Connections, StoreError> 
 
 async fn server(url: &str, connections: u32) -> Result<Connections, StoreError> {
     let options = AnyPoolOptions::new().max_connections(connections).acquire_timeout(WAIT);
+    let options = options.after_connect(|connection, _| Box::pin(async move { bounded(connection).await }));
     Ok(Connections::Pool(options.max_lifetime(None).idle_timeout(None).connect(url).await?))
+}
+
+/// Has the server see soon that nobody is there any more, and undo what was begun: rows are locked until then.
+async fn bounded(connection: &mut AnyConnection) -> sqlx::Result<()> {
+    connection.execute("SET idle_in_transaction_session_timeout = '60s'").await?;
+    // Since PostgreSQL 14; it would notice a connection that was closed when its statement ends.
+    if let Err(error) = connection.execute("SET client_connection_check_interval = '5s'").await {
+        tracing::debug!(%error, "an older PostgreSQL");
+    }
+    Ok(())
 }
 
 fn file_url(path: &str) -> String {

@@ -69,6 +69,8 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/events/stream", Access::Own("read")),
     ("POST", "/api/v1/sessions", Access::Open),
     ("DELETE", "/api/v1/sessions", Access::Any),
+    ("GET", "/api/v1/sessions/oidc", Access::Open),
+    ("GET", "/api/v1/sessions/oidc/callback", Access::Open),
     ("GET", "/api/v1/me", Access::Any),
     ("GET", "/api/v1/tokens", Access::Own("read")),
     ("POST", "/api/v1/tokens", Access::Own("operate")),

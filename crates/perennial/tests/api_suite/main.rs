@@ -11,6 +11,7 @@ mod erase;
 mod hooks;
 mod input;
 mod matrix;
+mod oidc;
 mod planned;
 mod quotas;
 mod retention;

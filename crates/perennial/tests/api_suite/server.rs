@@ -13,6 +13,7 @@ use perennial::config::RepositorySection;
 use perennial::import::{Limits, Spool};
 use perennial::keys::Keyring;
 use perennial::library::Library;
+use perennial::oidc::Provider;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
 use perennial::service::{Access, App, AppSettings, Places, SnapshotRemover};
@@ -101,6 +102,11 @@ impl Server {
 
     /// A server on this database.
     pub async fn on(store: Store) -> Self {
+        Self::vouched_by(store, None).await
+    }
+
+    /// A server on this database, to which somebody vouches for people.
+    pub async fn vouched_by(store: Store, provider: Option<Provider>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let clock = Arc::new(VirtualClock::new("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap()));
         let options = SimOptions { images: ImagePolicy::AcceptAny, ..SimOptions::default() };
@@ -124,6 +130,7 @@ impl Server {
             library: Library::new(repositories.clone(), &directory.path().join("scratch")),
             catalogue: Catalogue::new(Place::Usual(directory.path().join("catalogue"))),
             imports: Spool::new(directory.path(), Limits::default()),
+            provider: provider.map(Arc::new),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: directory.path().to_owned(),

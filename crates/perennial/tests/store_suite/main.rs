@@ -7,9 +7,11 @@
 
 mod any;
 mod audit;
+mod cancelled;
 mod cases;
 mod databases;
 mod fences;
+mod identities;
 mod quotas;
 mod repositories;
 mod rights;

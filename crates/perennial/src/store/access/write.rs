@@ -54,10 +54,24 @@ pub enum AccessChange {
     MemberGone(UserName, TenantId),
     /// A token is made.
     TokenNew(Box<Token>, TokenHash),
-    /// A token is made for who signed in with a password of this hash; nothing is written when that is no longer theirs.
-    SessionNew(Box<Token>, TokenHash, String),
+    /// A token is made for who signed in; nothing is written when what they showed is no longer theirs.
+    SessionNew(Box<Token>, TokenHash, Shown),
     /// It is revoked; one that was revoked before stays so since then.
     TokenRevoked(TokenId),
+}
+
+/// What somebody showed to sign in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shown {
+    /// A password of this hash.
+    Password(String),
+    /// What a provider calls them. It becomes theirs when they have none, and this is their address, in lower case.
+    Identity {
+        /// Who they are to the provider.
+        identity: String,
+        /// The address that the provider looked at.
+        email: Option<String>,
+    },
 }
 
 /// What changes of a user; `None` stays as it is.
@@ -154,10 +168,8 @@ async fn write(tx: &mut AnyConnection, change: &AccessChange, at: Timestamp) -> 
             changed(done.rows_affected(), || format!("member {user} of tenant {tenant}"))
         }
         AccessChange::TokenNew(token, hash) => token_insert(tx, token, *hash).await,
-        AccessChange::SessionNew(token, hash, password) => {
-            let sql = "SELECT 1 FROM users WHERE name = $1 AND password = $2 AND disabled = 0 AND removed_at = ''";
-            let query = sqlx::query(sql).bind(token.user.as_str().to_owned()).bind(password.clone());
-            if query.fetch_optional(&mut *tx).await?.is_none() {
+        AccessChange::SessionNew(token, hash, shown) => {
+            if !is_of(tx, &token.user, shown).await? {
                 return Err(StoreError::RightsLost);
             }
             token_insert(tx, token, *hash).await
@@ -167,6 +179,29 @@ async fn write(tx: &mut AnyConnection, change: &AccessChange, at: Timestamp) -> 
                 "UPDATE tokens SET revoked_at = CASE WHEN revoked_at = '' THEN $2 ELSE revoked_at END WHERE id = $1";
             let done = sqlx::query(sql).bind(id.to_string()).bind(time(at)).execute(tx).await?;
             changed(done.rows_affected(), || format!("token {id}"))
+        }
+    }
+}
+
+/// Whether what was shown is this user's; an identity becomes theirs.
+async fn is_of(tx: &mut AnyConnection, user: &UserName, shown: &Shown) -> Result<bool, StoreError> {
+    let sql = "SELECT password, identity, email FROM users WHERE name = $1 AND disabled = 0 AND removed_at = ''";
+    let row = sqlx::query(sql).bind(user.as_str().to_owned()).fetch_optional(&mut *tx).await?;
+    let Some(row) = row else { return Ok(false) };
+    let (password, known, address): (&str, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    match shown {
+        Shown::Password(hash) => Ok(password == hash),
+        Shown::Identity { identity, .. } if !known.is_empty() => Ok(known == identity),
+        Shown::Identity { identity, email } => {
+            let is_theirs = email.as_ref().is_some_and(|email| email == address);
+            // Somebody else may have got it since it was looked for.
+            let sql = "SELECT 1 FROM users WHERE identity = $1";
+            if !is_theirs || is_there(tx, sql, identity).await? {
+                return Ok(false);
+            }
+            let query = sqlx::query("UPDATE users SET identity = $2 WHERE name = $1").bind(user.as_str().to_owned());
+            query.bind(identity.clone()).execute(tx).await?;
+            Ok(true)
         }
     }
 }
@@ -256,8 +291,16 @@ async fn user_update(
     at: Timestamp,
 ) -> Result<(), StoreError> {
     user_is_there(tx, name).await?;
-    if patch.password.is_some() {
-        // Who came in with the old one. Only tokens of sessions have no other token as their maker.
+    let sql = "SELECT 1 FROM users WHERE name = $1 AND email <> $2";
+    let is_moved = match &patch.email {
+        Some(email) => {
+            let query = sqlx::query(sql).bind(name.as_str().to_owned()).bind(email.clone());
+            query.fetch_optional(&mut *tx).await?.is_some()
+        }
+        None => false,
+    };
+    if patch.password.is_some() || is_moved {
+        // Who came in with the old one, or as who has the old address. Only tokens of sessions have no other token as their maker.
         let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_name = $1 AND created_by = $3 AND revoked_at = ''";
         let query = sqlx::query(sql).bind(name.as_str().to_owned()).bind(time(at));
         query.bind(format!("user:{name}")).execute(&mut *tx).await?;
@@ -267,6 +310,8 @@ async fn user_update(
     }
     let fields = [
         ("UPDATE users SET email = $2 WHERE name = $1", patch.email.clone()),
+        // Who has the new address may be somebody else to the provider.
+        ("UPDATE users SET identity = $2 WHERE name = $1", is_moved.then(String::new)),
         ("UPDATE users SET role = $2 WHERE name = $1", patch.role.map(|role| role_text(role).to_owned())),
         ("UPDATE users SET password = $2 WHERE name = $1", patch.password.clone()),
     ];
@@ -284,8 +329,7 @@ async fn user_update(
 }
 
 async fn user_remove(tx: &mut AnyConnection, name: &UserName, at: Timestamp) -> Result<(), StoreError> {
-    let sql =
-        "UPDATE users SET removed_at = $2, email = '', password = '', disabled = 1 WHERE name = $1 AND removed_at = ''";
+    let sql = "UPDATE users SET removed_at = $2, email = '', identity = '', password = '', disabled = 1 WHERE name = $1 AND removed_at = ''";
     let done = sqlx::query(sql).bind(name.as_str().to_owned()).bind(time(at)).execute(&mut *tx).await?;
     changed(done.rows_affected(), || format!("user {name}"))?;
     let sql = "UPDATE tokens SET revoked_at = $2 WHERE user_name = $1 AND revoked_at = ''";

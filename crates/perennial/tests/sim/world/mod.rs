@@ -266,6 +266,7 @@ impl World {
             library: Library::new(repositories, &self.directory.path().join("scratch")),
             catalogue: Catalogue::new(Place::Usual(self.directory.path().join("catalogue"))),
             imports,
+            provider: None,
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: self.directory.path().to_owned(),
