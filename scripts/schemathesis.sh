@@ -46,9 +46,10 @@ ask_all() (
     rm -rf "$work"
     mkdir -p "$work"
     server='' cluster='' options=()
+    # shellcheck disable=SC2317  # called by the trap
     clean_up() {
-        [ -z "$server" ] || { kill "$server" 2>/dev/null && wait "$server" || true; }
-        [ -z "$cluster" ] || { scripts/postgres.sh stop "$cluster/pg" && rmdir "$cluster"; }
+        if [ -n "$server" ] && kill "$server" 2>/dev/null; then wait "$server" || true; fi
+        if [ -n "$cluster" ]; then scripts/postgres.sh stop "$cluster/pg" && rmdir "$cluster"; fi
     }
     trap clean_up EXIT
     if [ "$1" = postgres ]; then
