@@ -330,3 +330,23 @@ async fn p39_volumes_are_not_deleted_while_anything_refers_to_them() {
     server.succeed(server.start(pod).await).await;
     assert_eq!(world.engine.read(pod, "/srv/work").unwrap().unwrap(), b"1");
 }
+
+#[test]
+fn sim_every_incident_on_postgresql() {
+    let all: &[fn()] = &[
+        p07_a_server_installed_anew_on_the_same_data_keeps_every_pod,
+        p32_after_a_repair_the_next_snapshot_of_a_pod_stores_again_all_that_was_lost,
+        p08_a_sleeping_pod_is_never_replaced_by_an_empty_one,
+        p09_a_stop_captures_from_whatever_state_the_pod_is_in,
+        p11_a_start_fails_when_the_expected_snapshot_is_not_found,
+        p13_a_stop_into_a_full_repository_says_so_and_succeeds_when_there_is_space,
+        p15_a_missing_volume_fails_the_snapshot_unless_exactly_its_loss_is_accepted,
+        a_process_that_outlives_its_container_keeps_the_final_pass_waiting,
+        p15_a_set_without_its_marker_or_without_anything_is_released_when_exactly_that_is_accepted,
+        p24_a_restore_never_mixes_old_and_new_files,
+        p30_a_failed_stop_does_not_leave_the_service_stopped,
+        p36_a_pod_in_error_recovers_when_its_data_is_back,
+        p39_volumes_are_not_deleted_while_anything_refers_to_them,
+    ];
+    crate::postgres::on_postgresql(include_str!("incidents.rs"), all);
+}

@@ -491,3 +491,34 @@ async fn sim_a_clone_needs_nothing_of_the_pod_it_was_made_from() {
         }
     }
 }
+
+#[test]
+fn sim_every_step_of_a_pods_life_on_postgresql() {
+    let all: &[fn()] = &[
+        sim_stop_releases_the_host_and_start_brings_everything_back,
+        sim_p12_three_stop_start_cycles_with_additions_and_deletions_lose_nothing,
+        sim_pause_keeps_everything_on_the_host,
+        sim_a_crashed_container_comes_back_by_itself_and_a_loop_backs_off,
+        sim_a_container_removed_from_outside_is_made_again_with_its_volumes,
+        sim_restart_keeps_the_container_unless_the_specification_changed,
+        sim_d13_a_disk_limit_is_applied_to_a_running_pod_and_told_where_it_is_advice,
+        sim_reset_starts_fresh_and_its_safety_snapshot_brings_everything_back,
+        sim_a_manual_snapshot_of_a_running_pod_is_frozen_and_restorable,
+        sim_delete_undelete_and_purge,
+        sim_archive_hides_and_undelete_brings_back,
+        sim_failed_provisioning_leaves_nothing_and_can_be_tried_again,
+        sim_volumes_lost_while_not_stopped_refuse_the_start_until_they_are_back,
+        sim_one_lost_volume_of_a_set_is_a_repair_state_not_a_start,
+        sim_a_start_after_the_engine_lost_everything_comes_from_the_repository,
+        sim_a_start_cancels_a_stop_before_its_commit,
+        sim_the_end_of_the_undelete_window_purges_and_not_before,
+        sim_a_changed_layer_is_captured_every_few_minutes_and_put_back_after_a_loss,
+        sim_a_runtime_that_hides_the_layer_is_flagged_and_still_stops_and_starts,
+        sim_a_snapshot_of_another_image_is_not_restored_over_this_one,
+        sim_a_pod_of_a_plan_persists_its_volumes_and_nothing_else,
+        sim_every_snapshot_is_also_a_capture_of_the_layer_and_may_be_deleted_all_the_same,
+        sim_a_pod_keeps_one_capture_of_its_layer_and_none_when_it_is_stopped,
+        sim_a_clone_needs_nothing_of_the_pod_it_was_made_from,
+    ];
+    crate::postgres::on_postgresql(include_str!("lifecycle.rs"), all);
+}

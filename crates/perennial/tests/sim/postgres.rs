@@ -1,6 +1,8 @@
 //! Servers that share a PostgreSQL: the whole life of a pod and of its subscription, and a server that dies in the middle of it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::databases::Cluster;
 use crate::world::taps::{Blow, Striker};
@@ -13,6 +15,30 @@ use perennial_core::id::PodId;
 use perennial_core::operation::OperationState;
 use perennial_core::pod::{Desired, Phase};
 use perennial_core::spec::Backend;
+
+thread_local! {
+    /// Where the worlds of this thread keep their databases, when not in memory.
+    static CLUSTER: RefCell<Option<Arc<Cluster>>> = const { RefCell::new(None) };
+}
+
+/// Runs tests once more, with PostgreSQL behind the store: all of a file, which is given as well.
+pub fn on_postgresql(source: &str, tests: &[fn()]) {
+    assert_eq!(tests.len(), source.matches("#[tokio::test").count(), "a test is not on the list");
+    CLUSTER.set(Some(Arc::new(Cluster::start())));
+    for (n, test) in tests.iter().enumerate() {
+        println!("number {} of the list", n + 1);
+        test();
+    }
+    CLUSTER.set(None);
+}
+
+/// An empty database for a world; none where it is in memory.
+pub async fn database_of_world() -> Option<String> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let cluster = CLUSTER.with_borrow(Clone::clone)?;
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    Some(cluster.database(&format!("world{n}")).await.url)
+}
 
 /// A server with a name and connections of its own.
 async fn server(world: &mut World, url: &str, name: &str, tap: Arc<dyn Tap>) -> Server {

@@ -469,3 +469,23 @@ async fn check_end(server: &Server, what: &str) {
     let announced = trail(server).await.into_iter().filter(|kind| kind == "deletion-announced").count();
     assert_eq!(announced, 3, "{what}: each warning once");
 }
+
+#[test]
+fn sim_every_step_of_a_subscription_on_postgresql() {
+    let all: &[fn()] = &[
+        sim_a_subscription_lapses_and_is_renewed_on_the_last_day_with_everything_there,
+        sim_sixty_days_after_its_end_the_pod_goes_the_way_of_delete,
+        sim_what_rested_at_the_end_is_left_at_rest_by_a_renewal,
+        sim_a_subscribed_pod_is_neither_archived_nor_deleted_nor_purged_while_it_is_paid_for,
+        sim_a_change_of_plan_keeps_the_data_the_secrets_and_what_was_added,
+        sim_a_reset_of_a_subscribed_pod_is_counted_and_can_be_taken_back,
+        sim_nothing_that_is_cancelled_starts_the_pod_of_an_ended_subscription,
+        sim_a_deletion_by_the_clock_is_not_cancelled_by_its_owner,
+        sim_an_end_and_a_start_at_the_same_moment_leave_the_pod_at_rest,
+        sim_who_throws_a_pod_away_can_subscribe_anew_at_once,
+        sim_a_clock_that_jumps_deletes_nothing_without_its_warnings,
+        sim_two_servers_do_what_a_subscription_is_due_for_once,
+        sim_sweep_subscriptions_survive_a_death_at_every_commit,
+    ];
+    crate::postgres::on_postgresql(include_str!("subscriptions.rs"), all);
+}

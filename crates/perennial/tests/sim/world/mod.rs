@@ -91,6 +91,9 @@ pub struct World {
     store: tokio::sync::OnceCell<Store>,
 }
 
+/// Where the database is, unless a test says something else.
+const MEMORY: &str = "sqlite::memory:";
+
 /// One life of the server.
 pub struct Server {
     pub app: App,
@@ -136,7 +139,7 @@ impl World {
         let engine = SimEngine::open(directory.path().join("engine"), Arc::clone(&clock) as _, options).unwrap();
         engine.add_image(IMAGE, image).unwrap();
         engine.add_image(SMALL_IMAGE, &small_image()).unwrap();
-        let database = "sqlite::memory:".to_owned();
+        let database = MEMORY.to_owned();
         Self {
             import_limits: Limits { entries: 10_000, bytes: 1 << 30 },
             policy: Policy::default(),
@@ -164,7 +167,11 @@ impl World {
     pub async fn server_with(&self, tap: Arc<dyn Tap>) -> Server {
         // The database is another thing than the server: it stays open when a server dies, and what the server had
         // not committed is gone with it.
-        let opened = self.store.get_or_init(async || Store::open(&self.database, Arc::new(NoTap)).await.unwrap()).await;
+        let opened = self.store.get_or_init(async || {
+            let in_cluster = if self.database == MEMORY { crate::postgres::database_of_world().await } else { None };
+            Store::open(&in_cluster.unwrap_or_else(|| self.database.clone()), Arc::new(NoTap)).await.unwrap()
+        });
+        let opened = opened.await;
         self.server_on(opened.with_tap(Arc::clone(&tap)), tap)
     }
 
