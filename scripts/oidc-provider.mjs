@@ -52,7 +52,7 @@ const provider = new Provider(`http://127.0.0.1:${port}`, {
         accountId: id,
         claims: () => ({
             sub: id,
-            email: id.startsWith("kelvin") ? "an\u212A@example.org" : `${id.replace(/-.*$/, "")}@Example.org`,
+            email: { kelvin: "an\u212A@example.org", nobody: "" }[id] ?? `${id.replace(/-.*$/, "")}@Example.org`,
             email_verified: !id.endsWith("-unverified"),
         }),
     }),

@@ -18,6 +18,7 @@ use openidconnect::{
     OAuth2TokenResponse as _, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope,
     StandardErrorResponse, TokenResponse as _,
 };
+use perennial_core::access::parse_email;
 use tokio::sync::Mutex;
 
 use crate::causes::describe;
@@ -193,7 +194,8 @@ impl Provider {
         let email = email.filter(|email| is_verified == Some(true) && email.is_ascii());
         Ok(Vouched {
             identity: format!("{} {}", self.issuer.as_str(), subject.as_str()),
-            email: email.map(|email| email.to_ascii_lowercase()),
+            // Some say of nothing, too, that they have looked at it.
+            email: email.and_then(|email| parse_email(&email).ok()),
         })
     }
 

@@ -64,8 +64,9 @@ fn not_vouched(error: OidcError) -> Error {
             Error::Unavailable { problem: problem.to_owned() }
         }
         OidcError::Refused(_) => {
-            tracing::info!(%error, "sign in with OpenID");
-            Error::Unauthorized { problem: error.to_string() }
+            tracing::warn!(%error, "sign in with OpenID");
+            let problem = "the OpenID provider does not vouch for who comes with this code: begin again";
+            Error::Unauthorized { problem: problem.to_owned() }
         }
     }
 }

@@ -156,7 +156,8 @@ impl Store {
         if let Some(row) = self.row(select).await? {
             return Ok(Some((user(&row, 0)?, true)));
         }
-        let Some(email) = email else { return Ok(None) };
+        // No address is what many have.
+        let Some(email) = email.filter(|email| !email.is_empty()) else { return Ok(None) };
         let mut select = those();
         select.raw(" AND u.identity = ''").text(" AND u.email = $", email);
         let found = self.row(select).await?;

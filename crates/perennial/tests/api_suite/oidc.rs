@@ -204,7 +204,8 @@ async fn who_is_no_user_is_not_let_in() {
     let set = server.patch("/api/v1/users/ann", None, json!({"email": "ank@example.org"})).await;
     assert_eq!(set.status, StatusCode::OK);
     // A letter that becomes a k when it is made small is none.
-    for account in ["bob", "ank-unverified", "kelvin"] {
+    server.user("dan", "user", &["acme"]).await;
+    for account in ["bob", "ank-unverified", "kelvin", "nobody"] {
         let refused = signed_in(&server, account).await;
         assert_eq!((refused.status, cookies(&refused).len()), (StatusCode::UNAUTHORIZED, 0), "{account}: {refused:?}");
     }
@@ -298,6 +299,7 @@ async fn a_token_that_does_not_hold_lets_nobody_in() {
     for kind in kinds {
         let refused = signed_in(&server, &format!("ann--{kind}")).await;
         assert_eq!((refused.status, cookies(&refused).len()), (StatusCode::UNAUTHORIZED, 0), "{kind}: {refused:?}");
+        assert!(!refused.text.contains("another") && !refused.text.contains(&issuer.url), "{kind}: {refused:?}");
     }
     // Who the address is of is asked with that token, and the answer is about somebody else.
     let refused = signed_in(&server, "ann--subject").await;

@@ -485,7 +485,6 @@ fn sim_every_step_of_a_subscription_on_postgresql() {
         sim_who_throws_a_pod_away_can_subscribe_anew_at_once,
         sim_a_clock_that_jumps_deletes_nothing_without_its_warnings,
         sim_two_servers_do_what_a_subscription_is_due_for_once,
-        sim_sweep_subscriptions_survive_a_death_at_every_commit,
     ];
     crate::postgres::on_postgresql(include_str!("subscriptions.rs"), all);
 }

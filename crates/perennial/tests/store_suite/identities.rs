@@ -27,7 +27,7 @@ async fn change(store: &Store, change: AccessChange) -> Result<(), StoreError> {
 async fn made(store: &Store, user: &str, email: &str) {
     let user = User {
         name: name(user),
-        email: Some(email.to_owned()),
+        email: Some(email.to_owned()).filter(|email| !email.is_empty()),
         role: Role::User,
         has_password: false,
         disabled: false,
@@ -74,6 +74,11 @@ async fn an_identity_is_of_one_user(database: &Database) {
     made(&store, "bob", "bob@example.org").await;
     assert_eq!(found(&store, SHE, None).await, None);
     assert_eq!(found(&store, SHE, Some("ann@example.org")).await, Some(("ann".to_owned(), false)));
+    // Many have no address; that is nobody's.
+    made(&store, "dan", "").await;
+    assert_eq!(found(&store, SHE, Some("")).await, None);
+    let refused = session(&store, 1, "dan", SHE, Some("")).await.unwrap_err();
+    assert!(matches!(refused, StoreError::RightsLost), "{refused:?}");
     // Neither without an address, nor with another one's.
     for email in [None, Some("bob@example.org"), Some("")] {
         let refused = session(&store, 1, "ann", SHE, email).await.unwrap_err();

@@ -193,7 +193,7 @@ async fn is_of(tx: &mut AnyConnection, user: &UserName, shown: &Shown) -> Result
         Shown::Password(hash) => Ok(password == hash),
         Shown::Identity { identity, .. } if !known.is_empty() => Ok(known == identity),
         Shown::Identity { identity, email } => {
-            let is_theirs = email.as_ref().is_some_and(|email| email == address);
+            let is_theirs = !address.is_empty() && email.as_ref().is_some_and(|email| email == address);
             // Somebody else may have got it since it was looked for.
             let sql = "SELECT 1 FROM users WHERE identity = $1";
             if !is_theirs || is_there(tx, sql, identity).await? {
