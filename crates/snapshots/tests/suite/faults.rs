@@ -185,6 +185,7 @@ fn a_flipped_bit_anywhere_is_found_and_its_file_is_named() {
                 let rotten = backend.snapshot();
                 let mut bad = data.clone();
                 bad[byte] ^= 1 << (byte % 8);
+                rotten.remove(kind, info.id).unwrap();
                 rotten.write(kind, info.id, &bad).unwrap();
                 let names =
                     |error: &Error| matches!(error, Error::Damaged { kind: k, id, .. } if (*k, *id) == (kind, info.id));
@@ -343,6 +344,7 @@ fn a_key_of_an_interrupted_init_keeps_nobody_out() {
     repo.add_password(&Password::new("another"), KeyCost::Test).unwrap();
     Repository::open(Arc::new(backend.clone()), &Password::new("another")).unwrap();
     // A config that no key opens is what is wrong, and no password.
+    backend.remove(FileKind::Config, FileKind::CONFIG_ID).unwrap();
     backend.write(FileKind::Config, FileKind::CONFIG_ID, b"nonsense").unwrap();
     let damaged = Repository::open(Arc::new(backend), &password());
     assert!(matches!(&damaged, Err(Error::Damaged { .. })), "{:?}", damaged.err());
