@@ -41,7 +41,7 @@ use crate::reconcile::controller::{RESYNC, Waker};
 use crate::reconcile::progress::ProgressBoard;
 use crate::reconcile::repositories::Repositories;
 use crate::reconcile::{Controller, ControllerHandle, Reconciler, Settings};
-use crate::service::{Access, App, AppSettings, Occasion, Places};
+use crate::service::{Access, App, AppSettings, Occasion, Places, QuotaNews};
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, Housekeeper, Replicas};
 
@@ -263,6 +263,7 @@ impl Running {
             catalogue: Catalogue::new(config.catalogue.place(directory.path())),
             imports,
             provider,
+            quota_news: QuotaNews::default(),
             settings: Arc::new(AppSettings {
                 undelete_window: window,
                 data_dir: directory.path().to_owned(),

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::config::{ConfigError, MailSection, WebhookSection};
 use crate::reconcile::SNAPSHOT_DELAYED;
+use crate::service::QUOTA_REACHED;
 use crate::store::{Delivery, DeliveryState, EventFilter, Store, Tried};
 
 pub use mail::Mailer;
@@ -49,7 +50,8 @@ const KEPT: SignedDuration = SignedDuration::from_hours(24 * 90);
 const SELDOM: SignedDuration = SignedDuration::from_hours(24);
 
 /// Kinds of events that the members of a tenant are written to about.
-const MAILED: [&str; 7] = [
+const MAILED: [&str; 8] = [
+    QUOTA_REACHED,
     "subscription.cancelled",
     "subscription.deletion-announced",
     "subscription.expired",

@@ -12,7 +12,7 @@
 //! - `erase`: the end of a tenant;
 //! - `library`: looking into snapshots; `live`: comparing one with its pod; `import`: archives that become some;
 //! - `logs`: what a pod writes;
-//! - `users`, `tenants`, `tokens`: who may ask, and for whose things;
+//! - `users`, `tenants`, `tokens`: who may ask, and for whose things; `quota_news`: that a tenant reached what it may have;
 //! - `replication`: how far the replicas are;
 //! - `recovery`: the recovery kit; `retention`: snapshots that a schedule takes, and those that rules let go;
 //! - `sign_in`: a password for a token;
@@ -34,6 +34,7 @@ mod live;
 mod logs;
 mod parts;
 mod pods;
+mod quota_news;
 mod recovery;
 mod replication;
 mod retention;
@@ -85,6 +86,8 @@ pub use library::{Looked, Shown};
 pub use live::{LiveDiff, LivePlace};
 pub use parts::Preview;
 pub use pods::{Consent, CreateRequest};
+pub(crate) use quota_news::QUOTA_REACHED;
+pub use quota_news::QuotaNews;
 pub use recovery::{RecoveryEntry, RecoveryKit, RecoveryState};
 pub use replication::ReplicaStatus;
 pub(crate) use retention::RETENTION;
@@ -177,6 +180,8 @@ pub struct App {
     pub imports: Spool,
     /// Who vouches for people that sign in; `None`: nobody.
     pub provider: Option<Arc<Provider>>,
+    /// Whom it was told that a quota is reached.
+    pub quota_news: QuotaNews,
     /// The configuration.
     pub settings: Arc<AppSettings>,
 }
@@ -228,7 +233,12 @@ impl App {
     /// # Errors
     /// [`StoreError::RightsLost`] when they did, and whatever else [`Store::commit`] says.
     pub(super) async fn commit_for(&self, caller: &Caller, change: Change) -> Result<(), StoreError> {
-        self.store.commit(Change { asker: caller.asker(self.now()), ..change }).await
+        let bounded = change.bounded.clone();
+        let done = self.store.commit(Change { asker: caller.asker(self.now()), ..change }).await;
+        if let (Err(StoreError::Quota(exceeded)), Some(tenant)) = (&done, bounded) {
+            self.quota_reached(caller, &tenant, exceeded).await;
+        }
+        done
     }
 
     /// Reads a pod and its newest verified snapshot.

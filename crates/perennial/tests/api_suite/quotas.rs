@@ -52,6 +52,37 @@ async fn a_quota_is_set_shown_and_held() {
 }
 
 #[tokio::test]
+async fn a_reached_quota_is_told_once_a_day() {
+    let server = Server::start().await;
+    server.user("ann", "user", &["acme"]).await;
+    let (_, ann) = server.token("ann", &["read", "operate"]).await;
+    let set = server.patch(ACME, None, json!({"quota": {"pods": 0}})).await;
+    assert_eq!(set.status, StatusCode::OK, "{set:?}");
+    let told = async || {
+        let events = server.get_as(&ann, "/api/v1/events?limit=1000").await.json();
+        let all = events["items"].as_array().unwrap().clone();
+        all.into_iter().filter(|event| event["type"] == "quota.reached").collect::<Vec<_>>()
+    };
+    let make = async || {
+        let refused = server.post_as(&ann, "/api/v1/pods", json!({"name": "one", "image": "debian:12"})).await;
+        assert_eq!(refused.problem().0, "quota-exceeded");
+    };
+    for days in 1..3 {
+        for _ in 0..3 {
+            make().await;
+        }
+        assert_eq!(told().await.len(), days);
+        server.clock.advance(jiff::SignedDuration::from_hours(24));
+    }
+    let message = told().await[0]["message"].as_str().unwrap().to_owned();
+    assert!(message.starts_with("refused: ") && message.contains("and has 0"), "{message}");
+    // What is allowed tells nobody of anything.
+    assert_eq!(server.patch(ACME, None, json!({"quota": null})).await.status, StatusCode::OK);
+    let made = server.post_as(&ann, "/api/v1/pods", json!({"name": "one", "image": "debian:12"})).await;
+    assert_eq!((made.status, told().await.len()), (StatusCode::ACCEPTED, 2));
+}
+
+#[tokio::test]
 async fn a_quota_is_the_administrators_and_a_bad_one_changes_nothing() {
     let server = Server::start().await;
     server.user("ann", "user", &["acme"]).await;

@@ -16,7 +16,7 @@ use perennial::library::Library;
 use perennial::oidc::Provider;
 use perennial::reconcile::progress::ProgressBoard;
 use perennial::reconcile::repositories::{MemoryRepositories, Repositories};
-use perennial::service::{Access, App, AppSettings, Places, SnapshotRemover};
+use perennial::service::{Access, App, AppSettings, Places, QuotaNews, SnapshotRemover};
 use perennial::store::{Change, Store};
 use perennial_core::clock::IdSource;
 use perennial_core::fault::NoTap;
@@ -131,6 +131,7 @@ impl Server {
             catalogue: Catalogue::new(Place::Usual(directory.path().join("catalogue"))),
             imports: Spool::new(directory.path(), Limits::default()),
             provider: provider.map(Arc::new),
+            quota_news: QuotaNews::default(),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: directory.path().to_owned(),

@@ -24,7 +24,8 @@ use perennial::reconcile::repositories::{MEMORY_PASSWORD, MemoryRepositories, Re
 use perennial::reconcile::worker::Passed;
 use perennial::reconcile::{Reconciler, Settings};
 use perennial::service::{
-    Access, App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Places, Request, SnapshotRemover,
+    Access, App, AppSettings, Caller, CloneRequest, Consent, CreateRequest, Outcome, Places, QuotaNews, Request,
+    SnapshotRemover,
 };
 use perennial::store::Store;
 use perennial_core::Error;
@@ -274,6 +275,7 @@ impl World {
             catalogue: Catalogue::new(Place::Usual(self.directory.path().join("catalogue"))),
             imports,
             provider: None,
+            quota_news: QuotaNews::default(),
             settings: Arc::new(AppSettings {
                 undelete_window: SignedDuration::from_hours(7 * 24),
                 data_dir: self.directory.path().to_owned(),
