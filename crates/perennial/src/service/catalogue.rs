@@ -241,15 +241,7 @@ impl App {
     }
 
     fn catalogue_event(&self, actor: &str, kind: &str, message: String) -> NewEvent {
-        NewEvent {
-            at: self.now(),
-            actor: actor.to_owned(),
-            tenant: TenantId::default_tenant(),
-            pod: None,
-            operation: None,
-            kind: kind.to_owned(),
-            message,
-        }
+        self.line_of(actor, TenantId::default_tenant(), (kind, message))
     }
 
     /// Looks at the files, and tells the log and the audit trail what is wrong with them. What cannot be used changes nothing.

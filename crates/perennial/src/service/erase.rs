@@ -195,16 +195,8 @@ impl App {
         self.erasure(caller, tenant).await
     }
 
-    fn erasure_event(&self, caller: &Caller, tenant: &TenantId, (kind, message): (&str, String)) -> NewEvent {
-        NewEvent {
-            at: self.now(),
-            actor: caller.actor.clone(),
-            tenant: tenant.clone(),
-            pod: None,
-            operation: None,
-            kind: kind.to_owned(),
-            message,
-        }
+    fn erasure_event(&self, caller: &Caller, tenant: &TenantId, news: (&str, String)) -> NewEvent {
+        self.line_of(&caller.actor, tenant.clone(), news)
     }
 
     /// Tells how far the erasure of a tenant is.

@@ -56,11 +56,12 @@ use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::engine::{Engine, VolumeUsage};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
-use perennial_core::operation::{Event, Operation};
+use perennial_core::operation::{Event, NewEvent, Operation};
 use perennial_core::pod::{Phase, Pod};
 use perennial_core::retention::Keep;
 use perennial_core::schedule::{self, Effective, SnapshotRules};
 use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::TenantId;
 
 use crate::catalogue::Catalogue;
 use crate::config::{ReplicationSection, RepositorySection};
@@ -215,6 +216,19 @@ impl App {
     fn snapshot_id(&self) -> SnapshotId {
         let (millis, random) = self.id_parts();
         SnapshotId::from_parts(millis, random)
+    }
+
+    /// A line of the trail, of now, that is about no pod.
+    fn line_of(&self, actor: &str, tenant: TenantId, (kind, message): (&str, String)) -> NewEvent {
+        NewEvent {
+            at: self.now(),
+            actor: actor.to_owned(),
+            tenant,
+            pod: None,
+            operation: None,
+            kind: kind.to_owned(),
+            message,
+        }
     }
 
     /// Refuses everybody but administrators.

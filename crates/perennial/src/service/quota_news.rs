@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
-use perennial_core::operation::NewEvent;
 use perennial_core::quota::Exceeded;
 use perennial_core::spec::TenantId;
 
@@ -42,15 +41,8 @@ impl App {
         if !self.quota_news.is_due(tenant, now) {
             return;
         }
-        let event = NewEvent {
-            at: now,
-            actor: caller.actor.clone(),
-            tenant: tenant.clone(),
-            pod: None,
-            operation: None,
-            kind: QUOTA_REACHED.to_owned(),
-            message: format!("refused: {}", exceeded.problem),
-        };
+        let message = format!("refused: {}", exceeded.problem);
+        let event = self.line_of(&caller.actor, tenant.clone(), (QUOTA_REACHED, message));
         if let Err(error) = self.store.commit(Change { events: vec![event], ..Change::default() }).await {
             self.quota_news.forget(tenant);
             tracing::warn!(%tenant, %error, "tell that a quota is reached");

@@ -191,15 +191,7 @@ impl App {
     }
 
     fn event_of(&self, actor: &str, kind: &str, message: String) -> NewEvent {
-        NewEvent {
-            at: self.now(),
-            actor: actor.to_owned(),
-            tenant: TenantId::default_tenant(),
-            pod: None,
-            operation: None,
-            kind: kind.to_owned(),
-            message,
-        }
+        self.line_of(actor, TenantId::default_tenant(), (kind, message))
     }
 
     /// Tells the trail; nobody waits for it, or the time would tell which names there are.

@@ -8,7 +8,6 @@ use argon2::password_hash::phc::PasswordHash;
 use argon2::{Algorithm, Argon2, Params, Version};
 use perennial_core::Error;
 use perennial_core::access::{Rights, Role, Scope, Token, User, UserName, parse_email};
-use perennial_core::operation::NewEvent;
 use perennial_core::spec::TenantId;
 
 use super::{App, Caller};
@@ -89,16 +88,8 @@ impl App {
         change: AccessChange,
         (tenant, kind, message): (TenantId, &str, String),
     ) -> Result<(), StoreError> {
-        let at = self.now();
-        let event = NewEvent {
-            at,
-            actor: caller.actor.clone(),
-            tenant,
-            pod: None,
-            operation: None,
-            kind: kind.to_owned(),
-            message,
-        };
+        let event = self.line_of(&caller.actor, tenant, (kind, message));
+        let at = event.at;
         let access = Some(AccessRequest { change, at });
         self.commit_for(caller, Change { access, events: vec![event], ..Change::default() }).await
     }
