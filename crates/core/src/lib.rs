@@ -3,6 +3,7 @@
 //! Nothing here awaits, reads a clock, touches a disk, or knows a wire format.
 
 pub mod access;
+pub mod cleanup;
 pub mod clock;
 pub mod engine;
 pub mod error;

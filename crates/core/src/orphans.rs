@@ -89,7 +89,9 @@ pub fn compare(pods: &[Pod], owned: &[Owned]) -> Comparison {
     Comparison { pods: compared, orphans, suspicion }
 }
 
-const fn pod_of(owned: &Owned) -> PodId {
+/// Whose it says it is.
+#[must_use]
+pub const fn pod_of(owned: &Owned) -> PodId {
     match owned {
         Owned::Container { pod, .. } | Owned::Set { pod, .. } => *pod,
     }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::cleanup::{self, Noted};
 use crate::engine::ObservedPod;
 use crate::id::{PodId, SnapshotId};
 use crate::pod::{Acceptance, LayerCapture, Pod, Trash, Work};
@@ -297,6 +298,34 @@ impl DeletePermit {
         Ok(Self { subject: Subject::Snapshots { pod: pod.id }, ground: Ground::ConfirmedPurge { actor } })
     }
 
+    /// Permits deleting a set whose pod is in no database, after the time is over that it was kept since somebody consented.
+    ///
+    /// # Errors
+    /// [`Denied::NotConfirmed`] before that, or while it may still be taken over; [`Denied::WriterAlive`] while anything lives there.
+    pub fn orphaned_set(
+        orphan: &Noted,
+        number: SetNumber,
+        observed: &ObservedPod,
+        now: jiff::Timestamp,
+    ) -> Result<Self, Denied> {
+        let ground = orphan_ground(orphan, observed, now)?;
+        Ok(Self { subject: Subject::Set { pod: orphan.pod, number }, ground })
+    }
+
+    /// The same for a container.
+    ///
+    /// # Errors
+    /// As [`DeletePermit::orphaned_set`] says.
+    pub fn orphaned_container(
+        orphan: &Noted,
+        id: &str,
+        observed: &ObservedPod,
+        now: jiff::Timestamp,
+    ) -> Result<Self, Denied> {
+        let ground = orphan_ground(orphan, observed, now)?;
+        Ok(Self { subject: Subject::Container { pod: orphan.pod, id: id.to_owned() }, ground })
+    }
+
     /// Permits deleting something a driver made for itself, such as a probe's container; its name says so.
     #[must_use]
     pub fn scratch(name: impl Into<String>) -> Self {
@@ -360,6 +389,16 @@ fn purge_actor(pod: &Pod) -> Result<String, Denied> {
     match pod.tasks.first().map(|t| &t.work) {
         Some(Work::Purge { actor, .. }) => Ok(actor.clone()),
         _ => Err(Denied::NotConfirmed),
+    }
+}
+
+/// Who consented to the end of what nobody has.
+fn orphan_ground(orphan: &Noted, observed: &ObservedPod, now: jiff::Timestamp) -> Result<Ground, Denied> {
+    let consent = orphan.quarantine.as_ref().filter(|quarantine| orphan.is_ending && quarantine.until <= now);
+    let consent = consent.ok_or(Denied::NotConfirmed)?;
+    match cleanup::alive(observed) {
+        Some(_) => Err(Denied::WriterAlive),
+        None => Ok(Ground::ConfirmedPurge { actor: consent.actor.clone() }),
     }
 }
 

@@ -110,6 +110,7 @@ const ROWS: &[Row] = &[
     (Method::GET, "/api/v1/admin/audit", Platform),
     (Method::GET, "/api/v1/admin/pods", Platform),
     (Method::GET, "/api/v1/admin/pods/debug", Platform),
+    (Method::POST, "/api/v1/admin/pods/cleanup-orphaned", Platform),
     (Method::POST, "/api/v1/admin/pods/{id}/reset", Platform),
     (Method::POST, "/api/v1/admin/pods/{id}/action", Platform),
     (Method::GET, "/api/v1/admin/deliveries", Platform),

@@ -2,9 +2,11 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use perennial_core::Error;
+use perennial_core::cleanup::{Item, Step};
 use perennial_core::engine::Owned;
 use perennial_core::id::{DeliveryId, PodId};
-use perennial_core::orphans::{Compared, ComparedSet, Orphan};
+use perennial_core::orphans::{Compared, ComparedSet};
 use perennial_core::pod::Pod;
 use perennial_core::spec::TenantId;
 use perennial_core::subscription::Subscription;
@@ -15,15 +17,16 @@ use utoipa::IntoParams;
 use super::ApiState;
 use super::action::Action;
 use super::auth::Caller;
-use super::extract::{Id, Query, cursor, cut, page};
+use super::extract::{Id, Json, Query, cursor, cut, page};
 use super::pods::confirming;
 use super::problem::ApiError;
 use super::subscriptions::state_shown;
 use super::wire::{
-    AdminAction, AdminActionRequest, AdminPod, ConfirmRequest, DebugPod, DebugReport, DebugSet, Delivery,
-    DeliveryState, List, OrphanKind, OrphanThing, PodOperation, Problem, SetRecord,
+    AdminAction, AdminActionRequest, AdminPod, CleanupItem, CleanupReport, CleanupRequest, CleanupStep, ConfirmRequest,
+    DebugPod, DebugReport, DebugSet, Delivery, DeliveryState, List, OrphanKind, OrphanThing, PodOperation, Problem,
+    SetRecord,
 };
-use crate::service::Consent;
+use crate::service::{Cleanup, Consent};
 use crate::store::{self, PodFilter, Visibility};
 
 /// Selects pods.
@@ -95,7 +98,7 @@ pub async fn debug(State(state): State<ApiState>, Caller(caller): Caller) -> Res
     let pods = debugged.pods.iter().zip(&debugged.comparison.pods).map(|(pod, compared)| shown(pod, compared));
     Ok(axum::Json(DebugReport {
         pods: pods.collect(),
-        orphans: debugged.comparison.orphans.iter().map(orphan).collect(),
+        orphans: debugged.comparison.orphans.iter().map(|orphan| thing(&orphan.what)).collect(),
         suspicion: debugged.comparison.suspicion,
     }))
 }
@@ -129,8 +132,8 @@ fn set(set: &ComparedSet) -> DebugSet {
     }
 }
 
-fn orphan(orphan: &Orphan) -> OrphanThing {
-    match &orphan.what {
+fn thing(owned: &Owned) -> OrphanThing {
+    match owned {
         Owned::Container { pod, id } => OrphanThing {
             kind: OrphanKind::Container,
             pod: pod.to_string(),
@@ -145,6 +148,55 @@ fn orphan(orphan: &Orphan) -> OrphanThing {
             set: Some(*number),
             backend: Some((*backend).into()),
         },
+    }
+}
+
+/// Says what a clean-up of orphans would do, or carries out exactly that: first they are quarantined, and after a week they can be deleted.
+#[utoipa::path(post, path = "/api/v1/admin/pods/cleanup-orphaned", operation_id = "admin_cleanup", tag = "system",
+    request_body = CleanupRequest,
+    responses((status = 200, body = CleanupReport), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
+pub async fn cleanup(
+    State(state): State<ApiState>,
+    Json { value: request, caller, .. }: Json<CleanupRequest>,
+) -> Result<axum::Json<CleanupReport>, ApiError> {
+    let id = |(at, text): (usize, &String)| {
+        let wrong = |_| {
+            Error::invalid(format!("pods[{at}]"), format!("{text:?} is no id of a pod"), "give it as the plan lists it")
+        };
+        text.parse::<PodId>().map_err(wrong)
+    };
+    let pods = request.pods.iter().enumerate().map(id).collect::<Result<Vec<_>, _>>()?;
+    let done = state.app.cleanup_orphaned(&caller, &Cleanup { pods, plan: request.plan }).await?;
+    let mut results = done.results.iter().flatten();
+    Ok(axum::Json(CleanupReport {
+        plan: done.hash,
+        halted: done.plan.halted,
+        done: done.results.is_some(),
+        items: done
+            .plan
+            .items
+            .iter()
+            .map(|one| item(one, results.next().and_then(|result| result.clone().err())))
+            .collect(),
+    }))
+}
+
+fn item(item: &Item, problem: Option<String>) -> CleanupItem {
+    let Item { orphan, step, reason } = item;
+    let quarantine = orphan.noted.quarantine.as_ref();
+    CleanupItem {
+        pod: orphan.noted.pod.to_string(),
+        things: orphan.things.iter().map(thing).collect(),
+        first_seen_at: orphan.noted.first_seen_at,
+        quarantined_at: quarantine.map(|quarantine| quarantine.at),
+        kept_until: quarantine.map(|quarantine| quarantine.until),
+        step: match step {
+            Step::Keep => CleanupStep::Keep,
+            Step::Quarantine => CleanupStep::Quarantine,
+            Step::Delete => CleanupStep::Delete,
+        },
+        reason: reason.clone(),
+        problem,
     }
 }
 

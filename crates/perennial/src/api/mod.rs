@@ -200,6 +200,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(subscriptions::reset_pod))
         .routes(routes!(admin::pods))
         .routes(routes!(admin::debug))
+        .routes(routes!(admin::cleanup))
         .routes(routes!(admin::reset))
         .routes(routes!(admin::act))
         .routes(routes!(admin::deliveries))

@@ -12,8 +12,8 @@ use super::table::Rows;
 use super::target::{self, Among};
 use super::{pod, values};
 use crate::api::wire::{
-    AdminAction, AdminActionRequest, AdminPod, DebugPod, DebugReport, Delivery, DeliveryState, OrphanThing,
-    PodOperation,
+    AdminAction, AdminActionRequest, AdminPod, CleanupItem, CleanupReport, CleanupRequest, CleanupStep, DebugPod,
+    DebugReport, Delivery, DeliveryState, OrphanThing, PodOperation,
 };
 
 /// What administrators do.
@@ -32,6 +32,18 @@ pub enum AdminCommand {
         /// Show pods of which nothing differs, too
         #[arg(long, short)]
         all: bool,
+    },
+    /// Says what a clean-up of orphans would do, or carries out exactly that.
+    ///
+    /// A pod on the engine that is in no database is first quarantined, and can be deleted a week later. Nothing of that happens by
+    /// itself. Without --execute nothing is done.
+    CleanupOrphaned {
+        /// Only this pod, by its id; may be given several times
+        #[arg(long = "pod", value_name = "ID")]
+        pods: Vec<String>,
+        /// Carry out this plan, which the same command told before
+        #[arg(long, value_name = "PLAN")]
+        execute: Option<String>,
     },
     /// Does something with somebody's pod; its owners are written to when it is reset.
     Act(ActArgs),
@@ -88,6 +100,9 @@ pub async fn run(context: &mut Context<'_>, command: AdminCommand) -> Result<(),
             })
         }
         AdminCommand::Debug { all } => debug(context, all).await,
+        AdminCommand::CleanupOrphaned { pods, execute } => {
+            clean_up(context, CleanupRequest { pods, plan: execute }).await
+        }
         AdminCommand::Act(args) => act(context, args).await,
         AdminCommand::Deliveries { state } => {
             let query: Vec<(&str, &str)> = state.iter().map(|state| ("state", state.as_str())).collect();
@@ -166,12 +181,57 @@ fn sets(pod: &DebugPod) -> String {
 }
 
 fn thing(orphan: &OrphanThing) -> String {
-    let pod = clean(&orphan.pod);
+    format!("{} of pod {}", part(orphan), clean(&orphan.pod))
+}
+
+fn part(orphan: &OrphanThing) -> String {
     match (&orphan.container, orphan.set) {
-        (Some(container), _) => format!("container {} of pod {pod}", clean(container)),
-        (None, Some(set)) => format!("volume set {set} of pod {pod}"),
-        (None, None) => format!("something of pod {pod}"),
+        (Some(container), _) => format!("container {}", clean(super::view::short(container))),
+        (None, Some(set)) => format!("volume set {set}"),
+        (None, None) => "something".to_owned(),
     }
+}
+
+async fn clean_up(context: &mut Context<'_>, request: CleanupRequest) -> Result<(), Failure> {
+    let path = ["admin", "pods", "cleanup-orphaned"];
+    let report: CleanupReport = context.client.post(&path, Some(&request)).await?;
+    context.show(&report, |report, out, now| {
+        let mut rows = Rows::new(&["POD", "ON THE ENGINE", "SEEN", "KEPT UNTIL", "STEP", "WHY"]);
+        for item in &report.items {
+            let colour = match (&item.problem, item.step) {
+                (Some(_), _) => Some(Colour::Red),
+                (None, CleanupStep::Keep) => None,
+                (None, CleanupStep::Quarantine | CleanupStep::Delete) => Some(Colour::Yellow),
+            };
+            rows.row(colour, row(item, now));
+        }
+        let mut lines = vec![rows.render(out)];
+        lines.extend(report.halted.iter().map(|why| format!("Beware: {}", clean(why))));
+        lines.push(match (report.done, &report.halted) {
+            (true, _) => "Done.".to_owned(),
+            (false, Some(_)) => "Nothing was done.".to_owned(),
+            (false, None) => format!("Nothing was done. To carry this out: --execute {}", clean(&report.plan)),
+        });
+        lines.join("\n")
+    })?;
+    let failed = report.items.iter().filter(|item| item.problem.is_some()).count();
+    if failed == 0 {
+        return Ok(());
+    }
+    let hint = "the table says why; ask for the plan once more";
+    Err(Failure::new(Exit::Conflict, format!("{failed} of {} were not cleaned up", report.items.len()), hint))
+}
+
+fn row(item: &CleanupItem, now: jiff::Timestamp) -> [String; 6] {
+    let things: Vec<String> = item.things.iter().map(|thing| part(thing)).collect();
+    [
+        clean(&item.pod).to_string(),
+        things.join(", "),
+        ago(item.first_seen_at, now),
+        item.kept_until.map_or_else(|| "-".to_owned(), |until| until.strftime("%F %R").to_string()),
+        item.step.to_string(),
+        item.problem.clone().unwrap_or_else(|| item.reason.clone()),
+    ]
 }
 
 async fn act(context: &mut Context<'_>, args: ActArgs) -> Result<(), Failure> {

@@ -2,7 +2,6 @@
 
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
-use perennial_core::engine::EngineError;
 use perennial_core::orphans::{self, Comparison};
 use perennial_core::pod::Pod;
 use perennial_core::subscription::Subscription;
@@ -34,9 +33,7 @@ impl App {
     pub async fn admin_debug(&self, caller: &Caller) -> Result<Debugged, Error> {
         self.require_admin(caller)?;
         // Before the pods: of what is made meanwhile the pod is known then.
-        let silent =
-            |error: EngineError| Error::Unavailable { problem: format!("list what is on the engine: {error}") };
-        let owned = self.engine.list_owned().await.map_err(silent)?;
+        let owned = self.owned().await?;
         let filter = PodFilter { visibility: Visibility::All, ..PodFilter::default() };
         let mut pods: Vec<Pod> = Vec::new();
         loop {
@@ -51,7 +48,7 @@ impl App {
         let mut comparison = orphans::compare(&pods, &owned);
         if !comparison.orphans.is_empty() {
             // What went with its pod meanwhile belongs to nobody only in the list.
-            let now = self.engine.list_owned().await.map_err(silent)?;
+            let now = self.owned().await?;
             comparison.orphans.retain(|orphan| now.contains(&orphan.what));
         }
         Ok(Debugged { pods, comparison })

@@ -19,8 +19,8 @@ use super::recovery::export_upsert;
 use super::replicas::replica_note;
 use super::rows::{operation_to_body, snapshot_to_body, source_snapshot, spec_to_text, state_to_text, time};
 use super::{
-    AccessRequest, Asker, COMMIT_SITE, Committed, ErasureChange, Lease, RecoveryExport, ReplicaNote, ServiceChange,
-    Store, StoreError, access, audit, erasures, fence, quotas, services, subscriptions,
+    AccessRequest, Asker, COMMIT_SITE, Committed, ErasureChange, Lease, OrphanChange, RecoveryExport, ReplicaNote,
+    ServiceChange, Store, StoreError, access, audit, erasures, fence, orphans, quotas, services, subscriptions,
 };
 
 /// What one transaction writes.
@@ -66,6 +66,8 @@ pub struct Change {
     pub subscription: Option<Subscription>,
     /// What the pod was to be before this: nothing is written when its subscription forbids the way from there.
     pub moved_from: Option<Desired>,
+    /// What becomes of orphaned pods.
+    pub orphans: Vec<OrphanChange>,
     /// What changes in the erasure of a tenant.
     pub erasure: Option<ErasureChange>,
     /// Who asks, and with which rights; `None` for the server itself, and for the administrator's token, which nothing takes
@@ -220,6 +222,7 @@ impl Change {
         quotas::check(tx, self, could_take).await?;
         subscriptions::check(tx, self).await?;
         erasures::apply(tx, self).await?;
+        orphans::apply(tx, self).await?;
         access::apply(tx, self).await?;
         audit::write(tx, self, &before).await?;
         Ok(event)

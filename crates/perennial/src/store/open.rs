@@ -19,7 +19,7 @@ use super::{BACKLOG, Store, StoreError};
 
 /// Every migration, in order: version, description, statements. Named here one by one, because the macro that reads the
 /// directory would build both database drivers a second time, for the compiler.
-const MIGRATIONS: [(i64, &str, &str); 17] = [
+const MIGRATIONS: [(i64, &str, &str); 18] = [
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "recovery kit", include_str!("../../migrations/0002_recovery_kit.sql")),
     (3, "retention", include_str!("../../migrations/0003_retention.sql")),
@@ -37,6 +37,7 @@ const MIGRATIONS: [(i64, &str, &str); 17] = [
     (15, "deliveries", include_str!("../../migrations/0015_deliveries.sql")),
     (16, "sign-ins", include_str!("../../migrations/0016_sign_ins.sql")),
     (17, "identities", include_str!("../../migrations/0017_identities.sql")),
+    (18, "orphans", include_str!("../../migrations/0018_orphans.sql")),
 ];
 
 /// Readers beside the one writer of a SQLite file.

@@ -8,6 +8,7 @@
 //! - `replicate`: copies of every snapshot in a second repository;
 //! - subscriptions whose time is over, and what follows;
 //! - the end of the undelete window, which executes the consent given at delete;
+//! - which pods are on the engine and in no database, and since when;
 //! - old idempotency keys, and received archives and looks at pods that nobody needs any more.
 
 mod drill;
@@ -68,6 +69,9 @@ impl SnapshotRemover for Deletions {
 pub use drill::DrillRules;
 pub use replicate::Replicas;
 
+/// How often it is looked for orphans.
+const ORPHANS_EVERY: SignedDuration = SignedDuration::from_hours(1);
+
 /// Does what is due.
 pub struct Housekeeper {
     app: App,
@@ -78,6 +82,8 @@ pub struct Housekeeper {
     applied: schedule::Applied,
     /// Pods of which no schedule wants anything yet.
     resting: schedule::Resting,
+    /// When it was looked for orphans last.
+    orphans_at: Option<Timestamp>,
     /// `None`: nothing is drilled by itself.
     drills: Option<DrillRules>,
     replicator: Arc<replicate::Replicator>,
@@ -94,6 +100,7 @@ impl Housekeeper {
             open: BTreeSet::new(),
             applied: schedule::Applied::default(),
             resting: schedule::Resting::default(),
+            orphans_at: None,
             drills: None,
             replicator: Arc::new(replicator),
         }
@@ -191,6 +198,7 @@ impl Housekeeper {
         self.app.looks_sweep().await;
         let now = self.app.clock.now();
         self.end_windows(now).await;
+        self.note_orphans(now).await;
         if let Ok(before) = now.checked_sub(IDEMPOTENCY)
             && let Err(error) = self.app.store.idempotency_prune(before).await
         {
@@ -215,6 +223,19 @@ impl Housekeeper {
                 Some(last) if due.len() == DUE_AT_ONCE as usize => page.after = Some(last.to_string()),
                 _ => return,
             }
+        }
+    }
+
+    /// Notes what nobody has. Nothing is done about it.
+    async fn note_orphans(&mut self, now: Timestamp) {
+        // A clock that was set back is no reason not to look.
+        let is_fresh = |at: Timestamp| now >= at && now.duration_since(at) < ORPHANS_EVERY;
+        if self.orphans_at.is_some_and(is_fresh) {
+            return;
+        }
+        match self.app.note_orphans().await {
+            Ok(()) => self.orphans_at = Some(now),
+            Err(error) => tracing::debug!(%error, "look for orphans; tried again later"),
         }
     }
 

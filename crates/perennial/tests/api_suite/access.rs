@@ -107,6 +107,7 @@ pub const ROUTES: &[(&str, &str, Access)] = &[
     ("GET", "/api/v1/admin/audit", Access::Platform),
     ("GET", "/api/v1/admin/pods", Access::Platform),
     ("GET", "/api/v1/admin/pods/debug", Access::Platform),
+    ("POST", "/api/v1/admin/pods/cleanup-orphaned", Access::Platform),
     ("POST", "/api/v1/admin/pods/{id}/reset", Access::Platform),
     ("POST", "/api/v1/admin/pods/{id}/action", Access::Platform),
     ("GET", "/api/v1/admin/deliveries", Access::Platform),

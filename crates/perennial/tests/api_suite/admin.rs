@@ -65,3 +65,25 @@ async fn administrators_act_on_somebodys_pod_and_confirm_what_destroys() {
     }
     assert_eq!(server.get("/api/v1/admin/deliveries").await.json()["items"], json!([]));
 }
+
+#[tokio::test]
+async fn a_clean_up_tells_its_plan_and_takes_only_that() {
+    let server = Server::start().await;
+    let path = "/api/v1/admin/pods/cleanup-orphaned";
+    let told = server.post(path, json!({})).await;
+    assert_eq!(told.status, StatusCode::OK, "{told:?}");
+    let told = told.json();
+    assert_eq!((&told["items"], &told["done"], &told["halted"]), (&json!([]), &json!(false), &json!(null)));
+    let done = server.post(path, json!({"plan": told["plan"]})).await.json();
+    assert_eq!((&done["done"], &done["plan"]), (&json!(true), &told["plan"]));
+    let changed = server.post(path, json!({"plan": "0"})).await;
+    assert_eq!((changed.status, changed.problem().0.as_str()), (StatusCode::CONFLICT, "plan-changed"));
+    for (body, field) in [
+        (json!({"pods": ["x"]}), "pods[0]"),
+        (json!({"pods": [perennial_core::id::PodId::from_parts(1, [1; 10]).to_string()]}), "pods[0]"),
+        (json!({"all": true}), "all"),
+    ] {
+        let refused = server.post(path, body).await;
+        assert_eq!((refused.status, refused.problem().1.as_deref()), (StatusCode::BAD_REQUEST, Some(field)));
+    }
+}

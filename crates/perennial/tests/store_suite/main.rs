@@ -12,6 +12,7 @@ mod cases;
 mod databases;
 mod fences;
 mod identities;
+mod orphans;
 mod quotas;
 mod repositories;
 mod rights;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::names::{AdminAction, DeliveryState, Desired, OrphanKind, Phase, SetRecord, SubscriptionState};
+use super::names::{AdminAction, CleanupStep, DeliveryState, Desired, OrphanKind, Phase, SetRecord, SubscriptionState};
 use super::request::Backend;
 
 /// A pod, as administrators see it in a list.
@@ -112,6 +112,58 @@ pub struct OrphanThing {
     pub set: Option<u32>,
     /// Where the set's volumes live; null for a container.
     pub backend: Option<Backend>,
+}
+
+/// Asks for a clean-up of orphans.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CleanupRequest {
+    /// The plan that is to be carried out, as an answer before named it; left out or null: nothing is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// Ids of the pods that are meant; left out or empty: all that are orphaned.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 1000)]
+    pub pods: Vec<String>,
+}
+
+/// What a clean-up of orphans would do, or did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CleanupReport {
+    /// Names exactly this plan: sent back as `plan`, it is carried out.
+    pub plan: String,
+    /// Why nothing can be done now; null: nothing stands against it.
+    pub halted: Option<String>,
+    /// Whether the plan was carried out.
+    pub done: bool,
+    /// Each orphaned pod.
+    pub items: Vec<CleanupItem>,
+}
+
+/// A pod that is on the engine and in no database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CleanupItem {
+    /// The id that its labels say.
+    pub pod: String,
+    /// What of it is on the engine.
+    pub things: Vec<OrphanThing>,
+    /// Since when it is known that nobody has it.
+    #[schema(value_type = String, format = DateTime)]
+    pub first_seen_at: Timestamp,
+    /// Since when it is quarantined; null: it is not.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub quarantined_at: Option<Timestamp>,
+    /// Until when it is kept all the same; null unless quarantined.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub kept_until: Option<Timestamp>,
+    /// What is done about it.
+    pub step: CleanupStep,
+    /// Why.
+    pub reason: String,
+    /// Why it was not done; null when it was, or when nothing was to be done.
+    pub problem: Option<String>,
 }
 
 /// A message to one receiver.

@@ -90,6 +90,18 @@ names! {
 }
 
 names! {
+    /// What a clean-up does about an orphaned pod.
+    CleanupStep {
+        /// It stays as it is.
+        Keep = "keep",
+        /// From then on it is kept only until a time.
+        Quarantine = "quarantine",
+        /// It goes.
+        Delete = "delete",
+    }
+}
+
+names! {
     /// What is recorded of a volume set.
     SetRecord {
         /// It is being made.

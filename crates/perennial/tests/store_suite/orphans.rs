@@ -1,0 +1,103 @@
+//! What is remembered of pods that are in no database, on both databases.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use perennial::store::{Change, OrphanChange, Store, StoreError};
+use perennial_core::cleanup::{Quarantine, WINDOW};
+use perennial_core::id::PodId;
+use perennial_core::operation::NewEvent;
+use perennial_core::pod::Pod;
+use perennial_core::spec::{PodName, TenantId};
+
+use crate::any::Any;
+use crate::databases::{Cluster, Database};
+
+fn pod(n: u8) -> PodId {
+    PodId::from_parts(1, [n; 10])
+}
+
+fn at(hours: i64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours)
+}
+
+fn new_pod(id: PodId) -> Pod {
+    Pod { id, version: 0, ..Any::new(7).pod() }
+}
+
+async fn change(store: &Store, orphans: Vec<OrphanChange>, pod: Option<Pod>) -> Result<(), StoreError> {
+    // As in life, every such change is on the trail.
+    let event = NewEvent {
+        at: at(0),
+        actor: "user:root".to_owned(),
+        tenant: TenantId::default_tenant(),
+        pod: None,
+        operation: None,
+        kind: "test".to_owned(),
+        message: String::new(),
+    };
+    store.commit(Change { orphans, pod, events: vec![event], ..Change::default() }).await
+}
+
+fn quarantined(n: u8) -> OrphanChange {
+    let quarantine = Quarantine { at: at(2), actor: "user:root".to_owned(), until: at(2) + WINDOW };
+    OrphanChange::Quarantined(pod(n), quarantine)
+}
+
+async fn an_orphan_ends_or_is_taken_over(database: &Database) {
+    let store = database.open().await;
+    let seen = |pods: &[u8]| pods.iter().map(|n| pod(*n)).collect::<BTreeSet<_>>();
+    let noted = async |pods: &[u8], hour| {
+        let noted = store.orphans_note(&seen(pods), at(hour)).await.unwrap();
+        noted.into_iter().map(|noted| (noted.pod, noted.first_seen_at)).collect::<Vec<_>>()
+    };
+    assert_eq!(noted(&[1, 2], 0).await, [(pod(1), at(0)), (pod(2), at(0))]);
+    assert_eq!(noted(&[1, 2, 3], 1).await, [(pod(1), at(0)), (pod(2), at(0)), (pod(3), at(1))]);
+    // One that came back is nobody's from then on.
+    noted(&[1, 3], 2).await;
+    assert_eq!(noted(&[1, 2, 3], 3).await[1], (pod(2), at(3)));
+
+    let stale = |done: Result<(), StoreError>| matches!(done, Err(StoreError::Stale));
+    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(1))], None).await), "nobody consented");
+    change(&store, vec![quarantined(1)], None).await.unwrap();
+    assert!(stale(change(&store, vec![quarantined(1)], None).await), "once is enough");
+    assert!(stale(change(&store, vec![quarantined(9)], None).await), "there is none");
+    assert!(stale(change(&store, vec![OrphanChange::Gone(pod(1))], None).await), "its end has not begun");
+    let kept = store.orphans().await.unwrap().remove(0);
+    let consent = kept.quarantine.unwrap();
+    assert_eq!((consent.actor.as_str(), consent.at, consent.until), ("user:root", at(2), at(2) + WINDOW));
+
+    // Taken over, or at its end: whoever is first.
+    change(&store, vec![quarantined(2)], None).await.unwrap();
+    change(&store, vec![], Some(new_pod(pod(2)))).await.unwrap();
+    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(2))], None).await));
+    change(&store, vec![OrphanChange::Ending(pod(1))], None).await.unwrap();
+    assert!(stale(
+        change(&store, vec![], Some(Pod { name: PodName::parse("other").unwrap(), ..new_pod(pod(1)) })).await
+    ));
+    assert!(store.pod_fetch(pod(1)).await.unwrap().is_none());
+    // One that was interrupted begins once more.
+    change(&store, vec![OrphanChange::Ending(pod(1))], None).await.unwrap();
+    assert!(store.orphans().await.unwrap()[0].is_ending);
+    change(&store, vec![OrphanChange::Gone(pod(1))], None).await.unwrap();
+    assert_eq!(noted(&[], 4).await, []);
+
+    // Both at once: never both.
+    noted(&[5], 5).await;
+    change(&store, vec![quarantined(5)], None).await.unwrap();
+    let taken = Pod { name: PodName::parse("third").unwrap(), ..new_pod(pod(5)) };
+    let (over, ending) =
+        tokio::join!(change(&store, vec![], Some(taken)), change(&store, vec![OrphanChange::Ending(pod(5))], None));
+    assert!(over.is_ok() != ending.is_ok(), "{over:?} {ending:?}");
+}
+
+#[tokio::test]
+async fn an_orphan_ends_or_is_taken_over_on_sqlite() {
+    an_orphan_ends_or_is_taken_over(&Database::sqlite()).await;
+}
+
+#[tokio::test]
+async fn an_orphan_ends_or_is_taken_over_on_postgres() {
+    let cluster = Cluster::start();
+    an_orphan_ends_or_is_taken_over(&cluster.database("orphans").await).await;
+}
