@@ -165,7 +165,8 @@ async fn sim_who_does_not_run_or_is_worked_on_is_not_asked() {
     assert_eq!(world.engine.probed(pod), asked);
     server.succeed(Ok(snapshot)).await;
 
-    for outcome in [server.pause(pod).await, server.stop(pod).await] {
+    for stops in [false, true] {
+        let outcome = if stops { server.stop(pod).await } else { server.pause(pod).await };
         server.succeed(outcome).await;
         turns(&world, &server, pod, 3).await;
         assert_eq!(world.engine.probed(pod), asked);
