@@ -207,8 +207,10 @@ async fn clean_up(context: &mut Context<'_>, request: CleanupRequest) -> Result<
         }
         let mut lines = vec![rows.render(out)];
         lines.extend(report.halted.iter().map(|why| format!("Beware: {}", clean(why))));
+        let is_empty = report.items.iter().all(|item| item.step == CleanupStep::Keep);
         lines.push(match (report.done, &report.halted) {
             (true, _) => "Done.".to_owned(),
+            (false, None) if is_empty => "Nothing is to be done.".to_owned(),
             (false, Some(_)) => "Nothing was done.".to_owned(),
             (false, None) => format!("Nothing was done. To carry this out: --execute {}", clean(&report.plan)),
         });
