@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::health::HealthCheck;
 use crate::hook::Hooks;
 use crate::planned::{PlanOf, SecretText};
 use crate::schedule::SnapshotRules;
@@ -146,8 +145,6 @@ pub struct PodSpec {
     pub snapshots: SnapshotRules,
     /// What the pod runs around the freeze of a snapshot.
     pub hooks: Hooks,
-    /// How one finds out whether the pod works; `None`: nobody asks.
-    pub health: Option<HealthCheck>,
 }
 
 /// Limits of a pod; `None` is no limit of that kind.
@@ -293,7 +290,6 @@ impl PodSpec {
             privilege_escalation: PrivilegeEscalation::Denied,
             snapshots: SnapshotRules::default(),
             hooks: Hooks::default(),
-            health: None,
         }
     }
 
@@ -308,8 +304,7 @@ impl PodSpec {
         self.validate_volumes()?;
         self.validate_ports()?;
         self.snapshots.validate()?;
-        self.hooks.validate()?;
-        self.health.as_ref().map_or(Ok(()), HealthCheck::validate)
+        self.hooks.validate()
     }
 
     fn validate_image(&self) -> Result<(), Error> {

@@ -25,7 +25,6 @@ mod events;
 mod extract;
 mod files;
 mod guard;
-mod health;
 mod hooks;
 mod import;
 mod logs;

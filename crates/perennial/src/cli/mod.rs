@@ -29,7 +29,6 @@ mod doctor;
 mod events;
 mod failure;
 mod files;
-mod health;
 mod hooks;
 mod human;
 mod import;

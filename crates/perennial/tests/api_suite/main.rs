@@ -8,7 +8,6 @@ mod admin;
 mod audit;
 mod contract;
 mod erase;
-mod health;
 mod hooks;
 mod input;
 mod matrix;

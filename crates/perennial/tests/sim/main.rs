@@ -14,7 +14,6 @@ mod databases;
 mod edits;
 mod erase;
 mod freeze;
-mod health;
 mod hooks;
 mod import;
 mod incidents;
