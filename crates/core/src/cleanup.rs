@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::engine::{ObservedPod, Owned};
 use crate::id::PodId;
 use crate::orphans::{Comparison, pod_of};
+use crate::pod::{ConditionKind, Pod};
 
 /// So long something has to have been nobody's before anything is done about it.
 pub const MIN_AGE: SignedDuration = SignedDuration::from_hours(24);
@@ -129,19 +130,20 @@ pub fn alive(observed: &ObservedPod) -> Option<String> {
     own.or_else(|| observed.foreign.first().map(|other| format!("{other} uses its volumes")))
 }
 
-/// Decides what is next for each of these pods, which belong to nobody. `named` are those that somebody asked for by their ids; when
+/// Decides what is next for each of these orphans. `pods` are those of the database, which `comparison` is of. `named` are those that somebody asked for by their ids; when
 /// there are none, all of them are meant.
 ///
 /// `held`: until when nothing is destroyed because nobody looked for long (D15).
 #[must_use]
 pub fn plan(
+    pods: &[Pod],
     comparison: &Comparison,
     orphans: Vec<OrphanedPod>,
     named: &BTreeSet<PodId>,
     held: Option<Timestamp>,
     now: Timestamp,
 ) -> CleanupPlan {
-    let halted = doubt(comparison).or_else(|| if named.is_empty() { too_many(comparison) } else { None });
+    let halted = doubt(pods, comparison).or_else(|| if named.is_empty() { too_many(comparison) } else { None });
     let meant = orphans.into_iter().filter(|orphan| named.is_empty() || named.contains(&orphan.noted.pod));
     let items = meant.map(|orphan| {
         let (step, reason) = step(&orphan, held, now);
@@ -173,12 +175,12 @@ fn step(orphan: &OrphanedPod, held: Option<Timestamp>, now: Timestamp) -> (Step,
 }
 
 /// Why the database may be older than what is on the engine.
-fn doubt(comparison: &Comparison) -> Option<String> {
-    let newer = comparison.pods.iter().find(|pod| pod.sets.iter().any(|set| set.recorded.is_none()))?;
-    Some(format!(
-        "pod {} has data on the engine that the database does not know: the database may be an old copy",
-        newer.pod
-    ))
+fn doubt(pods: &[Pod], comparison: &Comparison) -> Option<String> {
+    let unknown_set = comparison.pods.iter().find(|pod| pod.sets.iter().any(|set| set.recorded.is_none()));
+    // A pod that was only started since has the same sets, and its data says a later generation.
+    let is_newer = |pod: &&Pod| pod.conditions.iter().any(|one| one.kind == ConditionKind::GenerationMismatch);
+    let newer = unknown_set.map(|pod| pod.pod).or_else(|| pods.iter().find(is_newer).map(|pod| pod.id))?;
+    Some(format!("pod {newer} has data on the engine that the database does not know: the database may be an old copy"))
 }
 
 /// Why there are more orphans than there should ever be.

@@ -1,8 +1,10 @@
 use super::*;
 use crate::engine::{ContainerState, ObservedContainer};
+use crate::id::OperationId;
 use crate::orphans::{Compared, ComparedSet, Orphan};
 use crate::permit::{DeletePermit, Denied, Ground};
-use crate::spec::Backend;
+use crate::pod::Condition;
+use crate::spec::{Backend, PodName, PodSpec, TenantId};
 use crate::volume::SetState;
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
@@ -37,7 +39,7 @@ fn compared(known: u8, orphans: u8) -> Comparison {
 }
 
 fn steps(orphans: Vec<OrphanedPod>, held: Option<Timestamp>, now: Timestamp) -> Vec<Step> {
-    let plan = plan(&compared(1, 1), orphans, &BTreeSet::new(), held, now);
+    let plan = plan(&[], &compared(1, 1), orphans, &BTreeSet::new(), held, now);
     assert_eq!(plan.halted, None);
     plan.items.iter().map(|item| item.step).collect()
 }
@@ -102,7 +104,7 @@ fn law_1_the_end_of_an_orphan_takes_consent_a_window_and_that_it_is_nobodys_for_
 fn law_7_a_clean_up_halts_when_more_than_three_and_more_than_five_percent_are_orphans() {
     let halted = |known, orphans, named: &[u8]| {
         let named = named.iter().map(|n| pod(*n)).collect();
-        plan(&compared(known, orphans), Vec::new(), &named, None, at(1)).halted
+        plan(&[], &compared(known, orphans), Vec::new(), &named, None, at(1)).halted
     };
     assert_eq!(halted(0, 3, &[]), None, "three are not many");
     assert!(halted(0, 4, &[]).is_some_and(|why| why.contains("4 of 4 pods")));
@@ -112,17 +114,35 @@ fn law_7_a_clean_up_halts_when_more_than_three_and_more_than_five_percent_are_or
     let mut older = compared(100, 1);
     older.pods[7].sets =
         vec![ComparedSet { number: 2, backend: Backend::Overlay, recorded: Some(SetState::Complete), is_there: true }];
-    assert_eq!(plan(&older, Vec::new(), &BTreeSet::new(), None, at(1)).halted, None);
+    assert_eq!(plan(&[], &older, Vec::new(), &BTreeSet::new(), None, at(1)).halted, None);
     older.pods[7].sets[0].recorded = None;
-    let named = plan(&older, Vec::new(), &BTreeSet::from([pod(0)]), None, at(1));
+    let named = plan(&[], &older, Vec::new(), &BTreeSet::from([pod(0)]), None, at(1));
     assert!(named.halted.is_some_and(|why| why.contains("may be an old copy")));
+}
+
+/// A copy of last week knows the same sets of a pod that was started since.
+#[test]
+fn law_7_a_clean_up_halts_where_data_is_newer_than_the_database() {
+    let name = PodName::parse("dev").unwrap();
+    let operation = OperationId::from_parts(1, [1; 10]);
+    let mut newer = Pod::new(pod(100), TenantId::default_tenant(), name, PodSpec::new("debian:12"), operation, at(0));
+    let halted =
+        |pods: &[Pod]| plan(pods, &compared(100, 1), Vec::new(), &BTreeSet::from([pod(0)]), None, at(1)).halted;
+    assert_eq!(halted(std::slice::from_ref(&newer)), None);
+    newer.conditions = vec![Condition {
+        kind: ConditionKind::GenerationMismatch,
+        reason: "database-older".to_owned(),
+        message: String::new(),
+        since: at(0),
+    }];
+    assert!(halted(&[newer]).is_some_and(|why| why.contains("may be an old copy")));
 }
 
 #[test]
 fn a_plan_is_known_by_what_it_does_to_what() {
     let text = |orphans: Vec<OrphanedPod>, named: &[u8], days| {
         let named = named.iter().map(|n| pod(*n)).collect();
-        plan(&compared(1, 2), orphans, &named, None, at(days)).text()
+        plan(&[], &compared(1, 2), orphans, &named, None, at(days)).text()
     };
     let both = || vec![orphan(1, None), orphan(2, Some(at(1)))];
     let expected = format!("delete {}: set 1 overlay\nquarantine {}: set 1 overlay\n", pod(2), pod(1));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use perennial_core::Error;
-use perennial_core::cleanup::{self, CleanupPlan, Item, OrphanedPod, Quarantine, Step, WINDOW};
+use perennial_core::cleanup::{self, CleanupPlan, Item, Noted, OrphanedPod, Quarantine, Step, WINDOW};
 use perennial_core::engine::{EngineError, Owned, SetSpec};
 use perennial_core::id::PodId;
 use perennial_core::orphans::pod_of;
@@ -13,8 +13,8 @@ use perennial_core::spec::{Backend, TenantId};
 use perennial_core::volume::SetNumber;
 use sha2::{Digest as _, Sha256};
 
-use super::{App, Caller};
-use crate::store::{Change, OrphanChange, Page, PodFilter, Visibility};
+use super::{App, Caller, Debugged};
+use crate::store::{Change, OrphanChange, Page, PodFilter, StoreError, Visibility};
 
 /// Pods whose ids are read at a time.
 const PAGE: u32 = 1_000;
@@ -63,8 +63,35 @@ impl App {
                 _ => break,
             }
         }
-        self.store.orphans_note(&unknown, self.now()).await?;
+        self.noted(&unknown, self.now()).await?;
         Ok(())
+    }
+
+    /// Notes these, and ends what a clean-up left off at its last word: nothing of it is on the engine any more.
+    async fn noted(&self, seen: &BTreeSet<PodId>, now: Timestamp) -> Result<Vec<Noted>, Error> {
+        let mut noted = self.store.orphans_note(seen, now).await?;
+        for gone in noted.iter().filter(|noted| noted.is_ending && !seen.contains(&noted.pod)) {
+            let actor = gone.quarantine.as_ref().map_or("server", |quarantine| quarantine.actor.as_str());
+            self.end_orphan(&Caller::server(actor.to_owned()), gone.pod).await?;
+        }
+        noted.retain(|noted| seen.contains(&noted.pod));
+        Ok(noted)
+    }
+
+    /// Says that nothing is left of an orphan, once.
+    async fn end_orphan(&self, caller: &Caller, pod: PodId) -> Result<(), Error> {
+        let news = ("orphan.deleted", format!("orphaned pod {pod} was deleted"));
+        match self.note_orphan(caller, OrphanChange::Gone(pod), news).await {
+            // Another server was faster.
+            Ok(()) | Err(StoreError::Stale) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn note_orphan(&self, caller: &Caller, change: OrphanChange, news: (&str, String)) -> Result<(), StoreError> {
+        let event = self.line_of(&caller.actor, TenantId::default_tenant(), news);
+        let change = Change { orphans: vec![change], events: vec![event], ..Change::default() };
+        self.commit_for(caller, change).await
     }
 
     /// Tells what a clean-up would do, and does it when the plan is named that was told.
@@ -74,7 +101,7 @@ impl App {
     /// [`Error::Conflict`] when the plan is another by now, or must not be carried out; [`Error::Unavailable`] when engine or database
     /// do not answer: what cannot be seen is not missing (law 5).
     pub async fn cleanup_orphaned(&self, caller: &Caller, asked: &Cleanup) -> Result<CleanedUp, Error> {
-        let comparison = self.admin_debug(caller).await?.comparison;
+        let Debugged { pods, comparison } = self.admin_debug(caller).await?;
         let mut things: BTreeMap<PodId, Vec<Owned>> = BTreeMap::new();
         for orphan in &comparison.orphans {
             things.entry(pod_of(&orphan.what)).or_default().push(orphan.what.clone());
@@ -84,7 +111,7 @@ impl App {
             return Err(Error::invalid(format!("pods[{at}]"), problem, "GET /api/v1/admin/pods/debug lists them"));
         }
         let now = self.now();
-        let noted = self.store.orphans_note(&things.keys().copied().collect(), now).await?;
+        let noted = self.noted(&things.keys().copied().collect(), now).await?;
         let held = self.store.keeping(now).await?;
         let mut orphans = Vec::new();
         for noted in noted {
@@ -93,7 +120,7 @@ impl App {
                 self.engine.observe(noted.pod, &[]).await.map_err(|error| unseen("look at an orphan", &error))?;
             orphans.push(OrphanedPod { alive: cleanup::alive(&observed), noted, things });
         }
-        let plan = cleanup::plan(&comparison, orphans, &asked.pods.iter().copied().collect(), held, now);
+        let plan = cleanup::plan(&pods, &comparison, orphans, &asked.pods.iter().copied().collect(), held, now);
         let hash = hex::encode(&Sha256::digest(plan.text())[..16]);
         let Some(wanted) = &asked.plan else { return Ok(CleanedUp { plan, hash, results: None }) };
         if let Some(halted) = &plan.halted {
@@ -114,11 +141,6 @@ impl App {
 
     async fn clean_up(&self, caller: &Caller, item: &Item, now: Timestamp) -> Result<(), Error> {
         let pod = item.orphan.noted.pod;
-        let note = async |change: OrphanChange, news: (&str, String)| {
-            let event = self.line_of(&caller.actor, TenantId::default_tenant(), news);
-            let change = Change { orphans: vec![change], events: vec![event], ..Change::default() };
-            self.commit_for(caller, change).await.map_err(Error::from)
-        };
         let what = told(&item.orphan.things);
         match item.step {
             Step::Keep => Ok(()),
@@ -126,14 +148,14 @@ impl App {
                 let until = now.checked_add(WINDOW).unwrap_or(Timestamp::MAX);
                 let message = format!("orphaned pod {pod} ({what}) is kept until {until}, then it may be deleted");
                 let quarantine = Quarantine { at: now, actor: caller.actor.clone(), until };
-                note(OrphanChange::Quarantined(pod, quarantine), ("orphan.quarantined", message)).await
+                let news = ("orphan.quarantined", message);
+                Ok(self.note_orphan(caller, OrphanChange::Quarantined(pod, quarantine), news).await?)
             }
             Step::Delete => {
                 let message = format!("the end of orphaned pod {pod} ({what}) begins");
-                note(OrphanChange::Ending(pod), ("orphan.ending", message)).await?;
+                self.note_orphan(caller, OrphanChange::Ending(pod, now), ("orphan.ending", message)).await?;
                 self.delete_orphan(item, now).await?;
-                note(OrphanChange::Gone(pod), ("orphan.deleted", format!("orphaned pod {pod} ({what}) was deleted")))
-                    .await
+                self.end_orphan(caller, pod).await
             }
         }
     }

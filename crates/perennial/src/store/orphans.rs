@@ -18,8 +18,8 @@ use super::{Store, StoreError};
 pub enum OrphanChange {
     /// Somebody consented to its end; nothing happens before the time that is in it.
     Quarantined(PodId, Quarantine),
-    /// Its end begins: from now on no pod of this id is written.
-    Ending(PodId),
+    /// Its end begins at this time: from now on no pod of this id is written.
+    Ending(PodId, Timestamp),
     /// Nothing of it is left.
     Gone(PodId),
 }
@@ -32,13 +32,15 @@ impl Store {
     pub async fn orphans_note(&self, seen: &BTreeSet<PodId>, now: Timestamp) -> Result<Vec<Noted>, StoreError> {
         let known = self.orphans().await?;
         let is_known = |pod: &PodId| known.iter().any(|noted| noted.pod == *pod);
-        if known.iter().all(|noted| seen.contains(&noted.pod)) && seen.iter().all(is_known) {
+        if known.iter().all(|noted| noted.is_ending || seen.contains(&noted.pod)) && seen.iter().all(is_known) {
             return Ok(known);
         }
         let mut held = self.write.acquire().await?;
         let mut tx = held.begin().await?;
         for noted in known.iter().filter(|noted| !seen.contains(&noted.pod)) {
-            sqlx::query("DELETE FROM orphans WHERE pod = $1").bind(noted.pod.to_string()).execute(&mut *tx).await?;
+            // The end of one that has begun is written by who began it, with its line of the trail.
+            let query = sqlx::query("DELETE FROM orphans WHERE pod = $1 AND ending = 0").bind(noted.pod.to_string());
+            query.execute(&mut *tx).await?;
         }
         for pod in seen {
             let sql = "INSERT INTO orphans (pod, first_seen_at) VALUES ($1, $2) ON CONFLICT (pod) DO NOTHING";
@@ -100,11 +102,11 @@ pub(super) async fn apply(tx: &mut AnyConnection, change: &Change) -> Result<(),
                     .execute(&mut *tx)
                     .await?
             }
-            OrphanChange::Ending(pod) => {
+            OrphanChange::Ending(pod, now) => {
                 let sql = "UPDATE orphans SET ending = 1 WHERE pod = $1 AND quarantined_at <> '' \
                            AND NOT EXISTS (SELECT 1 FROM pods WHERE id = $1) \
-                           AND NOT EXISTS (SELECT 1 FROM leases WHERE pod = $1)";
-                sqlx::query(sql).bind(pod.to_string()).execute(&mut *tx).await?
+                           AND NOT EXISTS (SELECT 1 FROM leases WHERE pod = $1 AND expires_at > $2)";
+                sqlx::query(sql).bind(pod.to_string()).bind(time(*now)).execute(&mut *tx).await?
             }
             OrphanChange::Gone(pod) => {
                 let query = sqlx::query("DELETE FROM orphans WHERE pod = $1 AND ending = 1").bind(pod.to_string());

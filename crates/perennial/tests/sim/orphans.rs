@@ -120,6 +120,12 @@ impl Lost {
         }
     }
 
+    /// What the trail says of orphans.
+    async fn told(&self) -> Vec<String> {
+        let events = self.other.app.events(&Caller::admin(), 0, &EventFilter::default(), 100).await.unwrap();
+        events.into_iter().map(|event| event.line.kind).filter(|kind| kind.starts_with("orphan")).collect()
+    }
+
     async fn is_there(&self, pod: PodId) -> bool {
         self.world.engine.list_owned().await.unwrap().iter().any(|owned| pod_of(owned) == pod)
     }
@@ -147,10 +153,7 @@ async fn p18_sim_an_orphan_goes_only_after_a_day_a_consent_a_week_and_a_second_c
     assert_eq!(lost.cleaned().await, (Step::Delete, Ok(())));
     assert!(!lost.is_there(lost.pods[0]).await);
     assert_eq!(lost.other.app.store.orphans().await.unwrap(), []);
-    let events = lost.other.app.events(&Caller::admin(), 0, &EventFilter::default(), 100).await.unwrap();
-    let told: Vec<&str> =
-        events.iter().map(|event| event.line.kind.as_str()).filter(|kind| kind.starts_with("orphan")).collect();
-    assert_eq!(told, ["orphan.quarantined", "orphan.ending", "orphan.deleted"]);
+    assert_eq!(lost.told().await, ["orphan.quarantined", "orphan.ending", "orphan.deleted"]);
 }
 
 /// Volumes in use are nobody's to clean up, however old they are and whoever asks.
@@ -211,6 +214,7 @@ async fn sim_a_clean_up_that_fails_halfway_is_finished_by_the_next() {
             assert!(!lost.is_there(lost.pods[0]).await);
             lost.other.housekeeper().run_due().await;
             assert_eq!(lost.other.app.store.orphans().await.unwrap(), []);
+            assert_eq!(lost.told().await.last().map(String::as_str), Some("orphan.deleted"), "{site} {blow:?}");
         }
     }
 }

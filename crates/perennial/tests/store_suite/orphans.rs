@@ -58,7 +58,7 @@ async fn an_orphan_ends_or_is_taken_over(database: &Database) {
     assert_eq!(noted(&[1, 2, 3], 3).await[1], (pod(2), at(3)));
 
     let stale = |done: Result<(), StoreError>| matches!(done, Err(StoreError::Stale));
-    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(1))], None).await), "nobody consented");
+    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(1), at(200))], None).await), "nobody consented");
     change(&store, vec![quarantined(1)], None).await.unwrap();
     assert!(stale(change(&store, vec![quarantined(1)], None).await), "once is enough");
     assert!(stale(change(&store, vec![quarantined(9)], None).await), "there is none");
@@ -70,14 +70,14 @@ async fn an_orphan_ends_or_is_taken_over(database: &Database) {
     // Taken over, or at its end: whoever is first.
     change(&store, vec![quarantined(2)], None).await.unwrap();
     change(&store, vec![], Some(new_pod(pod(2)))).await.unwrap();
-    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(2))], None).await));
-    change(&store, vec![OrphanChange::Ending(pod(1))], None).await.unwrap();
+    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(2), at(200))], None).await));
+    change(&store, vec![OrphanChange::Ending(pod(1), at(200))], None).await.unwrap();
     assert!(stale(
         change(&store, vec![], Some(Pod { name: PodName::parse("other").unwrap(), ..new_pod(pod(1)) })).await
     ));
     assert!(store.pod_fetch(pod(1)).await.unwrap().is_none());
     // One that was interrupted begins once more.
-    change(&store, vec![OrphanChange::Ending(pod(1))], None).await.unwrap();
+    change(&store, vec![OrphanChange::Ending(pod(1), at(200))], None).await.unwrap();
     assert!(store.orphans().await.unwrap()[0].is_ending);
     change(&store, vec![OrphanChange::Gone(pod(1))], None).await.unwrap();
     assert_eq!(noted(&[], 4).await, []);
@@ -86,8 +86,10 @@ async fn an_orphan_ends_or_is_taken_over(database: &Database) {
     noted(&[5], 5).await;
     change(&store, vec![quarantined(5)], None).await.unwrap();
     let taken = Pod { name: PodName::parse("third").unwrap(), ..new_pod(pod(5)) };
-    let (over, ending) =
-        tokio::join!(change(&store, vec![], Some(taken)), change(&store, vec![OrphanChange::Ending(pod(5))], None));
+    let (over, ending) = tokio::join!(
+        change(&store, vec![], Some(taken)),
+        change(&store, vec![OrphanChange::Ending(pod(5), at(200))], None)
+    );
     assert!(over.is_ok() != ending.is_ok(), "{over:?} {ending:?}");
 }
 
