@@ -225,7 +225,7 @@ async fn clean_up(context: &mut Context<'_>, request: CleanupRequest) -> Result<
 }
 
 fn row(item: &CleanupItem, now: jiff::Timestamp) -> [String; 6] {
-    let things: Vec<String> = item.things.iter().map(|thing| part(thing)).collect();
+    let things: Vec<String> = item.things.iter().map(part).collect();
     [
         clean(&item.pod).to_string(),
         things.join(", "),
