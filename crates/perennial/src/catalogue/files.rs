@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use perennial_core::service::{Service, ServiceName};
@@ -75,16 +76,19 @@ pub struct Looked {
 }
 
 impl Files {
-    /// The services that are shipped.
+    /// The services that are shipped, which are read once.
     #[must_use]
-    pub fn shipped() -> Self {
-        let mut files = Self::default();
-        for (file, text) in SHIPPED {
-            if let Ok(service) = read_toml(text) {
-                files.kept.insert(service.name.clone(), Kept { service, file: file.to_owned(), refused: None });
+    pub fn shipped() -> Arc<Self> {
+        static FILES: LazyLock<Arc<Files>> = LazyLock::new(|| {
+            let mut files = Files::default();
+            for (file, text) in SHIPPED {
+                if let Ok(service) = read_toml(text) {
+                    files.kept.insert(service.name.clone(), Kept { service, file: file.to_owned(), refused: None });
+                }
             }
-        }
-        files
+            Arc::new(files)
+        });
+        Arc::clone(&FILES)
     }
 
     /// Looks at the files of a place; where the usual one is missing, those that are shipped are in force. Blocks.
@@ -98,7 +102,7 @@ impl Files {
             (found, _) => found.map(Some),
         };
         let next = match found {
-            Ok(None) => Self::shipped(),
+            Ok(None) => Self::clone(&Self::shipped()),
             Ok(Some(names)) => self.read_all(directory, &names, now),
             Err(error) => {
                 // Nobody knows what is in it: everything stays.

@@ -75,7 +75,7 @@ impl Catalogue {
     /// Files that were not looked at yet; what is shipped is in force until then.
     #[must_use]
     pub fn new(place: Place) -> Self {
-        Self { place, files: Arc::new(RwLock::new(Arc::new(Files::shipped()))) }
+        Self { place, files: Arc::new(RwLock::new(Files::shipped())) }
     }
 
     /// The files as they were looked at last.
