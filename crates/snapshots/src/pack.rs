@@ -363,7 +363,7 @@ fn open_stored<'b>(key: &Key, pack: Id, blob: &IndexBlob, sealed: &'b mut [u8]) 
 }
 
 /// Decompresses into memory that is large enough; returns how much it is.
-fn decompress<M: WriteBuf + ?Sized>(stored: &[u8], plain: &mut M) -> io::Result<usize> {
+pub(crate) fn decompress<M: WriteBuf + ?Sized>(stored: &[u8], plain: &mut M) -> io::Result<usize> {
     DECOMPRESSOR.with_borrow_mut(|slot| {
         let decompressor = match slot {
             Some(decompressor) => decompressor,

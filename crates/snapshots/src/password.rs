@@ -54,7 +54,7 @@ impl KeyCost {
     pub(crate) fn log_n(self) -> u8 {
         match self {
             Self::Interactive => 15,
-            Self::Test => 8,
+            Self::Test => 4,
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::id::{Id, SnapshotFileId};
 use crate::index::{Found, IdMap, Index, Origin};
 use crate::memory::{Charge, Shares};
 use crate::node::{Node, NodeKind, decode_tree};
-use crate::pack::{expected_size, open_blob};
+use crate::pack::{decompress, expected_size, open_blob};
 use crate::wire::{BlobKind, IndexFile, SnapshotFile};
 
 /// The largest file that is no pack, unpacked, in bytes: an index of ten million blobs is a third of it.
@@ -23,10 +23,22 @@ const MAX_UNPACKED: u64 = if cfg!(test) { 32 << 20 } else { 4 << 30 };
 /// Files that are looked at one by one in one go because a listing lacks them: beyond, it is believed.
 const MOST_LOOKS: usize = 64;
 
+/// The largest content that is unpacked in one go, in bytes: making room for it costs less than a stream does.
+const SMALL: u64 = 1 << 20;
+
 /// Decompresses a file that is not a pack, as far as memory allows.
 fn unpack(packed: &[u8]) -> std::io::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut plain = Vec::new();
+    let said = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten().filter(|size| *size <= SMALL);
+    if let Some(size) = said.and_then(|size| usize::try_from(size).ok()) {
+        plain.reserve_exact(size);
+        // More than it says is in it, or something is wrong with it: the stream tells.
+        if decompress(packed, &mut plain).is_ok() {
+            return Ok(plain);
+        }
+        plain.clear();
+    }
     let read = zstd::stream::read::Decoder::with_buffer(packed)?.take(MAX_UNPACKED + 1).read_to_end(&mut plain)?;
     if read as u64 > MAX_UNPACKED { Err(std::io::Error::other("unreasonably large")) } else { Ok(plain) }
 }
@@ -380,5 +392,17 @@ mod tests {
         };
         assert!(opened(MAX_UNPACKED).is_ok());
         assert!(matches!(opened(MAX_UNPACKED + 1), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_file_is_unpacked_whether_or_not_it_says_how_much_is_in_it() {
+        let plain = b"the same again and ".repeat(1000);
+        let said = zstd::bulk::compress(&plain, 3).expect("packed");
+        assert_eq!(unpack(&said).expect("says its size"), plain);
+        let unsaid = zstd::encode_all(&plain[..], 3).expect("packed");
+        assert_eq!(unpack(&unsaid).expect("says no size"), plain);
+        let twice = [said.clone(), said.clone()].concat();
+        assert_eq!(unpack(&twice).expect("says the size of its first half"), [&plain[..], &plain].concat());
+        assert!(unpack(&said[..said.len() - 1]).is_err(), "cut off");
     }
 }
