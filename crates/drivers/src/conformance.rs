@@ -249,6 +249,7 @@ macro_rules! for_each_case {
                 empty_fill_holds_what_was_put_in
                 sets_of_a_pod_are_apart
                 set_is_deleted_with_its_permit_only
+                set_of_which_only_the_labels_are_known_is_deleted
                 set_in_use_is_not_deleted
                 absent_set_is_deleted_already
                 set_of_a_missing_image_is_refused

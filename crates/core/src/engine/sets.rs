@@ -25,6 +25,14 @@ pub struct SetSpec {
     pub volumes: Vec<Volume>,
 }
 
+impl SetSpec {
+    /// A set of which only the labels are known, because its pod is in no database: enough to delete it, and for nothing else.
+    #[must_use]
+    pub fn labelled(pod: PodId, number: SetNumber, backend: Backend) -> Self {
+        Self { pod, tenant: TenantId::default_tenant(), number, backend, image: String::new(), volumes: Vec::new() }
+    }
+}
+
 /// What a new set is filled with by the engine itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {

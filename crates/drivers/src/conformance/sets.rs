@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::time::Duration;
 
-use perennial_core::engine::{Effect, EngineError, Fill, MoverChannel, Owned, Presence, SetAccess};
+use perennial_core::engine::{Effect, EngineError, Fill, MoverChannel, Owned, Presence, SetAccess, SetSpec};
 use perennial_core::permit::DeletePermit;
 use perennial_core::spec::Backend;
 
@@ -309,6 +309,52 @@ pub(super) async fn set_is_deleted_with_its_permit_only(fixture: &Fixture) -> Ch
     check!(effect == Effect::Removed, "deleting said {effect:?}");
     let presence = subject.presence(1).await?;
     check!(presence == Presence::Absent, "the deleted set is {presence:?}");
+    Ok(())
+}
+
+/// Of an orphan nothing is known but what the engine lists: that deletes all of it, and nothing beside it.
+pub(super) async fn set_of_which_only_the_labels_are_known_is_deleted(fixture: &Fixture) -> Checked {
+    let (mut subject, id) = Subject::running(fixture).await?;
+    let second = subject.add_set();
+    subject.prepare(second).await?;
+    subject.write(&id, "/srv/mine", "the only copy").await?;
+    let place = match fixture.lacks(Ability::LocalVolumes) {
+        true => None,
+        false => Some(subject.on_host(1, "/srv/mine").await?),
+    };
+    let number_of = |owned: &Owned| match owned {
+        Owned::Set { pod, number, backend } if *pod == subject.pod.id => Some((*number, *backend)),
+        _ => None,
+    };
+    let listed: Vec<_> = subject.engine().list_owned().await?.iter().filter_map(number_of).collect();
+    let Some((number, backend)) = listed.iter().copied().find(|(number, _)| *number == 1) else {
+        return Err(Failure(format!("the set is not listed: {listed:?}")));
+    };
+    check!(backend == fixture.backend, "it is listed as one of {backend:?}");
+    let set = SetSpec::labelled(subject.pod.id, number, backend);
+    let mut purged = subject.pod.clone();
+    purged.tasks = vec![purge_task()];
+    let permit = DeletePermit::purged_set(&purged, number)?;
+    let answer = subject.engine().set_delete(&set, &permit).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "deleting a set that a container refers to");
+    subject.sees(&id, "/srv/mine", "the only copy").await?;
+    subject.remove(&id).await?;
+    let wrong = DeletePermit::purged_set(&purged, second)?;
+    let answer = subject.engine().set_delete(&set, &wrong).await;
+    check!(answer.is_err(), "a permit for another set deleted this one");
+    let effect = subject.engine().set_delete(&set, &permit).await?;
+    check!(effect == Effect::Removed, "deleting said {effect:?}");
+    let presence = subject.presence(number).await?;
+    check!(presence == Presence::Absent, "the deleted set is {presence:?}");
+    if let Some(place) = place {
+        check!(!place.exists(), "{} outlived its set", place.display());
+    }
+    let presence = subject.presence(second).await?;
+    check!(presence == Presence::Whole, "the set beside it is {presence:?}");
+    let left: Vec<_> = subject.engine().list_owned().await?.iter().filter_map(number_of).collect();
+    check!(left == [(second, backend)], "listed are {left:?}");
+    let effect = subject.engine().set_delete(&set, &permit).await?;
+    check!(effect == Effect::Unchanged, "deleting it once more said {effect:?}");
     Ok(())
 }
 

@@ -9,8 +9,7 @@ use perennial_core::engine::{EngineError, Owned, SetSpec};
 use perennial_core::id::PodId;
 use perennial_core::orphans::pod_of;
 use perennial_core::permit::{DeletePermit, Denied};
-use perennial_core::spec::{Backend, TenantId};
-use perennial_core::volume::SetNumber;
+use perennial_core::spec::TenantId;
 use sha2::{Digest as _, Sha256};
 
 use super::{App, Caller, Debugged};
@@ -178,7 +177,10 @@ impl App {
         for thing in &item.orphan.things {
             if let Owned::Set { number, backend, .. } = thing {
                 let permit = DeletePermit::orphaned_set(&noted, *number, &look().await?, now).map_err(denied)?;
-                self.engine.set_delete(&unknown_set(noted.pod, *number, *backend), &permit).await.map_err(failed)?;
+                self.engine
+                    .set_delete(&SetSpec::labelled(noted.pod, *number, *backend), &permit)
+                    .await
+                    .map_err(failed)?;
             }
         }
         Ok(())
@@ -191,11 +193,6 @@ fn unseen(what: &str, error: &EngineError) -> Error {
 
 fn denied(denied: Denied) -> Error {
     Error::conflict("not-permitted", denied.to_string(), "ask for the plan once more")
-}
-
-/// A set of which only the labels are known, which is enough to delete it.
-fn unknown_set(pod: PodId, number: SetNumber, backend: Backend) -> SetSpec {
-    SetSpec { pod, tenant: TenantId::default_tenant(), number, backend, image: String::new(), volumes: Vec::new() }
 }
 
 fn told(things: &[Owned]) -> String {
