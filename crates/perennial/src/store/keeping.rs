@@ -5,10 +5,11 @@
 //! which people are told.
 
 use jiff::{SignedDuration, Timestamp};
-use sqlx::Row as _;
+use perennial_core::cleanup::WINDOW;
+use sqlx::{AnyConnection, Row as _};
 
 use super::read::Select;
-use super::rows::corrupt;
+use super::rows::{corrupt, time};
 use super::{Store, StoreError};
 
 /// So long nobody may have looked.
@@ -47,6 +48,7 @@ impl Store {
         };
         if is_gap {
             until = second.saturating_add(HELD.as_secs());
+            prolong(&mut tx, now).await?;
         }
         // A clock that was set back is not held for what it was ahead.
         until = until.min(second.saturating_add(HELD.as_secs()));
@@ -67,6 +69,14 @@ impl Store {
         let row = self.row(Select::new("SELECT value FROM counters WHERE name = 'held'")).await?;
         Ok(open(row.map_or(Ok(0), |row| row.try_get(0))?, now))
     }
+}
+
+/// The week that orphans are kept after a consent begins anew: by a clock that was behind it may be over at once.
+async fn prolong(tx: &mut AnyConnection, now: Timestamp) -> Result<(), StoreError> {
+    let kept_until = now.checked_add(WINDOW).unwrap_or(Timestamp::MAX);
+    let sql = "UPDATE orphans SET kept_until = $1 WHERE quarantined_at <> '' AND ending = 0 AND kept_until < $1";
+    sqlx::query(sql).bind(time(kept_until)).execute(tx).await?;
+    Ok(())
 }
 
 /// A time that is still to come.

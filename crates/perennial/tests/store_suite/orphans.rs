@@ -82,6 +82,14 @@ async fn an_orphan_ends_or_is_taken_over(database: &Database) {
     change(&store, vec![OrphanChange::Gone(pod(1))], None).await.unwrap();
     assert_eq!(noted(&[], 4).await, []);
 
+    // Somebody works on a pod of that id, perhaps to write it.
+    noted(&[4], 5).await;
+    change(&store, vec![quarantined(4)], None).await.unwrap();
+    store.lease_acquire(pod(4), "another server", at(199), at(201)).await.unwrap().unwrap();
+    assert!(stale(change(&store, vec![OrphanChange::Ending(pod(4), at(200))], None).await));
+    change(&store, vec![OrphanChange::Ending(pod(4), at(201))], None).await.unwrap();
+    change(&store, vec![OrphanChange::Gone(pod(4))], None).await.unwrap();
+
     // Both at once: never both.
     noted(&[5], 5).await;
     change(&store, vec![quarantined(5)], None).await.unwrap();
@@ -93,13 +101,55 @@ async fn an_orphan_ends_or_is_taken_over(database: &Database) {
     assert!(over.is_ok() != ending.is_ok(), "{over:?} {ending:?}");
 }
 
-#[tokio::test]
-async fn an_orphan_ends_or_is_taken_over_on_sqlite() {
-    an_orphan_ends_or_is_taken_over(&Database::sqlite()).await;
+/// By a clock that was weeks behind at the consent, the week would be over as soon as the clock is put right.
+async fn after_a_gap_an_orphan_is_kept_for_a_week_once_more(database: &Database) {
+    let store = database.open().await;
+    change(&store, vec![], Some(new_pod(pod(9)))).await.unwrap();
+    let seen = [1, 2, 3].map(pod).into_iter().collect();
+    store.orphans_note(&seen, at(0)).await.unwrap();
+    store.keeping(at(0)).await.unwrap();
+    change(&store, vec![quarantined(1), quarantined(2)], None).await.unwrap();
+    change(&store, vec![OrphanChange::Ending(pod(2), at(200))], None).await.unwrap();
+    let kept = async || {
+        let noted = store.orphans().await.unwrap();
+        noted.into_iter().map(|noted| noted.quarantine.map(|kept| kept.until)).collect::<Vec<_>>()
+    };
+    let first = Some(at(2) + WINDOW);
+    for (looked, until) in [
+        (30, first),
+        (60, first),
+        // Nobody looked for longer than 36 hours.
+        (97, Some(at(97) + WINDOW)),
+        (500, Some(at(500) + WINDOW)),
+        // Set back: that is no gap, and what is kept for longer stays so.
+        (98, Some(at(500) + WINDOW)),
+        (200, Some(at(500) + WINDOW)),
+    ] {
+        store.keeping(at(looked)).await.unwrap();
+        // One whose end has begun is at its end; to one that nobody consented to, nothing happens at all.
+        assert_eq!(kept().await, [until, first, None], "looked at {looked} h");
+    }
 }
 
-#[tokio::test]
-async fn an_orphan_ends_or_is_taken_over_on_postgres() {
-    let cluster = Cluster::start();
-    an_orphan_ends_or_is_taken_over(&cluster.database("orphans").await).await;
+macro_rules! on_both {
+    ($($case:ident: $sqlite:ident, $postgres:ident;)+) => {
+        $(
+            #[tokio::test]
+            async fn $sqlite() {
+                $case(&Database::sqlite()).await;
+            }
+
+            #[tokio::test]
+            async fn $postgres() {
+                let cluster = Cluster::start();
+                $case(&cluster.database("orphans").await).await;
+            }
+        )+
+    };
+}
+
+on_both! {
+    an_orphan_ends_or_is_taken_over: an_orphan_ends_or_is_taken_over_on_sqlite, an_orphan_ends_or_is_taken_over_on_postgres;
+    after_a_gap_an_orphan_is_kept_for_a_week_once_more: after_a_gap_an_orphan_is_kept_for_a_week_once_more_on_sqlite,
+        after_a_gap_an_orphan_is_kept_for_a_week_once_more_on_postgres;
 }
