@@ -158,11 +158,12 @@ async fn converge(world: &World, scenario: Scenario, before: &Before, backend: B
     world.nobody_reads().await;
     let server = world.server().await;
     let known = server.app.store.pod_ids().await.unwrap();
-    // Twice: a clone waits for its source.
-    for pod in known.iter().chain(&known) {
+    let is_clone = kind_of(scenario) == "clone";
+    // A clone waits for its source.
+    for pod in known.iter().chain(known.iter().filter(|_| is_clone)) {
         server.settle(*pod).await;
     }
-    if kind_of(scenario) == "clone" {
+    if is_clone {
         return converge_clone(world, &server, scenario, before, backend).await;
     }
     let pod = match before.pod.or_else(|| known.first().copied()) {

@@ -193,28 +193,64 @@ async fn p17_sim_many_orphans_are_not_cleaned_up_unless_they_are_named() {
     assert!(matches!(&refused, Error::InvalidInput { field, .. } if field == "pods[1]"), "{refused:?}");
 }
 
-/// A clean-up that fails at any of its calls leaves what the next one finishes, and never a pod that looks whole.
+/// Whatever happens to a clean-up at any of its calls and commits, the next one finishes it; nothing goes before its time.
 #[tokio::test]
-async fn sim_a_clean_up_that_fails_halfway_is_finished_by_the_next() {
-    for (n, site) in ["engine.container_remove", "engine.set_delete"].into_iter().enumerate() {
-        for (m, blow) in [Blow::FailBefore, Blow::LoseAnswer].into_iter().enumerate() {
-            let mut lost = Lost::new(720 + 2 * n as u64 + m as u64, 1).await;
-            let store = lost.other.app.store.clone();
+async fn sim_sweep_a_clean_up_of_orphans_is_finished_by_the_next() {
+    for (step, days) in [(Step::Quarantine, 1), (Step::Delete, 7)] {
+        let prepared = async || {
+            let lost = Lost::new(720, 1).await;
             lost.other.housekeeper().run_due().await;
             lost.days(1).await;
-            assert_eq!(lost.cleaned().await, (Step::Quarantine, Ok(())));
-            lost.days(7).await;
-            lost.other = lost.world.server_on(store.clone(), Arc::new(Striker::at_site(blow, site)));
-            let (step, done) = lost.cleaned().await;
-            assert_eq!((step, done.is_err()), (Step::Delete, true), "{site} {blow:?}: {done:?}");
-            lost.other = lost.world.server_on(store, Arc::new(NoTap));
-            if lost.is_there(lost.pods[0]).await {
-                assert_eq!(lost.cleaned().await, (Step::Delete, Ok(())), "{site} {blow:?}");
+            if step == Step::Delete {
+                assert_eq!(lost.cleaned().await, (Step::Quarantine, Ok(())));
+                lost.days(days).await;
             }
-            assert!(!lost.is_there(lost.pods[0]).await);
-            lost.other.housekeeper().run_due().await;
-            assert_eq!(lost.other.app.store.orphans().await.unwrap(), []);
-            assert_eq!(lost.told().await.last().map(String::as_str), Some("orphan.deleted"), "{site} {blow:?}");
+            lost
+        };
+        // Asks once, of a server that this happens to.
+        let struck = async |blow, at| {
+            let mut lost = prepared().await;
+            let store = lost.other.app.store.clone();
+            let striker = Arc::new(Striker::new(blow, at));
+            lost.other = lost.world.server_on(store.with_tap(Arc::clone(&striker) as _), Arc::clone(&striker) as _);
+            let life = async {
+                if let Ok(told) = lost.asked(&lost.pods[..1], None).await {
+                    let _ = lost.asked(&lost.pods[..1], Some(&told.hash)).await;
+                }
+            };
+            tokio::select! {
+                () = life => {}
+                () = striker.death() => {}
+            }
+            lost.other = lost.world.server_on(store, Arc::new(NoTap));
+            (lost, striker.passed())
+        };
+        let (_, sites) = struck(Blow::Count, usize::MAX - 1).await;
+        assert!(sites.len() >= if step == Step::Delete { 4 } else { 1 }, "{sites:?}");
+        for (at, site) in sites.iter().enumerate() {
+            for blow in [Blow::KillBefore, Blow::KillAfter, Blow::FailBefore, Blow::LoseAnswer] {
+                let (lost, _) = struck(blow, at).await;
+                let case = format!("{step:?}: {blow:?} at {at} ({site})");
+                lost.other.housekeeper().run_due().await;
+                let mut expected = vec!["orphan.quarantined"];
+                if step == Step::Quarantine {
+                    let (next, done) = lost.cleaned().await;
+                    assert!(matches!(next, Step::Quarantine | Step::Keep) && done.is_ok(), "{case}: {next:?} {done:?}");
+                    assert_eq!(lost.world.engine.files(lost.pods[0]).unwrap()["/srv/mine"], b"the only copy", "{case}");
+                } else {
+                    if lost.is_there(lost.pods[0]).await {
+                        assert_eq!(lost.cleaned().await, (Step::Delete, Ok(())), "{case}");
+                    }
+                    assert!(!lost.is_there(lost.pods[0]).await, "{case}");
+                    assert_eq!(lost.other.app.store.orphans().await.unwrap(), [], "{case}");
+                    expected.extend(["orphan.ending", "orphan.deleted"]);
+                }
+                let mut told = lost.told().await;
+                // The end of one that was interrupted begins once more.
+                told.dedup();
+                assert_eq!(told, expected, "{case}");
+                assert_eq!(lost.world.engine.violations(), Vec::<String>::new(), "{case}");
+            }
         }
     }
 }
