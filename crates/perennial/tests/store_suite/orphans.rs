@@ -131,25 +131,24 @@ async fn after_a_gap_an_orphan_is_kept_for_a_week_once_more(database: &Database)
     }
 }
 
-macro_rules! on_both {
-    ($($case:ident: $sqlite:ident, $postgres:ident;)+) => {
-        $(
-            #[tokio::test]
-            async fn $sqlite() {
-                $case(&Database::sqlite()).await;
-            }
-
-            #[tokio::test]
-            async fn $postgres() {
-                let cluster = Cluster::start();
-                $case(&cluster.database("orphans").await).await;
-            }
-        )+
-    };
+#[tokio::test]
+async fn an_orphan_ends_or_is_taken_over_on_sqlite() {
+    an_orphan_ends_or_is_taken_over(&Database::sqlite()).await;
 }
 
-on_both! {
-    an_orphan_ends_or_is_taken_over: an_orphan_ends_or_is_taken_over_on_sqlite, an_orphan_ends_or_is_taken_over_on_postgres;
-    after_a_gap_an_orphan_is_kept_for_a_week_once_more: after_a_gap_an_orphan_is_kept_for_a_week_once_more_on_sqlite,
-        after_a_gap_an_orphan_is_kept_for_a_week_once_more_on_postgres;
+#[tokio::test]
+async fn an_orphan_ends_or_is_taken_over_on_postgres() {
+    let cluster = Cluster::start();
+    an_orphan_ends_or_is_taken_over(&cluster.database("orphans").await).await;
+}
+
+#[tokio::test]
+async fn after_a_gap_an_orphan_is_kept_for_a_week_once_more_on_sqlite() {
+    after_a_gap_an_orphan_is_kept_for_a_week_once_more(&Database::sqlite()).await;
+}
+
+#[tokio::test]
+async fn after_a_gap_an_orphan_is_kept_for_a_week_once_more_on_postgres() {
+    let cluster = Cluster::start();
+    after_a_gap_an_orphan_is_kept_for_a_week_once_more(&cluster.database("orphans").await).await;
 }
