@@ -13,9 +13,11 @@ mod programs;
 mod sets;
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::health::{Answer, Probe};
 use crate::id::PodId;
 use crate::permit::DeletePermit;
 use crate::pod::PinnedImage;
@@ -263,6 +265,12 @@ pub trait Engine: Send + Sync {
         program: &Program,
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError>;
+
+    /// Asks a running container whether its program works, within this time. Safe to repeat as far as a program that it runs is.
+    ///
+    /// Only the container's own address is connected to, and no redirect is followed. [`Answer::Unasked`] where it cannot be reached
+    /// from here; a container that does not run, or is frozen, is a [`EngineError::Conflict`].
+    async fn container_probe(&self, id: &str, probe: &Probe, within: Duration) -> Result<Answer, EngineError>;
 
     /// Reads what the container's program wrote, output and error output in one. It is kept with the container, whether it
     /// runs or not, as long as the engine keeps it; what programs beside it say is not among it.

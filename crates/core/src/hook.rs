@@ -91,6 +91,26 @@ pub struct HookRun {
     pub problem: Option<String>,
 }
 
+/// Checks a program that is run beside a pod's own.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for `field`.
+pub(crate) fn check_command(field: &str, command: &[String]) -> Result<(), Error> {
+    let bytes: usize = command.iter().map(String::len).sum();
+    let program = command.first().is_some_and(|program| !program.is_empty());
+    if !program || command.len() > WORDS_MAX || bytes > COMMAND_MAX {
+        return Err(Error::invalid(
+            field,
+            "is empty or too long",
+            format!("write the program and its arguments, at most {WORDS_MAX} words and {COMMAND_MAX} bytes"),
+        ));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(Error::invalid(field, "contains a NUL", "leave it out"));
+    }
+    Ok(())
+}
+
 impl Hooks {
     /// Checks every field.
     ///
@@ -113,18 +133,7 @@ impl Hooks {
 
 impl Hook {
     fn validate(&self, field: &str) -> Result<(), Error> {
-        let bytes: usize = self.command.iter().map(String::len).sum();
-        let program = self.command.first().is_some_and(|program| !program.is_empty());
-        if !program || self.command.len() > WORDS_MAX || bytes > COMMAND_MAX {
-            return Err(Error::invalid(
-                format!("{field}.command"),
-                "is empty or too long",
-                format!("write the program and its arguments, at most {WORDS_MAX} words and {COMMAND_MAX} bytes"),
-            ));
-        }
-        if self.command.iter().any(|word| word.contains('\0')) {
-            return Err(Error::invalid(format!("{field}.command"), "contains a NUL", "leave it out"));
-        }
+        check_command(&format!("{field}.command"), &self.command)?;
         if let Some(user) = &self.user {
             check_user(&format!("{field}.user"), user)?;
         }

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod engine;
 pub mod error;
 pub mod fault;
+pub mod health;
 pub mod hook;
 pub mod id;
 pub mod operation;

@@ -133,6 +133,7 @@ impl PlanOf {
             privilege_escalation,
             snapshots,
             hooks,
+            health,
         } = before;
         let fields = [
             ("image", *image != after.image),
@@ -153,6 +154,7 @@ impl PlanOf {
             ("privilegeEscalation", *privilege_escalation != after.privilege_escalation),
             ("snapshots", *snapshots != after.snapshots),
             ("hooks", *hooks != after.hooks),
+            ("health", *health != after.health),
         ];
         let changed = fields.iter().find(|(_, differs)| *differs).map(|(field, _)| (*field).to_owned());
         let variable = || self.env.iter().find(|name| env.get(*name) != after.env.get(*name));
@@ -180,6 +182,7 @@ fn repository(image: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::{HealthCheck, Probe};
     use crate::spec::{Backend, OnStop, PortSpec, PrivilegeEscalation, Profile};
 
     fn path() -> PlanPath {
@@ -211,7 +214,7 @@ mod tests {
         assert_eq!(of.check(&spec, &more), Ok(()));
         assert_eq!(of.check(&more, &spec), Ok(()), "and be taken back");
         type Change = fn(&mut PodSpec);
-        let changes: [(&str, Change); 19] = [
+        let changes: [(&str, Change); 20] = [
             ("backend", |s| s.backend = Some(Backend::Engine)),
             ("image", |s| s.image = "other".to_owned()),
             ("command", |s| s.command = Some(vec!["sh".to_owned()])),
@@ -230,6 +233,7 @@ mod tests {
             ("stopTimeout", |s| s.stop_timeout = 99),
             ("onStop", |s| s.on_stop = OnStop::Pause),
             ("privilegeEscalation", |s| s.privilege_escalation = PrivilegeEscalation::Allowed),
+            ("health", |s| s.health = Some(HealthCheck::of(Probe::Tcp { port: 80 }))),
             ("snapshots", |s| s.snapshots.schedule = Some("0 3 * * *".to_owned())),
         ];
         for (field, change) in changes {

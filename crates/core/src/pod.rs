@@ -4,6 +4,7 @@
 
 use jiff::Timestamp;
 
+use crate::health::{Health, HealthState, Verdict};
 use crate::hook::OwedHook;
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
@@ -304,6 +305,10 @@ pub enum ConditionKind {
     DiskLimitAdvisory,
     /// The hook that ends what another began failed.
     HookFailed,
+    /// It runs and does not answer its health check.
+    Unhealthy,
+    /// Its health check cannot be asked.
+    HealthUnknown,
 }
 
 impl ConditionKind {
@@ -325,6 +330,8 @@ impl ConditionKind {
             Self::SnapshotFailed => "SnapshotFailed",
             Self::DiskLimitAdvisory => "DiskLimitAdvisory",
             Self::HookFailed => "HookFailed",
+            Self::Unhealthy => "Unhealthy",
+            Self::HealthUnknown => "HealthUnknown",
         }
     }
 }
@@ -388,6 +395,8 @@ pub struct Pod {
     pub hook: Option<OwedHook>,
     /// Why the pod may still be as its `before` hook left it; cleared by the next `after` that succeeds.
     pub hook_failed: Option<Problem>,
+    /// What was found out about its health; `None`: nothing yet about a run that goes on.
+    pub health: Option<Health>,
     /// How often its data was thrown away on request.
     pub resets: Resets,
     /// What is seen: a cache for people.
@@ -465,6 +474,7 @@ impl Pod {
             snapshot_failed: None,
             hook: None,
             hook_failed: None,
+            health: None,
             resets: Resets::default(),
             phase: Phase::Creating,
             conditions: Vec::new(),
@@ -472,6 +482,28 @@ impl Pod {
             updated_at: now,
             version: 0,
         }
+    }
+
+    /// How its health is shown; `None` when nobody asks for it.
+    #[must_use]
+    pub fn health_state(&self) -> Option<HealthState> {
+        self.spec.health.as_ref()?;
+        let runs = matches!(self.phase, Phase::Creating | Phase::Starting | Phase::Running);
+        if self.desired != Desired::Running || !runs {
+            return Some(HealthState::Unknown);
+        }
+        Some(match self.health.as_ref().map(|health| health.verdict) {
+            None => HealthState::Starting,
+            Some(Verdict::Healthy) => HealthState::Healthy,
+            Some(Verdict::Unhealthy | Verdict::GivenUp) => HealthState::Unhealthy,
+            Some(Verdict::Unasked) => HealthState::Unknown,
+        })
+    }
+
+    /// Whether it may be asked for its health now: it is to run, and nothing else is done with it.
+    #[must_use]
+    pub fn may_be_asked(&self) -> bool {
+        self.desired == Desired::Running && self.goal.is_none() && self.tasks.is_empty() && self.hook.is_none()
     }
 
     /// The set with this number.

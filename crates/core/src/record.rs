@@ -5,6 +5,7 @@
 
 use jiff::Timestamp;
 
+use crate::health::{Found, Health, RESTARTS_MAX, Verdict, told};
 use crate::hook::OwedHook;
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
@@ -13,6 +14,9 @@ use crate::pod::{
 };
 use crate::snapshot::{Snapshot, WriterStamp};
 use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
+
+/// The event of a pod that was found not to answer its health check: once, until it answers again.
+pub const POD_UNHEALTHY: &str = "pod.unhealthy";
 
 /// One fact about a pod that has to be remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,13 @@ pub enum Record {
         code: Option<i64>,
         /// Whether the kernel ended it for memory.
         oom: bool,
+    },
+    /// Something new was found out about the health of a run.
+    Health {
+        /// Which run.
+        run: WriterStamp,
+        /// What.
+        found: Found,
     },
     /// The container has run for long enough to forget earlier crashes.
     Stable,
@@ -196,6 +207,7 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::Forked(_)
         | Record::ForkedElsewhere(_)
         | Record::SourceReplaced(_) => apply_to_data(pod, record, now),
+        Record::Health { run, found } => apply_to_health(pod, run, found, now),
         Record::HookOwed(_) | Record::HookTried | Record::HookSettled(_) => apply_to_hook(pod, record),
         Record::RestartBegan(_)
         | Record::TaskDone
@@ -361,10 +373,12 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
         }
         Record::ContainerGone => {
             pod.container = None;
+            run_is_over(pod);
             event("pod.container-removed", "container removed")
         }
         Record::ContainerLost => {
             pod.container = None;
+            run_is_over(pod);
             pod.crash.last = None;
             let captured_at = pod.layer.as_ref().map(|l| l.captured_at);
             pod.layer_gap = pod.keeps_layer().then_some(LayerGap { captured_at, lost_at: now });
@@ -372,20 +386,15 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
         }
         Record::StoppedRun(stamp) => {
             pod.crash.last = Some(stamp.clone());
+            run_is_over(pod);
             let mut consequences = stopped(pod);
             consequences.event = Some(("pod.container-stopped", "container stopped".to_owned()));
             consequences
         }
         Record::Crashed { stamp, code, oom } => {
-            let count = pod.crash.count + 1;
-            let delay = jiff::SignedDuration::from_secs(crash_delay_seconds(count));
-            pod.crash = CrashLoop {
-                count,
-                last: Some(stamp.clone()),
-                exit_code: *code,
-                oom: *oom,
-                not_before: now.checked_add(delay).ok(),
-            };
+            run_is_over(pod);
+            count_crash(&mut pod.crash, now);
+            pod.crash = CrashLoop { last: Some(stamp.clone()), exit_code: *code, oom: *oom, ..pod.crash.clone() };
             let cause = if *oom { " for lack of memory" } else { "" };
             let code = code.map_or_else(|| "an unknown exit code".to_owned(), |c| format!("exit code {c}"));
             event("pod.crashed", format!("the pod's program ended by itself{cause} with {code}; it is started again"))
@@ -400,6 +409,52 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
             Consequences::default()
         }
         _ => Consequences::default(),
+    }
+}
+
+/// One more in a row; the next start waits for longer.
+fn count_crash(crash: &mut CrashLoop, now: Timestamp) {
+    crash.count = crash.count.saturating_add(1);
+    let delay = jiff::SignedDuration::from_secs(crash_delay_seconds(crash.count));
+    crash.not_before = now.checked_add(delay).ok();
+}
+
+/// What was known of the health of a run ends with it; that the pod is ill stays until it answers, or is not to run any more.
+fn run_is_over(pod: &mut Pod) {
+    let runs_on = pod.desired == Desired::Running;
+    pod.health = pod.health.take().filter(|health| health.verdict.is_ill() && runs_on);
+}
+
+fn apply_to_health(pod: &mut Pod, run: &WriterStamp, found: &Found, now: Timestamp) -> Consequences {
+    let ill_since = pod.health.as_ref().filter(|health| health.verdict.is_ill()).map(|health| health.since);
+    let last = pod.health.take().and_then(|health| health.problem);
+    let health = |verdict, problem| Health { verdict, run: run.clone(), since: now, problem };
+    match found {
+        Found::Works => {
+            pod.health = Some(health(Verdict::Healthy, last));
+            ill_since.map_or_else(Consequences::default, |since| {
+                event("pod.healthy", format!("the pod answers its health check again; it did not since {since}"))
+            })
+        }
+        Found::Unknown(why) => {
+            pod.health = Some(health(Verdict::Unasked, Some(told(why))));
+            Consequences::default()
+        }
+        Found::Fails(why) => {
+            let why = told(why);
+            let given_up = pod.crash.count >= RESTARTS_MAX;
+            let (verdict, follows) = if given_up {
+                (Verdict::GivenUp, "restarts did not help, so it is left as it is")
+            } else {
+                count_crash(&mut pod.crash, now);
+                (Verdict::Unhealthy, "it is restarted")
+            };
+            pod.health = Some(Health { since: ill_since.unwrap_or(now), ..health(verdict, Some(why.clone())) });
+            // Whoever is written to is told once, however often it is tried.
+            let (kind, still) =
+                if ill_since.is_some() { ("pod.still-unhealthy", "still ") } else { (POD_UNHEALTHY, "") };
+            event(kind, format!("the pod {still}does not answer its health check ({why}); {follows}"))
+        }
     }
 }
 
@@ -539,6 +594,10 @@ fn apply_to_work(pod: &mut Pod, record: &Record) -> Consequences {
         Record::RestartBegan(stamp) => {
             if let Some(Task { work: Work::Restart { before }, .. }) = pod.tasks.first_mut() {
                 *before = Some(stamp.clone());
+            }
+            // Somebody did something about it, so restarts may help again.
+            if pod.health.as_ref().is_some_and(|health| health.verdict.is_ill()) {
+                pod.crash.count = 0;
             }
             Consequences::default()
         }

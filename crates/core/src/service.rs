@@ -19,18 +19,11 @@ use crate::hook::Hooks;
 use crate::schedule::SnapshotRules;
 use crate::spec::{DeclaredVolume, OnStop, PodSpec, PortSpec, PrivilegeEscalation, Profile, Resources, check_label};
 
+pub use crate::health::{HEALTH_INTERVAL, HEALTH_RETRIES, HEALTH_START_PERIOD, HEALTH_TIMEOUT, HealthCheck, Probe};
 pub use mistakes::{Mistake, looks_secret};
 
 /// Most plans of a service.
 pub const PLANS_MAX: usize = 50;
-/// Seconds between two health checks when a plan does not say.
-pub const HEALTH_INTERVAL: u32 = 30;
-/// Seconds a health check may take when a plan does not say.
-pub const HEALTH_TIMEOUT: u32 = 10;
-/// Health checks in a row that have to fail when a plan does not say.
-pub const HEALTH_RETRIES: u32 = 3;
-/// Seconds after a start in which a failed health check means nothing, when a plan does not say.
-pub const HEALTH_START_PERIOD: u32 = 60;
 
 /// A service's name, unique in the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -250,43 +243,6 @@ impl Alphabet {
     }
 }
 
-/// How one finds out whether a pod works.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// What is asked.
-    pub probe: Probe,
-    /// Seconds between two questions.
-    pub interval: u32,
-    /// Seconds an answer may take.
-    pub timeout: u32,
-    /// Questions in a row that have to fail.
-    pub retries: u32,
-    /// Seconds after a start in which a failure means nothing.
-    pub start_period: u32,
-}
-
-/// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe {
-    /// A page that answers with 200 to 399.
-    Http {
-        /// Port in the container.
-        port: u16,
-        /// Path with its query.
-        path: String,
-    },
-    /// A port that takes a connection.
-    Tcp {
-        /// Port in the container.
-        port: u16,
-    },
-    /// A program in the container that ends with 0.
-    Exec {
-        /// The program and its arguments; no shell is involved.
-        command: Vec<String>,
-    },
-}
-
 impl Service {
     /// The plan of this name.
     #[must_use]
@@ -323,6 +279,7 @@ impl Plan {
             privilege_escalation: self.privilege_escalation,
             snapshots: self.snapshots.clone(),
             hooks: self.hooks.clone(),
+            health: self.health.clone(),
             ..unplanned
         }
     }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
+use crate::health::HealthCheck;
 use crate::hook::Hooks;
 use crate::planned::{PlanOf, SecretText};
 use crate::schedule::SnapshotRules;
@@ -145,6 +146,8 @@ pub struct PodSpec {
     pub snapshots: SnapshotRules,
     /// What the pod runs around the freeze of a snapshot.
     pub hooks: Hooks,
+    /// How one finds out whether the pod works; `None`: nobody asks.
+    pub health: Option<HealthCheck>,
 }
 
 /// Limits of a pod; `None` is no limit of that kind.
@@ -290,6 +293,7 @@ impl PodSpec {
             privilege_escalation: PrivilegeEscalation::Denied,
             snapshots: SnapshotRules::default(),
             hooks: Hooks::default(),
+            health: None,
         }
     }
 
@@ -304,7 +308,8 @@ impl PodSpec {
         self.validate_volumes()?;
         self.validate_ports()?;
         self.snapshots.validate()?;
-        self.hooks.validate()
+        self.hooks.validate()?;
+        self.health.as_ref().map_or(Ok(()), HealthCheck::validate)
     }
 
     fn validate_image(&self) -> Result<(), Error> {

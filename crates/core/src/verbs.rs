@@ -504,11 +504,14 @@ pub fn patch(pod: &Pod, spec: PodSpec, now: Timestamp) -> Result<Option<Pod>, Er
     let present = &pod.spec;
     let resources = Resources { disk: present.resources.disk, ..spec.resources };
     let (snapshots, hooks, plan) = (present.snapshots.clone(), present.hooks.clone(), present.plan.clone());
-    let same_container = PodSpec { snapshots, hooks, plan, resources, ..spec.clone() } == *present;
+    let health = present.health.clone();
+    let same_container = PodSpec { snapshots, hooks, health, plan, resources, ..spec.clone() } == *present;
     let spec_generation = pod.spec_generation + u64::from(!same_container);
     // A new schedule begins now; times that it would have had before are not made up.
     let scheduled_until = if spec.snapshots == pod.spec.snapshots { pod.scheduled_until } else { Some(now) };
-    Ok(Some(Pod { spec, spec_generation, scheduled_until, updated_at: now, ..pod.clone() }))
+    // What was answered to another question says nothing about this one.
+    let health = pod.health.clone().filter(|_| spec.health == pod.spec.health);
+    Ok(Some(Pod { spec, spec_generation, scheduled_until, health, updated_at: now, ..pod.clone() }))
 }
 
 /// The pod, so that whatever is in work on it leads to rest, also when it fails or is cancelled.

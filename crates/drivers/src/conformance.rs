@@ -23,6 +23,7 @@
 mod abilities;
 mod containers;
 mod data;
+mod health;
 mod images;
 mod logs;
 mod outside;
@@ -139,6 +140,8 @@ pub struct Fixture {
     pub talking: Vec<String>,
     /// What is run in a container beside its own program.
     pub programs: Programs,
+    /// A command that serves a page `/motd` at port 8080, and runs until it is killed.
+    pub serves: Vec<String>,
     /// A file of the image in a standard volume.
     pub seeded_file: String,
     /// Every file of some directory of the image in a standard volume.
@@ -279,6 +282,10 @@ macro_rules! for_each_case {
                 program_that_leaves_others_behind_has_ended
                 program_that_cannot_be_started_is_rejected
                 program_needs_a_container_that_runs;
+            health:
+                program_tells_whether_a_pod_works
+                page_and_port_tell_whether_a_pod_works
+                container_that_does_not_run_is_not_asked;
             logs:
                 logs_hold_what_the_container_wrote
                 logs_are_followed_until_the_run_ends

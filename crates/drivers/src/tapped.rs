@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use perennial_core::engine::{
@@ -13,6 +14,7 @@ use perennial_core::engine::{
     LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, Still, VolumeUsage,
 };
 use perennial_core::fault::{Moment, Tap, Verdict};
+use perennial_core::health::{Answer, Probe};
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
@@ -174,6 +176,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError> {
         self.through("engine.container_rejoin", self.inner.container_rejoin(id, program, progress)).await
+    }
+
+    async fn container_probe(&self, id: &str, probe: &Probe, within: Duration) -> Result<Answer, EngineError> {
+        self.through("engine.container_probe", self.inner.container_probe(id, probe, within)).await
     }
 
     async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError> {

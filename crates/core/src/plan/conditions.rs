@@ -1,6 +1,7 @@
 //! What is shown: the phase, and what is worth knowing.
 
 use super::{Action, Finding, Input, Next};
+use crate::health::{RESTARTS_MAX, Verdict};
 use crate::operation::Problem;
 use crate::pod::{ConditionKind, Desired, LayerGap, Phase, Pod, Retry, Work};
 use crate::spec::Profile;
@@ -25,13 +26,18 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
             Some(code) => code.to_string(),
             None => "unknown".to_owned(),
         };
+        let ill = if is_ill(pod) { ", or was restarted because it did not answer," } else { "" };
         add(
             &mut found,
             ConditionKind::CrashLoop,
             reason,
-            format!("its program ended by itself {} times in a row, last with exit code {code}{next}", pod.crash.count),
+            format!(
+                "its program ended by itself{ill} {} times in a row, last with exit code {code}{next}",
+                pod.crash.count
+            ),
         );
     }
+    found.extend(health(pod));
     if let Some(container) = &input.observed.container
         && container.is_live()
         && container.spec_generation != pod.spec_generation
@@ -82,6 +88,36 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
         );
     }
     found
+}
+
+fn is_ill(pod: &Pod) -> bool {
+    pod.health.as_ref().is_some_and(|health| health.verdict.is_ill())
+}
+
+/// What is wrong with a pod that is to run, as far as its health check tells.
+fn health(pod: &Pod) -> Option<Finding> {
+    let health = pod.health.as_ref().filter(|_| pod.desired == Desired::Running && pod.spec.health.is_some())?;
+    let why = health.problem.as_deref().unwrap_or("no reason is known");
+    let (kind, reason, message) = match health.verdict {
+        Verdict::Healthy => return None,
+        Verdict::Unhealthy => (
+            ConditionKind::Unhealthy,
+            "health-check-failed",
+            format!("it does not answer its health check since {}: {why}; it is restarted", health.since),
+        ),
+        Verdict::GivenUp => (
+            ConditionKind::Unhealthy,
+            "health-check-failed",
+            format!(
+                "it does not answer its health check since {}: {why}; {RESTARTS_MAX} restarts did not help, so it is left as it is",
+                health.since
+            ),
+        ),
+        Verdict::Unasked => {
+            (ConditionKind::HealthUnknown, "cannot-be-asked", format!("nobody knows whether it works: {why}"))
+        }
+    };
+    Some(Finding { kind, reason, message })
 }
 
 /// Told of a running pod only: what its file system can do is seen when it was asked to.

@@ -2,6 +2,7 @@
 
 use super::{Action, Input, Next, compose, data_problem, leftovers, problem};
 use crate::engine::{ContainerState, ObservedContainer, Presence};
+use crate::health::Verdict;
 use crate::pod::ReadyContainer;
 use crate::record::Record;
 use crate::volume::{Origin, SetState, VolumeSet};
@@ -101,6 +102,10 @@ fn with_container(input: &Input<'_>, set: &VolumeSet, container: &ObservedContai
             if set.marked != set.attached {
                 return Next::Act(Action::Record(Record::Started { set: set.number }));
             }
+            // Ended by us, and the server died before it could say so.
+            if pod.health.as_ref().is_some_and(|health| health.ends(&container.stamp())) {
+                return Next::Act(Action::Record(Record::StoppedRun(container.stamp())));
+            }
             Next::Act(Action::Record(Record::Crashed { stamp: container.stamp(), code: *code, oom: *oom }))
         }
         ContainerState::Created | ContainerState::Exited { .. } => ended(input, set, container),
@@ -145,8 +150,14 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if pod.goal.is_some() {
         return Next::Settled { wake: None };
     }
+    if pod.may_be_asked() && pod.health.as_ref().is_some_and(|health| health.ends(&container.stamp())) {
+        return Next::Act(Action::Stop { container: container.id.clone() });
+    }
     let stable = container.started_at.and_then(|t| t.checked_add(input.policy.stable_after).ok());
-    let stable = stable.filter(|_| pod.crash.count > 0);
+    // One that is ill, or has not answered yet, has proven nothing by going on.
+    let trusted = pod.spec.health.is_none()
+        || pod.health.as_ref().is_some_and(|h| matches!(h.verdict, Verdict::Healthy | Verdict::Unasked));
+    let stable = stable.filter(|_| pod.crash.count > 0 && trusted);
     if stable.is_some_and(|t| t <= input.now) {
         return Next::Act(Action::Record(Record::Stable));
     }

@@ -1,6 +1,6 @@
 //! Everything that is wrong with a service.
 
-use super::{EnvValue, HealthCheck, PLANS_MAX, Plan, Probe, Secret, Service};
+use super::{EnvValue, HealthCheck, PLANS_MAX, Plan, Secret, Service};
 use crate::error::Error;
 use crate::hook::{Hook, Hooks, TIMEOUT_DEFAULT};
 use crate::retention::Keep;
@@ -17,12 +17,6 @@ const ENV_MAX: usize = 256;
 const PORTS_MAX: usize = 64;
 /// Lengths of a secret, in characters: with 16 digits nobody guesses it, and few programs take more than 256.
 const SECRET_LENGTH: std::ops::RangeInclusive<u32> = 16..=256;
-/// Longest time between two health checks, in seconds: one day.
-const INTERVAL_MAX: u32 = 86_400;
-/// Most health checks in a row that have to fail.
-const RETRIES_MAX: u32 = 100;
-/// Longest time after a start in which a failed health check means nothing, in seconds: one hour.
-const START_PERIOD_MAX: u32 = 3600;
 /// Last words of names of variables that hold secrets.
 const SECRET_WORDS: [&str; 11] =
     ["PASSWORD", "PASSWD", "PASSPHRASE", "PASS", "PWD", "SECRET", "TOKEN", "KEY", "APIKEY", "CREDENTIALS", "SALT"];
@@ -254,45 +248,8 @@ impl Looking<'_> {
     }
 
     fn health(&mut self) {
-        let Some(HealthCheck { probe, interval, timeout, retries, start_period }) = &self.plan.health else { return };
-        let (kind, port) = match probe {
-            Probe::Http { port, path } => {
-                let plain = |c: char| c.is_ascii_graphic();
-                if !path.starts_with('/') || path.len() > 1024 || !path.chars().all(plain) {
-                    let problem = format!("{} is no path of a page", shown(path));
-                    self.wrong("health.http.path", problem, "write one that begins with /, such as /healthz");
-                }
-                ("http", Some(*port))
-            }
-            Probe::Tcp { port } => ("tcp", Some(*port)),
-            Probe::Exec { command } => {
-                let before = self.found.len();
-                self.alone(|spec| spec.command = Some(command.clone()));
-                for mistake in &mut self.found[before..] {
-                    mistake.field = format!("{}.health.exec.command", self.place);
-                    "write a program of the image and its arguments".clone_into(&mut mistake.hint);
-                }
-                ("exec", None)
-            }
-        };
-        if port == Some(0) {
-            self.wrong(&format!("health.{kind}.port"), "0 is not a port", "use 1 to 65535");
-        }
-        for (field, value, least, most) in [
-            ("interval", *interval, 1, INTERVAL_MAX),
-            ("timeout", *timeout, 1, INTERVAL_MAX),
-            ("retries", *retries, 1, RETRIES_MAX),
-            ("startPeriod", *start_period, 0, START_PERIOD_MAX),
-        ] {
-            if !(least..=most).contains(&value) {
-                let seconds = if field == "retries" { "" } else { " seconds" };
-                let hint = format!("use {least} to {most}{seconds}");
-                self.wrong(&format!("health.{field}"), format!("{value}{seconds} is out of range"), hint);
-            }
-        }
-        if timeout > interval {
-            let problem = format!("{timeout} seconds is longer than the interval of {interval}");
-            self.wrong("health.timeout", problem, "make it at most the interval, so that questions do not overlap");
+        for unfit in self.plan.health.iter().flat_map(HealthCheck::mistakes) {
+            self.wrong(&unfit.field, unfit.problem, unfit.hint);
         }
     }
 

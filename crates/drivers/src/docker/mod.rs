@@ -16,6 +16,7 @@
 //! | `writers` | who else has a set |
 //! | `spec`, `container` | a pod's container |
 //! | `program` | what is run in it beside its own program |
+//! | `health` | whether its own program works |
 //! | `logs` | what its own program wrote |
 //! | `network`, `firewall` | tenants apart from each other and from the host |
 //! | `observe`, `watch`, `layer` | what is seen |
@@ -29,6 +30,7 @@ mod copying;
 mod firewall;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod health;
 mod image;
 mod labels;
 mod layer;
@@ -60,6 +62,7 @@ mod writers;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::Docker;
@@ -67,6 +70,7 @@ use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
     LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, Still, VolumeUsage,
 };
+use perennial_core::health::{Answer, Probe};
 use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
@@ -435,6 +439,10 @@ impl Engine for DockerEngine {
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError> {
         self.rejoin_program(id, program, progress).await
+    }
+
+    async fn container_probe(&self, id: &str, probe: &Probe, within: Duration) -> Result<Answer, EngineError> {
+        self.health_probe(id, probe, within).await
     }
 
     async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError> {

@@ -128,7 +128,7 @@ impl DockerEngine {
         Ok(last.map(|end| Ran { end, output: String::new(), lasted: began.elapsed() }))
     }
 
-    async fn running(&self, id: &str) -> Result<Seen, EngineError> {
+    pub(super) async fn running(&self, id: &str) -> Result<Seen, EngineError> {
         let seen = self.ours(id).await?;
         if seen.status == ContainerStateStatusEnum::RUNNING {
             return Ok(seen);
@@ -325,14 +325,24 @@ fn goes_on(seen: &ExecInspectResponse, program: &Program) -> bool {
 /// Signals the group of a process of this host that is the container's own; answers whether it was one.
 async fn signal_group(container: &str, pid: i64, signal: Signal) -> bool {
     let container = container.to_owned();
-    let signalled = blocking(move || {
-        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
-        // The engine may be another host's, whose numbers mean something else here.
-        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).unwrap_or_default();
-        // The runtime makes what it starts the leader of a group.
-        Ok(groups.contains(&container) && kill_process_group(pid, signal).is_ok())
-    });
+    // The runtime makes what it starts the leader of a group.
+    let signalled =
+        blocking(move || Ok(of_this_host(&container, pid).is_some_and(|pid| kill_process_group(pid, signal).is_ok())));
     signalled.await.unwrap_or(false)
+}
+
+/// Whether a process of a container is one of this host.
+pub(super) async fn is_of_this_host(container: &str, pid: i64) -> bool {
+    let container = container.to_owned();
+    blocking(move || Ok(of_this_host(&container, pid).is_some())).await.unwrap_or(false)
+}
+
+/// The process of this host that is the container's own; `None` when there is none of this number. The engine may be another
+/// host's, whose numbers mean something else here.
+fn of_this_host(container: &str, pid: i64) -> Option<Pid> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).unwrap_or_default();
+    groups.contains(container).then_some(pid)
 }
 
 /// A program or a user that is not there is the hook's fault; engines answer with different numbers to that.

@@ -1,12 +1,14 @@
 //! The engine trait: each method is one [`SimEngine::call`] around what the other files do.
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use perennial_core::engine::{
     Capabilities, ChangeSink, ContainerSpec, Copying, Effect, Engine, EngineError, Fill, LayerAccess, LogRange,
     LogReader, MoverChannel, ObservedPod, Owned, Program, Ran, SetAccess, SetSpec, Still, VolumeUsage,
 };
+use perennial_core::health::{Answer, Probe};
 use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
@@ -157,6 +159,10 @@ impl Engine for SimEngine {
         progress: &Progress,
     ) -> Result<Option<Ran>, EngineError> {
         self.program_rejoin(id, program, progress).await
+    }
+
+    async fn container_probe(&self, id: &str, probe: &Probe, within: Duration) -> Result<Answer, EngineError> {
+        self.health_probe(id, probe, within).await
     }
 
     async fn container_logs(&self, id: &str, range: LogRange) -> Result<Box<dyn LogReader>, EngineError> {

@@ -1,7 +1,7 @@
 //! What a container without processes is: a record, a state, and a directory for what it changes outside volumes.
 //!
 //! Each lies at `containers/<id>/`: `container.json` and `layer`. What its command would do is read from its text:
-//! `trap '' TERM` ignores the request to stop, a last word `exit N` ends at once with that code, and `echo TEXT` says it when
+//! `-p PORT` listens, `trap '' TERM` ignores the request to stop, a last word `exit N` ends at once with that code, and `echo TEXT` says it when
 //! the container starts.
 
 use std::fs;
@@ -90,6 +90,8 @@ pub(super) struct Container {
     pub behaviour: Behaviour,
     #[serde(default)]
     pub says: Vec<String>,
+    #[serde(default)]
+    pub listens: Vec<u16>,
     pub layer: Layer,
     pub life: Life,
     pub started_at: Option<Timestamp>,
@@ -166,6 +168,14 @@ pub(super) fn says(spec: &ContainerSpec) -> Vec<String> {
     let commands = words(spec).flat_map(|word| word.split(';'));
     let said = commands.filter_map(|command| command.trim().strip_prefix("echo "));
     said.map(|text| text.trim_end_matches(">&2").trim().to_owned()).collect()
+}
+
+/// The ports that a server of it would take connections at.
+pub(super) fn listens(spec: &ContainerSpec) -> Vec<u16> {
+    let text = words(spec).cloned().collect::<Vec<_>>().join(" ");
+    let rests = text.split(" -p ").skip(1);
+    let number = |rest: &str| rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|port| port.parse().ok());
+    rests.filter_map(number).collect()
 }
 
 pub(super) fn behaviour(spec: &ContainerSpec) -> Behaviour {

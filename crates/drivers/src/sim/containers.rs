@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::container::{
     Behaviour, Container, ForeignKind, KILLED, Layer, Life, Mount, RECORD, SetKind, Starter, TERMINATED, behaviour,
-    says,
+    listens, says,
 };
 use super::faults::Fate;
 use super::sets::{ENGINE_FILES, Marker, Progress};
@@ -184,6 +184,7 @@ impl Shared {
                 .collect(),
             behaviour: behaviour(wanted),
             says: says(wanted),
+            listens: listens(wanted),
             layer: if runtime.root_changes { Layer::Visible } else { Layer::Hidden },
             life: Life::Created,
             started_at: None,

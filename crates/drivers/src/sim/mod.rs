@@ -26,6 +26,7 @@
 //! | `faults` | seeded misfortune |
 //! | `mover` | a thread in a mover's place |
 //! | `programs` | what is run in a container beside its own program |
+//! | `health` | whether its own program works |
 //! | `output` | what its own program says |
 //! | `records` | violations and deletions |
 //! | `hands` | what a pod, an administrator and fate do from outside |
@@ -36,6 +37,7 @@ mod container;
 mod containers;
 mod faults;
 mod hands;
+mod health;
 mod images;
 mod mover;
 mod output;
@@ -61,6 +63,7 @@ use tokio::sync::mpsc::UnboundedSender;
 pub use clock::VirtualClock;
 pub use faults::{Delay, Faults};
 pub use hands::{Cause, HandError};
+pub use health::Ailment;
 pub use images::SimImage;
 pub use mover::SimMover;
 pub use records::{Deleted, Deletion};
@@ -147,6 +150,8 @@ struct State {
     begun: u64,
     said: output::Said,
     quiesced: BTreeSet<PodId>,
+    ailments: BTreeMap<PodId, health::Ailment>,
+    probed: BTreeMap<PodId, usize>,
     watchers: Vec<UnboundedSender<PodId>>,
     faults: Faults,
     dice: Dice,

@@ -2,6 +2,7 @@
 
 use perennial_core::Error;
 use perennial_core::engine::Capabilities;
+use perennial_core::health::HealthState;
 use perennial_core::hook::OnHookFailure;
 use perennial_core::operation::{Event, Operation, OperationKind, OperationState};
 use perennial_core::pod::{ConditionKind, Desired, Phase, Pod};
@@ -12,7 +13,7 @@ use perennial_core::spec::{
 };
 use perennial_core::volume::{SetState, UNIVERSAL, engine_name};
 
-use super::{hooks, problem, retention, wire};
+use super::{health, hooks, problem, retention, wire};
 use crate::service::{AppSettings, Check, CheckState, RecoveryEntry, RecoveryState};
 use crate::store::ExportOf;
 
@@ -48,6 +49,7 @@ same_names! {
     SnapshotKind { Manual, Scheduled, Final, Safety, Composed, Imported }
     Grade { Stopped, Frozen, Hooked }
     OnHookFailure { Fail, Continue }
+    HealthState { Starting, Healthy, Unhealthy, Unknown }
     OnStop { Release, Pause }
     PrivilegeEscalation { Denied, Allowed }
 }
@@ -86,6 +88,7 @@ pub fn pod(pod: &Pod, latest: Option<&Snapshot>, settings: &AppSettings) -> wire
         runtime: pod.spec.runtime.clone(),
         container: container(pod),
         volumes: volumes(pod, settings),
+        health: health::known(pod),
         conditions: conditions(pod).into_iter().chain(latest.and_then(damaged)).collect(),
         latest_snapshot: latest.map(|latest| snapshot(latest, settings)),
         proven_at: latest.and_then(|snapshot| snapshot.proven_at),
@@ -200,6 +203,7 @@ fn spec(spec: &PodSpec) -> wire::PodSpec {
         privilege_escalation: spec.privilege_escalation.into(),
         snapshots: retention::rules(&spec.snapshots),
         hooks: hooks::hooks(&spec.hooks),
+        health: spec.health.as_ref().map(health::check),
     }
 }
 
@@ -353,7 +357,7 @@ fn ports(ports: &[wire::Port]) -> Vec<PortSpec> {
 /// The specification of a new pod: what the request says over what its plan has, or its snapshot's pod, or over the defaults.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] when there is no image.
+/// [`Error::InvalidInput`] when there is no image, or a health check does not ask exactly one thing.
 pub fn new_spec(create: &wire::CreatePod, base: Option<&PodSpec>) -> Result<PodSpec, Error> {
     let mut spec = match (base, &create.image) {
         (Some(base), _) => base.clone(),
@@ -389,6 +393,7 @@ pub fn new_spec(create: &wire::CreatePod, base: Option<&PodSpec>) -> Result<PodS
     set_some(&mut spec.backend, create.backend.map(Into::into).as_ref());
     set(&mut spec.privilege_escalation, create.privilege_escalation.map(Into::into).as_ref());
     set(&mut spec.snapshots, create.snapshots.as_ref().map(retention::domain_rules).as_ref());
+    set_some(&mut spec.health, create.health.as_ref().map(health::domain_check).transpose()?.as_ref());
     set(&mut spec.hooks, create.hooks.as_ref().map(hooks::domain_hooks).as_ref());
     if let Some(volumes) = &create.volumes {
         let declared = |v: &wire::VolumeDeclaration| DeclaredVolume {
@@ -402,7 +407,10 @@ pub fn new_spec(create: &wire::CreatePod, base: Option<&PodSpec>) -> Result<PodS
 }
 
 /// Applies a change: a field left out stays, null goes back to the default.
-pub fn patched_spec(spec: &PodSpec, patch: &wire::PatchPod) -> PodSpec {
+///
+/// # Errors
+/// [`Error::InvalidInput`] when a health check does not ask exactly one thing.
+pub fn patched_spec(spec: &PodSpec, patch: &wire::PatchPod) -> Result<PodSpec, Error> {
     let default = PodSpec::new("");
     let mut next = spec.clone();
     fn set<T: Clone>(field: &mut T, given: Option<Option<T>>, default: &T) {
@@ -435,5 +443,8 @@ pub fn patched_spec(spec: &PodSpec, patch: &wire::PatchPod) -> PodSpec {
     set(&mut next.snapshots, rules, &default.snapshots);
     let asked = patch.hooks.as_ref().map(|h| h.as_ref().map(hooks::domain_hooks));
     set(&mut next.hooks, asked, &default.hooks);
-    next
+    if let Some(asked) = &patch.health {
+        next.health = asked.as_ref().map(health::domain_check).transpose()?;
+    }
+    Ok(next)
 }

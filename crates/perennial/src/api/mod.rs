@@ -25,6 +25,7 @@ mod events;
 mod extract;
 mod files;
 mod guard;
+mod health;
 mod hooks;
 mod import;
 mod logs;

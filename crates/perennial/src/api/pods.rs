@@ -186,7 +186,7 @@ pub async fn patch(
 ) -> Result<Response, ApiError> {
     body.is_there()?;
     let version = if_match(&headers)?;
-    let change = |spec: &_| Ok(convert::patched_spec(spec, &body.value));
+    let change = |spec: &_| convert::patched_spec(spec, &body.value);
     let (pod, latest) = state.app.patch(&body.caller, id, version, change).await?;
     Ok(shown(&state, &pod, latest.as_ref()))
 }
@@ -300,6 +300,7 @@ pub async fn status(
         conditions: convert::conditions(&pod),
         container: state.app.container_of(&pod).await.map(|id| wire::Container { id }),
         operations: work.iter().map(|o| state.shown(o)).collect(),
+        health: super::health::known(&pod),
         crashes: pod.crash.count,
         exit_code: pod.crash.exit_code,
         out_of_memory: pod.crash.oom,

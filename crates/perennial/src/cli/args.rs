@@ -11,6 +11,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::admin::AdminCommand;
 use super::audit::AuditCommand;
+use super::health::HealthArgs;
 use super::hooks::HookArgs;
 use super::human::parse_duration;
 use super::pod_set::SetArgs;
@@ -483,6 +484,9 @@ pub struct SpecArgs {
     /// What the pod runs around the freeze of a snapshot.
     #[command(flatten)]
     pub hooks: HookArgs,
+    /// How one finds out whether the pod works.
+    #[command(flatten)]
+    pub health: HealthArgs,
     /// Replaces the image's entry point (one word)
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,

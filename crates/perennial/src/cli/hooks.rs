@@ -44,7 +44,7 @@ pub enum OnFailure {
 ///
 /// # Errors
 /// One sentence that says what is wrong.
-fn command(text: &str) -> Result<Command, String> {
+pub fn command(text: &str) -> Result<Command, String> {
     let words = if text.trim_start().starts_with('[') {
         serde_json::from_str(text).map_err(|e| format!("it begins as a JSON list of words and is none: {e}"))?
     } else {

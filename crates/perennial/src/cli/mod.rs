@@ -29,6 +29,7 @@ mod doctor;
 mod events;
 mod failure;
 mod files;
+mod health;
 mod hooks;
 mod human;
 mod import;

@@ -120,6 +120,7 @@ async fn create(context: &mut Context<'_>, args: CreateArgs) -> Result<(), Failu
         privilege_escalation: spec.allow_privilege_escalation.then_some(PrivilegeEscalation::Allowed),
         snapshots: spec.snapshots.over(&SnapshotRules::default()),
         hooks: spec.hooks.over(&Hooks::default())?,
+        health: spec.health.over(None)?,
         tenant: args.tenant,
         from_snapshot,
     };

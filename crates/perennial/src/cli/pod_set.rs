@@ -13,6 +13,7 @@ use super::failure::{Exit, Failure};
 use super::out::clean;
 use super::session::Context;
 use super::target::{self, Among};
+use crate::api::wire::HealthCheck;
 use crate::api::wire::{Hooks, PatchPod, Pod, PrivilegeEscalation, Resources, SnapshotRules};
 
 /// How often a change is merged again because somebody else was faster.
@@ -30,6 +31,9 @@ pub struct SetArgs {
     /// Environment variables to remove
     #[arg(long, num_args = 1.., value_name = "NAME")]
     pub unset_env: Vec<String>,
+    /// Ask no more whether the pod works
+    #[arg(long, conflicts_with = "probe", help_heading = "Health")]
+    pub no_health: bool,
     /// Take back to its default
     #[arg(long, num_args = 1.., value_enum, value_name = "FIELD")]
     pub unset: Vec<Field>,
@@ -148,6 +152,7 @@ impl SetArgs {
             ),
             snapshots: self.snapshots(&pod.spec.snapshots),
             hooks: self.hooks(&pod.spec.hooks)?,
+            health: self.health(pod.spec.health.as_ref())?,
         })
     }
 
@@ -184,6 +189,14 @@ impl SetArgs {
         let base = Hooks { after: base.after.filter(|_| !self.unsets(Field::HookAfter)), ..base };
         let merged = self.spec.hooks.over(&base)?.unwrap_or(base);
         Ok((merged != *present).then_some(Some(merged)))
+    }
+
+    fn health(&self, present: Option<&HealthCheck>) -> Result<Option<Option<HealthCheck>>, Failure> {
+        if self.no_health {
+            return Ok(present.is_some().then_some(None));
+        }
+        let merged = self.spec.health.over(present)?;
+        Ok(merged.filter(|merged| Some(merged) != present).map(Some))
     }
 
     fn environment(&self, present: &BTreeMap<String, String>) -> Option<Option<BTreeMap<String, String>>> {

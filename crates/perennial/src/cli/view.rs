@@ -7,11 +7,11 @@ use indicatif::HumanDuration;
 use jiff::Timestamp;
 use perennial_core::progress::ProgressReading;
 
-use super::hooks;
 use super::human::{UNKNOWN, ago, instant, maybe_ago, maybe_size, size};
 use super::out::{Colour, Out, clean};
 use super::retention;
 use super::table::{Facts, Rows};
+use super::{health, hooks};
 use crate::api::wire::{
     Backend, Condition, Event, MeasuredVolume, OnStop, Operation, OperationState, Phase, Pod, PodSecrets, PodStatus,
     PodVolume, PrivilegeEscalation, Resources, Snapshot, SnapshotState, VolumeState,
@@ -119,6 +119,8 @@ pub fn pod(pod: &Pod, out: &Out, now: Timestamp) -> String {
         .maybe("Hook before", pod.spec.hooks.before.as_ref().map(hooks::described))
         .maybe("Hook after", pod.spec.hooks.after.as_ref().map(hooks::described))
         .maybe("Hook fails", hooks::on_failure(&pod.spec.hooks))
+        .maybe("Health check", pod.spec.health.as_ref().map(health::described))
+        .maybe("Health", pod.health.as_ref().map(|known| health::known(known, now)))
         .fact("Created", format!("{} ({})", instant(pod.created_at), ago(pod.created_at, now)))
         .maybe("Hidden since", pod.deleted_at.map(|at| ago(at, now)))
         .maybe("Destroyed", pod.purge_at.map(|at| format!("{} ({})", instant(at), ago(at, now))));

@@ -16,6 +16,7 @@ use perennial_core::Error;
 use perennial_core::clock::{Clock, IdSource};
 use perennial_core::id::DeliveryId;
 use perennial_core::operation::{Event, OperationKind};
+use perennial_core::record::POD_UNHEALTHY;
 use tokio::sync::watch;
 
 use crate::config::{ConfigError, MailSection, WebhookSection};
@@ -50,7 +51,8 @@ const KEPT: SignedDuration = SignedDuration::from_hours(24 * 90);
 const SELDOM: SignedDuration = SignedDuration::from_hours(24);
 
 /// Kinds of events that the members of a tenant are written to about.
-const MAILED: [&str; 8] = [
+const MAILED: [&str; 9] = [
+    POD_UNHEALTHY,
     QUOTA_REACHED,
     "subscription.cancelled",
     "subscription.deletion-announced",

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::glance::Pace;
+use super::health::supervise;
 use super::hooking::apart;
 use super::worker::{Passed, Reconciler};
 
@@ -147,6 +148,7 @@ impl Controller {
         let mut tasks = JoinSet::new();
         tasks.spawn(watch_engine(Arc::clone(&reconciler), waker.clone(), stopped.clone()));
         tasks.spawn(resync(Arc::clone(&reconciler), waker.clone(), stopped.clone()));
+        tasks.spawn(supervise(Arc::clone(&reconciler), waker.clone(), stopped.clone()));
         tasks.spawn(work(reconciler, waker, stopped));
         ControllerHandle { stop, tasks }
     }

@@ -101,7 +101,9 @@ impl Reconciler {
             page.after = versions.last().map(|(pod, _)| pod.to_string());
             self.glance_at_page(waker, versions).await?;
             if is_last {
-                self.memory().at_rest.retain(|pod, _| known.contains(pod));
+                let mut memory = self.memory();
+                memory.at_rest.retain(|pod, _| known.contains(pod));
+                memory.health.retain(|pod, _| known.contains(pod));
                 return Ok(());
             }
             if pace == Pace::Gentle {

@@ -7,6 +7,7 @@
 //! * [`duplicate`]: a clone's data set, copied from its source's on the host.
 //! * [`freeze`]: a running pod that stands still while a capture reads or a copy is made; [`hooks`]: what it runs around that,
 //!   [`hooking`]: for how long.
+//! * [`health`]: running pods are asked whether they work.
 //! * [`drill`]: proofs that a snapshot can be restored.
 //! * [`replicate`]: copies into replicas.
 //! * [`placement`]: where the parts of a snapshot go in a set with other volumes.
@@ -29,6 +30,7 @@ mod fill;
 mod forget;
 mod freeze;
 mod glance;
+mod health;
 mod hooking;
 mod hooks;
 mod images;

@@ -18,6 +18,7 @@ use perennial_snapshots::TreeId;
 use tokio::sync::Semaphore;
 
 use super::glance::AtRest;
+use super::health::Watched;
 use super::hooking::Hooking;
 use super::leases::LEASE;
 use super::progress::ProgressBoard;
@@ -100,6 +101,8 @@ pub(super) struct Memory {
     pub(super) woken: Vec<PodId>,
     /// Pods that were at rest when they were looked at last.
     pub(super) at_rest: HashMap<PodId, AtRest>,
+    /// Runs that are asked for their health, with what was counted.
+    pub(super) health: HashMap<PodId, Watched>,
     /// Pods that are known not to have been left frozen by a server that died.
     pub(super) thawed: HashSet<PodId>,
 }
@@ -173,7 +176,13 @@ impl Reconciler {
 
     /// Has the pod to itself, unless something else in this process has.
     pub(super) fn take(&self, pod: PodId) -> Option<Alone<'_>> {
-        let taken = self.memory().busy.insert(pod);
+        let taken = {
+            let mut memory = self.memory();
+            if let Some(watched) = memory.health.get_mut(&pod) {
+                watched.disturbed += 1;
+            }
+            memory.busy.insert(pod)
+        };
         // Made only when it was taken: its end gives the pod back.
         taken.then(|| Alone { reconciler: self, pod })
     }
@@ -284,6 +293,7 @@ impl Reconciler {
         if !quiet.is_empty() {
             observed.foreign.extend(self.engine.lingering(&quiet).await?);
         }
+        self.note_health(&pod, &observed);
         let layer_hidden = self.hides_layers(pod.spec.runtime.as_deref()).await?;
         Ok(View { pod, observed, snapshots, lease: None, retry_cleared: false, layer_hidden })
     }

@@ -8,6 +8,7 @@ mod admin;
 mod audit;
 mod contract;
 mod erase;
+mod health;
 mod hooks;
 mod input;
 mod matrix;

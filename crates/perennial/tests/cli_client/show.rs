@@ -199,6 +199,7 @@ async fn how_a_pod_stands() {
         ..running.progress
     };
     let status = PodStatus {
+        health: None,
         desired: perennial::api::wire::Desired::Stopped,
         phase: Phase::Stopping,
         conditions: vec![condition()],

@@ -14,6 +14,7 @@ mod databases;
 mod edits;
 mod erase;
 mod freeze;
+mod health;
 mod hooks;
 mod import;
 mod incidents;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use perennial_core::health::{Health, HealthCheck, Probe, Verdict};
 use perennial_core::hook::{Hook, HookReport, HookRun, Hooks, OnHookFailure, OwedHook};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{NewEvent, Operation, OperationKind, OperationState, Problem};
@@ -162,6 +163,17 @@ impl Any {
                 time_zone: self.option(Self::text),
                 keep: self.option(Self::keep),
             },
+            health: self.option(|a| HealthCheck {
+                probe: match a.below(3) {
+                    0 => Probe::Http { port: 80, path: a.text() },
+                    1 => Probe::Tcp { port: 1 },
+                    _ => Probe::Exec { command: a.list(Self::text) },
+                },
+                interval: a.u32(),
+                timeout: a.u32(),
+                retries: a.u32(),
+                start_period: a.u32(),
+            }),
             hooks: Hooks {
                 before: self.option(Self::hook),
                 after: self.option(Self::hook),
@@ -360,6 +372,12 @@ impl Any {
             }),
             capture: self.option(Self::snapshot_id),
             layer: self.option(Self::layer_capture),
+            health: self.option(|a| Health {
+                verdict: a.of(&[Verdict::Healthy, Verdict::Unhealthy, Verdict::GivenUp, Verdict::Unasked]),
+                run: a.stamp(),
+                since: a.time(),
+                problem: a.option(Self::text),
+            }),
             layer_gap: self.option(|a| LayerGap { captured_at: a.option(Self::time), lost_at: a.time() }),
             container: self.option(|a| ReadyContainer { id: a.text(), set: a.u32(), spec_generation: a.number() }),
             crash: CrashLoop {

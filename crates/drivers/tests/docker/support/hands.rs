@@ -238,6 +238,7 @@ pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerCo
             leaves: shell("sleep 300 & :"),
             absent: vec!["/no/such/program".to_owned()],
         },
+        serves: shell("echo hello > /tmp/motd; exec httpd -f -p 8080 -h /tmp"),
         seeded_file: "/opt/kept".to_owned(),
         seeded_directory: vec!["/srv/opaque/shown".to_owned()],
         scratch: storage.join("scratch"),

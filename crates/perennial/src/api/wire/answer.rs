@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::health::{HealthCheck, PodHealth};
 use super::hooks::{HookReport, Hooks};
 use super::names::{
     CheckStatus, Desired, Grade, OperationKind, OperationState, Phase, SnapshotKind, SnapshotState, VolumeState,
@@ -46,6 +47,9 @@ pub struct Pod {
     pub volumes: Vec<PodVolume>,
     /// What is worth knowing.
     pub conditions: Vec<Condition>,
+    /// What its health check found out; null: it has none.
+    #[serde(default)]
+    pub health: Option<PodHealth>,
     /// The newest verified snapshot.
     pub latest_snapshot: Option<Snapshot>,
     /// When a drill proved last that the pod can be restored; in lists and answers to actions only when that was with
@@ -126,6 +130,9 @@ pub struct PodSpec {
     /// What the pod runs around the freeze of a snapshot.
     #[serde(default)]
     pub hooks: Hooks,
+    /// How one finds out whether the pod works; null: nobody asks.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
 }
 
 /// Which plan a pod was made of.
@@ -442,6 +449,8 @@ pub struct PodStatus {
     pub container: Option<Container>,
     /// Work that has not ended, in the order it will be done.
     pub operations: Vec<Operation>,
+    /// What its health check found out; null: it has none.
+    pub health: Option<PodHealth>,
     /// Crashes in a row; 0 after it ran for a while.
     pub crashes: u32,
     /// Exit code of the last crash; null when unknown or none.

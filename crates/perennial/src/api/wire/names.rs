@@ -294,6 +294,20 @@ names! {
 }
 
 names! {
+    /// How a pod's health is.
+    HealthState {
+        /// It runs, or is about to, and has not answered yet.
+        Starting = "starting",
+        /// It answers.
+        Healthy = "healthy",
+        /// It does not answer.
+        Unhealthy = "unhealthy",
+        /// It does not run, or cannot be asked.
+        Unknown = "unknown",
+    }
+}
+
+names! {
     /// What becomes of a snapshot whose `before` hook failed.
     OnHookFailure {
         /// It fails.

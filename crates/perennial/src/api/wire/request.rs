@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::health::HealthCheck;
 use super::hooks::Hooks;
 use super::retention::SnapshotRules;
 use super::size::{Cpus, Size};
@@ -70,6 +71,9 @@ pub struct CreatePod {
     /// What the pod runs around the freeze of a snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+    /// How one finds out whether the pod works; nobody asks when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// Whose it is; needed only when the caller has several tenants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -138,6 +142,10 @@ pub struct PatchPod {
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Hooks>)]
     pub hooks: Option<Option<Hooks>>,
+    /// How one finds out whether the pod works, as a whole; needs no restart.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<HealthCheck>)]
+    pub health: Option<Option<HealthCheck>>,
 }
 
 /// The same for an object: derived code would take a list for one as well.

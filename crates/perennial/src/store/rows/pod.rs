@@ -1,6 +1,7 @@
 //! The state document of a pod: everything of it that has no column.
 
 use jiff::Timestamp;
+use perennial_core::health::{Health, Verdict};
 use perennial_core::hook::{Hook, OwedHook};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, Problem};
@@ -66,6 +67,8 @@ stored_enum!(ConditionKindRow = ConditionKind {
     SnapshotFailed = "SnapshotFailed",
     DiskLimitAdvisory = "DiskLimitAdvisory",
     HookFailed = "HookFailed",
+    Unhealthy = "Unhealthy",
+    HealthUnknown = "HealthUnknown",
 });
 
 stored_struct!(ImageLayoutRow = ImageLayout {
@@ -117,6 +120,15 @@ stored_struct!(TaskRow = Task { operation: OperationId, work: Work });
 stored_struct!(ConditionRow = Condition { kind: ConditionKind, reason: String, message: String, since: Timestamp });
 stored_struct!(
     OwedHookRow = OwedHook { snapshot: SnapshotId, set: u32, run: WriterStamp, before: Hook, after: Hook, tries: u32 }
+);
+stored_enum!(VerdictRow = Verdict {
+    Healthy = "healthy",
+    Unhealthy = "unhealthy",
+    GivenUp = "given-up",
+    Unasked = "unasked",
+});
+stored_struct!(
+    HealthRow = Health { verdict: Verdict, run: WriterStamp, since: Timestamp, problem: Option<String> }
 );
 stored_struct!(ResetsRow = Resets { count: u32, last_at: Option<Timestamp>, kept_in: Option<SnapshotId> });
 stored_struct!(RetryRow = Retry { count: u32, not_before: Option<Timestamp>, problem: Option<Problem> });
@@ -275,6 +287,8 @@ struct StateDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hook_failed: Option<<Problem as Stored>::Row>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<HealthRow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     resets: Option<ResetsRow>,
     conditions: Vec<ConditionRow>,
 }
@@ -321,6 +335,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         snapshot_failed,
         hook,
         hook_failed,
+        health,
         resets,
         phase,
         conditions,
@@ -353,6 +368,7 @@ pub(in crate::store) fn state_to_text(pod: &Pod) -> Result<(&'static str, &'stat
         snapshot_failed: snapshot_failed.to_row(),
         hook: hook.to_row(),
         hook_failed: hook_failed.to_row(),
+        health: health.to_row(),
         resets: (*resets != Resets::default()).then(|| resets.to_row()),
         conditions: conditions.to_row(),
     };
@@ -407,6 +423,7 @@ pub(in crate::store) fn pod_from_row(row: &AnyRow) -> Result<Pod, StoreError> {
         snapshot_failed: Stored::from_row(state.snapshot_failed).map_err(bad)?,
         hook: Stored::from_row(state.hook).map_err(bad)?,
         hook_failed: Stored::from_row(state.hook_failed).map_err(bad)?,
+        health: Stored::from_row(state.health).map_err(bad)?,
         resets: <Option<Resets>>::from_row(state.resets).map_err(bad)?.unwrap_or_default(),
         phase: Stored::from_row(PhaseRow::parse(row.try_get(4)?).map_err(bad)?).map_err(bad)?,
         conditions: Stored::from_row(state.conditions).map_err(bad)?,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
+use perennial_core::health::{HealthCheck, Probe};
 use perennial_core::hook::{Hook, Hooks, OnHookFailure};
 use perennial_core::planned::{PlanOf, PlanPath, SecretText};
 use perennial_core::retention::{Keep, Manual};
@@ -76,6 +77,40 @@ stored_enum!(OnHookFailureRow = OnHookFailure { Fail = "fail", Continue = "conti
 stored_struct!(HookRow = Hook { command: Vec<String>, user: Option<String>, timeout: u32 });
 stored_struct!(HooksRow = Hooks { before: Option<Hook>, after: Option<Hook>, on_failure: OnHookFailure });
 
+/// What is asked.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) enum ProbeRow {
+    /// A page.
+    Http { port: u16, path: String },
+    /// A port.
+    Tcp { port: u16 },
+    /// A program.
+    Exec { command: Vec<String> },
+}
+
+impl Stored for Probe {
+    type Row = ProbeRow;
+    fn to_row(&self) -> ProbeRow {
+        match self {
+            Self::Http { port, path } => ProbeRow::Http { port: *port, path: path.clone() },
+            Self::Tcp { port } => ProbeRow::Tcp { port: *port },
+            Self::Exec { command } => ProbeRow::Exec { command: command.clone() },
+        }
+    }
+    fn from_row(row: ProbeRow) -> Result<Self, RowError> {
+        Ok(match row {
+            ProbeRow::Http { port, path } => Self::Http { port, path },
+            ProbeRow::Tcp { port } => Self::Tcp { port },
+            ProbeRow::Exec { command } => Self::Exec { command },
+        })
+    }
+}
+
+stored_struct!(
+    HealthCheckRow = HealthCheck { probe: Probe, interval: u32, timeout: u32, retries: u32, start_period: u32 }
+);
+
 fn no_hooks() -> HooksRow {
     Hooks::default().to_row()
 }
@@ -133,4 +168,7 @@ stored_struct!(SpecRow = PodSpec {
     /// Missing from rows of before migration 7.
     #[serde(default = "no_hooks")]
     hooks: Hooks,
+    /// Missing from rows of pods that nobody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<HealthCheck>,
 });
