@@ -24,6 +24,10 @@ pub const HEALTH_START_PERIOD: u32 = 60;
 /// Restarts and crashes in a row after which a pod that does not answer is left as it is.
 pub const RESTARTS_MAX: u32 = 5;
 
+/// A finding that nothing was done about for so long is no reason to end a run any more: it may have got well.
+const FRESH: SignedDuration = SignedDuration::from_mins(5);
+/// Shortest time between two health checks, in seconds: more often costs more than it tells.
+const INTERVAL_MIN: u32 = 5;
 /// Longest time between two health checks, in seconds: one day.
 const INTERVAL_MAX: u32 = 86_400;
 /// Longest time an answer may take, in seconds: a question takes one of a few places as long as it waits.
@@ -37,7 +41,7 @@ const PATH_MAX: usize = 1024;
 /// Characters that are kept of what went wrong.
 const PROBLEM_MAX: usize = 300;
 /// How often a pod that has only begun is asked, in seconds: people wait for it.
-const STARTING_EVERY: u32 = 5;
+const STARTING_EVERY: u32 = INTERVAL_MIN;
 
 /// How one finds out whether a pod works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +89,8 @@ pub enum Answer {
     Bad(String),
     /// It cannot be asked from here, and why. Nothing is known of it.
     Unasked(String),
+    /// It could not be asked this time, and why; the next time it may.
+    Failed(String),
 }
 
 /// What was found out about a pod: recorded when it changes, so that it outlasts the server that found it out.
@@ -94,6 +100,8 @@ pub struct Health {
     pub verdict: Verdict,
     /// The run it was found out about last.
     pub run: WriterStamp,
+    /// When it was found out about that run.
+    pub found_at: Timestamp,
     /// Since when it is so: while a pod is ill, since it was found ill first, whatever was tried since.
     pub since: Timestamp,
     /// What it answered last that was not good, or why it cannot be asked; `None` when it never did.
@@ -116,19 +124,31 @@ pub enum Verdict {
 impl Health {
     /// Whether something about a run is new to whoever knows this of the pod.
     #[must_use]
-    pub fn is_news(known: Option<&Self>, run: &WriterStamp, found: &Found) -> bool {
+    pub fn is_news(known: Option<&Self>, run: &WriterStamp, found: &Found, now: Timestamp) -> bool {
         let verdict = known.map(|health| health.verdict);
         match found {
             Found::Works => verdict != Some(Verdict::Healthy),
-            Found::Unknown(_) => verdict != Some(Verdict::Unasked),
-            // Each run that does not answer is dealt with once.
-            Found::Fails(_) => !known.is_some_and(|health| health.verdict.is_ill() && health.run == *run),
+            // Of several servers one may reach it and another not: who reaches it knows more. What is known to be ill stays so.
+            Found::Unknown(_) => match known {
+                None => true,
+                Some(health) => health.verdict == Verdict::Healthy && health.run != *run,
+            },
+            // Each run that does not answer is dealt with once, or once more where nothing was done about it.
+            Found::Fails(_) => !known.is_some_and(|health| {
+                health.run == *run && (health.verdict == Verdict::GivenUp || health.ends(run, now))
+            }),
         }
     }
 
     /// Whether this run was found ill and has to end, so that another begins.
     #[must_use]
-    pub fn ends(&self, run: &WriterStamp) -> bool {
+    pub fn ends(&self, run: &WriterStamp, now: Timestamp) -> bool {
+        self.condemned(run) && now.duration_since(self.found_at).abs() < FRESH
+    }
+
+    /// Whether it was found that this run has to end, whenever that was.
+    #[must_use]
+    pub fn condemned(&self, run: &WriterStamp) -> bool {
         self.verdict == Verdict::Unhealthy && self.run == *run
     }
 }
@@ -170,41 +190,70 @@ pub enum Found {
 pub struct Tally {
     /// Bad answers in a row that count.
     failures: u32,
+    /// Good ones in a row.
+    successes: u32,
+    /// Questions in a row that could not be put.
+    unput: u32,
     /// Whether this run ever gave a good one.
     answered: bool,
+    /// How long this run has gone on, as far as it was seen to: a clock that jumps ends no start period.
+    lived: SignedDuration,
+    /// When it was seen to go on last.
+    seen: Option<Timestamp>,
 }
 
 impl Tally {
-    /// Counts an answer of a run that began at `began`; `None`: nothing is found out by it.
-    pub fn count(
-        &mut self,
-        check: &HealthCheck,
-        (began, now): (Timestamp, Timestamp),
-        answer: Answer,
-    ) -> Option<Found> {
+    /// Notes that a run which began at `began` goes on now.
+    pub fn see(&mut self, check: &HealthCheck, (began, now): (Timestamp, Timestamp)) {
+        let most = SignedDuration::from_secs(i64::from(STARTING_EVERY.saturating_add(check.timeout)));
+        let passed = match self.seen {
+            None => now.duration_since(began),
+            Some(seen) => now.duration_since(seen).min(most),
+        };
+        self.lived = self.lived.saturating_add(passed.max(SignedDuration::ZERO));
+        self.seen = Some(now);
+    }
+
+    /// Counts an answer of a run that was seen just now; `None`: nothing is found out by it. One that is known to be ill is well
+    /// only after as many good answers in a row as it takes bad ones to be ill.
+    pub fn count(&mut self, check: &HealthCheck, is_ill: bool, answer: Answer) -> Option<Found> {
+        self.unput = if matches!(answer, Answer::Failed(_)) { self.unput.saturating_add(1) } else { 0 };
         match answer {
             Answer::Good => {
-                *self = Self { failures: 0, answered: true };
-                Some(Found::Works)
+                (self.failures, self.successes, self.answered) = (0, self.successes.saturating_add(1), true);
+                (!is_ill || self.successes >= check.retries).then_some(Found::Works)
             }
             Answer::Unasked(why) => {
-                self.failures = 0;
+                self.interrupted();
                 Some(Found::Unknown(why))
             }
+            Answer::Failed(why) => {
+                self.interrupted();
+                (self.unput >= check.retries).then_some(Found::Unknown(why))
+            }
             // Whoever answered once has started.
-            Answer::Bad(_) if !self.answered && check.is_starting(began, now) => None,
+            Answer::Bad(_) if self.is_starting(check) => None,
             Answer::Bad(why) => {
-                self.failures = self.failures.saturating_add(1);
+                (self.failures, self.successes) = (self.failures.saturating_add(1), 0);
                 (self.failures >= check.retries).then_some(Found::Fails(why))
             }
         }
     }
 
+    /// Whether a failure means nothing yet.
+    fn is_starting(&self, check: &HealthCheck) -> bool {
+        !self.answered && self.lived < SignedDuration::from_secs(check.start_period.into())
+    }
+
+    /// Forgets how answers followed each other: somebody else asked meanwhile, or nobody did.
+    pub fn interrupted(&mut self) {
+        (self.failures, self.successes) = (0, 0);
+    }
+
     /// When the pod is asked again that was asked now.
     #[must_use]
-    pub fn next(&self, check: &HealthCheck, (began, now): (Timestamp, Timestamp)) -> Timestamp {
-        let starting = !self.answered && check.is_starting(began, now);
-        let seconds = if starting { check.interval.min(STARTING_EVERY) } else { check.interval };
+    pub fn next(&self, check: &HealthCheck, now: Timestamp) -> Timestamp {
+        let seconds = if self.is_starting(check) { check.interval.min(STARTING_EVERY) } else { check.interval };
         after(now, seconds)
     }
 }
@@ -233,9 +282,11 @@ impl HealthCheck {
         }
     }
 
-    /// Whether a failure means nothing yet for a run that began at `began`.
-    fn is_starting(&self, began: Timestamp, now: Timestamp) -> bool {
-        now < after(began, self.start_period)
+    /// Whether a pod is to be asked that was to be asked at `due`: also when that is further away than it can be, because the clock
+    /// was set back.
+    #[must_use]
+    pub fn is_due(&self, due: Timestamp, now: Timestamp) -> bool {
+        due <= now || due > after(now, self.interval)
     }
 
     /// Everything that is wrong with it; nothing, when a pod can be asked so.
@@ -266,7 +317,7 @@ impl HealthCheck {
             wrong(field, "0 is not a port".to_owned(), "use 1 to 65535".to_owned());
         }
         for (field, value, least, most) in [
-            ("interval", *interval, 1, INTERVAL_MAX),
+            ("interval", *interval, INTERVAL_MIN, INTERVAL_MAX),
             ("timeout", *timeout, 1, TIMEOUT_MAX),
             ("retries", *retries, 1, RETRIES_MAX),
             ("startPeriod", *start_period, 0, START_PERIOD_MAX),
@@ -322,39 +373,108 @@ mod tests {
         Answer::Bad("refused".to_owned())
     }
 
+    /// Answers of a run that began at second 0, asked at these seconds.
+    struct Asked(HealthCheck, Tally);
+
+    impl Asked {
+        fn count(&mut self, second: i64, is_ill: bool, answer: Answer) -> Option<Found> {
+            self.1.see(&self.0, (at(0), at(second)));
+            self.1.count(&self.0, is_ill, answer)
+        }
+    }
+
+    fn fails() -> Option<Found> {
+        Some(Found::Fails("refused".to_owned()))
+    }
+
     #[test]
     fn failures_count_in_a_row_and_after_the_start_only() {
-        let (check, mut tally) = (check(), Tally::default());
-        let mut count = |second, answer| tally.count(&check, (at(0), at(second)), answer);
+        let mut asked = Asked(check(), Tally::default());
         for second in [0, 5, 10, 15, 19] {
-            assert_eq!(count(second, bad()), None, "it still starts");
+            assert_eq!(asked.count(second, false, bad()), None, "it still starts");
         }
-        assert_eq!(count(20, bad()), None);
-        assert_eq!(count(50, bad()), None);
-        assert_eq!(count(80, Answer::Good), Some(Found::Works));
-        assert_eq!(count(110, bad()), None, "counted from the beginning");
-        assert_eq!(count(140, bad()), None);
-        assert_eq!(count(170, bad()), Some(Found::Fails("refused".to_owned())));
-        assert_eq!(count(200, bad()), Some(Found::Fails("refused".to_owned())), "and it goes on failing");
+        assert_eq!(asked.count(20, false, bad()), None);
+        assert_eq!(asked.count(50, false, bad()), None);
+        assert_eq!(asked.count(80, false, Answer::Good), Some(Found::Works));
+        assert_eq!(asked.count(110, false, bad()), None, "counted from the beginning");
+        assert_eq!(asked.count(140, false, bad()), None);
+        assert_eq!(asked.count(170, false, bad()), fails());
+        assert_eq!(asked.count(200, true, bad()), fails(), "and it goes on failing");
+    }
+
+    #[test]
+    fn one_that_was_ill_is_well_after_as_many_good_answers_as_bad_ones_made_it_ill() {
+        let mut asked = Asked(check(), Tally::default());
+        assert_eq!(asked.count(60, true, Answer::Good), None);
+        assert_eq!(asked.count(90, true, Answer::Good), None);
+        assert_eq!(asked.count(120, true, bad()), None, "in a row");
+        assert_eq!(asked.count(150, true, Answer::Good), None);
+        assert_eq!(asked.count(180, true, Answer::Good), None);
+        assert_eq!(asked.count(210, true, Answer::Good), Some(Found::Works));
+        assert_eq!(asked.count(240, false, Answer::Good), Some(Found::Works));
     }
 
     #[test]
     fn whoever_answered_has_started() {
-        let (check, mut tally) = (HealthCheck { retries: 1, ..check() }, Tally::default());
-        assert_eq!(tally.next(&check, (at(0), at(1))), at(6), "asked often while it starts");
-        assert_eq!(tally.count(&check, (at(0), at(1)), Answer::Good), Some(Found::Works));
-        assert_eq!(tally.next(&check, (at(0), at(1))), at(31));
-        assert_eq!(tally.count(&check, (at(0), at(2)), bad()), Some(Found::Fails("refused".to_owned())));
+        let mut asked = Asked(HealthCheck { retries: 1, ..check() }, Tally::default());
+        assert_eq!(asked.1.next(&asked.0, at(1)), at(6), "asked often while it starts");
+        assert_eq!(asked.count(1, false, Answer::Good), Some(Found::Works));
+        assert_eq!(asked.1.next(&asked.0, at(1)), at(31));
+        assert_eq!(asked.count(2, false, bad()), fails());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ends_no_start_and_keeps_nobody_from_being_asked() {
+        let mut asked = Asked(HealthCheck { retries: 1, start_period: 60, ..check() }, Tally::default());
+        assert_eq!(asked.count(5, false, bad()), None);
+        assert_eq!(asked.count(100_000, false, bad()), None, "forward");
+        assert_eq!(asked.count(-100_000, false, bad()), None, "and back");
+        for second in [-99_990, -99_980, -99_970] {
+            assert_eq!(asked.count(second, false, bad()), None);
+        }
+        assert_eq!(asked.count(-99_960, false, bad()), fails(), "a minute is over all the same");
+        let check = check();
+        assert!(check.is_due(at(10), at(10)) && !check.is_due(at(11), at(10)) && !check.is_due(at(40), at(10)));
+        assert!(check.is_due(at(41), at(10)), "the clock was set back");
     }
 
     #[test]
     fn what_cannot_be_asked_never_counts() {
-        let (check, mut tally) = (HealthCheck { start_period: 0, retries: 2, ..check() }, Tally::default());
+        let mut asked = Asked(HealthCheck { start_period: 0, retries: 2, ..check() }, Tally::default());
         let unasked = || Answer::Unasked("elsewhere".to_owned());
+        let failed = || Answer::Failed("no route".to_owned());
         for second in 0..10 {
-            let mut count = |answer| tally.count(&check, (at(0), at(second)), answer);
-            assert_eq!(count(bad()), None);
-            assert_eq!(count(unasked()), Some(Found::Unknown("elsewhere".to_owned())));
+            assert_eq!(asked.count(second, false, bad()), None);
+            assert_eq!(asked.count(second, false, unasked()), Some(Found::Unknown("elsewhere".to_owned())));
+            assert_eq!(asked.count(second, false, bad()), None);
+            assert_eq!(asked.count(second, false, failed()), None, "once may be chance");
+        }
+        assert_eq!(asked.count(10, false, failed()), Some(Found::Unknown("no route".to_owned())));
+    }
+
+    #[test]
+    fn what_was_found_is_news_once_and_ends_a_run_only_while_it_is_fresh() {
+        let run = |container: &str| WriterStamp { container: container.to_owned(), started_at: None };
+        let known = |verdict| Health { verdict, run: run("a"), found_at: at(1000), since: at(0), problem: None };
+        let is_news = |verdict, of: &str, found: &Found, second| {
+            Health::is_news(Some(&known(verdict)), &run(of), found, at(second))
+        };
+        let (works, unknown, fails) = (Found::Works, Found::Unknown(String::new()), Found::Fails(String::new()));
+        assert!([&works, &unknown, &fails].iter().all(|found| Health::is_news(None, &run("a"), found, at(0))));
+        assert!(!is_news(Verdict::Healthy, "a", &works, 1001) && is_news(Verdict::Unhealthy, "a", &works, 1001));
+        for verdict in [Verdict::Unasked, Verdict::Unhealthy, Verdict::GivenUp] {
+            assert!(!is_news(verdict, "a", &unknown, 1001) && !is_news(verdict, "b", &unknown, 1001), "{verdict:?}");
+        }
+        assert!(!is_news(Verdict::Healthy, "a", &unknown, 1001), "another server reaches it");
+        assert!(is_news(Verdict::Healthy, "b", &unknown, 1001));
+        assert!(is_news(Verdict::Healthy, "a", &fails, 1001));
+        for (second, fresh) in [(1000, true), (1299, true), (1300, false), (701, true), (700, false)] {
+            assert_eq!(known(Verdict::Unhealthy).ends(&run("a"), at(second)), fresh, "{second}");
+            assert_eq!(is_news(Verdict::Unhealthy, "a", &fails, second), !fresh, "{second}");
+            assert!(is_news(Verdict::Unhealthy, "b", &fails, second));
+            assert!(!known(Verdict::Unhealthy).ends(&run("b"), at(second)));
+            assert!(!known(Verdict::GivenUp).ends(&run("a"), at(second)));
+            assert!(!is_news(Verdict::GivenUp, "a", &fails, second));
         }
     }
 
@@ -372,6 +492,8 @@ mod tests {
         assert_eq!(field(of(exec(&["a\0"]))), ["health.exec.command"]);
         assert_eq!(field(HealthCheck { timeout: 31, ..check() }), ["health.timeout"]);
         assert_eq!(field(HealthCheck { timeout: 61, interval: 100, ..check() }), ["health.timeout"]);
+        assert_eq!(field(HealthCheck { interval: 4, timeout: 4, ..check() }), ["health.interval"]);
+        assert_eq!(field(HealthCheck { interval: 5, timeout: 5, ..check() }), [""; 0]);
         assert_eq!(field(HealthCheck { retries: 0, ..check() }), ["health.retries"]);
         assert!(
             matches!(of(exec(&[])).validate(), Err(Error::InvalidInput { field, .. }) if field == "health.exec.command")

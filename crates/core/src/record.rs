@@ -427,8 +427,10 @@ fn run_is_over(pod: &mut Pod) {
 
 fn apply_to_health(pod: &mut Pod, run: &WriterStamp, found: &Found, now: Timestamp) -> Consequences {
     let ill_since = pod.health.as_ref().filter(|health| health.verdict.is_ill()).map(|health| health.since);
+    // Found once more because nothing was done about it: that is no second time.
+    let is_paid = pod.health.as_ref().is_some_and(|health| health.condemned(run));
     let last = pod.health.take().and_then(|health| health.problem);
-    let health = |verdict, problem| Health { verdict, run: run.clone(), since: now, problem };
+    let health = |verdict, problem| Health { verdict, run: run.clone(), found_at: now, since: now, problem };
     match found {
         Found::Works => {
             pod.health = Some(health(Verdict::Healthy, last));
@@ -442,11 +444,13 @@ fn apply_to_health(pod: &mut Pod, run: &WriterStamp, found: &Found, now: Timesta
         }
         Found::Fails(why) => {
             let why = told(why);
-            let given_up = pod.crash.count >= RESTARTS_MAX;
+            let given_up = pod.crash.count >= RESTARTS_MAX && !is_paid;
             let (verdict, follows) = if given_up {
                 (Verdict::GivenUp, "restarts did not help, so it is left as it is")
             } else {
-                count_crash(&mut pod.crash, now);
+                if !is_paid {
+                    count_crash(&mut pod.crash, now);
+                }
                 (Verdict::Unhealthy, "it is restarted")
             };
             pod.health = Some(Health { since: ill_since.unwrap_or(now), ..health(verdict, Some(why.clone())) });

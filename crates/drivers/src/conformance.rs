@@ -82,6 +82,9 @@ pub trait Hands: Send + Sync {
     /// Reads a file as the pod sees it; `None` when it has none there.
     async fn read(&self, container: &str, path: &str) -> Checked<Option<Vec<u8>>>;
 
+    /// Whether a running container's process is seen on this host, by its control group.
+    async fn is_of_this_host(&self, container: &str) -> Checked<bool>;
+
     /// Removes a file or directory as the pod would.
     async fn remove(&self, container: &str, path: &str) -> Checked;
 

@@ -1,9 +1,11 @@
 //! Keeping a pod running, and pausing it.
 
+use jiff::Timestamp;
+
 use super::{Action, Input, Next, compose, data_problem, leftovers, problem};
 use crate::engine::{ContainerState, ObservedContainer, Presence};
 use crate::health::Verdict;
-use crate::pod::ReadyContainer;
+use crate::pod::{Pod, ReadyContainer};
 use crate::record::Record;
 use crate::volume::{Origin, SetState, VolumeSet};
 
@@ -103,7 +105,7 @@ fn with_container(input: &Input<'_>, set: &VolumeSet, container: &ObservedContai
                 return Next::Act(Action::Record(Record::Started { set: set.number }));
             }
             // Ended by us, and the server died before it could say so.
-            if pod.health.as_ref().is_some_and(|health| health.ends(&container.stamp())) {
+            if pod.health.as_ref().is_some_and(|health| health.condemned(&container.stamp())) {
                 return Next::Act(Action::Record(Record::StoppedRun(container.stamp())));
             }
             Next::Act(Action::Record(Record::Crashed { stamp: container.stamp(), code: *code, oom: *oom }))
@@ -138,6 +140,10 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if set.marked != set.attached {
         return Next::Act(Action::Record(Record::Started { set: set.number }));
     }
+    // Before anything that may fail again and again: what is ill is not kept from being helped.
+    if pod.may_be_asked() && pod.health.as_ref().is_some_and(|health| health.ends(&container.stamp(), input.now)) {
+        return Next::Act(Action::Stop { container: container.id.clone() });
+    }
     if let Some(step) = leftovers::remove(input, leftovers::Keep::OnlyCurrent) {
         return step;
     }
@@ -150,14 +156,8 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if pod.goal.is_some() {
         return Next::Settled { wake: None };
     }
-    if pod.may_be_asked() && pod.health.as_ref().is_some_and(|health| health.ends(&container.stamp())) {
-        return Next::Act(Action::Stop { container: container.id.clone() });
-    }
-    let stable = container.started_at.and_then(|t| t.checked_add(input.policy.stable_after).ok());
-    // One that is ill, or has not answered yet, has proven nothing by going on.
-    let trusted = pod.spec.health.is_none()
-        || pod.health.as_ref().is_some_and(|h| matches!(h.verdict, Verdict::Healthy | Verdict::Unasked));
-    let stable = stable.filter(|_| pod.crash.count > 0 && trusted);
+    let stable = stable_since(pod, container).and_then(|t| t.checked_add(input.policy.stable_after).ok());
+    let stable = stable.filter(|_| pod.crash.count > 0);
     if stable.is_some_and(|t| t <= input.now) {
         return Next::Act(Action::Record(Record::Stable));
     }
@@ -170,6 +170,20 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
         return Next::Act(Action::CaptureLayer { container: container.id.clone() });
     }
     Next::Settled { wake: due.into_iter().chain(stable).min() }
+}
+
+/// Since when a run has gone on as it should: one that is ill, or has not answered yet, has proven nothing by going on.
+fn stable_since(pod: &Pod, container: &ObservedContainer) -> Option<Timestamp> {
+    let began = container.started_at?;
+    if pod.spec.health.is_none() {
+        return Some(began);
+    }
+    let health = pod.health.as_ref()?;
+    match health.verdict {
+        Verdict::Healthy => Some(began.max(health.since)),
+        Verdict::Unasked => Some(began),
+        Verdict::Unhealthy | Verdict::GivenUp => None,
+    }
 }
 
 pub(super) fn pause(input: &Input<'_>) -> Next {

@@ -29,17 +29,20 @@ pub enum Ability {
     Freeze,
     /// What a container changed outside its volumes can be reached.
     VisibleLayer,
+    /// This process sees that a container is of its own host.
+    OfThisHost,
 }
 
-use Ability::{Definitions, Freeze, Generations, InstantCopies, LocalVolumes, Mover, VisibleLayer};
+use Ability::{Definitions, Freeze, Generations, InstantCopies, LocalVolumes, Mover, OfThisHost, VisibleLayer};
 
 impl Ability {
     /// All there are.
-    pub const ALL: [Self; 7] = [LocalVolumes, Mover, Definitions, InstantCopies, Generations, Freeze, VisibleLayer];
+    pub const ALL: [Self; 8] =
+        [LocalVolumes, Mover, Definitions, InstantCopies, Generations, Freeze, VisibleLayer, OfThisHost];
 
     /// Whether an engine without it can have overlay volumes all the same: an engine's own volumes need none.
     const fn is_optional_on_overlay(self) -> bool {
-        matches!(self, Mover | InstantCopies | VisibleLayer)
+        matches!(self, Mover | InstantCopies | VisibleLayer | OfThisHost)
     }
 }
 
@@ -53,6 +56,7 @@ impl fmt::Display for Ability {
             Generations => "no generation is beside the data",
             Freeze => "the runtime freezes nothing",
             VisibleLayer => "the runtime keeps changes outside volumes to itself",
+            OfThisHost => "the runtime keeps containers out of control groups, and nothing else tells that they are of this host",
         })
     }
 }
@@ -81,6 +85,7 @@ pub fn needs(case: &str) -> &'static [Ability] {
         "older_generation_does_not_start" => &[Generations],
         "container_freezes_and_goes_on" | "frozen_container_stops" => &[Freeze],
         "layer_is_reached_and_put_back" => &[VisibleLayer],
+        "page_and_port_tell_whether_a_pod_works" => &[OfThisHost],
         _ => &[],
     }
 }
@@ -97,7 +102,7 @@ pub fn not_applicable(lacks: &[Ability]) -> Vec<(&'static str, Vec<Ability>)> {
 
 /// Every ability is there or not as the fixture says, and what overlay volumes cannot do without is not excused.
 pub(super) async fn abilities_are_as_declared(fixture: &Fixture) -> Checked {
-    let (subject, _) = Subject::running(fixture).await?;
+    let (subject, id) = Subject::running(fixture).await?;
     let engine = subject.engine();
     let set = subject.set(1)?;
     let access = engine.set_access(&set).await?;
@@ -115,6 +120,7 @@ pub(super) async fn abilities_are_as_declared(fixture: &Fixture) -> Checked {
             Generations => generation.is_some(),
             Freeze => runtime.freeze,
             VisibleLayer => runtime.root_changes,
+            OfThisHost => fixture.hands.is_of_this_host(&id).await?,
         };
         let lacks = fixture.lacks(ability);
         check!(has != lacks, "{ability:?}: the fixture says that it is {}", if lacks { "missing" } else { "there" });

@@ -46,9 +46,13 @@ pub(super) async fn page_and_port_tell_whether_a_pod_works(fixture: &Fixture) ->
     subject.start(&id).await?;
     let (page, port) = (|path: &str| Probe::Http { port: PORT, path: path.to_owned() }, Probe::Tcp { port: PORT });
     let mut tries = 0;
-    while answer(&subject, &id, &port, LONG).await? != Answer::Good {
+    loop {
+        let now = answer(&subject, &id, &port, LONG).await?;
+        if now == Answer::Good {
+            break;
+        }
         tries += 1;
-        check!(tries < TRIES, "nothing serves at port {PORT}");
+        check!(tries < TRIES && matches!(now, Answer::Bad(_)), "nothing serves at port {PORT}: {now:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let served = answer(&subject, &id, &page("/motd"), LONG).await?;

@@ -163,6 +163,8 @@ struct EngineInfo {
     live_restore: bool,
     /// Containers' users are not the host's (userns-remap, rootless).
     remapped: bool,
+    /// Whether it runs as an ordinary user, in a network namespace of its own.
+    rootless: bool,
     logging: Option<String>,
     default_runtime: String,
     /// Runtimes and how each is called.
@@ -277,6 +279,7 @@ async fn ask(docker: &Docker) -> Result<EngineInfo, EngineError> {
         kernel: info.kernel_version.unwrap_or_default(),
         live_restore: info.live_restore_enabled.unwrap_or(false),
         remapped: has("userns") || has("rootless"),
+        rootless: has("rootless"),
         logging: info.logging_driver,
         default_runtime: info.default_runtime.unwrap_or_else(|| "runc".to_owned()),
         // The engine lists its shims beside the runtimes; they are not names that a container asks for.

@@ -9,6 +9,7 @@
 //! environment. Somebody's own `exec` of the very same words is taken for it, and is waited for or ended with it.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use bollard::exec::{CreateExecOptions, StartExecOptions, StartExecResults};
@@ -16,6 +17,7 @@ use bollard::models::{ContainerStateStatusEnum, ExecInspectResponse};
 use futures::{Stream, StreamExt};
 use perennial_core::engine::{EngineError, OUTPUT_MAX, Program, ProgramEnd, Ran, Remains};
 use perennial_core::progress::Progress;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::DockerEngine;
@@ -327,22 +329,32 @@ async fn signal_group(container: &str, pid: i64, signal: Signal) -> bool {
     let container = container.to_owned();
     // The runtime makes what it starts the leader of a group.
     let signalled =
-        blocking(move || Ok(of_this_host(&container, pid).is_some_and(|pid| kill_process_group(pid, signal).is_ok())));
+        blocking(move || Ok(of_this_host(&container, pid).is_ok_and(|pid| pid.is_some_and(|pid| kill_process_group(pid, signal).is_ok())));
     signalled.await.unwrap_or(false)
 }
 
-/// Whether a process of a container is one of this host.
-pub(super) async fn is_of_this_host(container: &str, pid: i64) -> bool {
+/// Whether a process of a container is seen on this host.
+pub(super) async fn is_of_this_host(container: &str, pid: i64) -> Result<bool, EngineError> {
     let container = container.to_owned();
-    blocking(move || Ok(of_this_host(&container, pid).is_some())).await.unwrap_or(false)
+    blocking(move || match of_this_host(&container, pid) {
+        Ok(found) => Ok(found.is_some()),
+        Err(error) => Err(EngineError::Transient { problem: format!("look at process {pid}: {error}") }),
+    })
+    .await
 }
 
 /// The process of this host that is the container's own; `None` when there is none of this number. The engine may be another
 /// host's, whose numbers mean something else here.
-fn of_this_host(container: &str, pid: i64) -> Option<Pid> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
-    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).unwrap_or_default();
-    groups.contains(container).then_some(pid)
+fn of_this_host(container: &str, pid: i64) -> std::io::Result<Option<Pid>> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    match std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())) {
+        Ok(groups) => Ok(groups.contains(container).then_some(pid)),
+        // The second when it ended while its file was open.
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// A program or a user that is not there is the hook's fault; engines answer with different numbers to that.

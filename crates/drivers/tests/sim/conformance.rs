@@ -34,6 +34,10 @@ impl Hands for SimHands {
         self.0.read(self.pod(container)?, path).map_err(failed)
     }
 
+    async fn is_of_this_host(&self, _container: &str) -> Checked<bool> {
+        Ok(true)
+    }
+
     async fn remove(&self, container: &str, path: &str) -> Checked {
         self.0.remove(self.pod(container)?, path).map(drop).map_err(failed)
     }

@@ -232,7 +232,7 @@ impl Notifier {
         }
         for address in self.store.addresses_of(&event.line.tenant).await? {
             let delivery = to(format!("mail:{address}"));
-            let is_seldom = kind == SNAPSHOT_FAILED;
+            let is_seldom = [SNAPSHOT_FAILED, POD_UNHEALTHY].contains(&kind);
             let since = now.checked_sub(SELDOM).unwrap_or(Timestamp::MIN);
             let same = |other: &Delivery| {
                 other.target == delivery.target && other.kind == delivery.kind && other.pod == delivery.pod

@@ -2,9 +2,11 @@
 //!
 //! Which pods are asked is learned from every look at one ([`Reconciler::note_health`]), so a server that was started again
 //! asks as soon as it has looked. A pod is left alone while anything is done with it, and an answer that is not good counts only if
-//! nothing was done with it meanwhile: a pod that stood still for a snapshot was not ill. Of several servers the one that has the
-//! pod's lease asks. Whoever waits for an answer holds nothing but its place among those who ask.
+//! nothing was done with it meanwhile: a pod that stood still for a snapshot was not ill. A pod that another server has the lease of is
+//! left alone too; asking takes none, so it is written down nowhere and keeps nobody waiting. Whoever waits for an answer holds nothing
+//! but its place among those who ask.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use perennial_core::snapshot::WriterStamp;
 use perennial_core::spec::TenantId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 use super::controller::Waker;
 use super::step::StepError;
@@ -29,8 +32,8 @@ const AT_ONCE: usize = 64;
 const AT_ONCE_OF_TENANT: usize = 16;
 /// How often it is looked who is to be asked.
 const EVERY: Duration = Duration::from_secs(1);
-/// What an engine gets beyond the time of a question, to end a program that takes too long.
-const MARGIN: Duration = Duration::from_secs(15);
+/// What an engine gets beyond the time of a question, to end a program that takes too long: longer than any driver tries to.
+const MARGIN: Duration = Duration::from_secs(40);
 /// When a pod is asked that something was done with when it was its turn.
 const LATER: SignedDuration = SignedDuration::from_secs(1);
 
@@ -43,7 +46,6 @@ pub(super) struct Watched {
     tenant: TenantId,
     tally: Tally,
     due: Timestamp,
-    asking: bool,
     /// Grows whenever something in this process takes the pod to itself.
     pub(super) disturbed: u64,
 }
@@ -60,9 +62,7 @@ struct Place<'a>(&'a Reconciler, PodId);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(watched) = self.0.memory().health.get_mut(&self.1) {
-            watched.asking = false;
-        }
+        self.0.memory().asked.remove(&self.1);
     }
 }
 
@@ -92,9 +92,8 @@ impl Reconciler {
         if memory.health.get(&pod.id).is_some_and(|known| known.run == run && known.check == *check) {
             return;
         }
-        let asking = memory.health.get(&pod.id).is_some_and(|known| known.asking);
         let (check, tenant, due) = (check.clone(), pod.tenant.clone(), self.now());
-        let watched = Watched { run, began, check, tenant, tally: Tally::default(), due, asking, disturbed: 0 };
+        let watched = Watched { run, began, check, tenant, tally: Tally::default(), due, disturbed: 0 };
         memory.health.insert(pod.id, watched);
     }
 
@@ -103,33 +102,31 @@ impl Reconciler {
     #[must_use]
     pub fn health_due(&self) -> Vec<PodId> {
         let now = self.now();
-        let mut memory = self.memory();
-        let mut due: Vec<(Timestamp, PodId)> = Vec::new();
-        let mut asking = std::collections::HashMap::<TenantId, usize>::new();
-        for (pod, watched) in &memory.health {
-            if watched.asking {
-                *asking.entry(watched.tenant.clone()).or_default() += 1;
-            } else if watched.due <= now {
-                due.push((watched.due, *pod));
-            }
-        }
+        let mut guard = self.memory();
+        let memory = &mut *guard;
+        let is_due = |(pod, watched): &(&PodId, &Watched)| {
+            !memory.asked.contains_key(pod) && watched.check.is_due(watched.due, now)
+        };
+        let mut due: Vec<(Timestamp, PodId)> =
+            memory.health.iter().filter(is_due).map(|(pod, watched)| (watched.due, *pod)).collect();
         due.sort_unstable();
-        let mut places = AT_ONCE.saturating_sub(asking.values().sum());
+        let mut of_tenants = HashMap::<TenantId, usize>::new();
+        for tenant in memory.asked.values() {
+            *of_tenants.entry(tenant.clone()).or_default() += 1;
+        }
         let mut turns = Vec::new();
         for (_, pod) in due {
-            let is_busy = memory.busy.contains(&pod);
             let Some(watched) = memory.health.get_mut(&pod) else { continue };
-            if is_busy {
+            if memory.busy.contains(&pod) {
                 watched.due = now.checked_add(LATER).unwrap_or(now);
                 continue;
             }
-            let of_tenant = asking.entry(watched.tenant.clone()).or_default();
-            if places == 0 || *of_tenant == AT_ONCE_OF_TENANT {
+            let of_tenant = of_tenants.entry(watched.tenant.clone()).or_default();
+            if memory.asked.len() == AT_ONCE || *of_tenant == AT_ONCE_OF_TENANT {
                 continue;
             }
-            places -= 1;
             *of_tenant += 1;
-            watched.asking = true;
+            memory.asked.insert(pod, watched.tenant.clone());
             turns.push(pod);
         }
         turns
@@ -147,9 +144,9 @@ impl Reconciler {
     async fn ask(&self, id: PodId) -> Result<bool, StepError> {
         let now = self.now();
         let turn = self.memory().health.get_mut(&id).map(|watched| {
-            let times = (watched.began, now);
+            watched.tally.see(&watched.check, (watched.began, now));
             // Whatever becomes of it, this was its turn.
-            watched.due = watched.tally.next(&watched.check, times);
+            watched.due = watched.tally.next(&watched.check, now);
             Turn { run: watched.run.clone(), check: watched.check.clone(), disturbed: watched.disturbed }
         });
         let Some(turn) = turn else { return Ok(false) };
@@ -157,53 +154,57 @@ impl Reconciler {
             self.memory().health.remove(&id);
             return Ok(false);
         };
-        if !is_asked(&pod, &turn) {
+        if !is_asked(&pod, &turn) || self.is_elsewhere(id, &turn).await? {
             return Ok(false);
         }
-        if self.lease(id).await?.is_none() {
-            // Another server works on it, and asks it: what was counted here is not in a row.
-            if let Some(watched) = self.memory().watched(id, &turn) {
-                watched.tally = Tally::default();
-            }
+        let answer = self.put(id, &turn).await;
+        // Another server may have begun to work on it meanwhile, in its own way: a good answer is good all the same.
+        if !matches!(answer, Answer::Good) && self.is_elsewhere(id, &turn).await? {
             return Ok(false);
         }
-        let Some(answer) = self.put(id, &turn).await else { return Ok(false) };
-        let Some(found) = self.count(id, &turn, answer) else { return Ok(false) };
-        if !Health::is_news(pod.health.as_ref(), &turn.run, &found) {
+        let is_ill = pod.health.as_ref().is_some_and(|health| health.verdict.is_ill());
+        let Some(found) = self.count(id, &turn, is_ill, answer) else { return Ok(false) };
+        if !Health::is_news(pod.health.as_ref(), &turn.run, &found, self.now()) {
             return Ok(false);
         }
         self.record_health(id, &turn, found).await
     }
 
-    /// Puts the question; `None` when it was not put, or nobody knows what became of it.
-    async fn put(&self, id: PodId, turn: &Turn) -> Option<Answer> {
-        let within = Duration::from_secs(turn.check.timeout.into());
-        let asked = self.engine.container_probe(&turn.run.container, &turn.check.probe, within);
-        match tokio::time::timeout(within + MARGIN, asked).await {
-            Ok(Ok(answer)) => Some(answer),
-            Ok(Err(error)) => {
-                tracing::debug!(pod = %id, %error, "a pod could not be asked for its health");
-                None
-            }
-            Err(_) => {
-                tracing::debug!(pod = %id, "the engine does not say how a pod's health is");
-                None
-            }
+    /// Whether another server works on the pod: then it is not asked, and what was counted is not in a row.
+    async fn is_elsewhere(&self, id: PodId, turn: &Turn) -> Result<bool, StepError> {
+        let is_elsewhere = self.store.lease_is_elsewhere(id, &self.settings.holder, self.now()).await?;
+        if is_elsewhere && let Some(watched) = self.memory().watched(id, turn) {
+            watched.tally.interrupted();
         }
+        Ok(is_elsewhere)
     }
 
-    fn count(&self, id: PodId, turn: &Turn, answer: Answer) -> Option<Found> {
+    /// Puts the question.
+    async fn put(&self, id: PodId, turn: &Turn) -> Answer {
+        let within = Duration::from_secs(turn.check.timeout.into());
+        let asked = self.engine.container_probe(&turn.run.container, &turn.check.probe, within);
+        let answer = match tokio::time::timeout(within + MARGIN, asked).await {
+            Ok(asked) => asked.unwrap_or_else(|error| Answer::Failed(error.to_string())),
+            Err(_) => Answer::Failed("the engine does not say how it is".to_owned()),
+        };
+        if let Answer::Failed(why) = &answer {
+            tracing::debug!(pod = %id, why, "a pod could not be asked for its health");
+        }
+        answer
+    }
+
+    fn count(&self, id: PodId, turn: &Turn, is_ill: bool, answer: Answer) -> Option<Found> {
         let now = self.now();
         let mut memory = self.memory();
         let is_busy = memory.busy.contains(&id);
         let watched = memory.watched(id, turn)?;
         let was_disturbed = is_busy || watched.disturbed != turn.disturbed;
-        if was_disturbed && matches!(answer, Answer::Bad(_)) {
+        if was_disturbed && !matches!(answer, Answer::Good) {
             return None;
         }
-        let times = (watched.began, now);
-        let found = watched.tally.count(&watched.check, times, answer);
-        watched.due = watched.tally.next(&watched.check, times);
+        watched.tally.see(&watched.check, (watched.began, now));
+        let found = watched.tally.count(&watched.check, is_ill, answer);
+        watched.due = watched.tally.next(&watched.check, now);
         found
     }
 
@@ -216,7 +217,7 @@ impl Reconciler {
         let mut view = View { lease: Some(lease), ..self.look(pod).await? };
         let container = view.observed.container.as_ref();
         let is_run = container.is_some_and(|c| c.state == ContainerState::Running && c.stamp() == turn.run);
-        if !is_run || !Health::is_news(view.pod.health.as_ref(), &turn.run, &found) {
+        if !is_run || !Health::is_news(view.pod.health.as_ref(), &turn.run, &found, self.now()) {
             return Ok(false);
         }
         self.record(&mut view, Record::Health { run: turn.run.clone(), found }).await?;
@@ -231,18 +232,21 @@ fn is_asked(pod: &Pod, turn: &Turn) -> bool {
 /// Asks pods for as long as the server runs.
 pub(super) async fn supervise(reconciler: Arc<Reconciler>, waker: Waker, mut stopped: watch::Receiver<bool>) {
     let mut asked: JoinSet<(PodId, bool)> = JoinSet::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !*stopped.borrow() {
-        for pod in reconciler.health_due() {
-            let reconciler = Arc::clone(&reconciler);
-            asked.spawn(async move { (pod, reconciler.health_ask(pod).await) });
-        }
         tokio::select! {
+            _ = ticks.tick() => {
+                for pod in reconciler.health_due() {
+                    let reconciler = Arc::clone(&reconciler);
+                    asked.spawn(async move { (pod, reconciler.health_ask(pod).await) });
+                }
+            }
             Some(joined) = asked.join_next() => match joined {
                 Ok((pod, true)) => waker.wake(pod),
                 Ok((_, false)) => {}
                 Err(error) => tracing::error!(%error, "asking for a pod's health was aborted"),
             },
-            () = tokio::time::sleep(EVERY) => {}
             _ = stopped.changed() => {}
         }
     }

@@ -103,6 +103,8 @@ pub(super) struct Memory {
     pub(super) at_rest: HashMap<PodId, AtRest>,
     /// Runs that are asked for their health, with what was counted.
     pub(super) health: HashMap<PodId, Watched>,
+    /// Pods that are being asked for it, and whose each is: also when a run ends meanwhile.
+    pub(super) asked: HashMap<PodId, TenantId>,
     /// Pods that are known not to have been left frozen by a server that died.
     pub(super) thawed: HashSet<PodId>,
 }

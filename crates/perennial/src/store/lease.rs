@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use perennial_core::id::PodId;
 use sqlx::Row as _;
 
+use super::read::Select;
 use super::rows::time;
 use super::{Store, StoreError};
 
@@ -44,6 +45,18 @@ impl Store {
         .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(Lease { pod, holder: holder.to_owned(), epoch: row.try_get(0)? }))
+    }
+
+    /// Whether another holder's lease of the pod has not ended.
+    ///
+    /// # Errors
+    /// Why the database did not answer.
+    pub async fn lease_is_elsewhere(&self, pod: PodId, holder: &str, now: Timestamp) -> Result<bool, StoreError> {
+        let mut select = Select::new("SELECT 1 FROM leases");
+        select.text(" WHERE pod = $", pod.to_string()).text(" AND holder <> $", holder.to_owned());
+        // One that was given back has no time.
+        select.text(" AND expires_at > $", time(now));
+        Ok(self.row(select).await?.is_some())
     }
 
     /// Whether nobody else has worked on the pod since this lease was taken.

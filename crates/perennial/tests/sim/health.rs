@@ -98,6 +98,8 @@ async fn sim_a_pod_that_answers_again_is_healthy_again() {
     let since = server.pod(pod).await.health.unwrap().since;
 
     world.engine.set_ailment(pod, None);
+    turns(&world, &server, pod, 2).await;
+    assert_eq!(server.pod(pod).await.health_state(), Some(HealthState::Unhealthy), "as sure as of the other");
     turn(&world, &server, pod).await;
     let well = server.pod(pod).await;
     assert_eq!(well.health_state(), Some(HealthState::Healthy));
@@ -128,13 +130,33 @@ async fn sim_a_pod_that_no_restart_helps_is_left_as_it_is() {
     turns(&world, &server, pod, 50).await;
     assert_eq!(run(&world, pod).await, last, "it is not restarted any more");
 
-    // Somebody does something about it.
-    server.succeed(server.restart(pod).await).await;
+    // That nobody reaches it for a while makes it neither well nor stable.
+    world.engine.set_ailment(pod, Some(Ailment::OutOfReach));
+    turns(&world, &server, pod, 50).await;
+    let left = server.pod(pod).await;
+    assert_eq!((left.health.unwrap().verdict, left.crash.count), (Verdict::GivenUp, RESTARTS_MAX));
+
+    // It gets well by itself, which is trusted after a while only.
     world.engine.set_ailment(pod, None);
-    turn(&world, &server, pod).await;
-    assert_eq!(server.pod(pod).await.health_state(), Some(HealthState::Healthy));
+    turns(&world, &server, pod, 3).await;
+    let well = server.pod(pod).await;
+    assert_eq!((well.health_state(), well.crash.count), (Some(HealthState::Healthy), RESTARTS_MAX));
     turns(&world, &server, pod, 30).await;
     assert_eq!(server.pod(pod).await.crash.count, 0, "forgotten after a while");
+}
+
+#[tokio::test]
+async fn sim_who_restarts_a_pod_that_was_left_as_it_is_has_it_tried_again() {
+    let world = World::new(17);
+    let server = world.server().await;
+    let pod = server.running("web", serving()).await;
+    world.engine.set_ailment(pod, Some(Ailment::Unhealthy));
+    turns(&world, &server, pod, 100).await;
+    assert_eq!(server.pod(pod).await.health.unwrap().verdict, Verdict::GivenUp);
+    server.succeed(server.restart(pod).await).await;
+    turns(&world, &server, pod, 4).await;
+    let tried = server.pod(pod).await;
+    assert_eq!((tried.health.unwrap().verdict, tried.crash.count), (Verdict::Unhealthy, 1));
 }
 
 #[tokio::test]
@@ -266,7 +288,7 @@ async fn sim_what_cannot_be_asked_is_said_and_is_no_failure() {
 }
 
 #[tokio::test]
-async fn sim_the_server_that_works_on_a_pod_asks_it() {
+async fn sim_a_pod_that_another_server_works_on_is_not_asked_and_nobody_waits_for_who_asks() {
     let mut world = World::new(9);
     let server = world.server().await;
     let pod = server.running("web", serving()).await;
@@ -280,6 +302,127 @@ async fn sim_the_server_that_works_on_a_pod_asks_it() {
     assert_eq!(server.reconciler.health_due(), [pod]);
     server.reconciler.health_ask(pod).await;
     assert_eq!(world.engine.probed(pod), asked + 1);
+    // What is asked again and again stays free for who has something to do.
+    turns(&world, &server, pod, 6).await;
+    let until = world.clock_now() + SignedDuration::from_mins(1);
+    let taken = server.app.store.lease_acquire(pod, "a third", world.clock_now(), until).await.unwrap().unwrap();
+    world.engine.set_ailment(pod, Some(Ailment::Unhealthy));
+    let asked = world.engine.probed(pod);
+    turn(&world, &server, pod).await;
+    assert_eq!(world.engine.probed(pod), asked);
+    server.app.store.lease_release(&taken).await.unwrap();
+    turns(&world, &server, pod, 3).await;
+    assert!(is_shown(&server, pod, ConditionKind::Unhealthy).await);
+}
+
+/// Of two servers one reaches the pod: what it says stands.
+#[tokio::test]
+async fn sim_a_server_that_does_not_reach_a_pod_leaves_what_another_found() {
+    let mut world = World::new(12);
+    let server = world.server().await;
+    let pod = server.running("web", serving()).await;
+    turn(&world, &server, pod).await;
+    let version = server.pod(pod).await.version;
+    world.holder = "another".to_owned();
+    let another = world.server().await;
+    world.clock.advance(SignedDuration::from_mins(2));
+    another.work(pod).await;
+    world.engine.set_ailment(pod, Some(Ailment::OutOfReach));
+    turns(&world, &another, pod, 3).await;
+    assert_eq!(server.pod(pod).await.health_state(), Some(HealthState::Healthy));
+    assert_eq!(server.pod(pod).await.version, version, "nothing is written");
+}
+
+/// A bad answer of a pod that something was done with meanwhile does not count; one of a pod that was left alone does.
+#[tokio::test]
+async fn sim_a_bad_answer_counts_only_where_nothing_was_done_meanwhile() {
+    for disturbed in [false, true] {
+        let world = World::new(13);
+        let server = world.server().await;
+        let check = HealthCheck { retries: 1, ..serving().health.unwrap() };
+        let pod = server.running("web", PodSpec { health: Some(check), ..serving() }).await;
+        turn(&world, &server, pod).await;
+        world.engine.set_ailment(pod, Some(Ailment::Silent));
+        world.clock.advance(SignedDuration::from_secs(INTERVAL.into()));
+        assert_eq!(server.reconciler.health_due(), [pod]);
+        let meanwhile = async {
+            while world.engine.probed(pod) < 2 {
+                tokio::task::yield_now().await;
+            }
+            if disturbed {
+                server.work(pod).await;
+            }
+            world.clock.advance(SignedDuration::from_secs(INTERVAL.into()));
+        };
+        let (news, ()) = tokio::join!(server.reconciler.health_ask(pod), meanwhile);
+        assert_eq!(news, !disturbed);
+    }
+}
+
+/// What was found out long ago ends no run: perhaps nobody was there to act, and it is well by now.
+#[tokio::test]
+async fn sim_a_finding_that_nobody_acted_on_is_found_again_first() {
+    let world = World::new(14);
+    let server = world.server().await;
+    let pod = server.running("web", serving()).await;
+    world.engine.set_ailment(pod, Some(Ailment::Unhealthy));
+    let before = run(&world, pod).await;
+    for _ in 0..3 {
+        world.clock.advance(SignedDuration::from_secs(INTERVAL.into()));
+        for due in server.reconciler.health_due() {
+            server.reconciler.health_ask(due).await;
+        }
+    }
+    assert_eq!(server.pod(pod).await.health.unwrap().verdict, Verdict::Unhealthy);
+    drop(server);
+    world.engine.set_ailment(pod, None);
+    world.clock.advance(SignedDuration::from_hours(2));
+    let server = world.server().await;
+    turns(&world, &server, pod, 3).await;
+    assert_eq!(run(&world, pod).await, before, "it got well by itself");
+    assert_eq!(server.pod(pod).await.health_state(), Some(HealthState::Healthy));
+
+    world.engine.set_ailment(pod, Some(Ailment::Unhealthy));
+    turns(&world, &server, pod, 3).await;
+    server.settle(pod).await;
+    assert_ne!(run(&world, pod).await, before);
+}
+
+/// Pods that say nothing keep places, and no others: neither of their tenant more than its share, nor of runs that ended.
+#[tokio::test]
+async fn sim_places_of_those_who_are_asked_are_few_and_come_back() {
+    let world = World::new(15);
+    let server = world.server().await;
+    let mut pods = Vec::new();
+    for n in 0..18 {
+        pods.push(server.running(&format!("web{n}"), serving()).await);
+    }
+    world.clock.advance(SignedDuration::from_secs(INTERVAL.into()));
+    let first = server.reconciler.health_due();
+    assert_eq!(first.len(), 16, "of one tenant");
+    assert_eq!(server.reconciler.health_due(), []);
+    // A run that ends while it is asked keeps its place until the question has ended.
+    server.succeed(server.pause(first[0]).await).await;
+    assert_eq!(server.reconciler.health_due(), []);
+    for pod in &first {
+        server.reconciler.health_ask(*pod).await;
+    }
+    let rest = server.reconciler.health_due();
+    assert_eq!(rest.len(), 2);
+    assert!(rest.iter().all(|pod| !first.contains(pod)));
+}
+
+#[tokio::test]
+async fn sim_a_clock_that_is_set_back_keeps_no_pod_from_being_asked() {
+    let world = World::new(16);
+    let server = world.server().await;
+    let pod = server.running("web", serving()).await;
+    turn(&world, &server, pod).await;
+    let before = world.clock_now();
+    world.clock.set(before - SignedDuration::from_hours(24 * 30));
+    assert_eq!(server.reconciler.health_due(), [pod]);
+    server.reconciler.health_ask(pod).await;
+    assert_eq!(server.reconciler.health_due(), []);
 }
 
 #[tokio::test]

@@ -375,6 +375,7 @@ impl Any {
             health: self.option(|a| Health {
                 verdict: a.of(&[Verdict::Healthy, Verdict::Unhealthy, Verdict::GivenUp, Verdict::Unasked]),
                 run: a.stamp(),
+                found_at: a.time(),
                 since: a.time(),
                 problem: a.option(Self::text),
             }),

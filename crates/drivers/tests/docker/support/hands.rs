@@ -80,6 +80,13 @@ impl Hands for DockerHands {
         }
     }
 
+    async fn is_of_this_host(&self, container: &str) -> Checked<bool> {
+        let seen = self.docker.inspect_container(container, None).await.map_err(engine)?;
+        let id = seen.id.ok_or_else(|| Failure("a container without an id".to_owned()))?;
+        let pid = seen.state.and_then(|state| state.pid).ok_or_else(|| Failure("it does not run".to_owned()))?;
+        Ok(std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains(&id))
+    }
+
     async fn remove(&self, container: &str, path: &str) -> Checked {
         match self.sh(container, r#"rm -rf "$1" && sync"#, &[path]).await? {
             (_, 0) => Ok(()),
@@ -184,8 +191,8 @@ impl Clock for WallClock {
 }
 
 /// What Docker cannot do on this backend: known beforehand, so that an engine which loses an ability is not excused.
-fn lacks(backend: Backend, config: &DockerConfig) -> Vec<Ability> {
-    match backend {
+fn lacks(backend: Backend, runtime: &str, config: &DockerConfig) -> Vec<Ability> {
+    let mut lacks = match backend {
         Backend::Overlay if kind_of_file_system(&config.storage_root) == "btrfs" => vec![Ability::Mover],
         Backend::Overlay => vec![Ability::Mover, Ability::InstantCopies],
         Backend::Engine => {
@@ -193,7 +200,12 @@ fn lacks(backend: Backend, config: &DockerConfig) -> Vec<Ability> {
             let reach = if by_mover { Ability::LocalVolumes } else { Ability::Mover };
             vec![reach, Ability::Definitions, Ability::InstantCopies, Ability::Generations]
         }
+    };
+    // scripts/engine.sh has it leave control groups alone.
+    if runtime == "runsc" {
+        lacks.push(Ability::OfThisHost);
     }
+    lacks
 }
 
 fn kind_of_file_system(directory: &Path) -> String {
@@ -206,7 +218,7 @@ fn kind_of_file_system(directory: &Path) -> String {
 /// Runs one case of the suite on the engine and the storage root of this configuration.
 #[expect(clippy::print_stderr, reason = "a test that was not run says so and why")]
 pub async fn check(case: &str, backend: Backend, runtime: &str, config: DockerConfig) {
-    let (storage, lacks) = (config.storage_root.clone(), lacks(backend, &config));
+    let (storage, lacks) = (config.storage_root.clone(), lacks(backend, runtime, &config));
     let docker = connect(&own_way(&config)).await;
     let hands = DockerHands { docker, storage: storage.clone(), lingering: Mutex::default() };
     let engine = DockerEngine::connect(config).await.expect("connect");

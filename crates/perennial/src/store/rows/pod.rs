@@ -128,7 +128,13 @@ stored_enum!(VerdictRow = Verdict {
     Unasked = "unasked",
 });
 stored_struct!(
-    HealthRow = Health { verdict: Verdict, run: WriterStamp, since: Timestamp, problem: Option<String> }
+    HealthRow = Health {
+        verdict: Verdict,
+        run: WriterStamp,
+        found_at: Timestamp,
+        since: Timestamp,
+        problem: Option<String>,
+    }
 );
 stored_struct!(ResetsRow = Resets { count: u32, last_at: Option<Timestamp>, kept_in: Option<SnapshotId> });
 stored_struct!(RetryRow = Retry { count: u32, not_before: Option<Timestamp>, problem: Option<Problem> });
