@@ -56,7 +56,9 @@ impl fmt::Display for Ability {
             Generations => "no generation is beside the data",
             Freeze => "the runtime freezes nothing",
             VisibleLayer => "the runtime keeps changes outside volumes to itself",
-            OfThisHost => "the runtime keeps containers out of control groups, and nothing else tells that they are of this host",
+            OfThisHost => {
+                "the runtime keeps containers out of control groups, and nothing else tells that they are of this host"
+            }
         })
     }
 }

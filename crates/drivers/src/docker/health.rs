@@ -188,10 +188,15 @@ mod tests {
     async fn what_this_server_lacks_is_not_the_pods_fault() {
         // No route leads there from anywhere: a multicast address takes no connection.
         let asked = ask("224.0.0.1:80".parse().unwrap(), Some("/")).await;
-        assert!(matches!(&asked, Err(EngineError::Transient { problem }) if problem.starts_with("port 80")), "{asked:?}");
+        assert!(
+            matches!(&asked, Err(EngineError::Transient { problem }) if problem.starts_with("port 80")),
+            "{asked:?}"
+        );
         let of = |kind: ErrorKind| is_of_the_pod(&kind.into());
         assert!(of(ErrorKind::ConnectionRefused) && of(ErrorKind::ConnectionReset) && of(ErrorKind::UnexpectedEof));
-        for kind in [ErrorKind::NetworkUnreachable, ErrorKind::HostUnreachable, ErrorKind::PermissionDenied, ErrorKind::Other] {
+        for kind in
+            [ErrorKind::NetworkUnreachable, ErrorKind::HostUnreachable, ErrorKind::PermissionDenied, ErrorKind::Other]
+        {
             assert!(!of(kind), "{kind:?}");
         }
         for raw in [rustix::io::Errno::MFILE, rustix::io::Errno::NOBUFS, rustix::io::Errno::ADDRNOTAVAIL] {

@@ -328,8 +328,10 @@ fn goes_on(seen: &ExecInspectResponse, program: &Program) -> bool {
 async fn signal_group(container: &str, pid: i64, signal: Signal) -> bool {
     let container = container.to_owned();
     // The runtime makes what it starts the leader of a group.
-    let signalled =
-        blocking(move || Ok(of_this_host(&container, pid).is_ok_and(|pid| pid.is_some_and(|pid| kill_process_group(pid, signal).is_ok())));
+    let signalled = blocking(move || {
+        let process = of_this_host(&container, pid).ok().flatten();
+        Ok(process.is_some_and(|pid| kill_process_group(pid, signal).is_ok()))
+    });
     signalled.await.unwrap_or(false)
 }
 
@@ -350,7 +352,9 @@ fn of_this_host(container: &str, pid: i64) -> std::io::Result<Option<Pid>> {
     match std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())) {
         Ok(groups) => Ok(groups.contains(container).then_some(pid)),
         // The second when it ended while its file was open.
-        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
+        Err(error)
+            if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) =>
+        {
             Ok(None)
         }
         Err(error) => Err(error),
