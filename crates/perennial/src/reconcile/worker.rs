@@ -13,6 +13,7 @@ use perennial_core::plan::{self, Action, Finding, Input, Next, Plan, Policy};
 use perennial_core::pod::{Condition, Desired, Pod, Retry, Work};
 use perennial_core::record::{self, Record};
 use perennial_core::snapshot::Snapshot;
+use perennial_core::spec::TenantId;
 use perennial_core::volume::{SetState, VolumeSet};
 use perennial_snapshots::TreeId;
 use tokio::sync::Semaphore;
