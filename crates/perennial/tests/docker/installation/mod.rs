@@ -35,6 +35,8 @@ pub const BUSYBOX: &str = "perennial-test/busybox:1";
 pub const DEBIAN: &str = "perennial-test/debian:12";
 pub const POSTGRES: &str = "perennial-test/debian-postgres:15";
 pub const DATASETTE: &str = "perennial-test/debian-datasette:1";
+/// Only there after `./dev test --services`.
+pub const N8N: &str = "perennial-test/n8n:1";
 
 /// The paths of the eight volumes.
 pub const VOLUMES: [&str; 8] = ["/workspace", "/home", "/root", "/etc", "/usr/local", "/opt", "/var", "/srv"];
@@ -317,20 +319,40 @@ impl Installation {
         self.send(request, body)
     }
 
-    /// Asks anybody on this host.
-    pub fn ask_anybody(&self, method: Method, url: &str, body: Option<&Value>) -> reqwest::Result<(StatusCode, Value)> {
-        self.send(self.client.request(method, url).timeout(Duration::from_secs(5)), body)
+    /// Asks anybody on this host, with this cookie; answers the cookie that was set, too.
+    pub fn ask_anybody(
+        &self,
+        method: Method,
+        url: &str,
+        cookie: Option<&str>,
+        body: Option<&Value>,
+    ) -> reqwest::Result<(StatusCode, Value, Option<String>)> {
+        let mut request = self.client.request(method, url).timeout(Duration::from_secs(20));
+        if let Some(cookie) = cookie {
+            request = request.header("cookie", cookie);
+        }
+        self.exchange(request, body)
     }
 
-    fn send(&self, mut request: reqwest::RequestBuilder, body: Option<&Value>) -> reqwest::Result<(StatusCode, Value)> {
+    fn send(&self, request: reqwest::RequestBuilder, body: Option<&Value>) -> reqwest::Result<(StatusCode, Value)> {
+        self.exchange(request, body).map(|(status, answer, _)| (status, answer))
+    }
+
+    fn exchange(
+        &self,
+        mut request: reqwest::RequestBuilder,
+        body: Option<&Value>,
+    ) -> reqwest::Result<(StatusCode, Value, Option<String>)> {
         if let Some(body) = body {
             request = request.json(body);
         }
         self.runtime.block_on(async {
             let answer = request.send().await?;
             let status = answer.status();
+            let set = answer.headers().get("set-cookie").and_then(|value| value.to_str().ok());
+            let cookie = set.and_then(|value| value.split(';').next()).map(str::to_owned);
             let text = answer.text().await?;
-            Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+            Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text)), cookie))
         })
     }
 
