@@ -111,7 +111,7 @@ const N8N_KIND: Kind = Kind {
     },
     // The cookie of before: it is signed with the key in the volume.
     texts: |service| {
-        let (_, workflows) = service.try_ask(&Method::GET, "/rest/workflows?sortBy=createdAt:asc", None)?;
+        let (_, workflows) = service.try_ask(&Method::GET, "/rest/workflows", None)?;
         let mut found: Vec<(&str, &str)> = workflows["data"]
             .as_array()?
             .iter()
@@ -167,7 +167,7 @@ fn walk(installation: &Installation, name: &str, kind: Kind) -> Pod {
 
     asked(installation, &format!("{path}/change-plan"), &json!({"plan": next}));
     service.holds("in another plan", &["first", "second"]);
-    assert_eq!(installation.get(&path)["plan"], next);
+    assert_eq!(installation.get(&path)["plan"], format!("{name}/{next}"));
     service.add("third");
 
     asked(installation, &format!("{path}/reset-pod"), &json!({"confirm": "wf"}));
