@@ -25,6 +25,7 @@ mod notify;
 mod orphans;
 mod parts;
 mod postgres;
+mod processor;
 mod replica;
 mod retention;
 mod still;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::processor;
 use crate::world::taps::{Blow, Striker};
 use crate::world::{Ended, Server, World, files, small_spec};
 use jiff::SignedDuration;
@@ -473,13 +474,14 @@ fn sim_model_random_histories_lose_nothing() {
     let seconds = setting("PERENNIAL_MODEL_SECONDS", 0);
     let until = (seconds > 0).then(|| Instant::now() + Duration::from_secs(seconds));
     let (next, played) = (AtomicU64::new(first), AtomicU64::new(0));
-    // Two for each processor: a history often waits for the thread that its database runs on.
-    let threads = 2 * std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            let play = || {
+        for processor in 0..processors {
+            let (next, played) = (&next, &played);
+            let play = move || {
+                processor::stay_on(processor);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(histories(&next, first + count, until, &played));
+                runtime.block_on(histories(next, first + count, until, played));
             };
             std::thread::Builder::new().stack_size(perennial::serve::STACK).spawn_scoped(scope, play).unwrap();
         }

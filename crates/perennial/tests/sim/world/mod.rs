@@ -134,6 +134,7 @@ impl World {
     }
 
     fn of(image: &SimImage, options: SimOptions) -> Self {
+        crate::processor::stay();
         let base = std::env::var_os("PERENNIAL_TEST_TMPFS").map_or_else(shm, Into::into);
         let directory = tempfile::Builder::new().prefix("perennial-world-").tempdir_in(base).unwrap();
         let clock = Arc::new(VirtualClock::new("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap()));
