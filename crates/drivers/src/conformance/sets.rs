@@ -322,6 +322,7 @@ pub(super) async fn set_of_which_only_the_labels_are_known_is_deleted(fixture: &
         true => None,
         false => Some(subject.on_host(1, "/srv/mine").await?),
     };
+    check!(place.as_ref().is_none_or(|place| place.exists()), "{place:?} is not where the set is");
     let number_of = |owned: &Owned| match owned {
         Owned::Set { pod, number, backend } if *pod == subject.pod.id => Some((*number, *backend)),
         _ => None,

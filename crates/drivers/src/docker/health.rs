@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::DockerEngine;
 use super::container::Seen;
-use super::program::is_of_this_host;
+use super::program::{is_not_there, is_of_this_host};
 
 /// The mark of a program that is asked for a pod's health.
 const MARK: &str = "health";
@@ -54,7 +54,7 @@ impl DockerEngine {
         let program = Program { mark: MARK.to_owned(), command: command.to_vec(), user: None, within };
         let ran = match self.run_program(id, &program, &Progress::default()).await {
             Ok(ran) => ran,
-            Err(EngineError::Rejected { problem }) => return Ok(Answer::Bad(problem)),
+            Err(EngineError::Rejected { problem }) if is_not_there(&problem) => return Ok(Answer::Bad(problem)),
             Err(error) => return Err(error),
         };
         Ok(match ran.end {
@@ -101,8 +101,9 @@ fn not_put(what: &str, error: &std::io::Error) -> EngineError {
 
 /// Whether this is what a pod does to a connection, and not what this server lacks.
 fn is_of_the_pod(error: &std::io::Error) -> bool {
-    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | UnexpectedEof)
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, TimedOut, UnexpectedEof};
+    let kind = error.kind();
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | TimedOut | UnexpectedEof)
 }
 
 /// Connects, and asks for a page if there is a path.

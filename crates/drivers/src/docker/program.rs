@@ -364,14 +364,19 @@ fn of_this_host(container: &str, pid: i64) -> std::io::Result<Option<Pid>> {
 /// A program or a user that is not there is the hook's fault; engines answer with different numbers to that.
 fn not_started(error: bollard::errors::Error) -> EngineError {
     if let bollard::errors::Error::DockerResponseServerError { message, .. } = &error {
-        let lower = message.to_ascii_lowercase();
-        let missing =
-            ["executable file not found", "no such file or directory", "unable to find user", "permission denied"];
-        if missing.iter().any(|words| lower.contains(words)) {
+        if is_not_there(message) {
             return rejected(message.trim().to_owned());
         }
     }
     fail("start a program in the container", error)
+}
+
+/// Whether an engine says with these words that a program or a user is not in the container, or may not be used.
+pub(super) fn is_not_there(message: &str) -> bool {
+    let lower = message.to_ascii_lowercase();
+    ["executable file not found", "no such file or directory", "unable to find user", "permission denied"]
+        .iter()
+        .any(|words| lower.contains(words))
 }
 
 #[cfg(test)]

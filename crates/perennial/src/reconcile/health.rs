@@ -154,7 +154,11 @@ impl Reconciler {
             self.memory().health.remove(&id);
             return Ok(false);
         };
-        if !is_asked(&pod, &turn) || self.is_elsewhere(id, &turn).await? {
+        if !is_asked(&pod, &turn) {
+            self.interrupted(id, &turn);
+            return Ok(false);
+        }
+        if self.is_elsewhere(id, &turn).await? {
             return Ok(false);
         }
         let answer = self.put(id, &turn).await;
@@ -173,10 +177,16 @@ impl Reconciler {
     /// Whether another server works on the pod: then it is not asked, and what was counted is not in a row.
     async fn is_elsewhere(&self, id: PodId, turn: &Turn) -> Result<bool, StepError> {
         let is_elsewhere = self.store.lease_is_elsewhere(id, &self.settings.holder, self.now()).await?;
-        if is_elsewhere && let Some(watched) = self.memory().watched(id, turn) {
-            watched.tally.interrupted();
+        if is_elsewhere {
+            self.interrupted(id, turn);
         }
         Ok(is_elsewhere)
+    }
+
+    fn interrupted(&self, id: PodId, turn: &Turn) {
+        if let Some(watched) = self.memory().watched(id, turn) {
+            watched.tally.interrupted();
+        }
     }
 
     /// Puts the question.
@@ -200,6 +210,7 @@ impl Reconciler {
         let watched = memory.watched(id, turn)?;
         let was_disturbed = is_busy || watched.disturbed != turn.disturbed;
         if was_disturbed && !matches!(answer, Answer::Good) {
+            watched.tally.interrupted();
             return None;
         }
         watched.tally.see(&watched.check, (watched.began, now));

@@ -48,10 +48,10 @@ impl Store {
         };
         if is_gap {
             until = second.saturating_add(HELD.as_secs());
-            prolong(&mut tx, now).await?;
         }
         // A clock that was set back is not held for what it was ahead.
         until = until.min(second.saturating_add(HELD.as_secs()));
+        keep_orphans(&mut tx, is_gap, now).await?;
         for (name, value) in [("kept", second), ("held", until)] {
             let query = sqlx::query("UPDATE counters SET value = $2 WHERE name = $1").bind(name).bind(value);
             query.execute(&mut *tx).await?;
@@ -71,10 +71,15 @@ impl Store {
     }
 }
 
-/// The week that orphans are kept after a consent begins anew: by a clock that was behind it may be over at once.
-async fn prolong(tx: &mut AnyConnection, now: Timestamp) -> Result<(), StoreError> {
+/// The week that orphans are kept after a consent begins anew after a gap, because by a clock that was behind it may be over at once; and it
+/// is never longer than a week from now, because by one that was ahead it may never be over.
+async fn keep_orphans(tx: &mut AnyConnection, is_gap: bool, now: Timestamp) -> Result<(), StoreError> {
     let kept_until = now.checked_add(WINDOW).unwrap_or(Timestamp::MAX);
-    let sql = "UPDATE orphans SET kept_until = $1 WHERE quarantined_at <> '' AND ending = 0 AND kept_until < $1";
+    let sql = if is_gap {
+        "UPDATE orphans SET kept_until = $1 WHERE quarantined_at <> '' AND ending = 0"
+    } else {
+        "UPDATE orphans SET kept_until = $1 WHERE quarantined_at <> '' AND ending = 0 AND kept_until > $1"
+    };
     sqlx::query(sql).bind(time(kept_until)).execute(tx).await?;
     Ok(())
 }

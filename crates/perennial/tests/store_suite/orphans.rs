@@ -18,7 +18,8 @@ fn pod(n: u8) -> PodId {
 }
 
 fn at(hours: i64) -> Timestamp {
-    Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours)
+    // Second 0 stands for never.
+    Timestamp::UNIX_EPOCH + SignedDuration::from_hours(500_000 + hours)
 }
 
 fn new_pod(id: PodId) -> Pod {
@@ -121,9 +122,9 @@ async fn after_a_gap_an_orphan_is_kept_for_a_week_once_more(database: &Database)
         // Nobody looked for longer than 36 hours.
         (97, Some(at(97) + WINDOW)),
         (500, Some(at(500) + WINDOW)),
-        // Set back: that is no gap, and what is kept for longer stays so.
-        (98, Some(at(500) + WINDOW)),
-        (200, Some(at(500) + WINDOW)),
+        // It was ahead and is set back: nothing is kept for longer than a week from now.
+        (98, Some(at(98) + WINDOW)),
+        (120, Some(at(98) + WINDOW)),
     ] {
         store.keeping(at(looked)).await.unwrap();
         // One whose end has begun is at its end; to one that nobody consented to, nothing happens at all.

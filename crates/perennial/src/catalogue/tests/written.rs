@@ -70,7 +70,7 @@ fn health_of() -> impl Strategy<Value = Option<HealthCheck>> {
         proptest::collection::vec("[ -~]{1,10}", 1..4).prop_map(|command| Probe::Exec { command }),
     ];
     let check =
-        (probe, 1_u32..=86_400, 1_u32..=100, 0_u32..=3600).prop_flat_map(|(probe, interval, retries, start_period)| {
+        (probe, 5_u32..=86_400, 1_u32..=100, 0_u32..=3600).prop_flat_map(|(probe, interval, retries, start_period)| {
             let check = move |timeout| HealthCheck { probe: probe.clone(), interval, timeout, retries, start_period };
             (1..=interval.min(60)).prop_map(check)
         });
