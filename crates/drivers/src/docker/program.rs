@@ -363,10 +363,10 @@ fn of_this_host(container: &str, pid: i64) -> std::io::Result<Option<Pid>> {
 
 /// A program or a user that is not there is the hook's fault; engines answer with different numbers to that.
 fn not_started(error: bollard::errors::Error) -> EngineError {
-    if let bollard::errors::Error::DockerResponseServerError { message, .. } = &error {
-        if is_not_there(message) {
-            return rejected(message.trim().to_owned());
-        }
+    if let bollard::errors::Error::DockerResponseServerError { message, .. } = &error
+        && is_not_there(message)
+    {
+        return rejected(message.trim().to_owned());
     }
     fail("start a program in the container", error)
 }

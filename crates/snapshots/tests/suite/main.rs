@@ -11,6 +11,8 @@ mod drill;
 mod duplicate;
 mod faults;
 mod faulty_store;
+#[path = "../../examples/first.rs"]
+mod first;
 mod held;
 mod hot_path;
 mod incremental;
@@ -28,3 +30,8 @@ mod restore_all;
 mod round_trip;
 mod sketch;
 mod support;
+
+#[test]
+fn the_example_works() {
+    first::main().unwrap();
+}

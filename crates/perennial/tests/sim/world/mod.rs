@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use perennial::catalogue::{Catalogue, Place};
 use perennial::config::RepositorySection;
@@ -366,10 +368,15 @@ impl Server {
         pod
     }
 
+    /// One pass of the reconciler, on the heap: its future is larger than a thread's usual stack likes.
+    pub fn pass(&self, pod: PodId) -> LocalBoxFuture<'_, Passed> {
+        self.reconciler.pass(pod).boxed_local()
+    }
+
     /// Lets the reconciler work until the pod rests; delays pass in no time.
     pub async fn settle(&self, pod: PodId) -> Ended {
         for _ in 0..PASSES_MAX {
-            match self.reconciler.pass(pod).await {
+            match self.pass(pod).await {
                 Passed::Again => {}
                 Passed::Gone => return Ended::Gone,
                 Passed::Wait(until) => {
@@ -389,7 +396,7 @@ impl Server {
     /// Passes without letting time go on, until there is nothing to do now.
     pub async fn work(&self, pod: PodId) {
         for _ in 0..PASSES_MAX {
-            if self.reconciler.pass(pod).await != Passed::Again {
+            if self.pass(pod).await != Passed::Again {
                 return;
             }
         }
