@@ -25,12 +25,13 @@ done
 tools=$DEV_DIR/tools/schemathesis
 [ -x "$tools/bin/schemathesis" ] || die "schemathesis is missing" "run ./dev deps"
 build=(cargo build --locked --workspace --bin perennial --features perennial/failpoints)
-# As for the tests, so that nothing is built twice.
+# The program of the tests, which is built already: alone it would have fewer features of its dependencies, and be built once more.
+[ -z "${CI:-}" ] || build=(cargo test --no-run --locked --workspace --features perennial/failpoints)
 [ -z "${CI:-}" ] || for package in perennial perennial-core perennial-drivers '"*"'; do
     build+=(--config "profile.dev.package.$package.opt-level=1")
 done
 binary=$("${build[@]}" --quiet --message-format json-render-diagnostics |
-    jq -r 'select(.executable != null and .target.name == "perennial") | .executable')
+    jq -r 'select(.executable != null and .target.name == "perennial" and .target.kind == ["bin"] and .profile.test == false) | .executable')
 
 listens_or_ended() { grep -q '"listening"' "$work/ready" || ! kill -0 "$server" 2>/dev/null; }
 have_done() { "$binary" "$@" >"$work/done" 2>&1 || { cat "$work/done" >&2; die "perennial $* failed"; }; }

@@ -153,7 +153,7 @@ fn thing(owned: &Owned) -> OrphanThing {
 
 /// Says what a clean-up of orphans would do, or carries out exactly that: first they are quarantined, and after a week they can be deleted.
 #[utoipa::path(post, path = "/api/v1/admin/pods/cleanup-orphaned", operation_id = "admin_cleanup", tag = "system",
-    request_body = CleanupRequest,
+    request_body = Option<CleanupRequest>,
     responses((status = 200, body = CleanupReport), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn cleanup(
     State(state): State<ApiState>,
