@@ -28,10 +28,9 @@ while [ $# -gt 0 ]; do
 done
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n '/^pub const TARGETS/,/^];/s/^    ("\([a-z_]*\)".*/\1/p' fuzz/src/lib.rs)
 
-# As for the tests, so that both have the same dependencies; checks of overflows stay. Only perennial is built as it is: to optimise it once
-# more would take longer than is gained in the minute of each target.
+# As for the tests, so that both have the same dependencies; checks of overflows stay.
 OPTIMISE=()
-[ -z "${CI:-}" ] || for package in perennial-core perennial-drivers '"*"'; do
+[ -z "${CI:-}" ] || for package in perennial perennial-core perennial-drivers '"*"'; do
     OPTIMISE+=(--config "profile.dev.package.$package.opt-level=1")
 done
 
