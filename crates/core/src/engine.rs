@@ -22,7 +22,7 @@ use crate::id::PodId;
 use crate::permit::DeletePermit;
 use crate::pod::PinnedImage;
 use crate::progress::Progress;
-use crate::spec::{Backend, PodName, PodSpec, TenantId};
+use crate::spec::{Backend, PodName, PodSpec, Resources, TenantId};
 
 pub use logs::{LogEnd, LogRange, LogReader, LogStamps};
 pub use observed::{ContainerState, ObservedContainer, ObservedPod, ObservedSet, Owned, Presence, SetLimit};
@@ -229,6 +229,12 @@ pub trait Engine: Send + Sync {
     ///
     /// Returns its id. A container of the pod that differs in set or specification is a `Conflict`.
     async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError>;
+
+    /// Gives a container other limits, whether it runs or not; `disk` is not looked at.
+    ///
+    /// [`EngineError::Rejected`] for what the engine or the runtime cannot change without making the container anew, and for
+    /// less memory than the container uses: nobody in it is ended for that. It has the limits that it had then.
+    async fn container_limit(&self, id: &str, limits: &Resources) -> Result<Effect, EngineError>;
 
     /// Removes a container. Its system layer goes with it; its volumes do not.
     async fn container_remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError>;

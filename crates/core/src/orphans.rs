@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::id::OperationId;
     use crate::pod::ReadyContainer;
-    use crate::spec::{PodName, PodSpec, TenantId};
+    use crate::spec::{PodName, PodSpec, Resources, TenantId};
     use crate::volume::{Origin, VolumeSet};
 
     fn pod(n: u8) -> Pod {
@@ -154,7 +154,8 @@ mod tests {
         let spec = PodSpec::new("debian:12");
         let mut pod = Pod::new(id, TenantId::default_tenant(), name, spec, operation, Timestamp::UNIX_EPOCH);
         pod.goal = None;
-        pod.container = Some(ReadyContainer { id: format!("c{n}"), set: 1, spec_generation: 1 });
+        let limits = Some(Resources::default());
+        pod.container = Some(ReadyContainer { id: format!("c{n}"), set: 1, spec_generation: 1, limits, refused: None });
         pod.sets = vec![VolumeSet {
             number: 1,
             backend: Backend::Overlay,

@@ -10,7 +10,7 @@ use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::parts::Parts;
 use crate::snapshot::WriterStamp;
-use crate::spec::{PodName, PodSpec, Profile, TenantId};
+use crate::spec::{PodName, PodSpec, Profile, Resources, TenantId};
 use crate::volume::{ImageLayout, Origin, SetNumber, VolumeSet};
 
 /// What was asked for (D28).
@@ -110,6 +110,36 @@ pub struct ReadyContainer {
     pub set: SetNumber,
     /// Specification it was made from.
     pub spec_generation: u64,
+    /// What it is limited to, as [`Resources::of_container`] says; `None` when nobody knows, because it was found and not made.
+    pub limits: Option<Resources>,
+    /// The limits that the engine did not give it, last.
+    pub refused: Option<RefusedLimits>,
+}
+
+/// Limits that a container did not get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedLimits {
+    /// Which.
+    pub wanted: Resources,
+    /// Why.
+    pub problem: String,
+    /// When it was tried.
+    pub at: Timestamp,
+}
+
+impl ReadyContainer {
+    /// The limits of this specification, when the container has others or nobody knows which it has.
+    #[must_use]
+    pub fn lacks_limits(&self, spec: &PodSpec) -> Option<Resources> {
+        let wanted = spec.resources.of_container();
+        (self.limits != Some(wanted)).then_some(wanted)
+    }
+
+    /// That the engine did not give it these limits.
+    #[must_use]
+    pub fn refusal(&self, wanted: &Resources) -> Option<&RefusedLimits> {
+        self.refused.as_ref().filter(|refused| refused.wanted == *wanted)
+    }
 }
 
 /// What is known about containers that ended by themselves.

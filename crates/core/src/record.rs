@@ -10,9 +10,11 @@ use crate::hook::OwedHook;
 use crate::id::{OperationId, PodId, SnapshotId};
 use crate::operation::{OperationKind, Problem};
 use crate::pod::{
-    Composed, CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, Resets, Retry, Task, Work,
+    Composed, CrashLoop, Desired, LayerCapture, LayerGap, PinnedImage, Pod, ReadyContainer, RefusedLimits, Resets,
+    Retry, Task, Work,
 };
 use crate::snapshot::{Snapshot, WriterStamp};
+use crate::spec::Resources;
 use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
 
 /// The event of a pod that was found not to answer its health check: once, until it answers again.
@@ -42,6 +44,15 @@ pub enum Record {
     SetQuarantined(SetNumber),
     /// A container is ready: made, and its system layer put back.
     ContainerReady(ReadyContainer),
+    /// The container has these limits now.
+    Limited(Resources),
+    /// The engine did not give the container its limits.
+    LimitsRefused {
+        /// Which.
+        wanted: Resources,
+        /// Why.
+        problem: String,
+    },
     /// The container was removed by us.
     ContainerGone,
     /// A container that ran is gone and nobody here removed it.
@@ -192,6 +203,8 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::LaunchRefused { .. }
         | Record::DataSeen => apply_to_sets(pod, record, now),
         Record::ContainerReady(_)
+        | Record::Limited(_)
+        | Record::LimitsRefused { .. }
         | Record::ContainerGone
         | Record::ContainerLost
         | Record::StoppedRun(_)
@@ -370,6 +383,25 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
         Record::ContainerReady(container) => {
             pod.container = Some(container.clone());
             Consequences::default()
+        }
+        Record::Limited(limits) => {
+            let Some(container) = &mut pod.container else { return Consequences::default() };
+            container.refused = None;
+            match container.limits.replace(*limits) {
+                Some(_) => event("pod.limits-changed", "the limits were changed, without a restart"),
+                // Nobody knows whether it had them.
+                None => Consequences::default(),
+            }
+        }
+        Record::LimitsRefused { wanted, problem } => {
+            let Some(container) = &mut pod.container else { return Consequences::default() };
+            // Told once, however often it is tried.
+            let is_known = container.refusal(wanted).is_some_and(|refused| refused.problem == *problem);
+            container.refused = Some(RefusedLimits { wanted: *wanted, problem: problem.clone(), at: now });
+            if is_known {
+                return Consequences::default();
+            }
+            event("pod.limits-refused", format!("the container goes on with the limits it has: {problem}"))
         }
         Record::ContainerGone => {
             pod.container = None;

@@ -167,6 +167,14 @@ pub struct Resources {
     pub disk: Option<u64>,
 }
 
+impl Resources {
+    /// Those that the container itself has: the disk limit is the volumes'.
+    #[must_use]
+    pub const fn of_container(self) -> Self {
+        Self { disk: None, ..self }
+    }
+}
+
 /// What of a pod persists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Profile {
@@ -294,6 +302,19 @@ impl PodSpec {
             snapshots: SnapshotRules::default(),
             hooks: Hooks::default(),
             health: None,
+        }
+    }
+
+    /// What of it a container is made from for good: all that differs in nothing else can go on with the same container.
+    #[must_use]
+    pub fn of_container(&self) -> Self {
+        Self {
+            resources: Resources::default(),
+            plan: None,
+            snapshots: SnapshotRules::default(),
+            hooks: Hooks::default(),
+            health: None,
+            ..self.clone()
         }
     }
 

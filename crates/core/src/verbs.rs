@@ -32,7 +32,7 @@ use crate::parts::Parts;
 use crate::pod::{Acceptance, Composed, CrashLoop, Desired, Goal, Import, Phase, Pod, Retry, Task, Trash, Work};
 use crate::progress::ProgressReading;
 use crate::snapshot::{Snapshot, SnapshotKind};
-use crate::spec::{OnStop, PodSpec, Resources};
+use crate::spec::{OnStop, PodSpec};
 use crate::volume::{Origin, SetState};
 
 /// Work that may wait at the same time on one pod.
@@ -501,11 +501,7 @@ pub fn patch(pod: &Pod, spec: PodSpec, now: Timestamp) -> Result<Option<Pod>, Er
         return Ok(None);
     }
     // When what the container is made from is the same, nothing has to be restarted.
-    let present = &pod.spec;
-    let resources = Resources { disk: present.resources.disk, ..spec.resources };
-    let (snapshots, hooks, plan) = (present.snapshots.clone(), present.hooks.clone(), present.plan.clone());
-    let health = present.health.clone();
-    let same_container = PodSpec { snapshots, hooks, health, plan, resources, ..spec.clone() } == *present;
+    let same_container = spec.of_container() == pod.spec.of_container();
     let spec_generation = pod.spec_generation + u64::from(!same_container);
     // A new schedule begins now; times that it would have had before are not made up.
     let scheduled_until = if spec.snapshots == pod.spec.snapshots { pod.scheduled_until } else { Some(now) };

@@ -269,6 +269,7 @@ macro_rules! for_each_case {
                 unknown_runtime_is_rejected
                 missing_image_is_no_container
                 missing_container_is_not_found
+                limits_change_and_none_is_taken_away
                 stubborn_container_is_killed_after_its_grace
                 container_freezes_and_goes_on
                 frozen_container_stops

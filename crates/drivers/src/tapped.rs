@@ -19,6 +19,7 @@ use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
 use perennial_core::progress::Progress;
+use perennial_core::spec::Resources;
 
 /// An engine whose every call passes a tap.
 pub struct Tapped<E: ?Sized> {
@@ -143,6 +144,10 @@ impl<E: Engine + ?Sized> Engine for Tapped<E> {
 
     async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError> {
         self.through("engine.container_ensure", self.inner.container_ensure(container)).await
+    }
+
+    async fn container_limit(&self, id: &str, limits: &Resources) -> Result<Effect, EngineError> {
+        self.through("engine.container_limit", self.inner.container_limit(id, limits)).await
     }
 
     async fn container_remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError> {

@@ -49,6 +49,10 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
             "the specification changed; restart the pod to apply it".to_owned(),
         );
     }
+    // One of a kind: what is made anew has its limits too.
+    if !found.iter().any(|finding| finding.kind == ConditionKind::RestartRequired) {
+        found.extend(limits_refused(input));
+    }
     if let Some(gap) = &pod.layer_gap {
         add(&mut found, ConditionKind::SystemLayerStale, "container-lost", stale(pod, gap));
     }
@@ -118,6 +122,18 @@ fn health(pod: &Pod) -> Option<Finding> {
         }
     };
     Some(Finding { kind, reason, message })
+}
+
+/// That a running container goes on with other limits than its pod has.
+fn limits_refused(input: &Input<'_>) -> Option<Finding> {
+    let ready = input.pod.container.as_ref()?;
+    let live = input.observed.container.as_ref().is_some_and(|c| c.is_live() && c.id == ready.id);
+    let refused = ready.refusal(&ready.lacks_limits(&input.pod.spec).filter(|_| live)?)?;
+    let message = format!(
+        "the pod runs with the limits it had: {}; restart it to apply the new ones, or wait: they are tried again",
+        refused.problem
+    );
+    Some(Finding { kind: ConditionKind::RestartRequired, reason: "limits-refused", message })
 }
 
 /// Told of a running pod only: what its file system can do is seen when it was asked to.

@@ -31,6 +31,7 @@ use crate::permit::DeletePermit;
 use crate::pod::{ConditionKind, Desired, Identity, Phase, Pod, Work};
 use crate::record::Record;
 use crate::snapshot::{Grade, Snapshot, SnapshotKind};
+use crate::spec::Resources;
 use crate::volume::{Origin, SetNumber, VolumeSet};
 
 /// Everything a decision may depend on.
@@ -61,6 +62,8 @@ pub struct Policy {
     pub layer_interval: SignedDuration,
     /// How long a container has to run until earlier crashes are forgotten; default ten minutes.
     pub stable_after: SignedDuration,
+    /// How long it takes until limits that the engine refused are tried again; default ten minutes.
+    pub limits_retry: SignedDuration,
     /// How long a pod may stand still for one snapshot before it is let go on and the snapshot given up; default 30 s.
     pub freeze_limit: SignedDuration,
 }
@@ -70,6 +73,7 @@ impl Default for Policy {
         Self {
             layer_interval: SignedDuration::from_mins(5),
             stable_after: SignedDuration::from_mins(10),
+            limits_retry: SignedDuration::from_mins(10),
             freeze_limit: SignedDuration::from_secs(30),
         }
     }
@@ -151,6 +155,13 @@ pub enum Action {
         set: SetNumber,
         /// Bytes; `None` is no limit.
         bytes: Option<u64>,
+    },
+    /// Give the container these limits, whether it runs or not.
+    LimitContainer {
+        /// The container.
+        container: String,
+        /// Those of a container.
+        limits: Resources,
     },
     /// Stop the container, gracefully first.
     Stop {

@@ -7,6 +7,7 @@ use crate::engine::{ContainerState, ObservedContainer, Presence};
 use crate::health::Verdict;
 use crate::pod::{Pod, ReadyContainer};
 use crate::record::Record;
+use crate::spec::Resources;
 use crate::volume::{Origin, SetState, VolumeSet};
 
 pub(super) fn run(input: &Input<'_>) -> Next {
@@ -92,8 +93,13 @@ fn with_container(input: &Input<'_>, set: &VolumeSet, container: &ObservedContai
         if container.started_at.is_none() {
             return leftovers::remove_container(input, container);
         }
-        let adopted =
-            ReadyContainer { id: container.id.clone(), set: container.set, spec_generation: container.spec_generation };
+        let adopted = ReadyContainer {
+            id: container.id.clone(),
+            set: container.set,
+            spec_generation: container.spec_generation,
+            limits: None,
+            refused: None,
+        };
         return Next::Act(Action::Record(Record::ContainerReady(adopted)));
     }
     match &container.state {
@@ -119,12 +125,25 @@ fn ended(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) -> N
     if container.spec_generation != input.pod.spec_generation {
         return leftovers::remove_container(input, container);
     }
+    if let Some((ready, limits)) = lacking(input) {
+        // What the engine cannot change is made anew.
+        return match ready.refusal(&limits) {
+            Some(_) => leftovers::remove_container(input, container),
+            None => Next::Act(Action::LimitContainer { container: container.id.clone(), limits }),
+        };
+    }
     // Somebody who waits for a start is not made to wait for a crash's delay.
     let waited_for = input.pod.goal.is_some() || !input.pod.tasks.is_empty();
     match input.pod.crash.not_before {
         Some(at) if at > input.now && !waited_for => Next::Settled { wake: Some(at) },
         _ => launch(set, container),
     }
+}
+
+/// The container that is recorded, and the limits that it has to get.
+fn lacking<'a>(input: &Input<'a>) -> Option<(&'a ReadyContainer, Resources)> {
+    let ready = input.pod.container.as_ref()?;
+    Some((ready, ready.lacks_limits(&input.pod.spec)?))
 }
 
 fn launch(set: &VolumeSet, container: &ObservedContainer) -> Next {
@@ -156,20 +175,29 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if pod.goal.is_some() {
         return Next::Settled { wake: None };
     }
+    // A start does not wait for it. What is refused may be taken later, when the pod needs less.
+    let mut retry = None;
+    if let Some((ready, limits)) = lacking(input) {
+        let refused = ready.refusal(&limits).and_then(|r| r.at.checked_add(input.policy.limits_retry).ok());
+        match refused {
+            Some(at) if at > input.now => retry = Some(at),
+            _ => return Next::Act(Action::LimitContainer { container: container.id.clone(), limits }),
+        }
+    }
     let stable = stable_since(pod, container).and_then(|t| t.checked_add(input.policy.stable_after).ok());
     let stable = stable.filter(|_| pod.crash.count > 0);
     if stable.is_some_and(|t| t <= input.now) {
         return Next::Act(Action::Record(Record::Stable));
     }
     if !pod.keeps_layer() {
-        return Next::Settled { wake: stable };
+        return Next::Settled { wake: stable.into_iter().chain(retry).min() };
     }
     let last = pod.layer.as_ref().map(|l| l.captured_at).max(input.layer_checked).or(container.started_at);
     let due = last.and_then(|t| t.checked_add(input.policy.layer_interval).ok());
     if due.is_some_and(|t| t <= input.now) && pod.tasks.is_empty() {
         return Next::Act(Action::CaptureLayer { container: container.id.clone() });
     }
-    Next::Settled { wake: due.into_iter().chain(stable).min() }
+    Next::Settled { wake: due.into_iter().chain(stable).chain(retry).min() }
 }
 
 /// Since when a run has gone on as it should: one that is ill, or has not answered yet, has proven nothing by going on.

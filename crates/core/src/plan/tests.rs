@@ -6,12 +6,13 @@ mod hooks;
 
 use super::*;
 use crate::engine::{ObservedContainer, ObservedSet, SetLimit};
+use crate::health::{Found, HealthCheck, Probe};
 use crate::id::{OperationId, PodId};
 use crate::operation::OperationKind;
 use crate::permit::Denied;
 use crate::pod::{Acceptance, Goal, LayerCapture, PinnedImage, ReadyContainer, Task};
 use crate::snapshot::{Loss, SnapshotState, WriterStamp};
-use crate::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
+use crate::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, Resources, TenantId};
 use crate::volume::{ImageLayout, SetState, Volume};
 
 fn at(second: i64) -> Timestamp {
@@ -48,7 +49,13 @@ fn pod() -> Pod {
     pod.current = Some(1);
     pod.last_set = 1;
     pod.source = None;
-    pod.container = Some(ReadyContainer { id: "c1".into(), set: 1, spec_generation: 1 });
+    pod.container = Some(ReadyContainer {
+        id: "c1".into(),
+        set: 1,
+        spec_generation: 1,
+        limits: Some(Resources::default()),
+        refused: None,
+    });
     pod.data_seen_at = Some(at(0));
     pod
 }
@@ -586,4 +593,60 @@ fn d13_a_running_pod_is_limited_and_advice_is_called_so() {
     assert!(matches!(next(&pod, &ended, &[]), Next::Act(Action::Launch { .. })));
     let unlimited = Pod { spec: PodSpec::new("image"), ..pod.clone() };
     assert_eq!(next(&unlimited, &kept, &[]), act(None));
+}
+
+#[test]
+fn d18_limits_are_changed_where_they_can_be_and_else_with_the_next_container() {
+    let mut pod = pod();
+    pod.crash.last = Some(stamp());
+    pod.spec.resources.memory = Some(1 << 30);
+    let limits = Resources { memory: Some(1 << 30), ..Resources::default() };
+    let act = Next::Act(Action::LimitContainer { container: "c1".into(), limits });
+    let (running, ended) = (observed(Some(ContainerState::Running)), observed(Some(EXITED)));
+    assert_eq!((next(&pod, &running, &[]), next(&pod, &ended, &[])), (act.clone(), act.clone()));
+    // Whoever waits for a start does not wait for that.
+    let starting = Pod { goal: stopping(pod.clone()).goal, ..pod.clone() };
+    assert!(!matches!(next(&starting, &running, &[]), Next::Act(Action::LimitContainer { .. })));
+    let shown = |pod: &Pod, observed: &ObservedPod| {
+        let conditions = planned(pod, observed, &[]).conditions;
+        conditions.iter().filter(|c| c.kind == ConditionKind::RestartRequired).map(|c| c.reason).collect::<Vec<_>>()
+    };
+    let refused = Record::LimitsRefused { wanted: limits, problem: "no".into() };
+    let told = crate::record::apply(&mut pod, &refused, at(20)).event;
+    assert_eq!(told.map(|(kind, _)| kind), Some("pod.limits-refused"));
+    assert!(crate::record::apply(&mut pod, &refused, at(20)).event.is_none(), "told once");
+    assert!(matches!(next(&pod, &running, &[]), Next::Settled { wake: Some(_) }));
+    assert_eq!((shown(&pod, &running), shown(&pod, &ended)), (vec!["limits-refused"], vec![]));
+    // The next container is made with them; what was in this one is captured first.
+    assert_eq!(next(&pod, &ended, &[]), Next::Act(Action::CaptureLayer { container: "c1".into() }));
+    let outdated = Pod { spec_generation: 2, ..pod.clone() };
+    assert_eq!(shown(&outdated, &running), ["spec-changed"]);
+    // What is wanted now was not refused.
+    let mut other = pod.clone();
+    other.spec.resources.memory = Some(2 << 30);
+    assert!(matches!(next(&other, &running, &[]), Next::Act(Action::LimitContainer { .. })));
+    let told = crate::record::apply(&mut pod, &Record::Limited(limits), at(21)).event;
+    assert_eq!(told.map(|(kind, _)| kind), Some("pod.limits-changed"));
+    assert!(matches!(next(&pod, &running, &[]), Next::Settled { .. }));
+    assert_eq!(shown(&pod, &running), Vec::<&str>::new());
+}
+
+#[test]
+fn d17_a_run_that_is_ill_ends_before_anything_that_may_fail_again_and_again() {
+    let mut pod = pod();
+    pod.spec.health = Some(HealthCheck::of(Probe::Tcp { port: 80 }));
+    // What is left over and cannot go, and limits that the engine does not take, would come first otherwise.
+    pod.sets.push(VolumeSet { state: SetState::Retired, ..set(2, Some(1)) });
+    pod.spec.resources = Resources { disk: Some(1 << 30), memory: Some(1 << 30), ..Resources::default() };
+    let running = observed(Some(ContainerState::Running));
+    let stop = Next::Act(Action::Stop { container: "c1".into() });
+    assert_ne!(next(&pod, &running, &[]), stop);
+    let fails = Record::Health { run: stamp(), found: Found::Fails("no answer".into()) };
+    let told = crate::record::apply(&mut pod, &fails, at(19)).event;
+    assert_eq!(told.map(|(kind, _)| kind), Some(crate::record::POD_UNHEALTHY));
+    assert_eq!(next(&pod, &running, &[]), stop);
+    // Found once more because nobody acted on it: the same run counts once.
+    assert_eq!(pod.crash.count, 1);
+    crate::record::apply(&mut pod, &fails, at(20));
+    assert_eq!((pod.crash.count, next(&pod, &running, &[])), (1, stop));
 }

@@ -400,7 +400,7 @@ fn a_patch_counts_and_keeps_what_the_data_depends_on() {
 }
 
 #[test]
-fn rules_of_snapshots_and_disk_limits_need_no_restart() {
+fn rules_of_snapshots_and_limits_need_no_restart() {
     let pod = on_host(Desired::Running, Phase::Running);
     let rules = SnapshotRules { schedule: Some("0 3 * * *".into()), ..SnapshotRules::default() };
     let spec = PodSpec { snapshots: rules, ..pod.spec.clone() };
@@ -410,6 +410,9 @@ fn rules_of_snapshots_and_disk_limits_need_no_restart() {
     let disk = PodSpec { resources: Resources { disk: Some(1 << 30), ..Resources::default() }, ..pod.spec.clone() };
     let next = patch(&pod, disk, later).expect("patch").expect("a change");
     assert_eq!((next.spec_generation, next.scheduled_until), (pod.spec_generation, pod.scheduled_until));
+    let limits = Resources { memory: Some(64 << 20), pids: Some(9), nano_cpus: Some(1), ..Resources::default() };
+    let next = patch(&pod, PodSpec { resources: limits, ..pod.spec.clone() }, later).expect("patch").expect("a change");
+    assert_eq!((next.spec.resources, next.spec_generation), (limits, pod.spec_generation));
     let both = patch(&pod, PodSpec { stop_timeout: 30, ..spec }, later).expect("patch").expect("a change");
     assert_eq!(both.spec_generation, pod.spec_generation + 1);
 }

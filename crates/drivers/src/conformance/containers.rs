@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use perennial_core::engine::{ContainerState, Effect, EngineError};
 use perennial_core::permit::DeletePermit;
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, Resources};
 
 use super::subject::Subject;
 use super::{Checked, Fixture, check, check_refused};
@@ -106,6 +106,47 @@ pub(super) async fn missing_image_is_no_container(fixture: &Fixture) -> Checked 
     );
     check!(refused, "a container without its image: {answer:?}");
     check!(subject.observe().await?.container.is_none(), "a refused container was made");
+    Ok(())
+}
+
+pub(super) async fn limits_change_and_none_is_taken_away(fixture: &Fixture) -> Checked {
+    let mut subject = Subject::complete(fixture).await?;
+    let limits = |memory: u64, pids| Resources { memory: Some(memory << 20), pids, ..Resources::default() };
+    subject.pod.spec.resources = limits(256, Some(100));
+    let id = subject.create().await?;
+    let engine = subject.engine();
+    let effect = engine.container_limit(&id, &limits(256, Some(100))).await?;
+    check!(effect == Effect::Unchanged, "the limits it has are {effect:?}");
+    let effect = engine.container_limit(&id, &limits(512, Some(200))).await?;
+    check!(effect == Effect::Updated, "more, before it ran: {effect:?}");
+    subject.start(&id).await?;
+    let running = subject.observe_container().await?;
+    let engine = subject.engine();
+    // A runtime may be unable to; then it keeps what it has, and runs on.
+    let mut has = limits(512, Some(200));
+    for wanted in [limits(768, Some(300)), limits(384, Some(150))] {
+        match engine.container_limit(&id, &wanted).await {
+            Ok(effect) => {
+                check!(effect == Effect::Updated, "other limits, while it runs: {effect:?}");
+                has = wanted;
+            }
+            Err(EngineError::Rejected { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        let effect = engine.container_limit(&id, &has).await?;
+        check!(effect == Effect::Unchanged, "it should have {has:?}, which was {effect:?}");
+    }
+    let answer = engine.container_limit(&id, &limits(384, None)).await;
+    check_refused!(answer, EngineError::Rejected { .. }, "a limit that goes");
+    let effect = engine.container_limit(&id, &has).await?;
+    check!(effect == Effect::Unchanged, "a refusal changed something");
+    check!(subject.observe_container().await?.stamp() == running.stamp(), "other limits began another run");
+    subject.stop(&id).await?;
+    let engine = subject.engine();
+    let effect = engine.container_limit(&id, &limits(640, Some(90))).await?;
+    check!(effect == Effect::Updated, "other limits, after it ran: {effect:?}");
+    let answer = engine.container_limit("no-such-container", &has).await;
+    check_refused!(answer, EngineError::NotFound { .. }, "no container");
     Ok(())
 }
 

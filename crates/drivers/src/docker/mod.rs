@@ -15,6 +15,7 @@
 //! | `within` | what a copy of a set's subvolume has of its volumes |
 //! | `writers` | who else has a set |
 //! | `spec`, `container` | a pod's container |
+//! | `limits` | what it is limited to, changed while it runs |
 //! | `program` | what is run in it beside its own program |
 //! | `health` | whether its own program works |
 //! | `logs` | what its own program wrote |
@@ -34,6 +35,7 @@ mod health;
 mod image;
 mod labels;
 mod layer;
+mod limits;
 mod logs;
 mod mover;
 mod network;
@@ -75,7 +77,7 @@ use perennial_core::id::{InstallationId, PodId};
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
 use perennial_core::progress::Progress;
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, Resources};
 use tokio::sync::{Mutex, OnceCell};
 
 pub use network::Subnet;
@@ -409,6 +411,10 @@ impl Engine for DockerEngine {
 
     async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError> {
         self.ensure(container).await
+    }
+
+    async fn container_limit(&self, id: &str, limits: &Resources) -> Result<Effect, EngineError> {
+        self.limit(id, limits).await
     }
 
     async fn container_remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError> {

@@ -12,6 +12,7 @@ use perennial_core::spec::{PodSpec, PrivilegeEscalation, is_at_or_below};
 
 use super::client::rejected;
 use super::labels;
+use super::limits::Numbers;
 use super::overlay::Definition;
 
 /// What of Docker's default capabilities a pod does not get: device nodes and forged packets.
@@ -64,16 +65,10 @@ fn environment(spec: &PodSpec) -> Vec<String> {
 }
 
 fn host_config(container: &ContainerSpec, around: &Surroundings<'_>) -> Result<HostConfig, EngineError> {
-    let (spec, limits) = (&container.spec, &container.spec.resources);
+    let spec = &container.spec;
     let mut mounts: Vec<Mount> = around.volumes.iter().map(Definition::mount).collect();
     mounts.extend(unowned_mounts(around)?);
-    let signed = |field: &str, value: Option<u64>| match value.map(i64::try_from) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some(value)),
-        Some(Err(_)) => Err(rejected(format!("{field} is out of range"))),
-    };
-    // The engine's number is memory and swap together.
-    let both = limits.memory_swap.zip(limits.memory).map(|(swap, memory)| swap.saturating_add(memory));
+    let limits = Numbers::of(&spec.resources)?;
     let ports = spec.ports.iter().map(|p| {
         let host_port = p.host.map(|h| h.to_string()).or_else(|| Some(String::new()));
         let binding = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port };
@@ -94,11 +89,11 @@ fn host_config(container: &ContainerSpec, around: &Surroundings<'_>) -> Result<H
     Ok(HostConfig {
         mounts: Some(mounts),
         tmpfs: Some(TEMPORARY.iter().map(|(path, options)| ((*path).to_owned(), (*options).to_owned())).collect()),
-        nano_cpus: signed("resources.cpus", limits.nano_cpus)?,
-        memory: signed("resources.memory", limits.memory)?,
-        memory_swap: signed("resources.memorySwap", both)?,
-        memory_reservation: signed("resources.memoryReservation", limits.memory_reservation)?,
-        pids_limit: limits.pids.map(i64::from),
+        nano_cpus: limits.nano_cpus,
+        memory: limits.memory,
+        memory_swap: limits.memory_and_swap,
+        memory_reservation: limits.memory_reservation,
+        pids_limit: limits.pids,
         network_mode: Some(around.network.to_owned()),
         port_bindings: Some(ports.collect()),
         // Perennial restarts what is to run (D28).

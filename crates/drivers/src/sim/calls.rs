@@ -13,7 +13,7 @@ use perennial_core::id::PodId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::pod::PinnedImage;
 use perennial_core::progress::Progress;
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, Resources};
 use tokio::sync::mpsc;
 
 use super::output::Output;
@@ -122,6 +122,10 @@ impl Engine for SimEngine {
 
     async fn container_ensure(&self, container: &ContainerSpec) -> Result<(String, Effect), EngineError> {
         self.call("container_ensure", |state, _| self.shared.container_ensure(state, container)).await
+    }
+
+    async fn container_limit(&self, id: &str, limits: &Resources) -> Result<Effect, EngineError> {
+        self.call("container_limit", |state, _| self.shared.container_limit(state, id, limits)).await
     }
 
     async fn container_remove(&self, id: &str, permit: &DeletePermit) -> Result<Effect, EngineError> {

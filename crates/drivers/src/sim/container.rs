@@ -11,7 +11,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use perennial_core::engine::{ContainerSpec, ContainerState, ObservedContainer};
 use perennial_core::id::PodId;
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, Resources};
 use perennial_core::volume::SetNumber;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,37 @@ pub(super) enum Layer {
     Hidden,
 }
 
+/// What limits a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    pub nano_cpus: Option<u64>,
+    pub memory: Option<u64>,
+    pub memory_swap: Option<u64>,
+    pub memory_reservation: Option<u64>,
+    pub pids: Option<u32>,
+}
+
+impl Limits {
+    pub(super) const fn of(resources: &Resources) -> Self {
+        let Resources { nano_cpus, memory, memory_swap, memory_reservation, pids, disk: _ } = *resources;
+        Self { nano_cpus, memory, memory_swap, memory_reservation, pids }
+    }
+
+    pub(super) const fn resources(self) -> Resources {
+        let Self { nano_cpus, memory, memory_swap, memory_reservation, pids } = self;
+        Resources { nano_cpus, memory, memory_swap, memory_reservation, pids, disk: None }
+    }
+
+    /// Whether some limit of this one is none of the other's.
+    pub(super) const fn takes_away(self, wanted: Self) -> bool {
+        (self.nano_cpus.is_some() && wanted.nano_cpus.is_none())
+            || (self.memory.is_some() && wanted.memory.is_none())
+            || (self.memory_reservation.is_some() && wanted.memory_reservation.is_none())
+            || (self.pids.is_some() && wanted.pids.is_none())
+    }
+}
+
 /// Who started the present or last run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +123,11 @@ pub(super) struct Container {
     pub says: Vec<String>,
     #[serde(default)]
     pub listens: Vec<u16>,
+    #[serde(default)]
+    pub limits: Limits,
+    /// Memory that its processes hold.
+    #[serde(default)]
+    pub holds: u64,
     pub layer: Layer,
     pub life: Life,
     pub started_at: Option<Timestamp>,

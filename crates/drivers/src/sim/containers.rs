@@ -9,13 +9,13 @@ use perennial_core::engine::{
 };
 use perennial_core::id::PodId;
 use perennial_core::permit::{DeletePermit, Ground};
-use perennial_core::spec::{Backend, is_at_or_below};
+use perennial_core::spec::{Backend, Resources, is_at_or_below};
 use perennial_core::volume::{NEVER_PERSISTED, SetNumber};
 use sha2::{Digest, Sha256};
 
 use super::container::{
-    Behaviour, Container, ForeignKind, KILLED, Layer, Life, Mount, RECORD, SetKind, Starter, TERMINATED, behaviour,
-    listens, says,
+    Behaviour, Container, ForeignKind, KILLED, Layer, Life, Limits, Mount, RECORD, SetKind, Starter, TERMINATED,
+    behaviour, listens, says,
 };
 use super::faults::Fate;
 use super::sets::{ENGINE_FILES, Marker, Progress};
@@ -127,7 +127,8 @@ impl Shared {
         state: &mut State,
         wanted: &ContainerSpec,
     ) -> Result<(String, Effect), EngineError> {
-        let fingerprint = hex::encode(Sha256::digest(format!("{wanted:?}")));
+        let made_from = ContainerSpec { spec: wanted.spec.of_container(), ..wanted.clone() };
+        let fingerprint = hex::encode(Sha256::digest(format!("{made_from:?}")));
         let pod = wanted.pod;
         if let Some(id) = state.by_pod.get(&pod).cloned() {
             if state.container(&id)?.fingerprint != fingerprint {
@@ -185,6 +186,8 @@ impl Shared {
             behaviour: behaviour(wanted),
             says: says(wanted),
             listens: listens(wanted),
+            limits: Limits::of(&wanted.spec.resources),
+            holds: 0,
             layer: if runtime.root_changes { Layer::Visible } else { Layer::Hidden },
             life: Life::Created,
             started_at: None,
@@ -197,6 +200,34 @@ impl Shared {
         state.containers.insert(id.clone(), container);
         state.changed(pod);
         Ok((id, Effect::Created))
+    }
+
+    /// As the Docker Engine does: nothing is taken away, and a runtime that hides what it does knows no such change.
+    pub(super) fn container_limit(
+        &self,
+        state: &mut State,
+        id: &str,
+        limits: &Resources,
+    ) -> Result<Effect, EngineError> {
+        let container = state.container(id)?;
+        let (has, wanted) = (container.limits, Limits::of(limits));
+        if has == wanted {
+            return Ok(Effect::Unchanged);
+        }
+        if has.takes_away(wanted) {
+            return Err(rejected("the engine takes no limit away from a container that exists"));
+        }
+        if container.is_live() {
+            if container.layer == Layer::Hidden {
+                return Err(rejected("the runtime changes no limits"));
+            }
+            let holds = container.holds;
+            if wanted.memory.is_some_and(|memory| has.memory.is_none_or(|has| memory < has) && holds >= memory) {
+                return Err(rejected(format!("it uses {holds} bytes of memory")));
+            }
+        }
+        state.change(self, id, |container| container.limits = wanted)?;
+        Ok(Effect::Updated)
     }
 
     pub(super) fn container_remove(
@@ -298,6 +329,7 @@ impl Shared {
         state.change(self, id, |c| {
             c.started_at = Some(at);
             c.starter = starter;
+            c.holds = 0;
             c.life = match c.behaviour {
                 Behaviour::Ends(code) => Life::Exited { code, oom: false },
                 Behaviour::Obedient | Behaviour::Stubborn => Life::Running,

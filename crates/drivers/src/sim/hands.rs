@@ -8,7 +8,7 @@ use std::io;
 
 use perennial_core::engine::EngineError;
 use perennial_core::id::PodId;
-use perennial_core::spec::{Backend, is_at_or_below};
+use perennial_core::spec::{Backend, Resources, is_at_or_below};
 use perennial_core::volume::{NEVER_PERSISTED, SetNumber};
 
 use super::container::{Container, Foreign, ForeignKind, KILLED, Life, Starter};
@@ -168,6 +168,16 @@ impl SimEngine {
         Ok(())
     }
 
+    /// Holds so much memory from here on, until its next start.
+    ///
+    /// # Errors
+    /// As [`SimEngine::write`].
+    pub fn hold_memory(&self, pod: PodId, bytes: u64) -> Result<(), HandError> {
+        let mut state = self.lock();
+        let id = running(&state, pod)?.id.clone();
+        Ok(state.change(&self.shared, &id, |container| container.holds = bytes)?)
+    }
+
     /// Ends the pod's processes, as a crash would.
     ///
     /// # Errors
@@ -198,6 +208,12 @@ impl SimEngine {
     #[must_use]
     pub fn container_of(&self, pod: PodId) -> Option<String> {
         self.lock().by_pod.get(&pod).cloned()
+    }
+
+    /// What the pod's container is limited to; `None` when there is none.
+    #[must_use]
+    pub fn limits_of(&self, pod: PodId) -> Option<Resources> {
+        own(&self.lock(), pod).ok().map(|container| container.limits.resources())
     }
 
     /// Bytes that the pod's newest set is limited to.

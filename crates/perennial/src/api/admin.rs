@@ -23,10 +23,10 @@ use super::problem::ApiError;
 use super::subscriptions::state_shown;
 use super::wire::{
     AdminAction, AdminActionRequest, AdminPod, CleanupItem, CleanupReport, CleanupRequest, CleanupStep, ConfirmRequest,
-    DebugPod, DebugReport, DebugSet, Delivery, DeliveryState, List, OrphanKind, OrphanThing, PodOperation, Problem,
-    SetRecord,
+    DebugPod, DebugReport, DebugSet, Delivery, DeliveryState, FileSystem, List, OrphanKind, OrphanThing, PodOperation,
+    Problem, SetRecord,
 };
-use crate::service::{Cleanup, Consent};
+use crate::service::{self, Cleanup, Consent};
 use crate::store::{self, PodFilter, Visibility};
 
 /// Selects pods.
@@ -95,15 +95,28 @@ fn listed((pod, subscription): &(Pod, Option<Subscription>)) -> AdminPod {
     responses((status = 200, body = DebugReport), (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub async fn debug(State(state): State<ApiState>, Caller(caller): Caller) -> Result<axum::Json<DebugReport>, ApiError> {
     let debugged = state.app.admin_debug(&caller).await?;
-    let pods = debugged.pods.iter().zip(&debugged.comparison.pods).map(|(pod, compared)| shown(pod, compared));
+    let pods = debugged.pods.iter().zip(&debugged.comparison.pods).zip(&debugged.usage);
+    let pods = pods.map(|((pod, compared), usage)| shown(pod, compared, usage.as_ref()));
     Ok(axum::Json(DebugReport {
         pods: pods.collect(),
         orphans: debugged.comparison.orphans.iter().map(|orphan| thing(&orphan.what)).collect(),
         suspicion: debugged.comparison.suspicion,
+        file_systems: debugged.file_systems.iter().map(file_system).collect(),
     }))
 }
 
-fn shown(pod: &Pod, compared: &Compared) -> DebugPod {
+fn file_system(found: &service::FileSystem) -> FileSystem {
+    let space = found.space.as_ref().ok();
+    FileSystem {
+        uses: found.uses.iter().map(|what| (*what).to_owned()).collect(),
+        path: found.path.display().to_string(),
+        total_bytes: space.map(|space| space.total),
+        free_bytes: space.map(|space| space.free),
+        problem: found.space.as_ref().err().cloned(),
+    }
+}
+
+fn shown(pod: &Pod, compared: &Compared, usage: Option<&service::Usage>) -> DebugPod {
     DebugPod {
         id: pod.id.to_string(),
         name: pod.name.to_string(),
@@ -113,6 +126,9 @@ fn shown(pod: &Pod, compared: &Compared) -> DebugPod {
         container: pod.container.as_ref().map(|container| container.id.clone()),
         containers_found: compared.containers.clone(),
         sets: compared.sets.iter().map(set).collect(),
+        disk: pod.spec.resources.disk,
+        used_bytes: usage.map(|usage| usage.bytes),
+        used_at: usage.map(|usage| usage.at),
         differences: compared.differences.clone(),
     }
 }

@@ -13,8 +13,9 @@ use super::target::{self, Among};
 use super::{pod, values};
 use crate::api::wire::{
     AdminAction, AdminActionRequest, AdminPod, CleanupItem, CleanupReport, CleanupRequest, CleanupStep, DebugPod,
-    DebugReport, Delivery, DeliveryState, OrphanThing, PodOperation,
+    DebugReport, Delivery, DeliveryState, FileSystem, OrphanThing, PodOperation,
 };
+use crate::size::size;
 
 /// What administrators do.
 #[derive(Debug, Clone, Subcommand)]
@@ -148,7 +149,7 @@ async fn debug(context: &mut Context<'_>, all: bool) -> Result<(), Failure> {
 }
 
 fn told(report: &DebugReport, all: bool, out: &Out) -> String {
-    let mut rows = Rows::new(&["NAME", "TENANT", "PHASE", "CONTAINER", "SETS", "DIFFERENCES"]);
+    let mut rows = Rows::new(&["NAME", "TENANT", "PHASE", "CONTAINER", "SETS", "USED", "OF", "DIFFERENCES"]);
     for pod in report.pods.iter().filter(|pod| all || !pod.differences.is_empty()) {
         let colour = (!pod.differences.is_empty()).then_some(Colour::Yellow);
         let container = pod.container.as_deref().map_or("-", super::view::short);
@@ -158,6 +159,8 @@ fn told(report: &DebugReport, all: bool, out: &Out) -> String {
             pod.phase.to_string(),
             container.to_owned(),
             sets(pod),
+            pod.used_bytes.map_or_else(|| "-".to_owned(), size),
+            pod.disk.map_or_else(|| "-".to_owned(), size),
             pod.differences.join("; "),
         ];
         rows.row(colour, cells);
@@ -168,8 +171,17 @@ fn told(report: &DebugReport, all: bool, out: &Out) -> String {
         lines.extend(report.orphans.iter().map(|orphan| format!("  {}", thing(orphan))));
     }
     lines.extend(report.suspicion.iter().map(|text| format!("Beware: {}", clean(text))));
+    lines.extend(report.file_systems.iter().map(disk));
     lines.push(format!("{} pods compared; nothing was done.", report.pods.len()));
     lines.join("\n")
+}
+
+fn disk(found: &FileSystem) -> String {
+    let space = match (found.free_bytes, found.total_bytes) {
+        (Some(free), Some(total)) => format!("{} of {} free", size(free), size(total)),
+        _ => clean(found.problem.as_deref().unwrap_or("nobody can tell what is free")).to_string(),
+    };
+    format!("{}: {space} at {}", clean(&found.uses.join(", ")), clean(&found.path))
 }
 
 fn sets(pod: &DebugPod) -> String {

@@ -36,6 +36,14 @@ impl Reconciler {
                 self.engine.set_limit(&set_spec(&view.pod, recorded), bytes).await?;
                 Ok(())
             }
+            Action::LimitContainer { container, limits } => {
+                let fact = match self.engine.container_limit(&container, &limits).await {
+                    Ok(_) => Record::Limited(limits),
+                    Err(EngineError::Rejected { problem }) => Record::LimitsRefused { wanted: limits, problem },
+                    Err(other) => return Err(other.into()),
+                };
+                self.record(&mut view, fact).await
+            }
             Action::Stop { container } => {
                 let stamp = view.observed.container.as_ref().map(perennial_core::engine::ObservedContainer::stamp);
                 self.engine.container_stop(&container, view.pod.spec.stop_timeout).await?;
@@ -132,7 +140,13 @@ impl Reconciler {
         self.ensure_image(view, progress).await?;
         let (id, _) = self.engine.container_ensure(&container_spec(view, set)?).await?;
         self.put_layer_back(view, &id, progress).await?;
-        let ready = ReadyContainer { id, set, spec_generation: view.pod.spec_generation };
+        let ready = ReadyContainer {
+            id,
+            set,
+            spec_generation: view.pod.spec_generation,
+            limits: Some(view.pod.spec.resources.of_container()),
+            refused: None,
+        };
         self.record(view, Record::ContainerReady(ready)).await
     }
 

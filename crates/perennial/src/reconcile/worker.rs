@@ -440,6 +440,7 @@ pub(super) const fn step_name(action: &Action) -> &'static str {
         Action::MakeContainer { .. } => "create container",
         Action::Launch { .. } => "start container",
         Action::LimitSet { .. } => "limit volumes",
+        Action::LimitContainer { .. } => "change limits",
         Action::Stop { .. } => "stop container",
         Action::Unfreeze { .. } => "unfreeze container",
         Action::RunHook { .. } => "run the hook that is owed",

@@ -1,17 +1,26 @@
 //! What administrators see of all pods, and what they do with somebody's.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use perennial_core::Error;
+use perennial_core::id::PodId;
 use perennial_core::orphans::{self, Comparison};
 use perennial_core::pod::Pod;
+use perennial_core::snapshot::Snapshot;
 use perennial_core::subscription::Subscription;
 
+use super::space::{FileSystem, file_systems, places};
 use super::system::{Check, CheckState};
 use super::{App, Caller};
 use crate::store::{Delivery, DeliveryState, Page, PodFilter, Visibility};
 
 /// How long it is told that a message was given up.
 const LATELY: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// How long disks may take to say what is free on them.
+const LOOK: Duration = Duration::from_secs(5);
 /// Rows read at a time.
 const PAGE: u32 = 500;
 
@@ -22,6 +31,41 @@ pub struct Debugged {
     pub pods: Vec<Pod>,
     /// The same pods in the same order, as the engine has them, and what belongs to none.
     pub comparison: Comparison,
+    /// What the data of each of them took up, in the same order; `None` where no snapshot tells.
+    pub usage: Vec<Option<Usage>>,
+    /// The file systems that the server uses on its host.
+    pub file_systems: Vec<FileSystem>,
+}
+
+/// What the data of a pod took up when it was captured last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of content in its volumes.
+    pub bytes: u64,
+    /// As of when.
+    pub at: Timestamp,
+}
+
+impl Usage {
+    /// What a snapshot tells; `None` when it does not know all of it.
+    fn of(snapshot: &Snapshot) -> Option<Self> {
+        let bytes =
+            snapshot.volumes.iter().map(|volume| volume.bytes).try_fold(0_u64, |all, one| all.checked_add(one?))?;
+        Some(Self { bytes, at: snapshot.captured_at? })
+    }
+}
+
+/// Looks at the disks; one that does not answer keeps a thread, and nobody who asks.
+async fn look_at(places: Vec<(&'static str, PathBuf)>) -> Vec<FileSystem> {
+    let looked = places.clone();
+    let looking = tokio::task::spawn_blocking(move || file_systems(&looked));
+    let problem = match tokio::time::timeout(LOOK, looking).await {
+        Ok(Ok(found)) => return found,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the disks did not answer within {} s", LOOK.as_secs()),
+    };
+    let unknown = |(what, path)| FileSystem { uses: vec![what], path, space: Err(problem.clone()) };
+    places.into_iter().map(unknown).collect()
 }
 
 impl App {
@@ -31,6 +75,24 @@ impl App {
     /// [`Error::Forbidden`] for everybody but administrators; [`Error::Unavailable`] when one of both does not answer: what cannot be
     /// seen is not missing (law 5).
     pub async fn admin_debug(&self, caller: &Caller) -> Result<Debugged, Error> {
+        let (pods, comparison) = self.compared(caller).await?;
+        let mut usage = Vec::with_capacity(pods.len());
+        for page in pods.chunks(PAGE as usize) {
+            let ids: Vec<PodId> = page.iter().map(|pod| pod.id).collect();
+            let latest = self.store.pods_fetch_with_latest(&ids).await?.into_iter();
+            let known: HashMap<PodId, Usage> =
+                latest.filter_map(|pod| Some((pod.pod.id, Usage::of(pod.latest.as_ref()?)?))).collect();
+            usage.extend(ids.iter().map(|id| known.get(id).copied()));
+        }
+        let file_systems = look_at(places(&self.settings)).await;
+        Ok(Debugged { pods, comparison, usage, file_systems })
+    }
+
+    /// Every pod of the database, and the engine beside it.
+    ///
+    /// # Errors
+    /// As [`Self::admin_debug`].
+    pub(super) async fn compared(&self, caller: &Caller) -> Result<(Vec<Pod>, Comparison), Error> {
         self.require_admin(caller)?;
         // Before the pods: of what is made meanwhile the pod is known then.
         let owned = self.owned().await?;
@@ -51,7 +113,7 @@ impl App {
             let now = self.owned().await?;
             comparison.orphans.retain(|orphan| now.contains(&orphan.what));
         }
-        Ok(Debugged { pods, comparison })
+        Ok((pods, comparison))
     }
 
     /// Lists pods of all tenants, archived and deleted ones too, with the subscriptions that they belong to.

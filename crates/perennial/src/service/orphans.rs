@@ -12,7 +12,7 @@ use perennial_core::permit::{DeletePermit, Denied};
 use perennial_core::spec::TenantId;
 use sha2::{Digest as _, Sha256};
 
-use super::{App, Caller, Debugged};
+use super::{App, Caller};
 use crate::store::{Change, OrphanChange, Page, PodFilter, StoreError, Visibility};
 
 /// Pods whose ids are read at a time.
@@ -100,7 +100,7 @@ impl App {
     /// [`Error::Conflict`] when the plan is another by now, or must not be carried out; [`Error::Unavailable`] when engine or database
     /// do not answer: what cannot be seen is not missing (law 5).
     pub async fn cleanup_orphaned(&self, caller: &Caller, asked: &Cleanup) -> Result<CleanedUp, Error> {
-        let Debugged { pods, comparison } = self.admin_debug(caller).await?;
+        let (pods, comparison) = self.compared(caller).await?;
         let mut things: BTreeMap<PodId, Vec<Owned>> = BTreeMap::new();
         for orphan in &comparison.orphans {
             things.entry(pod_of(&orphan.what)).or_default().push(orphan.what.clone());

@@ -1,7 +1,7 @@
 //! What works and what does not: the checks behind `perennial doctor`.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::{SignedDuration, Timestamp};
@@ -11,6 +11,7 @@ use perennial_core::id::PodId;
 use perennial_core::spec::TenantId;
 use perennial_snapshots::Repository;
 
+use super::space::{FileSystem, file_systems, places};
 use super::{App, AppSettings, RecoveryState};
 use crate::causes::describe;
 use crate::config::RepositorySection;
@@ -203,9 +204,7 @@ fn local_checks(settings: &AppSettings) -> Vec<Check> {
         None => repository_elsewhere(&settings.repository),
     });
     checks.extend(repositories_there(settings));
-    let mut places = vec![("data", settings.data_dir.clone()), ("pods", settings.storage_root.clone())];
-    places.extend(directory.map(|directory| ("repositories", directory)));
-    checks.extend(disks(&places));
+    checks.extend(file_systems(&places(settings)).iter().map(disk));
     checks
 }
 
@@ -308,45 +307,22 @@ fn repository_elsewhere(section: &RepositorySection) -> Check {
     }
 }
 
-/// Checks the space of every file system in use, each once.
-fn disks(places: &[(&str, PathBuf)]) -> Vec<Check> {
-    let mut seen: Vec<(u64, String, &Path)> = Vec::new();
-    let mut checks = Vec::new();
-    for (what, path) in places {
-        match std::fs::metadata(path) {
-            Ok(meta) => match seen.iter_mut().find(|(device, ..)| *device == meta.dev()) {
-                Some((_, names, _)) => *names = format!("{names}, {what}"),
-                None => seen.push((meta.dev(), (*what).to_owned(), path)),
-            },
-            // The engine makes the storage root when it first needs it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                let message = format!("{}: {error}", path.display());
-                checks.push(Check::bad("disk", CheckState::Failed, message, "is its disk mounted?"));
-            }
-        }
-    }
-    checks.extend(seen.iter().map(|(_, names, path)| space(names, path)));
-    checks
-}
-
-fn space(names: &str, path: &Path) -> Check {
-    let stat = match rustix::fs::statvfs(path) {
-        Ok(stat) => stat,
-        Err(error) => {
-            let message = format!("{}: {error}", path.display());
-            return Check::bad("disk", CheckState::Failed, message, "is its disk mounted?");
+/// Checks the space of a file system in use.
+fn disk(found: &FileSystem) -> Check {
+    let at = found.path.display();
+    let space = match &found.space {
+        Ok(space) => space,
+        Err(problem) => {
+            return Check::bad("disk", CheckState::Failed, format!("{at}: {problem}"), "is its disk mounted?");
         }
     };
-    let (free, all) = (stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize));
-    let message = format!("{} of {} free at {} ({names})", size(free), size(all), path.display());
+    let message = format!("{} of {} free at {at} ({})", size(space.free), size(space.total), found.uses.join(", "));
     let hint = "make space: stop or purge pods, delete snapshots, or move to a larger disk";
-    // File systems without a fixed number of inodes say 0.
-    if stat.f_files > 0 && stat.f_favail < INODES_LOW {
-        let message = format!("{message}, but only {} more files can be made", stat.f_favail);
+    if let Some(files) = space.files.filter(|files| *files < INODES_LOW) {
+        let message = format!("{message}, but only {files} more files can be made");
         return Check::bad("disk", CheckState::Warning, message, hint);
     }
-    match free {
+    match space.free {
         SPACE_LOW.. => Check::ok("disk", message),
         SPACE_OUT.. => Check::bad("disk", CheckState::Warning, message, hint),
         _ => Check::bad("disk", CheckState::Failed, format!("{message}: stops and snapshots will fail"), hint),

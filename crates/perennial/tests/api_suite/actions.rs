@@ -25,7 +25,7 @@ fn accepted(answer: &Answer) -> Value {
 async fn the_status_of_a_pod_in_error_shows_no_container_that_is_gone() {
     let server = Server::start().await;
     let id = server.running("dev").await;
-    let ready = ReadyContainer { id: "c0ffee".to_owned(), set: 1, spec_generation: 1 };
+    let ready = ReadyContainer { id: "c0ffee".to_owned(), set: 1, spec_generation: 1, limits: None, refused: None };
     let container = async |phase: Phase| {
         let ready = Some(ready.clone());
         server.settle(id, |pod| (pod.phase, pod.container) = (phase, ready)).await;

@@ -35,6 +35,11 @@ async fn the_debug_view_shows_every_pod_of_the_database() {
     // Nobody made it on this engine.
     assert!(!report["pods"][0]["differences"].as_array().unwrap().is_empty(), "{report}");
     assert_eq!((&report["orphans"], &report["suspicion"]), (&json!([]), &json!(null)));
+    assert_eq!((&report["pods"][0]["usedBytes"], &report["pods"][0]["disk"]), (&json!(null), &json!(null)));
+    let disks = report["fileSystems"].as_array().unwrap();
+    let uses: Vec<&str> =
+        disks.iter().flat_map(|disk| disk["uses"].as_array().unwrap()).map(|w| w.as_str().unwrap()).collect();
+    assert!(uses.contains(&"data") && disks[0]["freeBytes"].as_u64() <= disks[0]["totalBytes"].as_u64(), "{disks:?}");
 }
 
 #[tokio::test]

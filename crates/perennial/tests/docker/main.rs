@@ -24,6 +24,7 @@ mod import;
 mod installation;
 mod instant;
 mod lifecycle;
+mod limits;
 mod mover;
 mod packages;
 mod parts;

@@ -6,7 +6,7 @@ use perennial_core::health::{HealthCheck, HealthState, Probe, RESTARTS_MAX, Verd
 use perennial_core::id::PodId;
 use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::snapshot::WriterStamp;
-use perennial_core::spec::{Backend, PodSpec};
+use perennial_core::spec::{Backend, PodSpec, TenantId};
 use perennial_drivers::sim::{Ailment, Cause};
 
 use crate::world::{Server, World, small_spec};
@@ -15,7 +15,7 @@ use crate::world::{Server, World, small_spec};
 const INTERVAL: u32 = 30;
 
 /// A pod whose program serves a page.
-fn serving() -> PodSpec {
+pub fn serving() -> PodSpec {
     let command = ["httpd", "-f", "-p", "8080"].map(str::to_owned).to_vec();
     let page = Probe::Http { port: 8080, path: "/healthz".to_owned() };
     let health = HealthCheck { interval: INTERVAL, start_period: 0, ..HealthCheck::of(page) };
@@ -32,7 +32,7 @@ async fn turn(world: &World, server: &Server, pod: PodId) {
     server.work(pod).await;
 }
 
-async fn turns(world: &World, server: &Server, pod: PodId, times: u32) {
+pub async fn turns(world: &World, server: &Server, pod: PodId, times: u32) {
     for _ in 0..times {
         turn(world, server, pod).await;
     }
@@ -410,6 +410,31 @@ async fn sim_places_of_those_who_are_asked_are_few_and_come_back() {
     let rest = server.reconciler.health_due();
     assert_eq!(rest.len(), 2);
     assert!(rest.iter().all(|pod| !first.contains(pod)));
+}
+
+#[tokio::test]
+async fn sim_no_more_than_sixty_four_are_asked_at_once_however_many_tenants_there_are() {
+    let world = World::new(18);
+    let server = world.server().await;
+    let mut pods = 0;
+    for tenant in 0..5 {
+        for name in 0..14 {
+            let tenant = TenantId::parse(&format!("tenant-{tenant}")).unwrap();
+            let made = server.create_of(Some(tenant), &format!("web{name}"), serving()).await.unwrap();
+            server.settle(made.pod.id).await;
+            pods += 1;
+        }
+    }
+    world.clock.advance(SignedDuration::from_secs(INTERVAL.into()));
+    let first = server.reconciler.health_due();
+    assert_eq!((first.len(), server.reconciler.health_due()), (64, Vec::new()));
+    server.reconciler.health_ask(first[0]).await;
+    let next = server.reconciler.health_due();
+    assert_eq!(next.len(), 1, "one place, one pod");
+    for pod in &first[1..] {
+        server.reconciler.health_ask(*pod).await;
+    }
+    assert_eq!(server.reconciler.health_due().len(), pods - 65);
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ mod hooks;
 mod import;
 mod incidents;
 mod lifecycle;
+mod limits;
 mod model;
 mod mover;
 mod notify;

@@ -14,13 +14,13 @@ use crate::world::{Ended, Server, World, files, small_spec};
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use jiff::SignedDuration;
-use perennial::service::Outcome;
+use perennial::service::{Caller, Outcome};
 use perennial_core::Error;
 use perennial_core::engine::{Engine, Owned};
 use perennial_core::id::{OperationId, PodId, SnapshotId};
 use perennial_core::operation::{OperationKind, OperationState};
 use perennial_core::parts::{Extra, Parts};
-use perennial_core::pod::Phase;
+use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::retention::{Keep, Manual};
 use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState};
@@ -122,7 +122,8 @@ impl<'a> History<'a> {
             80..=82 => self.verb("undelete").boxed_local(),
             83..=85 => self.verb("archive").boxed_local(),
             86..=89 => self.outside().boxed_local(),
-            90..=91 => async move { self.tick() }.boxed_local(),
+            90 => async move { self.tick() }.boxed_local(),
+            91 => self.limit().boxed_local(),
             92..=95 => self.housekeep().boxed_local(),
             _ => self.settle().boxed_local(),
         }
@@ -291,6 +292,24 @@ impl<'a> History<'a> {
         self.work().await;
     }
 
+    /// Other limits, which the engine may be unable to change: then the pod says so.
+    async fn limit(&mut self) {
+        self.settle().await;
+        let memory = [None, Some(64 << 20), Some(128 << 20)][self.rng.random_range(0..3)];
+        let change = move |spec: &PodSpec| {
+            let mut spec = spec.clone();
+            spec.resources.memory = memory;
+            Ok(spec)
+        };
+        let changed = self.server.app.patch(&Caller::admin(), self.pod, None, change).await;
+        match changed {
+            Ok(_) => self.steps.push(format!("memory {memory:?}")),
+            Err(Error::Conflict { code, .. }) => self.steps.push(format!("memory refused: {code}")),
+            Err(error) => panic!("limit: {error}\n{}", self.steps.join("\n")),
+        }
+        self.work().await;
+    }
+
     fn tick(&mut self) {
         self.steps.push("time passes".to_owned());
         let minutes = self.rng.random_range(1..120);
@@ -393,6 +412,10 @@ impl<'a> History<'a> {
             self.require(pod != self.pod || right, || format!("{owned:?} is an orphan of {record:?}"));
         }
         if record.phase == Phase::Running {
+            let limits = self.world.engine.limits_of(self.pod);
+            let is_told = record.conditions.iter().any(|c| c.kind == ConditionKind::RestartRequired);
+            let as_asked = limits == Some(record.spec.resources.of_container());
+            self.require(as_asked != is_told, || format!("limited to {limits:?}: {record:?}"));
             self.compare("at rest").await;
         }
     }

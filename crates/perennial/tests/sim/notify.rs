@@ -16,6 +16,7 @@ use perennial_core::access::{Role, UserName};
 use perennial_core::fault::{Moment, Tap, Verdict};
 use perennial_core::operation::{OperationKind, OperationState};
 use perennial_core::spec::{Backend, TenantId};
+use perennial_drivers::sim::Ailment;
 
 use crate::world::{Server, World, small_spec};
 
@@ -260,6 +261,29 @@ impl Tap for Full {
         let is_write = site.starts_with("repository.") && moment == Moment::Before;
         if is_write { Verdict::Fail } else { Verdict::Go }
     }
+}
+
+#[tokio::test]
+async fn sim_who_has_a_pod_that_falls_ill_again_and_again_is_written_to_once_a_day() {
+    let world = World::new(619);
+    let server = world.server().await;
+    let mail = MailServer::start().await;
+    member(&server, "ann", Some("ann@example.org")).await;
+    let notifier = notifier(&world, &server, &mail.section(), &[]);
+    let pod = server.running("web", crate::health::serving()).await;
+    let mut told = Vec::new();
+    for hours in [0, 1, 24] {
+        world.clock.advance(SignedDuration::from_hours(hours));
+        for ailment in [Some(Ailment::Unhealthy), None] {
+            world.engine.set_ailment(pod, ailment);
+            crate::health::turns(&world, &server, pod, 4).await;
+            server.settle(pod).await;
+        }
+        notifier.tell().await;
+        told.push(mail.mails().len());
+    }
+    assert_eq!(told, [1, 1, 2], "{:?}", mail.mails());
+    assert!(mail.mails()[0].contains("web"), "{:?}", mail.mails());
 }
 
 /// Nothing has failed for good yet, and there is no snapshot all the same: that is what people have to know.

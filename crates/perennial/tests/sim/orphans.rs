@@ -26,6 +26,14 @@ async fn sim_the_debug_view_tells_what_differs_and_touches_nothing() {
     let admin = Caller::admin();
     let found = server.app.admin_debug(&admin).await.unwrap();
     assert_eq!((found.pods.len(), &found.comparison.pods[0].differences), (1, &Vec::new()));
+    assert_eq!(found.usage, [None], "nothing was captured yet");
+    server.succeed(server.snapshot(pod).await).await;
+    let found = server.app.admin_debug(&admin).await.unwrap();
+    let usage = found.usage[0].unwrap();
+    assert_eq!(usage.at, world.clock_now());
+    assert!(usage.bytes >= "what matters".len() as u64, "{usage:?}");
+    let disk = found.file_systems.iter().find(|disk| disk.uses.contains(&"pods")).unwrap();
+    assert!(disk.space.as_ref().is_ok_and(|space| space.free <= space.total && space.total > 0), "{disk:?}");
     assert_eq!(found.comparison.pods[0].sets.len(), 1);
     assert_eq!(found.comparison.pods[0].sets[0].recorded, Some(SetState::Complete));
     assert!(found.comparison.orphans.is_empty());

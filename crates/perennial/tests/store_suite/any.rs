@@ -11,7 +11,7 @@ use perennial_core::parts::{Extra, Parts};
 use perennial_core::planned::{PlanOf, PlanPath, SecretText};
 use perennial_core::pod::{
     Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, LayerCapture, LayerGap,
-    Phase, PinnedImage, Pod, ReadyContainer, Retry, Task, Trash, Work,
+    Phase, PinnedImage, Pod, ReadyContainer, RefusedLimits, Retry, Task, Trash, Work,
 };
 use perennial_core::progress::ProgressReading;
 use perennial_core::retention::{Keep, Manual};
@@ -121,6 +121,17 @@ impl Any {
         self.of(&[Backend::Overlay, Backend::Engine])
     }
 
+    fn resources(&mut self) -> Resources {
+        Resources {
+            nano_cpus: self.option(Self::number),
+            memory: self.option(Self::number),
+            memory_swap: self.option(Self::number),
+            memory_reservation: self.option(Self::number),
+            pids: self.option(Self::u32),
+            disk: self.option(Self::number),
+        }
+    }
+
     fn spec(&mut self) -> PodSpec {
         let declared =
             |a: &mut Self| DeclaredVolume { name: a.text(), mount_path: a.text(), size: a.option(Self::number) };
@@ -131,14 +142,7 @@ impl Any {
             command: self.option(|a| a.list(Self::text)),
             entrypoint: self.option(|a| a.list(Self::text)),
             runtime: self.option(Self::text),
-            resources: Resources {
-                nano_cpus: self.option(Self::number),
-                memory: self.option(Self::number),
-                memory_swap: self.option(Self::number),
-                memory_reservation: self.option(Self::number),
-                pids: self.option(Self::u32),
-                disk: self.option(Self::number),
-            },
+            resources: self.resources(),
             env: self.list(|a| (a.text(), a.text())).into_iter().collect::<BTreeMap<_, _>>(),
             secrets: self.list(|a| (a.text(), SecretText::new(a.text()))).into_iter().collect(),
             plan: self.option(|a| PlanOf {
@@ -336,6 +340,8 @@ impl Any {
             C::SnapshotFailed,
             C::DiskLimitAdvisory,
             C::HookFailed,
+            C::Unhealthy,
+            C::HealthUnknown,
         ];
         Condition { kind: self.of(&kinds), reason: self.text(), message: self.text(), since: self.time() }
     }
@@ -380,7 +386,13 @@ impl Any {
                 problem: a.option(Self::text),
             }),
             layer_gap: self.option(|a| LayerGap { captured_at: a.option(Self::time), lost_at: a.time() }),
-            container: self.option(|a| ReadyContainer { id: a.text(), set: a.u32(), spec_generation: a.number() }),
+            container: self.option(|a| ReadyContainer {
+                id: a.text(),
+                set: a.u32(),
+                spec_generation: a.number(),
+                limits: a.option(Self::resources),
+                refused: a.option(|a| RefusedLimits { wanted: a.resources(), problem: a.text(), at: a.time() }),
+            }),
             crash: CrashLoop {
                 count: self.u32(),
                 last: self.option(Self::stamp),

@@ -58,6 +58,24 @@ pub struct DebugReport {
     pub orphans: Vec<OrphanThing>,
     /// Why the database itself may be the wrong one; null when nothing says so.
     pub suspicion: Option<String>,
+    /// The file systems that the server uses on its host, each once.
+    pub file_systems: Vec<FileSystem>,
+}
+
+/// A file system that the server uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileSystem {
+    /// What for: `data`, `pods`, `repositories`.
+    pub uses: Vec<String>,
+    /// A directory on it.
+    pub path: String,
+    /// Bytes of all of it; null when nobody can tell.
+    pub total_bytes: Option<u64>,
+    /// Bytes that can still be written; null when nobody can tell.
+    pub free_bytes: Option<u64>,
+    /// Why nobody can tell; null otherwise.
+    pub problem: Option<String>,
 }
 
 /// A pod in both.
@@ -80,6 +98,14 @@ pub struct DebugPod {
     pub containers_found: Vec<String>,
     /// Its volume sets.
     pub sets: Vec<DebugSet>,
+    /// What its volumes may take together, in bytes; null: as much as there is.
+    pub disk: Option<u64>,
+    /// Bytes of content in its volumes when they were captured last; null where no snapshot tells. What they take up now:
+    /// `GET /pods/{id}/volumes`.
+    pub used_bytes: Option<u64>,
+    /// When that was.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub used_at: Option<Timestamp>,
     /// What does not fit; a pod that is being worked on may differ for a moment.
     pub differences: Vec<String>,
 }

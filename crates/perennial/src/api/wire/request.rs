@@ -178,7 +178,8 @@ pub(super) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer
     T::deserialize(deserializer).map(Some)
 }
 
-/// Limits of a pod; what is left out or null is not limited.
+/// Limits of a pod; what is left out or null is not limited. A change counts at once where the engine can make it; where it cannot, the
+/// condition `RestartRequired` says why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Resources {
@@ -197,7 +198,7 @@ pub struct Resources {
     /// Largest number of processes and threads.
     #[serde(default)]
     pub pids: Option<u32>,
-    /// What the pod's volumes may take together; a change needs no restart. Where nothing can enforce it, the condition
+    /// What the pod's volumes may take together. Where nothing can enforce it, the condition
     /// `DiskLimitAdvisory` says so.
     #[serde(default)]
     pub disk: Option<Size>,

@@ -8,10 +8,10 @@ use perennial_core::operation::{OperationKind, Problem};
 use perennial_core::parts::{Extra, Parts};
 use perennial_core::pod::{
     Acceptance, Composed, Condition, ConditionKind, CrashLoop, Desired, Fork, Goal, Identity, Import, LayerCapture,
-    LayerGap, Phase, PinnedImage, Pod, ReadyContainer, Resets, Retry, Task, Trash, Work,
+    LayerGap, Phase, PinnedImage, Pod, ReadyContainer, RefusedLimits, Resets, Retry, Task, Trash, Work,
 };
 use perennial_core::snapshot::WriterStamp;
-use perennial_core::spec::{Backend, PodName, PodSpec};
+use perennial_core::spec::{Backend, PodName, PodSpec, Resources};
 use perennial_core::volume::{ImageLayout, Origin, SetNumber, SetState, Volume, VolumeSet};
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
@@ -95,7 +95,17 @@ stored_struct!(LayerCaptureRow = LayerCapture {
     writer: Option<WriterStamp>,
     after_stop: bool,
 });
-stored_struct!(ReadyContainerRow = ReadyContainer { id: String, set: u32, spec_generation: u64 });
+stored_struct!(RefusedLimitsRow = RefusedLimits { wanted: Resources, problem: String, at: Timestamp });
+stored_struct!(ReadyContainerRow = ReadyContainer {
+    id: String,
+    set: u32,
+    spec_generation: u64,
+    // Rows from before limits changed while a pod runs have neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<Resources>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<RefusedLimits>,
+});
 stored_struct!(CrashLoopRow = CrashLoop {
     count: u32,
     last: Option<WriterStamp>,

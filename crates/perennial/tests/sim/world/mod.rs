@@ -344,8 +344,12 @@ pub fn accepting(name: &str, paths: &[&str]) -> Consent {
 
 impl Server {
     pub async fn create(&self, name: &str, spec: PodSpec) -> Result<Outcome, Error> {
-        let create =
-            CreateRequest { name: PodName::parse(name).unwrap(), tenant: None, plan: None, from_snapshot: None };
+        self.create_of(None, name, spec).await
+    }
+
+    /// Asks for a pod of this tenant, or of the default one.
+    pub async fn create_of(&self, tenant: Option<TenantId>, name: &str, spec: PodSpec) -> Result<Outcome, Error> {
+        let create = CreateRequest { name: PodName::parse(name).unwrap(), tenant, plan: None, from_snapshot: None };
         self.app.create(Request::new(&Caller::admin()), create, |_| Ok(spec.clone())).await
     }
 
