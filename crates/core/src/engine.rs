@@ -232,8 +232,9 @@ pub trait Engine: Send + Sync {
 
     /// Gives a container other limits, whether it runs or not; `disk` is not looked at.
     ///
-    /// [`EngineError::Rejected`] for what the engine or the runtime cannot change without making the container anew, and for
-    /// less memory than the container uses: nobody in it is ended for that. It has the limits that it had then.
+    /// [`EngineError::Conflict`] for what the engine or the runtime cannot change in this container as it is, and for less memory
+    /// than it uses: nobody in it is ended for that. [`EngineError::Rejected`] for what no container can have. After both it has the
+    /// limits that it had.
     async fn container_limit(&self, id: &str, limits: &Resources) -> Result<Effect, EngineError>;
 
     /// Removes a container. Its system layer goes with it; its volumes do not.

@@ -110,7 +110,8 @@ pub struct ReadyContainer {
     pub set: SetNumber,
     /// Specification it was made from.
     pub spec_generation: u64,
-    /// What it is limited to, as [`Resources::of_container`] says; `None` when nobody knows, because it was found and not made.
+    /// What it is limited to, as [`Resources::of_container`] says; `None` when nobody knows: it was found and not made, or is
+    /// being given others.
     pub limits: Option<Resources>,
     /// The limits that the engine did not give it, last.
     pub refused: Option<RefusedLimits>,
@@ -125,6 +126,10 @@ pub struct RefusedLimits {
     pub problem: String,
     /// When it was tried.
     pub at: Timestamp,
+    /// Whether it ran then: once it has ended, it may get them.
+    pub live: bool,
+    /// Whether a container that is made with them has them; else the engine makes none like that.
+    pub anew: bool,
 }
 
 impl ReadyContainer {
@@ -339,6 +344,8 @@ pub enum ConditionKind {
     Unhealthy,
     /// Its health check cannot be asked.
     HealthUnknown,
+    /// The engine gives no container the limits that are asked for.
+    LimitsRefused,
 }
 
 impl ConditionKind {
@@ -362,6 +369,7 @@ impl ConditionKind {
             Self::HookFailed => "HookFailed",
             Self::Unhealthy => "Unhealthy",
             Self::HealthUnknown => "HealthUnknown",
+            Self::LimitsRefused => "LimitsRefused",
         }
     }
 }

@@ -44,15 +44,18 @@ pub enum Record {
     SetQuarantined(SetNumber),
     /// A container is ready: made, and its system layer put back.
     ContainerReady(ReadyContainer),
+    /// The container is about to be given other limits; committed before the engine is asked, so that nobody takes it for one
+    /// that has those of before.
+    Limiting,
     /// The container has these limits now.
-    Limited(Resources),
-    /// The engine did not give the container its limits.
-    LimitsRefused {
+    Limited {
         /// Which.
-        wanted: Resources,
-        /// Why.
-        problem: String,
+        limits: Resources,
+        /// Whether it had others.
+        changed: bool,
     },
+    /// The engine did not give the container its limits.
+    LimitsRefused(RefusedLimits),
     /// The container was removed by us.
     ContainerGone,
     /// A container that ran is gone and nobody here removed it.
@@ -203,8 +206,9 @@ pub fn apply(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequences {
         | Record::LaunchRefused { .. }
         | Record::DataSeen => apply_to_sets(pod, record, now),
         Record::ContainerReady(_)
-        | Record::Limited(_)
-        | Record::LimitsRefused { .. }
+        | Record::Limiting
+        | Record::Limited { .. }
+        | Record::LimitsRefused(_)
         | Record::ContainerGone
         | Record::ContainerLost
         | Record::StoppedRun(_)
@@ -384,24 +388,31 @@ fn apply_to_container(pod: &mut Pod, record: &Record, now: Timestamp) -> Consequ
             pod.container = Some(container.clone());
             Consequences::default()
         }
-        Record::Limited(limits) => {
+        Record::Limiting => {
+            if let Some(container) = &mut pod.container {
+                container.limits = None;
+            }
+            Consequences::default()
+        }
+        Record::Limited { limits, changed } => {
             let Some(container) = &mut pod.container else { return Consequences::default() };
-            container.refused = None;
-            match container.limits.replace(*limits) {
-                Some(_) => event("pod.limits-changed", "the limits were changed, without a restart"),
-                // Nobody knows whether it had them.
-                None => Consequences::default(),
+            (container.limits, container.refused) = (Some(*limits), None);
+            if *changed {
+                event("pod.limits-changed", "its container has other limits now, without a restart")
+            } else {
+                Consequences::default()
             }
         }
-        Record::LimitsRefused { wanted, problem } => {
+        Record::LimitsRefused(refused) => {
             let Some(container) = &mut pod.container else { return Consequences::default() };
-            // Told once, however often it is tried.
-            let is_known = container.refusal(wanted).is_some_and(|refused| refused.problem == *problem);
-            container.refused = Some(RefusedLimits { wanted: *wanted, problem: problem.clone(), at: now });
-            if is_known {
-                return Consequences::default();
+            // Told once, however often it is tried; and not of one that is made anew in a moment.
+            let is_told = container.refusal(&refused.wanted).is_none() && (refused.live || !refused.anew);
+            container.refused = Some(refused.clone());
+            if is_told {
+                event("pod.limits-refused", format!("the pod goes on with the limits it had: {}", refused.problem))
+            } else {
+                Consequences::default()
             }
-            event("pod.limits-refused", format!("the container goes on with the limits it has: {problem}"))
         }
         Record::ContainerGone => {
             pod.container = None;

@@ -310,6 +310,7 @@ impl PodSpec {
     pub fn of_container(&self) -> Self {
         Self {
             resources: Resources::default(),
+            on_stop: OnStop::default(),
             plan: None,
             snapshots: SnapshotRules::default(),
             hooks: Hooks::default(),

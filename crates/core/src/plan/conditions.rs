@@ -50,9 +50,8 @@ pub(super) fn findings(input: &Input<'_>) -> Vec<Finding> {
         );
     }
     // One of a kind: what is made anew has its limits too.
-    if !found.iter().any(|finding| finding.kind == ConditionKind::RestartRequired) {
-        found.extend(limits_refused(input));
-    }
+    let of_limits = limits_refused(input).filter(|refused| found.iter().all(|known| known.kind != refused.kind));
+    found.extend(of_limits);
     if let Some(gap) = &pod.layer_gap {
         add(&mut found, ConditionKind::SystemLayerStale, "container-lost", stale(pod, gap));
     }
@@ -129,11 +128,13 @@ fn limits_refused(input: &Input<'_>) -> Option<Finding> {
     let ready = input.pod.container.as_ref()?;
     let live = input.observed.container.as_ref().is_some_and(|c| c.is_live() && c.id == ready.id);
     let refused = ready.refusal(&ready.lacks_limits(&input.pod.spec).filter(|_| live)?)?;
-    let message = format!(
-        "the pod runs with the limits it had: {}; restart it to apply the new ones, or wait: they are tried again",
-        refused.problem
-    );
-    Some(Finding { kind: ConditionKind::RestartRequired, reason: "limits-refused", message })
+    let (kind, help) = if refused.anew {
+        (ConditionKind::RestartRequired, "restart it to apply the new ones, or wait: they are tried again")
+    } else {
+        (ConditionKind::LimitsRefused, "ask for others")
+    };
+    let message = format!("the pod runs with the limits it had: {}; {help}", refused.problem);
+    Some(Finding { kind, reason: "limits-refused", message })
 }
 
 /// Told of a running pod only: what its file system can do is seen when it was asked to.

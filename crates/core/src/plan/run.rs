@@ -126,11 +126,13 @@ fn ended(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) -> N
         return leftovers::remove_container(input, container);
     }
     if let Some((ready, limits)) = lacking(input) {
-        // What the engine cannot change is made anew.
-        return match ready.refusal(&limits) {
-            Some(_) => leftovers::remove_container(input, container),
-            None => Next::Act(Action::LimitContainer { container: container.id.clone(), limits }),
-        };
+        // What was refused while it ran may be taken now.
+        match ready.refusal(&limits).filter(|refused| !refused.live) {
+            None => return Next::Act(Action::LimitContainer { container: container.id.clone(), limits }),
+            Some(refused) if refused.anew => return leftovers::remove_container(input, container),
+            // The engine makes no container like that: this one is better than none.
+            Some(_) => {}
+        }
     }
     // Somebody who waits for a start is not made to wait for a crash's delay.
     let waited_for = input.pod.goal.is_some() || !input.pod.tasks.is_empty();
@@ -175,9 +177,9 @@ fn running(input: &Input<'_>, set: &VolumeSet, container: &ObservedContainer) ->
     if pod.goal.is_some() {
         return Next::Settled { wake: None };
     }
-    // A start does not wait for it. What is refused may be taken later, when the pod needs less.
+    // Neither a start nor a snapshot waits for it. What is refused may be taken later, when the pod needs less.
     let mut retry = None;
-    if let Some((ready, limits)) = lacking(input) {
+    if let Some((ready, limits)) = lacking(input).filter(|_| pod.tasks.is_empty()) {
         let refused = ready.refusal(&limits).and_then(|r| r.at.checked_add(input.policy.limits_retry).ok());
         match refused {
             Some(at) if at > input.now => retry = Some(at),

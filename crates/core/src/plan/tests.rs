@@ -10,7 +10,7 @@ use crate::health::{Found, HealthCheck, Probe};
 use crate::id::{OperationId, PodId};
 use crate::operation::OperationKind;
 use crate::permit::Denied;
-use crate::pod::{Acceptance, Goal, LayerCapture, PinnedImage, ReadyContainer, Task};
+use crate::pod::{Acceptance, Goal, LayerCapture, PinnedImage, ReadyContainer, RefusedLimits, Task};
 use crate::snapshot::{Loss, SnapshotState, WriterStamp};
 use crate::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, Resources, TenantId};
 use crate::volume::{ImageLayout, SetState, Volume};
@@ -611,22 +611,46 @@ fn d18_limits_are_changed_where_they_can_be_and_else_with_the_next_container() {
         let conditions = planned(pod, observed, &[]).conditions;
         conditions.iter().filter(|c| c.kind == ConditionKind::RestartRequired).map(|c| c.reason).collect::<Vec<_>>()
     };
-    let refused = Record::LimitsRefused { wanted: limits, problem: "no".into() };
-    let told = crate::record::apply(&mut pod, &refused, at(20)).event;
+    // Nor does whoever waits for a snapshot.
+    let mut busy = pod.clone();
+    busy.tasks.push(Task { operation: OperationId::from_parts(3, [3; 10]), work: Work::Restart { before: None } });
+    assert!(!matches!(next(&busy, &running, &[]), Next::Act(Action::LimitContainer { .. })));
+    // Before the engine is asked, nobody knows any more which it has: what was wanted before is another change then.
+    let mut asking = pod.clone();
+    crate::record::apply(&mut asking, &Record::Limiting, at(19));
+    asking.spec.resources = Resources::default();
+    let back = Next::Act(Action::LimitContainer { container: "c1".into(), limits: Resources::default() });
+    assert_eq!(next(&asking, &running, &[]), back);
+    let refusal = |live, anew, problem: &str| {
+        Record::LimitsRefused(RefusedLimits { wanted: limits, problem: problem.into(), at: at(20), live, anew })
+    };
+    let told = crate::record::apply(&mut pod, &refusal(true, true, "it uses 7"), at(20)).event;
     assert_eq!(told.map(|(kind, _)| kind), Some("pod.limits-refused"));
-    assert!(crate::record::apply(&mut pod, &refused, at(20)).event.is_none(), "told once");
+    let again = crate::record::apply(&mut pod, &refusal(true, true, "it uses 8"), at(20)).event;
+    assert!(again.is_none(), "told once");
     assert!(matches!(next(&pod, &running, &[]), Next::Settled { wake: Some(_) }));
     assert_eq!((shown(&pod, &running), shown(&pod, &ended)), (vec!["limits-refused"], vec![]));
-    // The next container is made with them; what was in this one is captured first.
+    // What was refused while it ran is asked for again once it has ended.
+    assert_eq!(next(&pod, &ended, &[]), act);
+    // A container that cannot have them makes room for one that can; what was in it is captured first.
+    crate::record::apply(&mut pod, &refusal(false, true, "no"), at(20));
     assert_eq!(next(&pod, &ended, &[]), Next::Act(Action::CaptureLayer { container: "c1".into() }));
+    // Where none can, this one is better than none, and a restart does not help.
+    let mut absurd = pod.clone();
+    crate::record::apply(&mut absurd, &refusal(false, false, "no"), at(20));
+    assert!(matches!(next(&absurd, &ended, &[]), Next::Act(Action::Launch { .. })));
+    assert_eq!(shown(&absurd, &running), Vec::<&str>::new());
+    let conditions = planned(&absurd, &running, &[]).conditions;
+    assert!(conditions.iter().any(|c| c.kind == ConditionKind::LimitsRefused), "{conditions:?}");
     let outdated = Pod { spec_generation: 2, ..pod.clone() };
     assert_eq!(shown(&outdated, &running), ["spec-changed"]);
     // What is wanted now was not refused.
     let mut other = pod.clone();
     other.spec.resources.memory = Some(2 << 30);
     assert!(matches!(next(&other, &running, &[]), Next::Act(Action::LimitContainer { .. })));
-    let told = crate::record::apply(&mut pod, &Record::Limited(limits), at(21)).event;
-    assert_eq!(told.map(|(kind, _)| kind), Some("pod.limits-changed"));
+    let told = |changed| crate::record::apply(&mut pod.clone(), &Record::Limited { limits, changed }, at(21)).event;
+    assert_eq!((told(true).map(|(kind, _)| kind), told(false)), (Some("pod.limits-changed"), None));
+    crate::record::apply(&mut pod, &Record::Limited { limits, changed: true }, at(21));
     assert!(matches!(next(&pod, &running, &[]), Next::Settled { .. }));
     assert_eq!(shown(&pod, &running), Vec::<&str>::new());
 }

@@ -410,7 +410,7 @@ fn rules_of_snapshots_and_limits_need_no_restart() {
     let disk = PodSpec { resources: Resources { disk: Some(1 << 30), ..Resources::default() }, ..pod.spec.clone() };
     let next = patch(&pod, disk, later).expect("patch").expect("a change");
     assert_eq!((next.spec_generation, next.scheduled_until), (pod.spec_generation, pod.scheduled_until));
-    let limits = Resources { memory: Some(64 << 20), pids: Some(9), nano_cpus: Some(1), ..Resources::default() };
+    let limits = Resources { memory: Some(64 << 20), pids: Some(9), nano_cpus: Some(1 << 30), ..Resources::default() };
     let next = patch(&pod, PodSpec { resources: limits, ..pod.spec.clone() }, later).expect("patch").expect("a change");
     assert_eq!((next.spec.resources, next.spec_generation), (limits, pod.spec_generation));
     let both = patch(&pod, PodSpec { stop_timeout: 30, ..spec }, later).expect("patch").expect("a change");

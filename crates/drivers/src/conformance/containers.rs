@@ -130,14 +130,18 @@ pub(super) async fn limits_change_and_none_is_taken_away(fixture: &Fixture) -> C
                 check!(effect == Effect::Updated, "other limits, while it runs: {effect:?}");
                 has = wanted;
             }
-            Err(EngineError::Rejected { .. }) => {}
+            Err(EngineError::Conflict { .. }) => {}
             Err(other) => return Err(other.into()),
         }
         let effect = engine.container_limit(&id, &has).await?;
         check!(effect == Effect::Unchanged, "it should have {has:?}, which was {effect:?}");
     }
-    let answer = engine.container_limit(&id, &limits(384, None)).await;
-    check_refused!(answer, EngineError::Rejected { .. }, "a limit that goes");
+    let gone = Resources { memory: None, ..has };
+    let answer = engine.container_limit(&id, &gone).await;
+    check_refused!(answer, EngineError::Conflict { .. }, "a limit that goes");
+    let absurd = Resources { nano_cpus: Some(1_000_000_000_000), ..has };
+    let answer = engine.container_limit(&id, &absurd).await;
+    check_refused!(answer, EngineError::Rejected { .. }, "a thousand processors");
     let effect = engine.container_limit(&id, &has).await?;
     check!(effect == Effect::Unchanged, "a refusal changed something");
     check!(subject.observe_container().await?.stamp() == running.stamp(), "other limits began another run");

@@ -1,7 +1,7 @@
 //! What a container is limited to: CPU time, memory, processes.
 //!
-//! The engine changes all of it while a container runs, and takes none of it away: a number that is left out, or zero, stays as it
-//! was. A kernel with the second version of control groups ends processes of who has more memory than a new limit leaves; the first
+//! The engine changes all of it while a container runs, and takes only the limit of processes away: another number that is left out, or
+//! zero, stays as it was. A kernel with the second version of control groups ends processes of who has more memory than a new limit leaves; the first
 //! refuses such a limit. Neither is asked to: a pod that uses more goes on with what it has.
 
 use bollard::errors::Error as Bollard;
@@ -12,7 +12,10 @@ use perennial_core::engine::{Effect, EngineError};
 use perennial_core::spec::Resources;
 
 use super::DockerEngine;
-use super::client::{fail, look, rejected, transient};
+use super::client::{conflict, fail, look, rejected, transient};
+
+/// How the engine is told that there is no limit of processes.
+const NO_PIDS_LIMIT: i64 = -1;
 
 /// Limits in the engine's numbers; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,7 +68,6 @@ impl Numbers {
             ("cpus", self.nano_cpus, wanted.nano_cpus),
             ("memory", self.memory, wanted.memory),
             ("memoryReservation", self.memory_reservation, wanted.memory_reservation),
-            ("pids", self.pids, wanted.pids),
         ];
         pairs.into_iter().find(|(_, has, wants)| has.is_some() && wants.is_none()).map(|(field, ..)| field)
     }
@@ -77,31 +79,39 @@ impl DockerEngine {
         let wanted = Numbers::of(limits)?;
         let host = seen.inspected.host_config.as_ref();
         let has = Numbers::seen(host.ok_or_else(|| transient("the engine's container has no configuration"))?);
-        if has.is(&wanted) {
-            return Ok(Effect::Unchanged);
-        }
         if let Some(field) = has.taken_away(&wanted) {
-            return Err(rejected(format!("the engine takes no limit away from a container that exists ({field})")));
+            return Err(conflict(format!("the engine takes no limit of {field} away from a container that exists")));
         }
         let live = matches!(seen.status, ContainerStateStatusEnum::RUNNING | ContainerStateStatusEnum::PAUSED);
         if let Some(memory) = wanted.memory.filter(|memory| live && has.memory.is_none_or(|has| *memory < has)) {
             let used = self.memory_used(&seen.id).await?;
             if used >= memory.unsigned_abs() {
-                return Err(rejected(format!("it uses {used} bytes of memory, and the new limit is {memory}")));
+                return Err(conflict(format!("it uses {used} bytes of memory, and the new limit is {memory}")));
             }
+        }
+        let is_same = has.is(&wanted);
+        if is_same && !live {
+            return Ok(Effect::Unchanged);
         }
         let body = ContainerUpdateBody {
             nano_cpus: wanted.nano_cpus,
             memory: wanted.memory,
             memory_swap: wanted.memory_and_swap,
             memory_reservation: wanted.memory_reservation,
-            pids_limit: wanted.pids,
+            pids_limit: wanted.pids.or_else(|| has.pids.map(|_| NO_PIDS_LIMIT)),
             ..ContainerUpdateBody::default()
         };
         match self.docker.update_container(&seen.id, body).await {
+            Ok(()) if is_same => Ok(Effect::Unchanged),
             Ok(()) => Ok(Effect::Updated),
-            // What the runtime refuses is an accident in the engine's eyes; it has put the old limits back by then.
-            Err(Bollard::DockerResponseServerError { status_code: 500.., message }) => Err(rejected(message.trim())),
+            // What a runtime refuses is an accident in the engine's eyes; it has put the old limits back by then. That they are the same
+            // already is the engine's word, which it writes down before the kernel has them: hence the question, where it is taken.
+            Err(Bollard::DockerResponseServerError { status_code: 500.., .. }) if live && is_same => {
+                Ok(Effect::Unchanged)
+            }
+            Err(Bollard::DockerResponseServerError { status_code: 500.., message }) if live => {
+                Err(conflict(message.trim()))
+            }
             Err(error) => Err(fail("change the container's limits", error)),
         }
     }
@@ -160,7 +170,8 @@ mod tests {
     #[test]
     fn a_limit_that_goes_is_named() {
         let has = Numbers { pids: Some(7), memory: Some(1), ..Numbers::default() };
-        assert_eq!(has.taken_away(&Numbers { memory: Some(2), ..Numbers::default() }), Some("pids"));
+        assert_eq!(has.taken_away(&Numbers { pids: Some(7), ..Numbers::default() }), Some("memory"));
+        assert_eq!(has.taken_away(&Numbers { memory: Some(2), ..Numbers::default() }), None, "that one can go");
         assert_eq!(has.taken_away(&Numbers { nano_cpus: Some(1), ..has }), None);
     }
 

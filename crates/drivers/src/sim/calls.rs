@@ -20,7 +20,7 @@ use super::output::Output;
 use super::{Shared, SimEngine, broken};
 
 /// Processors that the simulated host has.
-const CPUS: u32 = 64;
+pub(super) const CPUS: u32 = 64;
 
 #[async_trait]
 impl Engine for SimEngine {

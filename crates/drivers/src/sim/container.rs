@@ -94,7 +94,6 @@ impl Limits {
         (self.nano_cpus.is_some() && wanted.nano_cpus.is_none())
             || (self.memory.is_some() && wanted.memory.is_none())
             || (self.memory_reservation.is_some() && wanted.memory_reservation.is_none())
-            || (self.pids.is_some() && wanted.pids.is_none())
     }
 }
 

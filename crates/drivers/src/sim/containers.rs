@@ -13,6 +13,7 @@ use perennial_core::spec::{Backend, Resources, is_at_or_below};
 use perennial_core::volume::{NEVER_PERSISTED, SetNumber};
 use sha2::{Digest, Sha256};
 
+use super::calls::CPUS;
 use super::container::{
     Behaviour, Container, ForeignKind, KILLED, Layer, Life, Limits, Mount, RECORD, SetKind, Starter, TERMINATED,
     behaviour, listens, says,
@@ -21,6 +22,16 @@ use super::faults::Fate;
 use super::sets::{ENGINE_FILES, Marker, Progress};
 use super::tree::remove_any;
 use super::{Deleted, Deletion, Shared, State, broken, conflict, not_found, overwrite, rejected};
+
+/// A container cannot have more processors than the host.
+fn check_processors(limits: &Resources) -> Result<(), EngineError> {
+    match limits.nano_cpus {
+        Some(asked) if asked > u64::from(CPUS) * 1_000_000_000 => {
+            Err(rejected(format!("there are only {CPUS} processors")))
+        }
+        _ => Ok(()),
+    }
+}
 
 impl State {
     /// Whether the pod's processes run, and are not frozen.
@@ -146,6 +157,7 @@ impl Shared {
             let name = wanted.spec.runtime.as_deref().unwrap_or_default();
             return Err(rejected(format!("the runtime {name} is unknown")));
         };
+        check_processors(&wanted.spec.resources)?;
         let Some(image) = state.images.get(&wanted.set.image) else {
             return Err(not_found(format!("image {}", wanted.set.image)));
         };
@@ -202,7 +214,8 @@ impl Shared {
         Ok((id, Effect::Created))
     }
 
-    /// As the Docker Engine does: nothing is taken away, and a runtime that hides what it does knows no such change.
+    /// As the Docker Engine does: nothing but the limit of processes is taken away, a runtime that hides what it does knows no such
+    /// change, and there are no more processors than there are.
     pub(super) fn container_limit(
         &self,
         state: &mut State,
@@ -211,19 +224,20 @@ impl Shared {
     ) -> Result<Effect, EngineError> {
         let container = state.container(id)?;
         let (has, wanted) = (container.limits, Limits::of(limits));
+        if has.takes_away(wanted) {
+            return Err(conflict("the engine takes no limit away from a container that exists"));
+        }
+        check_processors(limits)?;
         if has == wanted {
             return Ok(Effect::Unchanged);
         }
-        if has.takes_away(wanted) {
-            return Err(rejected("the engine takes no limit away from a container that exists"));
-        }
         if container.is_live() {
             if container.layer == Layer::Hidden {
-                return Err(rejected("the runtime changes no limits"));
+                return Err(conflict("the runtime changes no limits"));
             }
             let holds = container.holds;
             if wanted.memory.is_some_and(|memory| has.memory.is_none_or(|has| memory < has) && holds >= memory) {
-                return Err(rejected(format!("it uses {holds} bytes of memory")));
+                return Err(conflict(format!("it uses {holds} bytes of memory")));
             }
         }
         state.change(self, id, |container| container.limits = wanted)?;

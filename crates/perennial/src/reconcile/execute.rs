@@ -1,14 +1,14 @@
 //! Carries out one action of the plan. Every step may be repeated from its beginning.
 
-use perennial_core::engine::{ContainerSpec, ContainerState, EngineError};
+use perennial_core::engine::{ContainerSpec, ContainerState, Effect, EngineError, ObservedContainer};
 use perennial_core::id::SnapshotId;
 use perennial_core::permit::DeletePermit;
 use perennial_core::plan::{Action, Next};
-use perennial_core::pod::{PinnedImage, ReadyContainer, Work};
+use perennial_core::pod::{PinnedImage, ReadyContainer, RefusedLimits, Work};
 use perennial_core::progress::Progress;
 use perennial_core::record::Record;
 use perennial_core::snapshot::{Snapshot, SnapshotKind};
-use perennial_core::spec::Backend;
+use perennial_core::spec::{Backend, Resources};
 use perennial_core::volume::{self, Origin, SetNumber, SetState, VolumeSet};
 
 use super::step::{StepError, definite, problem, retry};
@@ -36,16 +36,9 @@ impl Reconciler {
                 self.engine.set_limit(&set_spec(&view.pod, recorded), bytes).await?;
                 Ok(())
             }
-            Action::LimitContainer { container, limits } => {
-                let fact = match self.engine.container_limit(&container, &limits).await {
-                    Ok(_) => Record::Limited(limits),
-                    Err(EngineError::Rejected { problem }) => Record::LimitsRefused { wanted: limits, problem },
-                    Err(other) => return Err(other.into()),
-                };
-                self.record(&mut view, fact).await
-            }
+            Action::LimitContainer { container, limits } => self.limit_container(&mut view, &container, limits).await,
             Action::Stop { container } => {
-                let stamp = view.observed.container.as_ref().map(perennial_core::engine::ObservedContainer::stamp);
+                let stamp = view.observed.container.as_ref().map(ObservedContainer::stamp);
                 self.engine.container_stop(&container, view.pod.spec.stop_timeout).await?;
                 if let Some(seen) = &mut view.observed.container {
                     // The call returns once it has ended.
@@ -75,6 +68,23 @@ impl Reconciler {
             Action::Compose { snapshot, recipe } => self.compose(&mut view, snapshot, recipe, &progress).await,
             Action::PurgeEverything { permit } => self.purge_everything(&view, &permit, &progress).await,
         }
+    }
+
+    async fn limit_container(&self, view: &mut View, container: &str, limits: Resources) -> Result<(), StepError> {
+        if view.pod.container.as_ref().is_some_and(|ready| ready.limits.is_some()) {
+            self.record(view, Record::Limiting).await?;
+        }
+        let live = view.observed.container.as_ref().is_some_and(ObservedContainer::is_live);
+        let refused = |problem, anew| {
+            Record::LimitsRefused(RefusedLimits { wanted: limits, problem, at: self.now(), live, anew })
+        };
+        let fact = match self.engine.container_limit(container, &limits).await {
+            Ok(effect) => Record::Limited { limits, changed: effect != Effect::Unchanged },
+            Err(EngineError::Conflict { problem }) => refused(problem, true),
+            Err(EngineError::Rejected { problem }) => refused(problem, false),
+            Err(other) => return Err(other.into()),
+        };
+        self.record(view, fact).await
     }
 
     async fn pin_image(&self, view: &mut View, progress: &Progress) -> Result<(), StepError> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -11,6 +12,7 @@ use perennial_core::orphans::{self, Comparison};
 use perennial_core::pod::Pod;
 use perennial_core::snapshot::Snapshot;
 use perennial_core::subscription::Subscription;
+use tokio::sync::Semaphore;
 
 use super::space::{FileSystem, file_systems, places};
 use super::system::{Check, CheckState};
@@ -55,13 +57,22 @@ impl Usage {
     }
 }
 
-/// Looks at the disks; one that does not answer keeps a thread, and nobody who asks.
+/// Looks at the disks; one that does not answer keeps one thread, however often it is asked, and nobody who asks.
 async fn look_at(places: Vec<(&'static str, PathBuf)>) -> Vec<FileSystem> {
+    static ONE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(1)));
     let looked = places.clone();
-    let looking = tokio::task::spawn_blocking(move || file_systems(&looked));
+    let looking = async {
+        let turn = Arc::clone(&ONE).acquire_owned().await.map_err(|error| error.to_string())?;
+        let look = tokio::task::spawn_blocking(move || {
+            let found = file_systems(&looked);
+            drop(turn);
+            found
+        });
+        look.await.map_err(|error| error.to_string())
+    };
     let problem = match tokio::time::timeout(LOOK, looking).await {
         Ok(Ok(found)) => return found,
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(problem)) => problem,
         Err(_) => format!("the disks did not answer within {} s", LOOK.as_secs()),
     };
     let unknown = |(what, path)| FileSystem { uses: vec![what], path, space: Err(problem.clone()) };

@@ -7,8 +7,10 @@ use axum::http::{Method, StatusCode};
 use jiff::Timestamp;
 use perennial::store::Change;
 use perennial_core::operation::OperationState;
-use perennial_core::pod::{Desired, Phase, ReadyContainer};
+use perennial_core::pod::{Condition, ConditionKind, Desired, Phase, Pod, ReadyContainer};
 use perennial_core::snapshot::Care;
+use perennial_core::spec::Backend;
+use perennial_core::volume::{Origin, SetState, Volume, VolumeSet};
 use serde_json::{Value, json};
 
 use crate::server::{Answer, Server};
@@ -100,6 +102,44 @@ async fn a_pod_is_shown_as_the_contract_says() {
     assert_eq!(server.asked.woken.lock().unwrap().len(), 1);
     let none = server.post("/api/v1/pods", json!({"name": "bare", "image": "a", "volumes": []})).await;
     assert_eq!(none.json()["pod"]["spec"]["volumes"], json!([]));
+}
+
+/// Of a set that is being made, one that is there, one of which volumes are missing, and none.
+#[tokio::test]
+async fn s2_08_to_s2_11_a_volume_is_told_with_its_names_its_path_and_whether_its_data_is_there() {
+    let server = Server::start().await;
+    let id = server.running("dev").await;
+    let set = |state| VolumeSet {
+        number: 1,
+        backend: Backend::Engine,
+        origin: Origin::Image,
+        state,
+        attached: Some(1),
+        marked: Some(1),
+        proof: None,
+        volumes: vec![Volume { name: "data".to_owned(), mount_path: "/data".to_owned() }],
+    };
+    let lacks = |kind| Condition { kind, reason: String::new(), message: String::new(), since: Timestamp::UNIX_EPOCH };
+    for (state, missing, told) in [
+        (SetState::Preparing, None, "seeding"),
+        (SetState::Complete, None, "complete"),
+        (SetState::Complete, Some(ConditionKind::DataPartial), "partial"),
+        (SetState::Complete, Some(ConditionKind::DataLost), "lost"),
+        (SetState::Retired, None, "absent"),
+    ] {
+        let now = |pod: &mut Pod| {
+            pod.sets = vec![set(state)];
+            pod.current = (state != SetState::Preparing).then_some(1);
+            pod.conditions = missing.map(lacks).into_iter().collect();
+        };
+        server.settle(id, now).await;
+        let shown = server.get(&format!("/api/v1/pods/{id}/volumes")).await.json();
+        let volume = &shown["items"][0];
+        assert_eq!((&volume["name"], &volume["mountPath"]), (&json!("data"), &json!("/data")));
+        assert_eq!(volume["engineName"], format!("perennial-vol-{id}-data"), "{shown}");
+        assert_eq!(volume["state"], told, "{shown}");
+        assert!(volume.get("usedBytes").is_some(), "{shown}");
+    }
 }
 
 #[tokio::test]

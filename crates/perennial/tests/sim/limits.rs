@@ -8,6 +8,7 @@ use perennial_core::Error;
 use perennial_core::id::PodId;
 use perennial_core::pod::{ConditionKind, Phase};
 use perennial_core::spec::{Backend, PodSpec, Resources};
+use perennial_drivers::sim::Cause;
 
 use crate::world::taps::{Blow, Striker};
 use crate::world::{Server, World, small_spec};
@@ -61,9 +62,10 @@ async fn sim_d18_limits_change_while_the_pod_runs() {
     assert_eq!(told(&server, pod).await, ["pod.limits-changed"; 2]);
     // A paused pod has them when it starts, and a stopped one in its next container.
     server.succeed(server.pause(pod).await).await;
-    change(&server, pod, memory(96)).await;
+    let paused = Resources { nano_cpus: Some(1_000_000_000), ..memory(96) };
+    change(&server, pod, paused).await;
     server.succeed(server.start(pod).await).await;
-    assert_eq!((world.engine.limits_of(pod), world.engine.container_of(pod)), (Some(memory(96)), container));
+    assert_eq!((world.engine.limits_of(pod), world.engine.container_of(pod)), (Some(paused), container));
     server.succeed(server.stop(pod).await).await;
     change(&server, pod, memory(48)).await;
     server.succeed(server.start(pod).await).await;
@@ -115,14 +117,15 @@ async fn sim_d18_what_cannot_change_comes_with_a_restart_and_loses_nothing() {
         if !hidden {
             world.engine.write(pod, "/tools/layer", "1").unwrap();
         }
-        // The simulator, like Docker, takes nothing away; one of its runtimes, like gVisor, changes nothing at all.
-        let wanted = if hidden { memory(128) } else { Resources { pids: None, ..memory(64) } };
+        // The simulator, like Docker, takes no memory limit away; one of its runtimes, like gVisor, changes nothing at all.
+        let wanted = if hidden { memory(128) } else { Resources { memory: None, ..memory(64) } };
         change(&server, pod, wanted).await;
         assert!(waits(&server, pod).await.is_some(), "hidden {hidden}");
         assert_eq!(world.engine.limits_of(pod), Some(memory(64)));
         server.succeed(server.restart(pod).await).await;
         assert_eq!((world.engine.limits_of(pod), waits(&server, pod).await), (Some(wanted), None), "hidden {hidden}");
-        assert_ne!(world.engine.container_of(pod), container);
+        // A runtime has no say in what an ended container is started with: that one is kept.
+        assert_eq!(world.engine.container_of(pod) == container, hidden);
         assert_eq!(world.engine.read(pod, "/srv/kept").unwrap().unwrap(), b"1");
         if !hidden {
             assert_eq!(world.engine.read(pod, "/tools/layer").unwrap().unwrap(), b"1");
@@ -130,6 +133,55 @@ async fn sim_d18_what_cannot_change_comes_with_a_restart_and_loses_nothing() {
         assert_eq!(server.pod(pod).await.phase, Phase::Running);
         assert_eq!(world.engine.violations(), Vec::<String>::new());
     }
+}
+
+/// Nobody can have them: the pod goes on with what it has, also after a crash, and says so.
+#[tokio::test]
+async fn sim_d18_limits_that_no_container_can_have_cost_no_pod() {
+    let world = World::new(5);
+    let server = world.server().await;
+    let pod = server.running("dev", limited(memory(64))).await;
+    let container = world.engine.container_of(pod);
+    world.engine.write(pod, "/tools/layer", "1").unwrap();
+    // Asked for when the host had more of them.
+    let mut record = server.pod(pod).await;
+    record.spec.resources.nano_cpus = Some(1_000_000_000_000);
+    let older = perennial::store::Change { pod: Some(record), ..Default::default() };
+    server.app.store.commit(older).await.unwrap();
+    server.settle(pod).await;
+    for crashes in [false, true] {
+        if crashes {
+            world.engine.crash(pod, 1, Cause::Itself).unwrap();
+            server.settle(pod).await;
+        }
+        let now = server.pod(pod).await;
+        let is_told = now.conditions.iter().any(|c| c.kind == ConditionKind::LimitsRefused);
+        assert_eq!((now.phase, is_told), (Phase::Running, true), "crashes {crashes}");
+        assert_eq!(world.engine.container_of(pod), container, "crashes {crashes}");
+        assert_eq!(waits(&server, pod).await, None, "a restart does not help");
+    }
+    assert_eq!(world.engine.read(pod, "/tools/layer").unwrap().unwrap(), b"1");
+    change(&server, pod, memory(80)).await;
+    assert_eq!(world.engine.limits_of(pod), Some(memory(80)));
+    let conditions = server.pod(pod).await.conditions;
+    assert!(!conditions.iter().any(|c| c.kind == ConditionKind::LimitsRefused), "{conditions:?}");
+    assert_eq!(world.engine.violations(), Vec::<String>::new());
+}
+
+/// Less memory than it used is no reason for another container once it has ended.
+#[tokio::test]
+async fn sim_d18_what_was_refused_while_it_ran_is_taken_when_it_has_ended() {
+    let world = World::new(6);
+    let server = world.server().await;
+    let pod = server.running("dev", limited(memory(64))).await;
+    let container = world.engine.container_of(pod);
+    world.engine.hold_memory(pod, 50 * MIB).unwrap();
+    change(&server, pod, memory(32)).await;
+    assert!(waits(&server, pod).await.is_some());
+    world.engine.crash(pod, 137, Cause::OutOfMemory).unwrap();
+    server.settle(pod).await;
+    assert_eq!((world.engine.limits_of(pod), world.engine.container_of(pod)), (Some(memory(32)), container));
+    assert_eq!((server.pod(pod).await.phase, waits(&server, pod).await), (Phase::Running, None));
 }
 
 #[tokio::test]
@@ -154,21 +206,21 @@ async fn sim_sweep_d18_limits_are_changed_whoever_dies_meanwhile() {
         (world, pod, container, striker.passed())
     };
     let (.., sites) = struck(Blow::Count, usize::MAX - 1).await;
-    assert!(sites.len() >= 3, "{sites:?}");
+    assert!(sites.len() >= 4, "{sites:?}");
     for (at, site) in sites.iter().enumerate() {
         for blow in [Blow::KillBefore, Blow::KillAfter, Blow::FailBefore, Blow::LoseAnswer] {
-            let case = format!("{blow:?} at {at} ({site})");
-            let (world, pod, container, _) = struck(blow, at).await;
-            let server = world.server().await;
-            if server.pod(pod).await.spec.resources != wanted {
+            // Asked for again, or taken back: either way the container has what its pod has.
+            for wanted in [wanted, memory(64)] {
+                let case = format!("{blow:?} at {at} ({site}), then {wanted:?}");
+                let (world, pod, container, _) = struck(blow, at).await;
+                let server = world.server().await;
                 ask(&server, pod, wanted).await.unwrap();
+                server.settle(pod).await;
+                assert_eq!(world.engine.limits_of(pod), Some(wanted), "{case}");
+                assert_eq!(world.engine.container_of(pod), container, "{case}");
+                assert_eq!(waits(&server, pod).await, None, "{case}");
+                assert_eq!(world.engine.violations(), Vec::<String>::new(), "{case}");
             }
-            server.settle(pod).await;
-            assert_eq!(world.engine.limits_of(pod), Some(wanted), "{case}");
-            assert_eq!(world.engine.container_of(pod), container, "{case}");
-            assert_eq!(waits(&server, pod).await, None, "{case}");
-            assert_eq!(told(&server, pod).await, ["pod.limits-changed"], "{case}");
-            assert_eq!(world.engine.violations(), Vec::<String>::new(), "{case}");
         }
     }
 }

@@ -342,6 +342,7 @@ impl Any {
             C::HookFailed,
             C::Unhealthy,
             C::HealthUnknown,
+            C::LimitsRefused,
         ];
         Condition { kind: self.of(&kinds), reason: self.text(), message: self.text(), since: self.time() }
     }
@@ -391,7 +392,13 @@ impl Any {
                 set: a.u32(),
                 spec_generation: a.number(),
                 limits: a.option(Self::resources),
-                refused: a.option(|a| RefusedLimits { wanted: a.resources(), problem: a.text(), at: a.time() }),
+                refused: a.option(|a| RefusedLimits {
+                    wanted: a.resources(),
+                    problem: a.text(),
+                    at: a.time(),
+                    live: a.bool(),
+                    anew: a.bool(),
+                }),
             }),
             crash: CrashLoop {
                 count: self.u32(),

@@ -69,6 +69,7 @@ stored_enum!(ConditionKindRow = ConditionKind {
     HookFailed = "HookFailed",
     Unhealthy = "Unhealthy",
     HealthUnknown = "HealthUnknown",
+    LimitsRefused = "LimitsRefused",
 });
 
 stored_struct!(ImageLayoutRow = ImageLayout {
@@ -95,7 +96,9 @@ stored_struct!(LayerCaptureRow = LayerCapture {
     writer: Option<WriterStamp>,
     after_stop: bool,
 });
-stored_struct!(RefusedLimitsRow = RefusedLimits { wanted: Resources, problem: String, at: Timestamp });
+stored_struct!(
+    RefusedLimitsRow = RefusedLimits { wanted: Resources, problem: String, at: Timestamp, live: bool, anew: bool }
+);
 stored_struct!(ReadyContainerRow = ReadyContainer {
     id: String,
     set: u32,
