@@ -129,7 +129,7 @@ fn limits_refused(input: &Input<'_>) -> Option<Finding> {
     let live = input.observed.container.as_ref().is_some_and(|c| c.is_live() && c.id == ready.id);
     let refused = ready.refusal(&ready.lacks_limits(&input.pod.spec).filter(|_| live)?)?;
     let (kind, help) = if refused.anew {
-        (ConditionKind::RestartRequired, "restart it to apply the new ones, or wait: they are tried again")
+        (ConditionKind::RestartRequired, "restart it to apply the new ones")
     } else {
         (ConditionKind::LimitsRefused, "ask for others")
     };

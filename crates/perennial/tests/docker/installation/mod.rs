@@ -35,8 +35,9 @@ pub const BUSYBOX: &str = "perennial-test/busybox:1";
 pub const DEBIAN: &str = "perennial-test/debian:12";
 pub const POSTGRES: &str = "perennial-test/debian-postgres:15";
 pub const DATASETTE: &str = "perennial-test/debian-datasette:1";
-/// Only there after `./dev test --services`.
+/// Only there after `./dev test --services`, as the one below.
 pub const N8N: &str = "perennial-test/n8n:1";
+pub const GHOST: &str = "perennial-test/ghost:1";
 
 /// The paths of the eight volumes.
 pub const VOLUMES: [&str; 8] = ["/workspace", "/home", "/root", "/etc", "/usr/local", "/opt", "/var", "/srv"];
@@ -319,17 +320,19 @@ impl Installation {
         self.send(request, body)
     }
 
-    /// Asks anybody on this host, with this cookie; answers the cookie that was set, too.
+    /// Asks anybody on this host, with those of these headers that have a value; answers the cookie that was set, too.
     pub fn ask_anybody(
         &self,
         method: Method,
         url: &str,
-        cookie: Option<&str>,
+        headers: &[(&str, Option<&str>)],
         body: Option<&Value>,
     ) -> reqwest::Result<(StatusCode, Value, Option<String>)> {
         let mut request = self.client.request(method, url).timeout(Duration::from_secs(20));
-        if let Some(cookie) = cookie {
-            request = request.header("cookie", cookie);
+        for (name, value) in headers {
+            if let Some(value) = value {
+                request = request.header(*name, *value);
+            }
         }
         self.exchange(request, body)
     }
