@@ -149,8 +149,11 @@ const GHOST_KIND: Kind = Kind {
             let (status, _) = service.try_ask(&Method::POST, &path, Some(&json!({"setup": [owner]})))?;
             (status == StatusCode::CREATED).then_some(())
         });
-        let (status, answer) =
-            service.ask(&Method::POST, &format!("{GHOST_API}/session/"), Some(&json!({"username": email, "password": password})));
+        let (status, answer) = service.ask(
+            &Method::POST,
+            &format!("{GHOST_API}/session/"),
+            Some(&json!({"username": email, "password": password})),
+        );
         assert_eq!(status, StatusCode::CREATED, "{answer}");
         service.add(text);
     },
