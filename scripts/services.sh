@@ -83,7 +83,7 @@ RUN useradd --uid 1000 --create-home node && cp -r /var/lib/ghost/current/conten
     mkdir -p /var/lib/ghost/content/data /var/lib/ghost/content/logs && chown -R node:node /var/lib/ghost/content
 USER node
 WORKDIR /var/lib/ghost/current
-ENV NODE_ENV=production paths__contentPath=/var/lib/ghost/content server__host=0.0.0.0 logging__transports=["stdout"] \
+ENV NODE_ENV=production paths__contentPath=/var/lib/ghost/content server__host=0.0.0.0 \
     security__staffDeviceVerification=false
 EXPOSE 2368
 CMD ["node", "index.js"]
