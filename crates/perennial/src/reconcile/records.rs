@@ -1,5 +1,6 @@
 //! What is written down after a step: its fact with everything that follows, or its failure.
 
+use futures::future::BoxFuture;
 use jiff::SignedDuration;
 use perennial_core::engine::ObservedPod;
 use perennial_core::id::{OperationId, PodId};
@@ -30,7 +31,18 @@ impl Reconciler {
         self.record_with(view, fact, Change::default()).await
     }
 
-    pub(super) async fn record_with(&self, view: &mut View, fact: Record, mut change: Change) -> Result<(), StepError> {
+    /// The same, together with `change`.
+    pub(super) fn record_with<'a>(
+        &'a self,
+        view: &'a mut View,
+        fact: Record,
+        change: Change,
+    ) -> BoxFuture<'a, Result<(), StepError>> {
+        // On the heap: nearly every action ends with one.
+        Box::pin(self.commit_fact(view, fact, change))
+    }
+
+    async fn commit_fact(&self, view: &mut View, fact: Record, mut change: Change) -> Result<(), StepError> {
         let now = self.now();
         if matches!(fact, Record::GoalFailed(_) | Record::TaskFailed(_)) {
             change.snapshots.extend(self.abandoned_captures(view, &fact).await?);

@@ -276,8 +276,10 @@ impl Reconciler {
                 };
                 view.lease = Some(lease);
                 self.show(&mut view, &plan).await?;
-                let action = action.clone();
-                self.with_lease_kept(view.pod.id, self.execute(view, action)).await?;
+                let (id, action) = (view.pod.id, action.clone());
+                // On the heap: a pass that finds nothing to do has no use for its room.
+                let executed = Box::pin(self.execute(view, action));
+                self.with_lease_kept(id, executed).await?;
                 Ok(Passed::Again)
             }
         }

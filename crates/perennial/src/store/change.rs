@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use perennial_core::fault::{Moment, Verdict};
 use perennial_core::id::{PodId, SnapshotId};
@@ -118,7 +119,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::OutcomeUnknown`] when it may have been committed; with every other error nothing was written.
-    pub async fn commit(&self, change: Change) -> Result<(), StoreError> {
+    pub fn commit(&self, change: Change) -> BoxFuture<'_, Result<(), StoreError>> {
+        // On the heap: whoever awaits it would have room for all of it, and whoever awaits that.
+        Box::pin(self.write_whole(change))
+    }
+
+    async fn write_whole(&self, change: Change) -> Result<(), StoreError> {
         match self.tap.at(COMMIT_SITE, Moment::Before) {
             Verdict::Go => {}
             Verdict::Fail => return Err(StoreError::Unavailable(None)),

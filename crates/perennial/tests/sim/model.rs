@@ -26,6 +26,7 @@ use perennial_core::schedule::SnapshotRules;
 use perennial_core::snapshot::{Snapshot, SnapshotKind, SnapshotState};
 use perennial_core::spec::{Backend, PodSpec};
 use perennial_drivers::sim::Cause;
+use perennial_snapshots::Effort;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -470,7 +471,11 @@ async fn histories(next: &AtomicU64, end: u64, until: Option<Instant>, played: &
         if first >= end || until.is_some_and(|until| Instant::now() >= until) {
             return;
         }
-        let world = World::new(first);
+        let mut world = World::new(first);
+        if first / PER_WORLD % 10 == 0 {
+            // As on real machines, where many threads save and restore at once.
+            world.effort = Effort::default();
+        }
         for seed in first..(first + PER_WORLD).min(end) {
             let guard = Announce(seed);
             let mut history = History::begin(&world, seed).await;

@@ -8,6 +8,7 @@
 pub mod taps;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -45,6 +46,7 @@ use perennial_core::snapshot::Snapshot;
 use perennial_core::spec::{Backend, DeclaredVolume, PodName, PodSpec, Profile, TenantId};
 use perennial_drivers::sim::{SimEngine, SimImage, SimMover, SimOptions, VirtualClock};
 use perennial_drivers::tapped::Tapped;
+use perennial_snapshots::Effort;
 
 /// The image of personal VMs.
 pub const IMAGE: &str = "sim:1";
@@ -89,6 +91,8 @@ pub struct World {
     pub resync: Duration,
     /// Who its servers are to others that share the database.
     pub holder: String,
+    /// What its servers take for the work on repositories.
+    pub effort: Effort,
     /// Whether each repository has a key of its own, in files as on disk.
     pub with_keys: bool,
     store: tokio::sync::OnceCell<Store>,
@@ -150,6 +154,8 @@ impl World {
             resync: RESYNC,
             // The same server again: its leases are its own.
             holder: "test".to_owned(),
+            // What is saved here is a few files: threads to share them would take longer to begin than all of the work.
+            effort: Effort { threads: NonZeroUsize::new(1), ..Effort::default() },
             with_keys: false,
             clock,
             ids: Arc::default(),
@@ -247,6 +253,7 @@ impl World {
         } else {
             (Repositories::in_memory(first, Arc::clone(&tap)), Repositories::in_memory(second, tap))
         };
+        let (repositories, replicas) = (repositories.with_effort(self.effort), replicas.with_effort(self.effort));
         let imports = Spool::new(self.directory.path(), self.import_limits);
         let board = ProgressBoard::default();
         let reconciler = Reconciler::new(
