@@ -11,7 +11,7 @@
 //! - `erasures`: tenants that are gone for good;
 //! - `keeping`: the breaker before what ends by itself is destroyed;
 //! - `lease`: who may work on a pod; `recovery`: which keys were exported; `prunes`: which repositories to prune;
-//! - `connections`: what statements run on;
+//! - `connections`: what statements run on; `renew`: databases in memory that are used again;
 //! - `sign_ins`: tries to sign in;
 //! - `subscriptions`: rights to pods of plans;
 //! - `services`: services of the catalogue that were changed over the API;
@@ -36,6 +36,7 @@ mod prunes;
 mod quotas;
 mod read;
 mod recovery;
+mod renew;
 mod replicas;
 mod rows;
 mod services;

@@ -35,7 +35,7 @@ const HISTORIES: u64 = 1_000;
 /// Steps of one history.
 const STEPS: usize = 12;
 /// Histories that share one installation.
-const PER_WORLD: u64 = 20;
+const PER_WORLD: u64 = 5;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -472,7 +472,7 @@ async fn histories(next: &AtomicU64, end: u64, until: Option<Instant>, played: &
             return;
         }
         let mut world = World::new(first);
-        if first / PER_WORLD % 10 == 0 {
+        if (first / PER_WORLD).is_multiple_of(10) {
             // As on real machines, where many threads save and restore at once.
             world.effort = Effort::default();
         }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+mod spare;
 pub mod taps;
 
 use std::collections::BTreeMap;
@@ -95,7 +96,19 @@ pub struct World {
     pub effort: Effort,
     /// Whether each repository has a key of its own, in files as on disk.
     pub with_keys: bool,
-    store: tokio::sync::OnceCell<Store>,
+    store: Opened,
+}
+
+/// The database of a world. One in memory is left to the next world of its thread.
+#[derive(Default)]
+struct Opened(tokio::sync::OnceCell<Store>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(store) = self.0.take() {
+            spare::leave(store);
+        }
+    }
 }
 
 /// Where the database is, unless a test says something else.
@@ -164,7 +177,7 @@ impl World {
             replicas: MemoryRepositories::default(),
             directory,
             database,
-            store: tokio::sync::OnceCell::new(),
+            store: Opened::default(),
         }
     }
 
@@ -177,9 +190,13 @@ impl World {
     pub async fn server_with(&self, tap: Arc<dyn Tap>) -> Server {
         // The database is another thing than the server: it stays open when a server dies, and what the server had
         // not committed is gone with it.
-        let opened = self.store.get_or_init(async || {
+        let opened = self.store.0.get_or_init(async || {
             let in_cluster = if self.database == MEMORY { crate::postgres::database_of_world().await } else { None };
-            Store::open(&in_cluster.unwrap_or_else(|| self.database.clone()), Arc::new(NoTap)).await.unwrap()
+            match in_cluster {
+                Some(url) => Store::open(&url, Arc::new(NoTap)).await.unwrap(),
+                None if self.database == MEMORY => spare::store().await,
+                None => Store::open(&self.database, Arc::new(NoTap)).await.unwrap(),
+            }
         });
         let opened = opened.await;
         self.server_on(opened.with_tap(Arc::clone(&tap)), tap)
