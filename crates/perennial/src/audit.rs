@@ -11,6 +11,7 @@
 mod pod;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ use perennial_core::id::PodId;
 use sha2::{Digest as _, Sha256};
 
 pub use pod::{PodColumns, changes};
+pub use view::{Became, Fields, View, differences};
 
 /// What a hash begins with: another encoding gets another number.
 const DOMAIN: &[u8] = b"perennial audit 1\0";
@@ -91,9 +93,9 @@ pub struct Row {
     pub action: String,
     /// One sentence for people.
     pub message: String,
-    /// What was before of that which changed, as JSON; `None`: nothing of a pod's changed, or it is new.
+    /// What was before of that which changed, as JSON; `None`: nothing that is told did, or it is new.
     pub before: Option<String>,
-    /// What it is afterwards, as JSON; `None`: nothing of a pod's changed, or it is gone.
+    /// What it is afterwards, as JSON; `None`: nothing that is told changed, or it is gone.
     pub after: Option<String>,
     /// How it ended: `done`, `failed`, `cancelled` or `refused`.
     pub result: String,

@@ -3,19 +3,23 @@
 //! The number and the hash of the newest row are in the row `audit` of the counters: whoever adds one updates that row first, so
 //! that on Postgres a second server waits for the commit of the first, and never continues from the same row.
 
+mod objects;
+
 use jiff::Timestamp;
 use perennial_core::id::PodId;
 use perennial_core::operation::NewEvent;
 use perennial_core::pod::Pod;
 use perennial_core::spec::TenantId;
+use serde_json::Value;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
+use self::objects::Object;
 use super::change::Change;
 use super::read::Select;
 use super::rows::{corrupt, desired_text, spec_to_text, time};
-use super::{Store, StoreError};
-use crate::audit::{Head, Link, Numbered, PodColumns, Row, changes, request};
+use super::{Store, StoreError, access};
+use crate::audit::{Became, Fields, Head, Link, Numbered, PodColumns, Row, View, changes, differences, request};
 
 /// Who changed something without an event that says so.
 const SYSTEM: &str = "system";
@@ -35,7 +39,10 @@ pub struct AuditFilter {
 
 /// What a change writes over, read before it does.
 #[derive(Default)]
-pub(super) struct Before(Vec<(PodId, Option<PodColumns>)>);
+pub(super) struct Before {
+    pods: Vec<(PodId, Option<PodColumns>)>,
+    objects: Vec<(Object, Option<View>)>,
+}
 
 /// A pod as it will be in its columns.
 fn columns(pod: &Pod) -> Result<PodColumns, StoreError> {
@@ -53,7 +60,7 @@ impl Before {
         let mut before = Self::default();
         let pods = change.other_pod.iter().chain(&change.pod);
         let (old, new): (Vec<&Pod>, Vec<&Pod>) = pods.partition(|pod| pod.version > 0);
-        before.0.extend(new.iter().map(|pod| (pod.id, None)));
+        before.pods.extend(new.iter().map(|pod| (pod.id, None)));
         for id in old.iter().map(|pod| pod.id).chain(change.pod_gone) {
             let query =
                 sqlx::query("SELECT name, desired, purge_at, spec FROM pods WHERE id = $1").bind(id.to_string());
@@ -62,19 +69,33 @@ impl Before {
                 let (name, desired) = (row.try_get(0)?, row.try_get(1)?);
                 Ok::<_, sqlx::Error>(PodColumns { name, desired, purge_at: row.try_get(2)?, spec: row.try_get(3)? })
             });
-            before.0.push((id, pod.transpose()?));
+            before.pods.push((id, pod.transpose()?));
         }
         Ok(before)
     }
 
+    /// Reads what everything else that it changes is now, and nobody else changes it until the commit. After the rows of pods, as every
+    /// change takes them.
+    pub(super) async fn read_objects(&mut self, tx: &mut AnyConnection, change: &Change) -> Result<(), StoreError> {
+        let all = Object::all_of(change);
+        if !all.is_empty() {
+            access::others_wait(tx).await?;
+        }
+        for object in all {
+            let view = object.view(tx).await?;
+            self.objects.push((object, view));
+        }
+        Ok(())
+    }
+
     fn of(&self, pod: PodId) -> Option<&PodColumns> {
-        self.0.iter().find(|(id, _)| *id == pod)?.1.as_ref()
+        self.pods.iter().find(|(id, _)| *id == pod)?.1.as_ref()
     }
 }
 
-/// Adds what a change means to the audit: a row for every event, with what it changed of the pod, and one for a change of a pod that no
-/// event tells of.
-pub(super) async fn write(tx: &mut AnyConnection, change: &Change, before: &Before) -> Result<(), StoreError> {
+/// Adds what a change means to the audit: a row for every event, with what it changed of the pod and of other things, and one for
+/// a change that no event tells of.
+pub(super) async fn write(tx: &mut AnyConnection, change: &Change, before: Before) -> Result<(), StoreError> {
     let mut changed = Vec::new();
     for pod in change.other_pod.iter().chain(&change.pod) {
         let (was, is) = changes(before.of(pod.id), Some(&columns(pod)?));
@@ -82,32 +103,57 @@ pub(super) async fn write(tx: &mut AnyConnection, change: &Change, before: &Befo
             changed.push((pod.id, pod.tenant.clone(), pod.updated_at, (was, is)));
         }
     }
-    let mut rows = Vec::new();
+    let mut rows: Vec<(Row, Became)> = Vec::new();
     for event in &change.events {
-        let mut row = of_event(event, change);
+        let mut became = (None, None);
         if let Some(at) = changed.iter().position(|(pod, ..)| event.pod == Some(*pod)) {
-            (row.before, row.after) = changed.swap_remove(at).3;
+            became = changed.swap_remove(at).3;
         } else if let Some(gone) = change.pod_gone.filter(|gone| event.pod == Some(*gone)) {
-            (row.before, row.after) = changes(before.of(gone), None);
+            became = changes(before.of(gone), None);
         }
-        rows.push(row);
+        rows.push((of_event(event, change), became));
     }
-    for (pod, tenant, at, (was, is)) in changed {
-        rows.push(Row {
-            at: time(at),
-            actor: SYSTEM.to_owned(),
-            tenant: Some(tenant.to_string()),
-            pod: Some(pod.to_string()),
-            request: request(),
-            action: "pod.changed".to_owned(),
-            message: "the pod changed".to_owned(),
-            before: was,
-            after: is,
-            result: "done".to_owned(),
-            ..Row::default()
-        });
+    for (pod, tenant, at, became) in changed {
+        let row = Row { pod: Some(pod.to_string()), ..untold("pod", time(at), Some(&tenant)) };
+        rows.push((row, became));
     }
-    append(tx, rows).await
+    for (object, was) in before.objects {
+        let became = differences(was, object.view(tx).await?);
+        if became == (None, None) {
+            continue;
+        }
+        if rows.is_empty() {
+            rows.push((untold(object.word(), time(Timestamp::now()), object.tenant()), (None, None)));
+        }
+        let at = rows.iter().position(|(row, _)| object.is_told_by(&row.action)).unwrap_or_default();
+        nest(&mut rows[at].1, object.word(), became);
+    }
+    let text = |fields: Option<Fields>| fields.map(|fields| Value::Object(fields).to_string());
+    let rows = rows.into_iter().map(|(row, (was, is))| Row { before: text(was), after: text(is), ..row });
+    append(tx, rows.collect()).await
+}
+
+/// Adds what became of a thing that is no pod to what a row tells, under its word.
+fn nest(told: &mut Became, word: &str, (was, is): Became) {
+    for (all, one) in [(&mut told.0, was), (&mut told.1, is)] {
+        if let Some(one) = one {
+            all.get_or_insert_default().insert(word.to_owned(), Value::Object(one));
+        }
+    }
+}
+
+/// A row for what changed without an event.
+fn untold(word: &str, at: String, tenant: Option<&TenantId>) -> Row {
+    Row {
+        at,
+        actor: SYSTEM.to_owned(),
+        tenant: tenant.map(ToString::to_string),
+        request: request(),
+        action: format!("{word}.changed"),
+        message: format!("the {word} changed"),
+        result: "done".to_owned(),
+        ..Row::default()
+    }
 }
 
 fn of_event(event: &NewEvent, change: &Change) -> Row {

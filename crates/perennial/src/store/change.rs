@@ -174,7 +174,7 @@ impl Change {
         if let Some(lease) = &self.lease {
             lease_check(tx, lease).await?;
         }
-        let before = audit::Before::read(tx, self).await?;
+        let mut before = audit::Before::read(tx, self).await?;
         let could_take = quotas::before(tx, self).await?;
         for pod in self.other_pod.iter().chain(&self.pod) {
             if pod.version == 0 { pod_insert(tx, pod).await? } else { pod_update(tx, pod).await? }
@@ -204,14 +204,15 @@ impl Change {
         for (tenant, at) in &self.prunes_wanted {
             prune_wanted_upsert(tx, tenant, *at).await?;
         }
+        if let Some(record) = &self.idempotency {
+            idempotency_insert(tx, record).await?;
+        }
+        before.read_objects(tx, self).await?;
         if let Some(change) = &self.service {
             services::apply(tx, change).await?;
         }
         if let Some(subscription) = &self.subscription {
             subscriptions::apply(tx, subscription).await?;
-        }
-        if let Some(record) = &self.idempotency {
-            idempotency_insert(tx, record).await?;
         }
         for snapshot in &self.snapshots_gone {
             sqlx::query("DELETE FROM snapshots WHERE id = $1").bind(snapshot.to_string()).execute(&mut *tx).await?;
@@ -230,7 +231,7 @@ impl Change {
         erasures::apply(tx, self).await?;
         orphans::apply(tx, self).await?;
         access::apply(tx, self).await?;
-        audit::write(tx, self, &before).await?;
+        audit::write(tx, self, before).await?;
         Ok(event)
     }
 }

@@ -220,7 +220,7 @@ pub enum ErasureChange {
 }
 
 impl ErasureChange {
-    const fn tenant(&self) -> &TenantId {
+    pub(super) const fn tenant(&self) -> &TenantId {
         match self {
             Self::Begun(erasure) => &erasure.tenant,
             Self::Server(tenant, ..)

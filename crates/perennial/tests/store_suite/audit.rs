@@ -31,6 +31,13 @@ fn document(text: Option<&String>) -> Value {
     text.map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
 }
 
+/// What the newest row tells: what, before and after.
+pub async fn newest(store: &Store) -> (String, Value, Value) {
+    let row = rows(store).await.pop().unwrap().row;
+    let (before, after) = (document(row.before.as_ref()), document(row.after.as_ref()));
+    (row.action, before, after)
+}
+
 pub async fn the_audit_tells_every_change_with_what_it_changed(db: &Database) {
     let (store, mut any) = (db.open().await, Any::new(71));
     assert_eq!(verified(&store, None).await, Ok(Head { number: 0, link: Link::FIRST }));

@@ -34,10 +34,13 @@ pub use crate::repositories::{
 };
 pub use crate::rights::{
     a_token_is_revoked_before_or_after_it_makes_another, an_erased_tenant_has_no_members_and_is_not_made_again,
-    tenants_of_before_are_there_after_the_upgrade, users_tenants_and_tokens_are_remembered,
-    what_is_not_there_or_taken_is_refused, who_lost_rights_gives_none,
+    tenants_of_before_are_there_after_the_upgrade, the_audit_tells_what_became_of_users_tenants_and_tokens,
+    users_tenants_and_tokens_are_remembered, what_is_not_there_or_taken_is_refused, who_lost_rights_gives_none,
 };
-pub use crate::services::services_are_remembered_and_changed_by_whoever_read_them;
+pub use crate::services::{
+    services_are_remembered_and_changed_by_whoever_read_them,
+    the_audit_tells_which_plans_of_a_service_changed_without_their_secrets,
+};
 pub use crate::subscriptions::{
     a_message_is_made_once_and_sent_by_one, a_pod_goes_no_way_that_its_subscription_forbids,
     after_a_gap_nothing_is_destroyed_for_a_day, subscriptions_are_remembered_and_written_by_whoever_read_them,

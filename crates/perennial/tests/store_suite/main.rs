@@ -76,6 +76,8 @@ cases!(
     a_tenant_is_erased_or_gets_a_pod,
     what_drills_found_is_kept_and_brings_nothing_back,
     users_tenants_and_tokens_are_remembered,
+    the_audit_tells_what_became_of_users_tenants_and_tokens,
+    the_audit_tells_which_plans_of_a_service_changed_without_their_secrets,
     what_is_not_there_or_taken_is_refused,
     who_lost_rights_gives_none,
     a_quota_holds_whoever_asks_at_the_same_moment,

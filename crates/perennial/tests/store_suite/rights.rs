@@ -4,16 +4,18 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use perennial::store::{
-    AccessChange, AccessRequest, Asker, Change, ErasureChange, Page, Store, StoreError, TokenFilter, TokenHash,
-    UserPatch,
+    AccessChange, AccessRequest, Asker, AuditFilter, Change, ErasureChange, Page, Store, StoreError, TokenFilter,
+    TokenHash, UserPatch,
 };
 use perennial_core::access::{Rights, Role, Scope, Token, User, UserName};
 use perennial_core::id::TokenId;
 use perennial_core::operation::NewEvent;
 use perennial_core::spec::TenantId;
+use serde_json::{Value, json};
 use sqlx::Connection as _;
 
 use crate::any::Any;
+use crate::audit::newest;
 use crate::cases::{after, now, with_pod};
 use crate::databases::Database;
 use crate::fences::erasure;
@@ -317,4 +319,67 @@ pub async fn a_stream_ends_while_the_database_hangs(db: &Database) {
     let lost = tokio::time::timeout(std::time::Duration::from_secs(20), access.lost(&reader)).await;
     assert!(lost.is_ok(), "it waits for ever");
     holds.rollback().await.unwrap();
+}
+
+pub async fn the_audit_tells_what_became_of_users_tenants_and_tokens(db: &Database) {
+    let store = db.open().await;
+    let told = async |change| {
+        done(&store, change).await;
+        let (kind, before, after) = newest(&store).await;
+        assert_eq!(kind, "user.changed");
+        (before, after)
+    };
+    let nothing = Value::Null;
+    let made = told(AccessChange::TenantNew(tenant("acme"))).await;
+    assert_eq!(made, (nothing.clone(), json!({"tenant": {"name": "acme"}})));
+    let quota = |pods| perennial_core::quota::Quota { pods: Some(pods), ..Default::default() };
+    let one = json!({"tenant": {"quota": {"pods": 1, "nanoCpus": null, "memory": null, "disk": null}}});
+    assert_eq!(told(AccessChange::TenantQuota(tenant("acme"), quota(1))).await, (json!({"tenant": {}}), one.clone()));
+    let two = json!({"tenant": {"quota": {"pods": 2, "nanoCpus": null, "memory": null, "disk": null}}});
+    assert_eq!(told(AccessChange::TenantQuota(tenant("acme"), quota(2))).await, (one, two.clone()));
+    assert_eq!(told(AccessChange::TenantQuota(tenant("acme"), quota(2))).await, (nothing.clone(), nothing.clone()));
+
+    let ann = User { email: Some("ann@example.org".into()), has_password: true, ..user("ann", Role::User) };
+    let shown = json!({"user": {"name": "ann", "role": "user", "disabled": false}});
+    let new = AccessChange::UserNew(Box::new(ann), Some("$argon2id$one".into()));
+    assert_eq!(told(new).await, (nothing.clone(), shown));
+    let member = json!({"member": {"user": "ann", "tenant": "acme"}});
+    assert_eq!(told(AccessChange::MemberNew(name("ann"), tenant("acme"))).await, (nothing.clone(), member.clone()));
+    let patch = UserPatch {
+        email: Some("ann@example.com".into()),
+        role: Some(Role::Admin),
+        password: Some("$argon2id$two".into()),
+        disabled: None,
+    };
+    let became = json!({"user": {"role": "admin", "changed": ["email", "password"]}});
+    assert_eq!(told(AccessChange::User(name("ann"), patch)).await, (json!({"user": {"role": "user"}}), became));
+
+    let confined = Token { tenant: Some(tenant("acme")), ..token(1, "ann") };
+    let (before, after) = told(AccessChange::TokenNew(Box::new(confined), hash(1))).await;
+    assert_eq!(
+        (before, &after["token"]["user"], &after["token"]["tenant"]),
+        (nothing.clone(), &json!("ann"), &json!("acme"))
+    );
+    assert_eq!((&after["token"]["label"], &after["token"]["scopes"]), (&json!("ci"), &json!("read,operate,admin")));
+    let (before, after) = told(AccessChange::TokenRevoked(token(1, "ann").id)).await;
+    assert_eq!(before, json!({"token": {}}));
+    assert!(after["token"]["revokedAt"].as_str().is_some_and(|at| at.starts_with("20")), "{after}");
+
+    assert_eq!(told(AccessChange::MemberGone(name("ann"), tenant("acme"))).await, (member, nothing.clone()));
+    told(AccessChange::MemberNew(name("ann"), tenant("acme"))).await;
+    let (before, after) = told(AccessChange::UserGone(name("ann"))).await;
+    let was = json!({"user": {"name": "ann", "role": "admin", "disabled": false, "tenants": ["acme"]}});
+    assert_eq!((before, after), (was, nothing.clone()));
+
+    // Without an event it has a row all the same.
+    let begun = ErasureChange::Begun(Box::new(erasure(&mut Any::new(72), "acme", false)));
+    store.commit(Change { erasure: Some(begun), ..Change::default() }).await.unwrap();
+    let mut was = two;
+    was["tenant"]["name"] = json!("acme");
+    assert_eq!(newest(&store).await, ("tenant.changed".to_owned(), was, nothing));
+
+    let all = format!("{:?}", store.audit_list(0, &AuditFilter::default(), 1_000).await.unwrap());
+    for secret in ["example.", "argon2id", &hex::encode([1; 32])] {
+        assert!(!all.contains(secret), "{secret}: {all}");
+    }
 }

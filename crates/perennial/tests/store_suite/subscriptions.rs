@@ -9,8 +9,10 @@ use perennial_core::pod::{Desired, Pod};
 use perennial_core::service::{PlanName, ServiceName};
 use perennial_core::spec::PodName;
 use perennial_core::subscription::{End, Resume, Standing, Subscription, SubscriptionState};
+use serde_json::json;
 
 use crate::any::Any;
+use crate::audit::newest;
 use crate::cases::{after, now, stored};
 use crate::databases::Database;
 
@@ -61,6 +63,15 @@ pub async fn subscriptions_are_remembered_and_written_by_whoever_read_them(db: &
     };
     write(&ended).await.unwrap();
     assert!(matches!(write(&ended).await, Err(StoreError::Stale)), "it was written since it was read");
+    let (kind, was, is) = newest(&store).await;
+    assert_eq!(
+        (kind.as_str(), &was),
+        ("subscription.changed", &json!({"subscription": {"state": "active", "warned": 0}}))
+    );
+    let is = &is["subscription"];
+    assert_eq!((&is["state"], &is["resume"], &is["warned"]), (&json!("cancelled"), &json!("start"), &json!(2)));
+    assert!(is["endedAt"].is_string() && is["trashAt"].is_string() && is["purgeAt"].is_string(), "{is}");
+    assert!(is.get("plan").is_none() && is.get("pod").is_none(), "{is}");
     let ended = Subscription { version: 2, ..ended };
     assert_eq!(store.subscription_fetch(made.id).await.unwrap(), Some(ended.clone()));
 

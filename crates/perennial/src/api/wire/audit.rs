@@ -51,10 +51,12 @@ pub struct AuditRow {
     pub action: String,
     /// One sentence for people.
     pub message: String,
-    /// What was before of that which changed of a pod; null: nothing did, or it is new. Variables by name only.
+    /// What was before of that which changed: fields of a pod, and `tenant`, `user`, `member`, `token`, `service` and `subscription`
+    /// with fields of one of these. Null: nothing of them changed, or it is new. Variables by name only.
     #[schema(value_type = Option<Object>)]
     pub before: Option<Value>,
-    /// What it is afterwards; null: nothing changed, or it is gone. `changed` names variables and commands whose values are not shown.
+    /// What it is afterwards; null: nothing changed, or it is gone. `changed` names what is never shown: variables, commands, passwords and
+    /// addresses.
     #[schema(value_type = Option<Object>)]
     pub after: Option<Value>,
     /// How it ended: `done`, `failed`, `cancelled` or `refused`.
