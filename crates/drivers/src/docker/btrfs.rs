@@ -36,8 +36,7 @@ pub(super) fn btrfs(words: &[&str], path: &Path) -> Result<Output, String> {
 
 /// Deletes a subvolume at once; where that does not work the tree is removed like any other.
 pub(super) fn delete_subvolume(path: &Path) {
-    if path.is_dir()
-        && is_btrfs(path)
+    if is_subvolume(path)
         && let Err(problem) = btrfs(&["subvolume", "delete"], path)
     {
         tracing::debug!(problem, path = %path.display(), "no subvolume to delete");

@@ -278,9 +278,9 @@ impl Storage {
         }
         let token = format!("{pod}-s{number}-{:016x}", rand::random::<u64>());
         let place = self.trash().join(token);
-        tree::make_private_dir(&place).map_err(io("make a place in the trash"))?;
-        std::fs::rename(&dir, place.join("set")).map_err(io("move the set into the trash"))?;
-        tree::sync_dir(&place).map_err(io("sync the trash"))?;
+        // In one step: an empty place that waits for it is what another process that begins would delete.
+        std::fs::rename(&dir, &place).map_err(io("move the set into the trash"))?;
+        tree::sync_dir(&self.trash()).map_err(io("sync the trash"))?;
         tree::sync_dir(&self.pod(pod)).map_err(io("sync the pod's directory"))?;
         // Only an empty directory goes.
         if std::fs::remove_dir(self.pod(pod)).is_ok() {
@@ -291,6 +291,8 @@ impl Storage {
 
     /// Deletes one place in the trash.
     pub(super) fn burn(&self, place: &Path) -> Result<(), EngineError> {
+        delete_subvolume(place);
+        // As in places that earlier versions made, and where a copy is made.
         delete_subvolume(&place.join("set"));
         match tree::empty_trash(place) {
             // Another process was faster.
@@ -426,6 +428,30 @@ mod tests {
         storage.write_marker(set.pod, &marker).expect("marker");
         assert_eq!(storage.presence(&set), Ok((Presence::Whole, Some(7))));
         assert_eq!(storage.list_sets(), Ok(vec![(set.pod, 1)]));
+    }
+
+    #[test]
+    fn a_set_goes_while_another_process_empties_the_trash() {
+        let (_temp, storage, set) = storage();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Acquire) {
+                    storage.burn_all().expect("emptied");
+                }
+            });
+            let all = (1..=300).map(|number| {
+                storage.make_set_dir(set.pod, number)?;
+                std::fs::write(storage.set(set.pod, number).join("file"), "bytes").map_err(io("write"))?;
+                let place = storage.discard_set(set.pod, number)?.ok_or_else(|| transient("there is no set"))?;
+                storage.burn(&place)
+            });
+            let ended: Result<Vec<()>, EngineError> = all.collect();
+            over.store(true, std::sync::atomic::Ordering::Release);
+            other.join().expect("no panic");
+            ended.expect("deleted");
+        });
+        assert_eq!(std::fs::read_dir(storage.trash()).expect("trash").count(), 0);
     }
 
     #[test]

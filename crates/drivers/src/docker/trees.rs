@@ -104,8 +104,7 @@ impl Storage {
     /// Moves a tree into the trash and deletes it there.
     pub(super) fn discard_tree(&self, dir: &Path) -> Result<(), EngineError> {
         let place = self.trash().join(format!("image-{}", scratch::token()));
-        tree::make_private_dir(&place).map_err(io("make a place in the trash"))?;
-        std::fs::rename(dir, place.join("set")).map_err(io("remove an image tree"))?;
+        std::fs::rename(dir, &place).map_err(io("remove an image tree"))?;
         self.burn(&place)
     }
 
