@@ -21,6 +21,8 @@ use crate::volume::{Origin, SetNumber, SetState, VolumeSet};
 
 /// The event of a pod that was found not to answer its health check: once, until it answers again.
 pub const POD_UNHEALTHY: &str = "pod.unhealthy";
+/// The event of a pod that is restarted because of that once more.
+pub const POD_STILL_UNHEALTHY: &str = "pod.still-unhealthy";
 
 /// One fact about a pod that has to be remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Consequences, POD_UNHEALTHY, Record, crash_delay_seconds, event, stopped};
+use super::{Consequences, POD_STILL_UNHEALTHY, POD_UNHEALTHY, Record, crash_delay_seconds, event, stopped};
 use crate::health::{Found, Health, RESTARTS_MAX, Verdict, told};
 use crate::pod::{CrashLoop, Desired, LayerGap, Pod};
 use crate::snapshot::WriterStamp;
@@ -123,8 +123,7 @@ pub(super) fn apply_health(pod: &mut Pod, run: &WriterStamp, found: &Found, now:
             };
             pod.health = Some(Health { since: ill_since.unwrap_or(now), ..health(verdict, Some(why.clone())) });
             // Whoever is written to is told once, however often it is tried.
-            let (kind, still) =
-                if ill_since.is_some() { ("pod.still-unhealthy", "still ") } else { (POD_UNHEALTHY, "") };
+            let (kind, still) = if ill_since.is_some() { (POD_STILL_UNHEALTHY, "still ") } else { (POD_UNHEALTHY, "") };
             event(kind, format!("the pod {still}does not answer its health check ({why}); {follows}"))
         }
     }

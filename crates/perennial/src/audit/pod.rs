@@ -37,7 +37,7 @@ fn view(pod: &PodColumns) -> View {
     let spec = spec.map(|mut document| document.get_mut("spec").map_or(Value::Null, Value::take));
     if let Some(Value::Object(fields)) = spec {
         for (name, value) in fields {
-            view.show_document(&name, value);
+            view.show_document(&name, &name, value);
         }
     }
     view

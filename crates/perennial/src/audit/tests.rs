@@ -264,3 +264,46 @@ async fn a_refusal_tells_where_a_request_was_sent_and_nothing_of_what_was_in_it(
     assert_eq!((row.result.as_str(), row.pod, row.request), ("failed", None, None));
     assert!(row.action.len() < 220);
 }
+
+#[test]
+fn secrets_are_found_wherever_in_a_document_they_are_and_whatever_it_is_called() {
+    let of = |secret: &str, memory: u32| {
+        let mut view = View::default();
+        // A plan may have any name.
+        for name in ["env", "command", "plus"] {
+            let plan = serde_json::json!({
+                "name": name,
+                "revision": secret,
+                "resources": {"memory": memory},
+                "env": [format!("PASSWORD={secret}")],
+                "secrets": {"KEY": secret},
+                "health": {"probe": {"http": {"path": format!("/healthz?token={secret}")}}},
+                "list": [{"entrypoint": [secret]}, {"hooks": {"after": {"command": secret}}}],
+            });
+            view.show_document(&format!("plans.{name}"), "plan", plan);
+        }
+        view
+    };
+    let (before, after) = differences(Some(of("hunter2", 1)), Some(of("swordfish", 2)));
+    let text = format!("{before:?}{after:?}{:?}", differences(None, Some(of("tuna", 1))));
+    assert!(!["hunter2", "swordfish", "tuna"].iter().any(|secret| text.contains(secret)), "{text}");
+    let (before, after) = (before.expect("fields"), after.expect("fields"));
+    for name in ["env", "command", "plus"] {
+        let plan = format!("plans.{name}");
+        assert_eq!(before[&plan]["resources"]["memory"], 1);
+        assert_eq!(after[&plan]["resources"]["memory"], 2);
+        assert_eq!(after[&plan]["health"]["probe"]["http"]["path"], "/healthz?…");
+        let changed: Vec<&str> =
+            after["changed"].as_array().expect("names").iter().filter_map(|name| name.as_str()).collect();
+        for hidden in [
+            "revision",
+            "env",
+            "secrets.KEY",
+            "health.probe.http.path",
+            "list.0.entrypoint",
+            "list.1.hooks.after.command",
+        ] {
+            assert!(changed.contains(&format!("{plan}.{hidden}").as_str()), "{hidden}: {changed:?}");
+        }
+    }
+}

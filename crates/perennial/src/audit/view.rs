@@ -40,16 +40,16 @@ impl View {
         self.hidden.insert(name.to_owned(), value.into());
     }
 
-    /// Shows a part of a document without the secrets in it.
-    pub fn show_document(&mut self, name: &str, document: Value) {
-        let value = self.without_secrets(name, document);
-        self.show(name, value);
+    /// Shows a part of a document without the secrets in it. `path` says where it is; `name` says what it is, such as `env`.
+    pub fn show_document(&mut self, path: &str, name: &str, document: Value) {
+        let value = self.without_secrets(path, name, document);
+        self.show(path, value);
     }
 
-    /// Takes what is secret out of a value, wherever in it: `path` names it.
-    fn without_secrets(&mut self, path: &str, value: Value) -> Value {
-        let name = path.rsplit('.').next().unwrap_or(path);
+    /// Takes what is secret out of a value, wherever in it.
+    fn without_secrets(&mut self, path: &str, name: &str, value: Value) -> Value {
         match (name, value) {
+            (_, Value::Null) => Value::Null,
             ("env" | "secrets", Value::Object(variables)) => {
                 let names = variables.keys().cloned().map(Value::String).collect();
                 for (variable, value) in variables {
@@ -57,13 +57,36 @@ impl View {
                 }
                 Value::Array(names)
             }
-            ("command" | "entrypoint", words) if !words.is_null() => self.count(path, &words),
+            // Of another shape than any that is written: what is in it may be anything.
+            ("env" | "secrets", value) => {
+                self.hide(path, value.to_string());
+                Value::Null
+            }
+            ("command" | "entrypoint", words) => self.count(path, &words),
+            // The query of a path that a server is asked for.
+            ("path", Value::String(text)) if text.contains('?') => {
+                let before = text.split('?').next().unwrap_or_default();
+                let shown = format!("{before}?…");
+                self.hide(path, text);
+                Value::String(shown)
+            }
+            (_, Value::Array(items)) => {
+                let items = items.into_iter().enumerate();
+                Value::Array(items.map(|(at, item)| self.without_secrets(&format!("{path}.{at}"), "", item)).collect())
+            }
             (_, Value::Object(fields)) => {
-                let fields = fields.into_iter().map(|(name, value)| {
-                    let value = self.without_secrets(&format!("{path}.{name}"), value);
-                    (name, value)
-                });
-                Value::Object(fields.collect())
+                let mut shown = Map::new();
+                for (name, value) in fields {
+                    let path = format!("{path}.{name}");
+                    if name == "revision" {
+                        // A hash of all of it, secrets as well: with the rest beside it short ones are found by trying.
+                        self.hide(&path, value.to_string());
+                    } else {
+                        let value = self.without_secrets(&path, &name, value);
+                        shown.insert(name, value);
+                    }
+                }
+                Value::Object(shown)
             }
             (_, value) => value,
         }

@@ -172,7 +172,7 @@ impl App {
             actor: caller.actor.clone(),
             changed_at: self.now(),
         };
-        let message = format!("service {} changed to revision {}", row.name, row.revision);
+        let message = format!("service {} changed", row.name);
         let becomes = ServiceBecomes::Stored(row);
         self.service_commit(caller, ServiceChange { expected, becomes }, "service.changed", message).await?;
         self.service(caller, &service.name).await

@@ -142,7 +142,11 @@ impl App {
                 let shown = Shown::Identity { identity: identity.clone(), email };
                 let by = match is_known {
                     true => "the OpenID provider".to_owned(),
-                    false => format!("the OpenID provider, as {identity:?} from now on"),
+                    // Who that is may be an address, which no row that stays for ever may hold.
+                    false => {
+                        tracing::info!(user = %user.name, %identity, "who a user is to the OpenID provider");
+                        "the OpenID provider, which knows them from now on".to_owned()
+                    }
                 };
                 self.session(&user.name, user.role, shown, &by).await?
             }

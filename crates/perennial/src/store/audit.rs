@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use perennial_core::id::PodId;
 use perennial_core::operation::NewEvent;
 use perennial_core::pod::Pod;
+use perennial_core::record::{POD_STILL_UNHEALTHY, POD_UNHEALTHY};
 use perennial_core::spec::TenantId;
 use serde_json::Value;
 use sqlx::any::AnyRow;
@@ -117,13 +118,14 @@ pub(super) async fn write(tx: &mut AnyConnection, change: &Change, before: Befor
         let row = Row { pod: Some(pod.to_string()), ..untold("pod", time(at), Some(&tenant)) };
         rows.push((row, became));
     }
+    let at = change.access.as_ref().map_or_else(Timestamp::now, |request| request.at);
     for (object, was) in before.objects {
         let became = differences(was, object.view(tx).await?);
         if became == (None, None) {
             continue;
         }
         if rows.is_empty() {
-            rows.push((untold(object.word(), time(Timestamp::now()), object.tenant()), (None, None)));
+            rows.push((untold(object.word(), time(at), object.tenant()), (None, None)));
         }
         let at = rows.iter().position(|(row, _)| object.is_told_by(&row.action)).unwrap_or_default();
         nest(&mut rows[at].1, object.word(), became);
@@ -173,11 +175,19 @@ fn of_event(event: &NewEvent, change: &Change) -> Row {
         operation: event.operation.map(|operation| operation.to_string()),
         request: request(),
         action: event.kind.clone(),
-        message: event.message.clone(),
+        message: message(event).to_owned(),
         before: None,
         after: None,
         result: result.to_owned(),
         code: error.map(|error| error.code.clone()),
+    }
+}
+
+/// What an event says, without what a pod's program said: a secret may be in it, and nobody can delete a row.
+fn message(event: &NewEvent) -> &str {
+    match event.kind.as_str() {
+        POD_UNHEALTHY | POD_STILL_UNHEALTHY => event.message.split(" (").next().unwrap_or_default(),
+        _ => &event.message,
     }
 }
 

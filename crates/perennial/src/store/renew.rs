@@ -36,7 +36,7 @@ impl Store {
     }
 
     /// The same database with what was remembered in its tables and nothing else; `None` when somebody else still uses it, who
-    /// could write into what comes next. Where nothing was remembered, nothing is changed.
+    /// could write into what comes next, or when nothing was remembered.
     ///
     /// # Errors
     /// Why the database did not do it.
@@ -48,6 +48,9 @@ impl Store {
         }
         let mut held = self.write.acquire().await?;
         let tables = names(held.connection()?, REMEMBERED).await?;
+        if tables.is_empty() {
+            return Ok(None);
+        }
         let mut sql = "BEGIN; PRAGMA defer_foreign_keys = ON;".to_owned();
         for table in tables {
             sql += &format!(

@@ -10,6 +10,7 @@ use perennial::store::{
 use perennial_core::access::{Rights, Role, Scope, Token, User, UserName};
 use perennial_core::id::TokenId;
 use perennial_core::operation::NewEvent;
+use perennial_core::pod::Pod;
 use perennial_core::spec::TenantId;
 use serde_json::{Value, json};
 use sqlx::Connection as _;
@@ -340,7 +341,7 @@ pub async fn the_audit_tells_what_became_of_users_tenants_and_tokens(db: &Databa
     assert_eq!(told(AccessChange::TenantQuota(tenant("acme"), quota(2))).await, (nothing.clone(), nothing.clone()));
 
     let ann = User { email: Some("ann@example.org".into()), has_password: true, ..user("ann", Role::User) };
-    let shown = json!({"user": {"name": "ann", "role": "user", "disabled": false}});
+    let shown = json!({"user": {"name": "ann", "role": "user", "disabled": false, "tokens": 0}});
     let new = AccessChange::UserNew(Box::new(ann), Some("$argon2id$one".into()));
     assert_eq!(told(new).await, (nothing.clone(), shown));
     let member = json!({"member": {"user": "ann", "tenant": "acme"}});
@@ -368,7 +369,7 @@ pub async fn the_audit_tells_what_became_of_users_tenants_and_tokens(db: &Databa
     assert_eq!(told(AccessChange::MemberGone(name("ann"), tenant("acme"))).await, (member, nothing.clone()));
     told(AccessChange::MemberNew(name("ann"), tenant("acme"))).await;
     let (before, after) = told(AccessChange::UserGone(name("ann"))).await;
-    let was = json!({"user": {"name": "ann", "role": "admin", "disabled": false, "tenants": ["acme"]}});
+    let was = json!({"user": {"name": "ann", "role": "admin", "disabled": false, "tenants": ["acme"], "tokens": 0}});
     assert_eq!((before, after), (was, nothing.clone()));
 
     // Without an event it has a row all the same.
@@ -376,7 +377,16 @@ pub async fn the_audit_tells_what_became_of_users_tenants_and_tokens(db: &Databa
     store.commit(Change { erasure: Some(begun), ..Change::default() }).await.unwrap();
     let mut was = two;
     was["tenant"]["name"] = json!("acme");
-    assert_eq!(newest(&store).await, ("tenant.changed".to_owned(), was, nothing));
+    let (kind, before, after) = newest(&store).await;
+    assert_eq!((kind.as_str(), before, &after["tenant"]), ("erasure.changed", was, &nothing));
+    assert_eq!((&after["erasure"]["actor"], &after["erasure"]["deleteData"]), (&json!("root"), &json!(false)));
+
+    // The first pod of a tenant makes it.
+    let pod = Pod { tenant: tenant("globex"), ..Any::new(73).living("first") };
+    let change = Change { events: vec![NewEvent { pod: Some(pod.id), ..event("tenant.created") }], ..with_pod(&pod) };
+    store.commit(change).await.unwrap();
+    let (_, before, after) = newest(&store).await;
+    assert_eq!((before, &after["tenant"], &after["name"]), (nothing, &json!({"name": "globex"}), &json!("first")));
 
     let all = format!("{:?}", store.audit_list(0, &AuditFilter::default(), 1_000).await.unwrap());
     for secret in ["example.", "argon2id", &hex::encode([1; 32])] {

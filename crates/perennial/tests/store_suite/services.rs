@@ -54,7 +54,7 @@ pub async fn services_are_remembered_and_changed_by_whoever_read_them(database: 
     assert_eq!(store.service_list().await.unwrap(), [ghost, two], "by name");
     changed(remove(&store, Expected::Revision("1".to_owned()), "n8n").await);
     remove(&store, Expected::Revision("2".to_owned()), "n8n").await.unwrap();
-    let was = json!({"service": {"name": "n8n", "revision": "2", "of": "2"}});
+    let was = json!({"service": {"name": "n8n", "of": "2"}});
     assert_eq!(newest(&store).await, ("service.changed".to_owned(), was, Value::Null));
     remove(&store, Expected::Anything, "ghost").await.unwrap();
     changed(remove(&store, Expected::Anything, "ghost").await);
@@ -80,12 +80,19 @@ pub async fn the_audit_tells_which_plans_of_a_service_changed_without_their_secr
     put(&store, Expected::Anything, &of("2", plan("plus", 3, "tuna"))).await.unwrap();
     let (_, before, after) = newest(&store).await;
     let (was, is) = (&before["service"], &after["service"]);
-    assert_eq!((&was["revision"], &is["revision"]), (&json!("1"), &json!("2")));
     assert_eq!(was["plans.plus"]["resources"], json!({"memory": 2}));
     assert_eq!(is["plans.plus"]["resources"], json!({"memory": 3}));
     assert!(is.get("plans.basic").is_none() && is.get("title").is_none(), "{is}");
-    let changed = ["plans.plus.command", "plans.plus.env.PASSWORD", "plans.plus.hooks.before.command"];
+    let changed = ["definition", "plans.plus.command", "plans.plus.env.PASSWORD", "plans.plus.hooks.before.command"];
     assert_eq!(is["changed"], json!(changed));
+    // What is no document is not told, and can be replaced and removed all the same.
+    let broken = StoredService { definition: "{\"name\":\"tuna\"".to_owned(), ..service("n8n", "3") };
+    put(&store, Expected::Anything, &broken).await.unwrap();
+    assert_eq!(newest(&store).await.2["service"], json!({"changed": ["definition"]}));
+    put(&store, Expected::Anything, &of("4", plan("plus", 4, "tuna"))).await.unwrap();
+    put(&store, Expected::Anything, &broken).await.unwrap();
+    remove(&store, Expected::Anything, "n8n").await.unwrap();
+    assert_eq!(newest(&store).await.1, json!({"service": {"name": "n8n"}}));
     let all = format!("{:?}", store.audit_list(0, &AuditFilter::default(), 1_000).await.unwrap());
     for secret in ["hunter2", "swordfish", "tuna"] {
         assert!(!all.contains(secret), "{secret}: {all}");

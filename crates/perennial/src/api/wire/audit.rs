@@ -51,7 +51,7 @@ pub struct AuditRow {
     pub action: String,
     /// One sentence for people.
     pub message: String,
-    /// What was before of that which changed: fields of a pod, and `tenant`, `user`, `member`, `token`, `service` and `subscription`
+    /// What was before of that which changed: fields of a pod, and `tenant`, `user`, `member`, `token`, `service`, `subscription` and `erasure`
     /// with fields of one of these. Null: nothing of them changed, or it is new. Variables by name only.
     #[schema(value_type = Option<Object>)]
     pub before: Option<Value>,

@@ -10,8 +10,7 @@ use sqlx::{AnyConnection, Row as _};
 
 use crate::audit::View;
 use crate::store::change::Change;
-use crate::store::rows::corrupt;
-use crate::store::{AccessChange, ServiceBecomes, StoreError};
+use crate::store::{AccessChange, ServiceBecomes, Shown, StoreError};
 
 /// One row that a change writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +21,16 @@ pub(super) enum Object {
     Token(TokenId),
     Service(ServiceName),
     Subscription(SubscriptionId),
+    Erasure(TenantId),
 }
 
 impl Object {
     /// What a change may write.
     pub(super) fn all_of(change: &Change) -> Vec<Self> {
         let mut all = Vec::new();
+        // The first pod of a tenant makes the tenant.
+        let made = change.other_pod.iter().chain(&change.pod).filter(|pod| pod.version == 0);
+        all.extend(made.map(|pod| Self::Tenant(pod.tenant.clone())).take(1));
         match change.access.as_ref().map(|request| &request.change) {
             None => {}
             Some(AccessChange::TenantNew(tenant) | AccessChange::TenantQuota(tenant, _)) => {
@@ -39,9 +42,12 @@ impl Object {
                 all.push(Self::Member(user.clone(), tenant.clone()));
             }
             Some(AccessChange::TokenNew(token, _)) => all.push(Self::Token(token.id)),
-            // Somebody's first session binds who they are to the provider.
-            Some(AccessChange::SessionNew(token, ..)) => {
-                all.extend([Self::Token(token.id), Self::User(token.user.clone())]);
+            Some(AccessChange::SessionNew(token, _, shown)) => {
+                all.push(Self::Token(token.id));
+                if matches!(shown, Shown::Identity { .. }) {
+                    // The first time it becomes theirs.
+                    all.push(Self::User(token.user.clone()));
+                }
             }
             Some(AccessChange::TokenRevoked(token)) => all.push(Self::Token(*token)),
         }
@@ -50,7 +56,9 @@ impl Object {
             ServiceBecomes::Removed(name) => Self::Service(name.clone()),
         }));
         all.extend(change.subscription.as_ref().map(|subscription| Self::Subscription(subscription.id)));
-        all.extend(change.erasure.as_ref().map(|erasure| Self::Tenant(erasure.tenant().clone())));
+        if let Some(erasure) = &change.erasure {
+            all.extend([Self::Erasure(erasure.tenant().clone()), Self::Tenant(erasure.tenant().clone())]);
+        }
         all
     }
 
@@ -58,7 +66,7 @@ impl Object {
     pub(super) fn is_told_by(&self, kind: &str) -> bool {
         let (about, _) = kind.split_once('.').unwrap_or((kind, ""));
         match self {
-            Self::Member(..) => about == "tenant",
+            Self::Member(..) | Self::Erasure(_) => about == "tenant",
             Self::Token(_) => about == "token" || kind == "user.signed-in",
             _ => about == self.word(),
         }
@@ -73,13 +81,14 @@ impl Object {
             Self::Token(_) => "token",
             Self::Service(_) => "service",
             Self::Subscription(_) => "subscription",
+            Self::Erasure(_) => "erasure",
         }
     }
 
     /// Whose row tells of it when no event does.
     pub(super) const fn tenant(&self) -> Option<&TenantId> {
         match self {
-            Self::Tenant(tenant) | Self::Member(_, tenant) => Some(tenant),
+            Self::Tenant(tenant) | Self::Member(_, tenant) | Self::Erasure(tenant) => Some(tenant),
             Self::User(_) | Self::Token(_) | Self::Service(_) | Self::Subscription(_) => None,
         }
     }
@@ -105,7 +114,7 @@ impl Object {
                 sqlx::query(sql).bind(token.to_string()).fetch_optional(&mut *tx).await?
             }
             Self::Service(service) => {
-                let query = sqlx::query("SELECT name, revision, definition FROM services WHERE name = $1");
+                let query = sqlx::query("SELECT name, definition FROM services WHERE name = $1");
                 query.bind(service.as_str().to_owned()).fetch_optional(&mut *tx).await?
             }
             Self::Subscription(subscription) => {
@@ -113,15 +122,27 @@ impl Object {
                            purged FROM subscriptions WHERE id = $1";
                 sqlx::query(sql).bind(subscription.to_string()).fetch_optional(&mut *tx).await?
             }
+            Self::Erasure(tenant) => {
+                let sql = "SELECT actor, asked_at, keys_at, done_at, delete_data, found, problem FROM erasures WHERE tenant = $1";
+                sqlx::query(sql).bind(tenant.as_str().to_owned()).fetch_optional(&mut *tx).await?
+            }
         };
         let Some(row) = row else { return Ok(None) };
         let mut view = self.shown(&row)?;
-        if let Self::User(user) = self {
-            // They go with their user.
-            let sql = "SELECT tenant FROM memberships WHERE user_name = $1 ORDER BY tenant";
-            let rows = sqlx::query(sql).bind(user.as_str().to_owned()).fetch_all(tx).await?;
-            let tenants = rows.iter().map(|row| row.try_get::<String, _>(0)).collect::<Result<Vec<_>, _>>()?;
-            view.show("tenants", tenants);
+        // What goes with it.
+        match self {
+            Self::Tenant(tenant) => {
+                let sql = "SELECT user_name FROM memberships WHERE tenant = $1 ORDER BY user_name";
+                view.show("members", names(tx, sql, tenant.as_str()).await?);
+            }
+            Self::User(user) => {
+                let sql = "SELECT tenant FROM memberships WHERE user_name = $1 ORDER BY tenant";
+                view.show("tenants", names(tx, sql, user.as_str()).await?);
+                let sql = "SELECT COUNT(*) FROM tokens WHERE user_name = $1 AND revoked_at = ''";
+                let row = sqlx::query(sql).bind(user.as_str().to_owned()).fetch_one(tx).await?;
+                view.show("tokens", row.try_get::<i64, _>(0)?);
+            }
+            _ => {}
         }
         Ok(Some(view))
     }
@@ -139,10 +160,9 @@ impl Object {
         match self {
             Self::Tenant(_) => {
                 texts(&["name"])?;
-                let quota = text(1)?;
-                if !quota.is_empty() {
-                    let quota: Value = serde_json::from_str(&quota).map_err(|error| corrupt("quota", error))?;
-                    view.show("quota", quota);
+                match serde_json::from_str::<Value>(&text(1)?) {
+                    Ok(quota) => view.show("quota", quota),
+                    Err(_) => view.hide("quota", text(1)?),
                 }
             }
             Self::User(_) => {
@@ -157,10 +177,11 @@ impl Object {
                 texts(&["user", "label", "scopes", "tenant", "createdBy", "expiresAt", "revokedAt"])?;
             }
             Self::Service(_) => {
-                texts(&["name", "revision"])?;
-                let definition = serde_json::from_str::<Value>(&text(2)?).map_err(|error| corrupt("service", error))?;
-                for (name, value) in parts(definition) {
-                    view.show_document(&name, value);
+                texts(&["name"])?;
+                // What cannot be read shows nothing, and can be replaced and removed.
+                view.hide("definition", text(1)?);
+                if let Ok(definition) = serde_json::from_str(&text(1)?) {
+                    show_parts(&mut view, definition);
                 }
             }
             Self::Subscription(_) => {
@@ -181,25 +202,34 @@ impl Object {
                 view.show("warned", number(11)?);
                 view.show("purged", number(12)? != 0);
             }
+            Self::Erasure(_) => {
+                texts(&["actor", "askedAt", "keysAt", "doneAt"])?;
+                view.show("deleteData", number(4)? != 0);
+                view.hide("found", text(5)?);
+                view.hide("problem", text(6)?);
+            }
         }
         Ok(view)
     }
 }
 
 /// The fields of a definition, and each of its plans as one of them: a row tells of the plans that changed.
-fn parts(definition: Value) -> Vec<(String, Value)> {
-    let Value::Object(fields) = definition else { return Vec::new() };
-    let mut parts = Vec::new();
+fn show_parts(view: &mut View, definition: Value) {
+    let Value::Object(fields) = definition else { return };
     for (field, value) in fields {
         match value {
             Value::Array(plans) if field == "plans" => {
                 for (at, plan) in plans.into_iter().enumerate() {
                     let name = plan.get("name").and_then(Value::as_str).map_or_else(|| at.to_string(), str::to_owned);
-                    parts.push((format!("plans.{name}"), plan));
+                    view.show_document(&format!("plans.{name}"), "plan", plan);
                 }
             }
-            value => parts.push((field, value)),
+            value => view.show_document(&field, &field, value),
         }
     }
-    parts
+}
+
+async fn names(tx: &mut AnyConnection, sql: &'static str, of: &str) -> Result<Vec<String>, StoreError> {
+    let rows = sqlx::query(sql).bind(of.to_owned()).fetch_all(tx).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>()?)
 }
