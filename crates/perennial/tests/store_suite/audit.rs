@@ -137,6 +137,28 @@ pub async fn the_audit_tells_every_change_with_what_it_changed(db: &Database) {
     looked.close().await;
 }
 
+/// It may hold a secret: it is in the event, and never in the audit.
+pub async fn what_a_program_said_to_a_health_check_is_in_no_audit(db: &Database) {
+    let store = db.open().await;
+    let pod = Any::new(74).living("ill");
+    store.commit(with_pod(&pod)).await.unwrap();
+    for kind in ["pod.unhealthy", "pod.still-unhealthy"] {
+        let event = NewEvent {
+            at: now(),
+            actor: "system".to_owned(),
+            tenant: pod.tenant.clone(),
+            pod: Some(pod.id),
+            operation: None,
+            kind: kind.to_owned(),
+            message: "the pod does not answer its health check (status 1: key=swordfish); it is restarted".to_owned(),
+        };
+        store.commit(Change { events: vec![event], ..Change::default() }).await.unwrap();
+        let row = rows(&store).await.pop().unwrap().row;
+        assert_eq!((row.action.as_str(), row.message.as_str()), (kind, "the pod does not answer its health check"));
+    }
+    assert!(!format!("{:?}", rows(&store).await).contains("swordfish"));
+}
+
 /// A store that fails before or after it commits.
 struct Fails(Moment);
 

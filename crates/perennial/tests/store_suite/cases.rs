@@ -18,7 +18,8 @@ use perennial_core::volume::Origin;
 use crate::any::Any;
 pub use crate::audit::{
     the_audit_has_a_row_exactly_when_the_change_was_committed, the_audit_of_two_servers_is_one_chain,
-    the_audit_tells_every_change_with_what_it_changed, whatever_is_done_to_the_audit_is_found,
+    the_audit_tells_every_change_with_what_it_changed, what_a_program_said_to_a_health_check_is_in_no_audit,
+    whatever_is_done_to_the_audit_is_found,
 };
 use crate::databases::Database;
 pub use crate::fences::{

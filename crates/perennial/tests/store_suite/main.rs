@@ -77,6 +77,7 @@ cases!(
     what_drills_found_is_kept_and_brings_nothing_back,
     users_tenants_and_tokens_are_remembered,
     the_audit_tells_what_became_of_users_tenants_and_tokens,
+    what_a_program_said_to_a_health_check_is_in_no_audit,
     the_audit_tells_which_plans_of_a_service_changed_without_their_secrets,
     what_is_not_there_or_taken_is_refused,
     who_lost_rights_gives_none,
