@@ -194,6 +194,7 @@ async fn whom_the_provider_vouches_for_signs_in_and_stays_who_they_are() {
     let events = server.get("/api/v1/events?limit=1000").await;
     assert!(events.text.contains("signed in by the OpenID provider: token"), "{events:?}");
     assert!(events.text.contains("the OpenID provider, which knows them from now on: token"), "{events:?}");
+    assert!(!events.text.contains("ann-again"), "what is there stays for ever: {events:?}");
 }
 
 #[tokio::test]
